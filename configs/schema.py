@@ -1,0 +1,162 @@
+"""What a run is: the structured config. Class defaults are the setting we have run; presets override a few of them.
+
+Read by `configs.load` (merging, errors), by `configs.rules` (values that cannot work together) and, as the
+resolved `RunConfig`, by everything else. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained."""
+
+    path: str = "lab/bases/voices"
+    """Hugging Face folder or name: config.json, safetensors, tokenizer, chat template."""
+    dtype: str = "fp32"
+    """Compute type of learner and engine: fp32 or bf16 (the learner keeps fp32 master weights)."""
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DataConfig:
+    """Where prompts come from: a kind and its options (see configs/kinds/datasets.py)."""
+
+    train: dict[str, Any] = field(default_factory=lambda: {"kind": "lab", "split": "train"})
+    eval: dict[str, Any] = field(default_factory=lambda: {"kind": "lab", "split": "heldout"})
+    shuffle: bool = True
+
+
+@dataclass
+class RolloutConfig:
+    """How completions are sampled."""
+
+    group_size: int = 8
+    groups_per_step: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 40
+    max_prompt_tokens: int = 64
+    max_lag: int = 0
+    group_timeout_s: float = 300.0
+
+
+@dataclass
+class GeneratorConfig:
+    """The vLLM engines."""
+
+    num_engines: int = 1
+    tensor_parallel: int = 1
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.45
+    kv_cache_bytes: int = 268_435_456
+    """CPU runs only: bytes of KV cache per engine."""
+    weight_transfer: str = "auto"
+    """auto, arrow (host memory through the object store), nccl, ipc."""
+
+
+@dataclass
+class LearnerConfig:
+    """The DeepSpeed ranks."""
+
+    num_ranks: int = 1
+    zero_stage: int = 1
+    lr: float = 3.0e-4
+    min_lr_ratio: float = 1.0
+    """Final learning rate over `lr`; 1.0 keeps it constant after the warm-up."""
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1.0e-8
+    max_grad_norm: float = 1.0
+    updates_per_step: int = 1
+    microbatch_tokens: int = 8192
+    """Padded tokens (rows x longest row, prompt included) in one forward of one rank."""
+    logit_chunk_tokens: int = 1024
+    """Rows of the [tokens, V] logit matrix that exist at a time."""
+    max_nonfinite_updates: int = 3
+    base_logprobs: bool = True
+    """Score every sample under the model of step 0 as well (one more forward); false leaves that column null."""
+    offload_anchor: bool = False
+
+
+@dataclass
+class KLConfig:
+    """A Kullback-Leibler anchor to the reference model."""
+
+    estimator: str = "k3"
+    coef: float = 0.0
+    place: str = "loss"
+    """loss (a term per token) or reward (subtracted from the token advantage)."""
+
+
+@dataclass
+class EvalConfig:
+    """Held-out evaluation."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates never. Step 0 and the last step are included."""
+    num_prompts: int = 64
+    num_samples: int = 8
+    pass_at: tuple[int, ...] = (1, 4, 8)
+    temperature: float = 1.0
+
+
+@dataclass
+class SyncConfig:
+    """The proof that engine and learner hold the same weights."""
+
+    num_probes: int = 16
+    tolerance: float = 0.0
+    """Largest mean |engine - learner| logprob on the probes, nats; 0 takes 1e-3 for fp32 and 0.05 for bf16."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where the actors run."""
+
+    spawn: str = "ray"
+    """ray (one process per actor) or local (all in the driver's process, for a debugger)."""
+    schedule: str = "take_turns"
+    """Who has the cores: take_turns gives each phase all of them, overlap gives engines and learner their own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    ready_timeout_s: float = 300.0
+    call_timeout_s: float = 600.0
+    scorer_replicas: int = 1
+
+
+@dataclass
+class CheckpointConfig:
+    """Exports that Hugging Face and vLLM load."""
+
+    export_last: bool = True
+
+
+@dataclass
+class RunConfig:
+    """One run. `scorers` maps a name of the user's choice to {kind, weight, combine, ...options of the kind}."""
+
+    name: str = "run"
+    runs_dir: str = "runs"
+    seed: int = 0
+    num_steps: int = 100
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    scorers: dict[str, Any] = field(default_factory=dict)
+    advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
+    loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})
+    """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    allow: tuple[str, ...] = ()
+    """Module prefixes from which a kind may be given as "module:attr"."""

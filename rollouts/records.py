@@ -1,0 +1,115 @@
+"""The records a rollout passes through, one type per stage; made by the producer, read by scorers and the buffer.
+
+Nothing here is ``None`` "until later": a `Prompt` becomes `Completion`s, scorers return `Judgement`s,
+and a `Sample` is a completion with its judgements combined into a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Origin = Literal["policy", "refined", "replay", "sft"]
+Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One dataset row.
+
+    `messages` is a tuple of (role, content); `answer` is the ground truth as text, or None for open-ended tasks.
+    """
+
+    prompt_id: str
+    messages: tuple[tuple[str, str], ...]
+    answer: str | None
+    domain: str
+    epoch: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `temperature` divides the logits; `max_tokens` bounds the completion."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One prompt sent to a generator: `seeds` has one entry per completion wanted (G of them)."""
+
+    submission_index: int
+    group_id: str
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer of T tokens.
+
+    `behavior_logprobs` [T] are the sampler's, at the sampling temperature, in nats.
+    `versions` lists (first token position, policy_version) spans, in order, starting at 0.
+    """
+
+    sample_id: str
+    seed: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str
+    behavior_logprobs: tuple[float, ...]
+    versions: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A labelled half-open range of token positions [start, end): the answer, a plan, a candidate."""
+
+    label: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What one scorer says of one completion. `score` is None exactly when `status` is not ``ok``."""
+
+    score: float | None
+    status: Status = "ok"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
+    answer: str | None = None
+    answer_ok: bool | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.score is None) == (self.status != "ok"), "a score is null exactly when its status is not ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A judged completion. `reward` is None when any score that enters it is None (the row is then never trained on)."""
+
+    completion: Completion
+    origin: Origin
+    scores: Mapping[str, float | None]
+    score_status: Mapping[str, str]
+    tags: Mapping[str, str]
+    spans: tuple[Span, ...]
+    answer: str | None
+    answer_ok: bool | None
+    reward_vector: tuple[float | None, ...]
+    reward: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """All G judged completions of one prompt, as made by one submission."""
+
+    submission: Submission
+    samples: tuple[Sample, ...]
