@@ -1,0 +1,1 @@
+"""Controlled experiments: a synthetic corpus, from-scratch pretraining, small bases."""

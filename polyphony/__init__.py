@@ -1,0 +1,1 @@
+"""The command line; each verb is imported only when it is used."""

@@ -1,0 +1,1 @@
+"""HOW text is judged: pure functions. No torch, no ray, no vllm."""

@@ -1,0 +1,1 @@
+"""WHAT a rollout is: records, the Arrow row contract, the journal and the committed Parquet store."""

@@ -1,0 +1,1 @@
+"""Looking at a run directory: terminal and HTML. No torch, no ray."""

@@ -1,0 +1,44 @@
+"""A kind: a name a config may use, its options dataclass, and where its code lives ("module:attr").
+
+Kinds are looked up in plain dicts (one file per role beside this one); a user's own is "module:attr" under a
+prefix listed in `allow`. Importing a kind's table imports none of the code it points at.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`options` is a dataclass type whose fields are the kind's own config keys; `target` is "module:attr"."""
+
+    options: type
+    target: str
+    prepare: str = ""
+    """Losses only: "module:attr" of the function that needs all rows of all ranks."""
+
+
+def load_target(target: str) -> Callable[..., Any]:
+    """Import "module:attr" and return the attribute.
+
+    Raises:
+        ValueError: the text is not "module:attr", or names nothing.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f'a target must be "module:attr", got {target!r}')
+    try:
+        return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target {target!r} must name something importable: {error}") from error
+
+
+def find_kind(table: Mapping[str, Kind], name: str, custom_options: type) -> Kind:
+    """The kind called `name` in `table`, or the user's own "module:attr" with `custom_options`."""
+    if ":" in name:
+        return Kind(custom_options, name)
+    return table[name]

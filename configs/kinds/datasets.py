@@ -1,0 +1,36 @@
+"""Datasets by name. A target is called as ``fn(options) -> list[Prompt]`` and reads only local files.
+
+Every entry under `data:` has `kind` beside its own options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.kinds.base import Kind
+
+
+@dataclass
+class LabOptions:
+    """Arithmetic problems of the lab corpus, a fixed finite set per split, or its open-ended prompts."""
+
+    split: str = "train"
+    """train, heldout or creative."""
+    corpus_seed: int = 0
+    limit: int = 0
+    """Keep the first `limit` prompts; 0 keeps all."""
+
+
+@dataclass
+class FileOptions:
+    """A .jsonl or .parquet file: `prompt` (text or chat messages) and `answer`, `solution` or verl's `reward_model`."""
+
+    path: str = ""
+    domain: str = ""
+    limit: int = 0
+
+
+DATASETS: dict[str, Kind] = {
+    "lab": Kind(LabOptions, "lab.problems:load_prompts"),
+    "file": Kind(FileOptions, "trainer.dataset:load_file"),
+}
