@@ -1,0 +1,118 @@
+"""From ragged rows to padded microbatches, and the plan that says which rank sees which row when.
+
+Shape letters used everywhere: G completions in a group, N sequences, B rows of a microbatch, T token positions
+(where a column is named ``_T`` alone: the completion tokens of all rows laid end to end), V vocabulary.
+
+The driver makes one `BatchPlan` a step from lengths alone; ranks build `Microbatch`es from their shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """`microbatches[rank][update]` is a list of microbatches, each a list of row numbers.
+
+    Every rank has the same number of microbatches in an update (empty lists pad it out), because under ZeRO-3 every
+    forward is a collective.
+    """
+
+    microbatches: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
+
+    def rows_of(self, rank: int) -> tuple[int, ...]:
+        """All rows of one rank, in the order its shard holds them."""
+        return tuple(row for update in self.microbatches[rank] for micro in update for row in micro)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """Padded rows and, for each completion token, where its prediction comes from.
+
+    Token k is predicted by the hidden state at [source_rows_T[k], source_positions_T[k]].
+    """
+
+    ids_BT: Tensor
+    attention_BT: Tensor
+    positions_BT: Tensor
+    source_rows_T: Tensor
+    source_positions_T: Tensor
+    targets_T: Tensor
+    tau_T: Tensor
+
+
+def split_rows(rows: Sequence[int], lengths_N: np.ndarray, max_tokens: int) -> list[tuple[int, ...]]:
+    """Cut rows, longest first, into microbatches of at most `max_tokens` padded tokens (at least one row each)."""
+    ordered = sorted(rows, key=lambda row: (-int(lengths_N[row]), row))
+    cuts: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for row in ordered:
+        longest = int(lengths_N[current[0]]) if current else int(lengths_N[row])
+        if current and longest * (len(current) + 1) > max_tokens:
+            cuts.append(tuple(current))
+            current = []
+        current.append(row)
+    if current:
+        cuts.append(tuple(current))
+    return cuts
+
+
+def deal_rows(rows: Sequence[int], lengths_N: np.ndarray, num_ranks: int) -> list[list[int]]:
+    """Give rows to ranks so that token counts balance: the longest row goes to the lightest rank."""
+    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for row in sorted(rows, key=lambda row: (-int(lengths_N[row]), row)):
+        lightest = min(range(num_ranks), key=lambda rank: (loads[rank], rank))
+        hands[lightest].append(row)
+        loads[lightest] += int(lengths_N[row])
+    return hands
+
+
+def plan_batch(
+    lengths_N: np.ndarray, update_N: np.ndarray, num_updates: int, num_ranks: int, microbatch_tokens: int
+) -> BatchPlan:
+    """Plan a step: `lengths_N` are prompt plus completion tokens, `update_N` the update each row belongs to."""
+    per_rank: list[list[tuple[tuple[int, ...], ...]]] = [[] for _ in range(num_ranks)]
+    for update in range(num_updates):
+        rows = [int(row) for row in np.flatnonzero(update_N == update)]
+        cuts = [split_rows(hand, lengths_N, microbatch_tokens) for hand in deal_rows(rows, lengths_N, num_ranks)]
+        most = max(1, *(len(cut) for cut in cuts))
+        for rank, cut in enumerate(cuts):
+            per_rank[rank].append(tuple(cut + [()] * (most - len(cut))))
+    return BatchPlan(microbatches=tuple(tuple(updates) for updates in per_rank))
+
+
+def build_microbatch(
+    prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray], tau_B: np.ndarray, device: torch.device
+) -> Microbatch:
+    """Pad rows on the right and index their completion tokens. No rows make one dummy row without tokens."""
+    if not prompts:
+        prompts, completions, tau_B = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], np.ones(1)
+    starts = np.array([len(prompt) for prompt in prompts])
+    counts = np.array([len(completion) for completion in completions])
+    assert starts.min() > 0, "a row needs at least one prompt token to predict from"
+    totals = starts + counts
+    width = int(totals.max())
+    ids = np.zeros((len(prompts), width), np.int64)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids[row, : starts[row]] = prompt
+        ids[row, starts[row] : totals[row]] = completion
+    columns = np.arange(width)
+    rows_T = np.repeat(np.arange(len(prompts)), counts)
+    offsets_T = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions_T = np.repeat(starts, counts) + offsets_T
+    return Microbatch(
+        ids_BT=torch.from_numpy(ids).to(device),
+        attention_BT=torch.from_numpy((columns < totals[:, None]).astype(np.int64)).to(device),
+        positions_BT=torch.from_numpy(np.broadcast_to(columns, ids.shape).copy()).to(device),
+        source_rows_T=torch.from_numpy(rows_T).to(device),
+        source_positions_T=torch.from_numpy(positions_T - 1).to(device),
+        targets_T=torch.from_numpy(ids[rows_T, positions_T]).to(device),
+        tau_T=torch.from_numpy(np.repeat(np.asarray(tau_B, np.float32), counts)).to(device),
+    )

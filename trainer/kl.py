@@ -1,0 +1,31 @@
+"""Estimators of KL(policy || reference) from the logprobs of sampled tokens (http://joschu.net/blog/kl-approx.html).
+
+With d = log policy - log reference on tokens drawn from the policy. Used as a loss term, as a reward term and as
+metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def k1(policy_T: Tensor, ref_T: Tensor) -> Tensor:
+    """d: unbiased, can be negative; its gradient as a loss term has zero mean, so use it in the reward."""
+    return policy_T - ref_T
+
+
+def k2(policy_T: Tensor, ref_T: Tensor) -> Tensor:
+    """d^2 / 2: biased, but its gradient is that of the KL."""
+    return 0.5 * (policy_T - ref_T) ** 2
+
+
+def k3(policy_T: Tensor, ref_T: Tensor) -> Tensor:
+    """exp(-d) - 1 + d: unbiased and never negative. -d is held to 20 so that one token cannot overflow."""
+    log_ratio = (ref_T - policy_T).clamp(max=20.0)
+    return torch.expm1(log_ratio) - log_ratio
+
+
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

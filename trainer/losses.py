@@ -1,0 +1,52 @@
+"""Losses per token. Chosen by `loss.<origin>.kind`; called by `trainer.objective`, which masks, weights and reduces.
+
+A loss is ``per_token(inputs, options) -> [T]`` over the completion tokens of a microbatch laid end to end, plus an
+optional ``prepare(columns, options) -> columns`` that sees all rows of all ranks before the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from configs.kinds.losses import NllOptions, PpoClipOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """Columns of T tokens. `policy_logprobs` and `entropy` carry gradients, nothing else does.
+
+    `rows` is the row of the microbatch each token belongs to; `prepared` holds what the loss's `prepare` returned.
+    Behaviour logprobs are NaN where the sampler saw another context.
+    """
+
+    policy_logprobs: Tensor
+    entropy: Tensor
+    proximal_logprobs: Tensor
+    behavior_logprobs: Tensor
+    advantages: Tensor
+    rows: Tensor
+    prepared: Mapping[str, Tensor]
+
+
+def ratio(inputs: LossInputs) -> Tensor:
+    """exp(policy - proximal), the log-ratio held to +-20 so that one stray token cannot overflow float32."""
+    return (inputs.policy_logprobs - inputs.proximal_logprobs).clamp(-20.0, 20.0).exp()
+
+
+def ppo_clip(inputs: LossInputs, options: PpoClipOptions) -> Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = policy / proximal.
+
+    PPO, arXiv 1707.06347, eq. 7; separate bounds ("clip-higher") from DAPO, arXiv 2503.14476, eq. 8.
+    """
+    r = ratio(inputs)
+    clipped = r.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
+    return -torch.minimum(r * inputs.advantages, clipped * inputs.advantages)
+
+
+def nll(inputs: LossInputs, options: NllOptions) -> Tensor:
+    """-log pi(token): supervised fine-tuning and pretraining."""
+    return -inputs.policy_logprobs

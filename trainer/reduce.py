@@ -1,0 +1,43 @@
+"""The one place where a loss is reduced: a weight per row, from counts over the whole update and all ranks.
+
+loss = sum over rows of row_weight x sum over the row's loss tokens of the loss per token. Because the weights come
+from global counts, the result does not depend on how rows were cut into microbatches or dealt to ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from configs.kinds.losses import LossCommon
+
+
+def row_weights(
+    num_loss_tokens_N: np.ndarray,
+    origin_N: np.ndarray,
+    update_N: np.ndarray,
+    losses: Mapping[str, LossCommon],
+    max_tokens: int,
+) -> np.ndarray:
+    """Weights [N], float64; 0 for rows without loss tokens and for origins that have no loss.
+
+    token_mean: weight / tokens of that origin in the update (DAPO, arXiv 2503.14476).
+    sequence_mean: weight / (rows x own tokens) (GRPO, arXiv 2402.03300).
+    sequence_sum: weight / (rows x constant) (Dr.GRPO, arXiv 2503.20783).
+    """
+    weights = np.zeros(len(num_loss_tokens_N))
+    for origin, common in losses.items():
+        for update in np.unique(update_N):
+            mine = (origin_N == origin) & (update_N == update) & (num_loss_tokens_N > 0)
+            if not mine.any():
+                continue
+            tokens = num_loss_tokens_N[mine]
+            if common.aggregate == "token_mean":
+                weights[mine] = common.weight / tokens.sum()
+            elif common.aggregate == "sequence_mean":
+                weights[mine] = common.weight / (mine.sum() * tokens)
+            else:
+                constant = common.sum_constant or max_tokens
+                weights[mine] = common.weight / (mine.sum() * constant)
+    return weights
