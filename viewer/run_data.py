@@ -1,8 +1,9 @@
 """What a run directory says, read once and made plain: metric curves, evaluations, a few samples, the config.
 
-In: runs/<name>/ with config.yaml, metrics.jsonl, rollouts/step=N/, eval/step=N/, any of which may be short, absent or
-damaged. Out: one `RunData`; what could not be read is a sentence in `notes`, never an exception, so a crashed run can be
-looked at. Only a folder that is no run at all is a ValueError. Called by `viewer.report`.
+In: runs/<name>/ with config.yaml, metrics.jsonl, rollouts/step=N/, eval/step=N/, any of which may be short,
+absent or damaged. Out: one `RunData`; what could not be read is a sentence in `notes`, never an exception, so
+a crashed run can be looked at. Only a folder that is no run at all is a ValueError. Called by
+`viewer.report`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Curve = tuple[float, ...]
 SAMPLES_PER_STEP = 8
 _STEP_FOLDER = re.compile(r"step=(\d{1,18})")
 _LARGEST = 1e30
-"""Beyond this a value is a broken one: it would flatten every chart and overflow the arithmetic of an axis."""
+"""Beyond this a value is a broken one: it would flatten every chart and overflow an axis."""
 _MAX_STEP = 10**12
 _COLUMNS = ("prompt_id", "text", "format_tag", "reward", "entropy_mean", "answer_ok")
 _DEFAULT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
@@ -52,7 +53,9 @@ class StepSamples:
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """A run directory in memory. `evals` is metric -> ((step, value), ...), steps rising; `samples` first step, last step."""
+    """A run directory in memory. `curves` go by `steps`, `evals` by `eval_steps`, both rising; `samples` are
+    those of the first and of the last step.
+    """
 
     name: str
     steps: tuple[int, ...]
@@ -80,7 +83,9 @@ def read_run(run_dir: Path) -> RunData:
         ValueError: `run_dir` is not a folder with a config.yaml or a metrics.jsonl.
     """
     if not run_dir.is_dir():
-        raise ValueError(f"run directory must be a folder with config.yaml and metrics.jsonl, got {run_dir} (no such folder)")
+        raise ValueError(
+            f"run directory must be a folder with config.yaml and metrics.jsonl, got {run_dir}: no folder"
+        )
     if not (run_dir / "config.yaml").is_file() and not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"run directory must hold config.yaml or metrics.jsonl, got {run_dir} with neither")
     notes: list[str] = []
@@ -111,7 +116,7 @@ def _read_text(path: Path, notes: list[str]) -> str:
 
 
 def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]]:
-    """Step -> metrics, from metrics.jsonl or, where that has nothing, from the step.json files it is made of."""
+    """Step -> metrics, from metrics.jsonl or, where that has nothing, from the step.json files behind it."""
     path = run_dir / "metrics.jsonl"
     records: dict[int, dict[str, float]] = {}
     lines = _read_text(path, notes).splitlines() if path.is_file() else []
@@ -124,10 +129,16 @@ def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]
             assert isinstance(step, int)
             records[step] = _floats(record)
         else:
-            notes.append(f"metrics.jsonl line {number} is not a JSON object with a whole number under step: left out")
+            notes.append(
+                f"metrics.jsonl line {number} is not a JSON object with a whole number under step: left out"
+            )
     if not records:
         records = _step_metrics(run_dir / "rollouts", notes)
-        source = "taken from the step.json files" if records else "and there are no step.json files: no step to show"
+        source = (
+            "taken from the step.json files"
+            if records
+            else "and there are no step.json files: no step to show"
+        )
         notes.append(f"metrics.jsonl is absent or has no steps, {source}")
     return records
 
@@ -176,20 +187,24 @@ def _step_metrics(parent: Path, notes: list[str]) -> dict[int, dict[str, float]]
     return records
 
 
-def _columns(records: Mapping[int, Mapping[str, float]], notes: list[str]) -> tuple[tuple[int, ...], dict[str, Curve]]:
-    """Records by step -> (steps, curve per metric), steps rising; metrics that are never finite are named in `notes`."""
+def _columns(
+    records: Mapping[int, Mapping[str, float]], notes: list[str]
+) -> tuple[tuple[int, ...], dict[str, Curve]]:
+    """Records by step -> (rising steps, curve per metric); values that are not finite are told in `notes`."""
     steps = tuple(sorted(records))
     keys = sorted({key for record in records.values() for key in record})
     curves = {key: tuple(records[step].get(key, math.nan) for step in steps) for key in keys}
     for key in keys:
         num_broken = sum(key in records[step] and not math.isfinite(records[step][key]) for step in steps)
         if num_broken:
-            notes.append(f"{key} is not a finite number at {num_broken} of {len(steps)} steps: not drawn there")
+            notes.append(
+                f"{key} is not a finite number at {num_broken} of {len(steps)} steps: not drawn there"
+            )
     return steps, curves
 
 
 def _read_samples(rollouts: Path, notes: list[str]) -> tuple[StepSamples, ...]:
-    """Samples of the first and the last committed step that can be read (one entry when there is one step)."""
+    """Samples of the first and the last committed step, where they can be read."""
     folders = _step_folders(rollouts)
     if not folders:
         notes.append("rollouts/ has no committed step: no completions to show")
@@ -247,7 +262,7 @@ def _float(value: object) -> float:
 
 
 def _probe_tolerance(config_text: str, notes: list[str]) -> float:
-    """The largest probe gap (nats) the run accepts: `sync.tolerance`, or by compute type when that is 0; NaN unknown."""
+    """The largest probe gap (nats) the run accepts: `sync.tolerance`, by compute type when 0; NaN unknown."""
     try:
         config = yaml.safe_load(config_text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -1,8 +1,9 @@
 """Line charts and stacked areas as inline SVG: numbers in, markup out, no library and no script.
 
-In: a `Chart` (steps, lines, scale). Out: one `<svg>` string whose colours are CSS classes (`stroke0`, `fill0`, ... see
-`viewer.style`), so a page can have a light and a dark palette. Every string that enters is escaped here. A legend stands
-at the right edge, beside the last value of each line where there is room. Called by `viewer.panels`.
+In: a `Chart` (steps, lines, scale). Out: one `<svg>` string whose colours are CSS classes (`stroke0`,
+`fill0`, ... see `viewer.style`), so a page can have a light and a dark palette. Every string that enters is
+escaped here. A legend stands at the right edge, beside the last value of each line where there is room.
+Called by `viewer.panels`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LOG_FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One named curve: a value per step of its chart, NaN where it has none. `colour` is in [0, NUM_COLOURS]."""
+    """One named curve: a value per step of its chart, NaN where it has none; `colour` in [0, NUM_COLOURS]."""
 
     name: str
     values: tuple[float, ...]
@@ -36,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What to draw. `floor` and `ceiling` are values the y axis must reach; `rule` is a labelled horizontal line."""
+    """What to draw. The y axis reaches `floor` and `ceiling`; `rule` is a labelled horizontal line."""
 
     title: str
     steps: tuple[int, ...]
@@ -88,7 +89,9 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
     return tuple(10.0**exponent for exponent in range(first, last + 1, stride))
 
 
-def thin(steps: tuple[int, ...], curves: Sequence[tuple[float, ...]]) -> tuple[tuple[int, ...], list[tuple[float, ...]], int]:
+def thin(
+    steps: tuple[int, ...], curves: Sequence[tuple[float, ...]]
+) -> tuple[tuple[int, ...], list[tuple[float, ...]], int]:
     """(steps, curves, bucket size): means over equal buckets of steps once there are more than MAX_POINTS.
 
     A bucket carries the step of its middle element. Averaging keeps shares that sum to 1 summing to 1.
@@ -115,7 +118,8 @@ def line_chart(chart: Chart) -> str:
     ends: list[float] = []
     for line, curve in zip(chart.lines, curves, strict=True):
         pixels = [
-            (x.at(step), y.at(value)) if math.isfinite(value) else None for step, value in zip(steps, curve, strict=True)
+            (x.at(step), y.at(value)) if math.isfinite(value) else None
+            for step, value in zip(steps, curve, strict=True)
         ]
         parts.append(_stroke(pixels, line.colour, chart.markers))
         ends.append(next((point[1] for point in reversed(pixels) if point is not None), BOTTOM))
@@ -137,7 +141,12 @@ def area_chart(chart: Chart) -> str:
     middles = [BOTTOM] * len(chart.lines)
     for run in _runs(stacks):
         for index, line in enumerate(chart.lines):
-            parts.append(_band([(x.at(steps[at]), y.at(stacks[at][index]), y.at(stacks[at][index + 1])) for at in run], line))
+            parts.append(
+                _band(
+                    [(x.at(steps[at]), y.at(stacks[at][index]), y.at(stacks[at][index + 1])) for at in run],
+                    line,
+                )
+            )
             middles[index] = (y.at(stacks[run[-1]][index]) + y.at(stacks[run[-1]][index + 1])) / 2
     parts.append(_legend(chart, middles))
     parts.append(_hover(chart, steps, curves, x))
@@ -176,11 +185,13 @@ def _value_axis(chart: Chart, values: Iterable[float]) -> tuple[Axis, tuple[floa
     reach = [value for value in (*values, chart.floor, chart.ceiling, chart.rule[1]) if math.isfinite(value)]
     if chart.log:
         positive = [value for value in reach if value > 0] or [1.0]
-        low = min(positive) * (_LOG_FLOOR_SHARE if min(reach, default=1.0) <= 0 else 1.0)  # room for zeros below
+        low = min(positive) * (
+            _LOG_FLOOR_SHARE if min(reach, default=1.0) <= 0 else 1.0
+        )  # room for zeros below
         ticks = log_ticks(low, max(positive))
     else:
         low, high = min(reach, default=0.0), max(reach, default=1.0)
-        if high - low <= 1e-9 * max(abs(low), abs(high)):  # flat: the axis needs some height
+        if high - low <= 1e-5 * max(abs(low), abs(high)):  # flat: the axis needs some height
             pad = abs(high) * 0.1 or 1.0
             low, high = (low, low + pad) if low == chart.floor else (low - pad, high + pad)
         ticks = nice_ticks(low, high)
@@ -198,18 +209,27 @@ def _frame(chart: Chart, x: Axis, y: Axis, ticks: Sequence[float], steps: Sequen
         at = y.at(tick)
         label = f"{tick:g}" if chart.log or not chart.percent else show(tick)
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7:g}" y="{at + 4:.1f}" text-anchor="end">{_thousands(label)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 7:g}" y="{at + 4:.1f}" text-anchor="end">'
+            f"{_thousands(label)}</text>"
+        )
     for tick in _step_ticks(steps):
         at = x.at(tick)
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{BOTTOM:g}" y2="{BOTTOM + 4:g}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{BOTTOM + 18:g}" text-anchor="middle">{tick:,}</text>')
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{BOTTOM + 18:g}" text-anchor="middle">{tick:,}</text>'
+        )
     parts.append(f'<line class="axis" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{BOTTOM:g}" y2="{BOTTOM:g}"/>')
-    parts.append(f'<text class="tick" x="{(LEFT + RIGHT) / 2:g}" y="{BOTTOM + 36:g}" text-anchor="middle">step</text>')
+    parts.append(
+        f'<text class="tick" x="{(LEFT + RIGHT) / 2:g}" y="{BOTTOM + 36:g}" text-anchor="middle">step</text>'
+    )
     name, value = chart.rule
     if math.isfinite(value):
         at = y.at(value)
         parts.append(f'<line class="rule" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT + 6:g}" y="{at - 5:.1f}">{escape(name)} {show(value)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT + 6:g}" y="{at - 5:.1f}">{escape(name)} {show(value)}</text>'
+        )
     return "".join(parts)
 
 
@@ -249,7 +269,8 @@ def _band(edges: Sequence[tuple[float, float, float]], line: Line) -> str:
         edges = [(left, lower, upper), (right, lower, upper)]
     upper_edge = [f"{x:.1f} {upper:.2f}" for x, _, upper in edges]
     lower_edge = [f"{x:.1f} {lower:.2f}" for x, lower, _ in reversed(edges)]
-    return f'<path class="band fill{line.colour}" data-name="{escape(line.name)}" d="M{"L".join(upper_edge + lower_edge)}Z"/>'
+    outline = "L".join(upper_edge + lower_edge)
+    return f'<path class="band fill{line.colour}" data-name="{escape(line.name)}" d="M{outline}Z"/>'
 
 
 def _legend(chart: Chart, heights: Sequence[float]) -> str:
@@ -259,7 +280,9 @@ def _legend(chart: Chart, heights: Sequence[float]) -> str:
     for line, height in zip(chart.lines, spread(heights, _LEGEND_GAP, TOP + 4, BOTTOM - 2), strict=True):
         last = next((value for value in reversed(line.values) if math.isfinite(value)), math.nan)
         x = RIGHT + 10
-        parts.append(f'<rect class="fill{line.colour}" x="{x:g}" y="{height - 5:.1f}" width="10" height="10" rx="2"/>')
+        parts.append(
+            f'<rect class="fill{line.colour}" x="{x:g}" y="{height - 5:.1f}" width="10" height="10" rx="2"/>'
+        )
         parts.append(
             f'<text class="name" x="{x + 15:g}" y="{height + 4:.1f}">{escape(one_line(line.name, 14))}'
             f'<tspan class="tick" dx="5">{show(last)}</tspan></text>'
@@ -268,7 +291,7 @@ def _legend(chart: Chart, heights: Sequence[float]) -> str:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near `wanted`, at least `gap` apart and within [low, high] while that has room, same order by height."""
+    """Positions near `wanted`, in their order, `gap` apart and within [low, high] while that has room."""
     order = sorted(range(len(wanted)), key=lambda index: (wanted[index], -index))
     placed = list(wanted)
     edge = low
@@ -289,13 +312,17 @@ def _hover(chart: Chart, steps: Sequence[int], curves: Sequence[tuple[float, ...
     for at, step in enumerate(steps):
         left = (x.at(steps[at - 1]) + x.at(step)) / 2 if at else LEFT
         right = (x.at(step) + x.at(steps[at + 1])) / 2 if at + 1 < len(steps) else RIGHT
-        values = "\n".join(f"{line.name}: {show(curve[at])}" for line, curve in zip(chart.lines, curves, strict=True))
+        values = "\n".join(
+            f"{line.name}: {show(curve[at])}" for line, curve in zip(chart.lines, curves, strict=True)
+        )
         parts.append(
-            f'<rect class="hover" x="{left:.1f}" y="{TOP:g}" width="{right - left:.1f}" height="{BOTTOM - TOP:g}">'
-            f"<title>step {step:,}\n{escape(values)}</title></rect>"
+            f'<rect class="hover" x="{left:.1f}" y="{TOP:g}" width="{right - left:.1f}" '
+            f'height="{BOTTOM - TOP:g}"><title>step {step:,}\n{escape(values)}</title></rect>'
         )
     return "".join(parts)
 
 
 def _svg(chart: Chart, body: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(chart.title)}">{body}</svg>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(chart.title)}">{body}</svg>'
+    )

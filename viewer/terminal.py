@@ -1,8 +1,8 @@
 """One line per training step, for a log file or for a person watching.
 
 In: the metrics of a step (`area/name` to float) and short messages.
-Out: lines on a stream; without a terminal no escape codes and every value named, with one aligned, coloured columns.
-Called by `polyphony train`. Never raises on odd text: a run must not die because of what it printed.
+Out: lines on a stream; without a terminal no escape codes and every value named, with one aligned, coloured
+columns. Called by `polyphony train`. Never raises on odd text: a run must not die because of what it printed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def leading_format(metrics: Mapping[str, float]) -> tuple[str, float]:
 
     Equal shares go to the first tag in alphabetical order.
     """
-    shares = {key.removeprefix(_SHARE_PREFIX): value for key, value in metrics.items() if key.startswith(_SHARE_PREFIX)}
+    shares = {
+        key.removeprefix(_SHARE_PREFIX): value
+        for key, value in metrics.items()
+        if key.startswith(_SHARE_PREFIX)
+    }
     finite = sorted((-value, tag) for tag, value in shares.items() if math.isfinite(value))
     return (finite[0][1], -finite[0][0]) if finite else ("", math.nan)
 
@@ -71,7 +75,7 @@ _COLUMNS = (
 
 
 class StepReporter:
-    """Prints a run of `num_steps` steps on `stream` as it happens; a terminal gets colours, anything else plain text."""
+    """Prints a run of `num_steps` steps on `stream`; a terminal gets colours, anything else plain text."""
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:
         if num_steps < 0:
@@ -80,12 +84,15 @@ class StepReporter:
         self._stream = stream
         self._num_rows = 0
         self._is_terminal = stream.isatty()
-        self._console = Console(file=stream, markup=False, emoji=False, highlight=False) if self._is_terminal else None
+        self._console = (
+            Console(file=stream, markup=False, emoji=False, highlight=False) if self._is_terminal else None
+        )
 
     def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None:
         """Says where the run writes and what it trains; `num_parameters` 0 leaves the size out."""
         size = f" ({format_size(num_parameters)} parameters)" if num_parameters else ""
-        self._line(f"run {one_line(str(run_dir), 120)} | model {one_line(model, 80)}{size} | {self._num_steps} steps", "bold")
+        place, name = one_line(str(run_dir), 120), one_line(model, 80)
+        self._line(f"run {place} | model {name}{size} | {self._num_steps} steps", "bold")
 
     def note(self, text: str) -> None:
         """A message of ours or about the run; may hold model output, and takes as many lines as it has."""
@@ -93,7 +100,9 @@ class StepReporter:
             self._line(line, "dim")
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """One line for the step numbered `metrics["step"]` (without that key: the next one). Absent values show as `-`."""
+        """One line for the step numbered `metrics["step"]` (without that key: the next one). Absent values
+        show as `-`.
+        """
         self._num_rows += 1
         number = metrics.get("step", float(self._num_rows))
         shown = f"{number:.0f}" if math.isfinite(number) else MISSING
@@ -110,7 +119,7 @@ class StepReporter:
         if (self._num_rows - 1) % _HEADER_EVERY == 0:
             headings = "".join(f"  {column.heading:>{column.width}}" for column in columns)
             self._line(f"{'step':>{len(place)}}{headings}", "bold underline")
-        row = Text(place, style="bold")
+        row = Text().append(place, style="bold")
         for column in columns:
             row.append(self._encodable(f"  {column.show(metrics):>{column.width}}"), style=column.style)
         console.print(row, soft_wrap=True)

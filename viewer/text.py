@@ -1,7 +1,7 @@
 """Untrusted text made safe to show: model output, format tags and prompt ids may hold anything.
 
-In: any string. Out: the same words without control characters, or escaped for HTML. Called by `viewer.terminal`
-(which never parses markup, so `[/]` stays as it is) and by the report.
+In: any string. Out: the same words without control characters, or escaped for HTML. Called by
+`viewer.terminal` (which never parses markup, so `[/]` stays as it is) and by the report.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ _JOINERS = frozenset("\u200c\u200d")
 
 
 def clean(text: str) -> str:
-    """`text` without ANSI colour and cursor codes, control characters, and invisible or direction-changing ones.
+    """`text` without ANSI codes, control characters, and invisible or direction-changing characters.
 
-    Line feeds and tabs stay; a carriage return becomes a line feed, so nothing can overwrite what stands before it;
-    a lone surrogate, which no encoding can write, becomes U+FFFD. Markup is left alone: it is text.
+    Line feeds and tabs stay; a carriage return becomes a line feed, so nothing can overwrite what stands
+    before it; a lone surrogate, which no encoding can write, becomes U+FFFD. Markup is left alone: it is
+    text.
     """
     without_codes = _ANSI.sub("", text)
-    lines = without_codes.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    lines = (
+        without_codes.replace("\r\n", "\n")
+        .replace("\r", "\n")
+        .replace("\u2028", "\n")
+        .replace("\u2029", "\n")
+    )
     return _NOT_PLAIN.sub(lambda match: _plain(match.group()), lines)
 
 
