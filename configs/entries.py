@@ -1,0 +1,237 @@
+"""Entries with a `kind`: scorers, losses, the advantage and the datasets, each with its own options.
+
+In: plain dicts out of a config. Out: filled dicts, or the typed options that the code behind a kind is called
+with. Called by `configs.load` for merging and filling, and by whoever runs an entry (`scorer_options` and its
+siblings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.errors import Problem, nearest, raise_if_any
+from configs.kinds.advantages import ADVANTAGES
+from configs.kinds.base import Kind, find_kind
+from configs.kinds.datasets import DATASETS
+from configs.kinds.losses import LOSSES, LossCommon
+from configs.kinds.scorers import SCORERS, ScorerCommon
+from configs.schema import RunConfig
+from configs.sources import Provenance, Tree
+
+ASSIGN_ERRORS = (OmegaConfBaseException, ValueError, TypeError, OverflowError)
+
+
+@dataclass
+class KindOnly:
+    """Common keys of advantages and datasets: nothing but the kind."""
+
+    kind: str = ""
+
+
+@dataclass
+class OwnOptions:
+    """Options of a user's own "module:attr" kind, handed over as they stand."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What an entry may say: the kinds of its table and the keys that every kind takes."""
+
+    table: Mapping[str, Kind]
+    common: type
+
+
+NAMED_ENTRIES: dict[str, Role] = {"scorers": Role(SCORERS, ScorerCommon), "loss": Role(LOSSES, LossCommon)}
+"""Sections that map a name to an entry."""
+SINGLE_ENTRIES: dict[str, Role] = {
+    "advantage": Role(ADVANTAGES, KindOnly),
+    "data.train": Role(DATASETS, KindOnly),
+    "data.eval": Role(DATASETS, KindOnly),
+}
+"""Keys that are an entry themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A parsed entry: its common keys and its options as structured configs, complete and of the right types."""
+
+    common: DictConfig
+    options: DictConfig
+    kind: Kind
+
+
+def role_of(key: str) -> Role | None:
+    """The role of the entry at the dotted `key`, or None where no entry stands."""
+    section, _, name = key.rpartition(".")
+    return NAMED_ENTRIES.get(section) if name and section in NAMED_ENTRIES else SINGLE_ENTRIES.get(key)
+
+
+def entry_keys(config_tree: Mapping[str, object]) -> list[str]:
+    """The dotted keys of all entries in a merged tree."""
+    named = [f"{section}.{name}" for section in NAMED_ENTRIES for name in cast(Tree, config_tree[section])]
+    return named + list(SINGLE_ENTRIES)
+
+
+def merge_trees(parent: Mapping[str, object], child: Mapping[str, object], prefix: str = "") -> Tree:
+    """`child` over `parent`, section by section; a list replaces a list.
+
+    An entry whose `kind` changes keeps the keys common to all kinds (a weight) and drops the old kind's options.
+    """
+    merged = dict(parent)
+    for name, value in child.items():
+        key = f"{prefix}{name}"
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            role = role_of(key)
+            if role is not None and value.get("kind", old.get("kind")) != old.get("kind"):
+                old = {option: old[option] for option in _field_names(role.common) if option in old}
+            merged[name] = merge_trees(old, value, f"{key}.")
+        else:
+            merged[name] = value
+    return merged
+
+
+def parse_entry(
+    entry: Mapping[str, object], role: Role, key: str, provenance: Provenance
+) -> tuple[Entry | None, list[Problem]]:
+    """The entry at the dotted `key`, or None and what is wrong with it."""
+    name = entry.get("kind")
+    if not isinstance(name, str) or not (name in role.table or ":" in name):
+        return None, [_kind_problem(name, role, f"{key}.kind", provenance)]
+    kind = find_kind(role.table, name, OwnOptions)
+    parsed = Entry(OmegaConf.structured(role.common), OmegaConf.structured(kind.options), kind)
+    problems = []
+    for option, value in entry.items():
+        rule, suggestion = _set_option(parsed, role, option, value)
+        if rule:
+            dotted = f"{key}.{option}"
+            close = f"{key}.{suggestion}" if suggestion else ""
+            source = provenance.of(dotted)
+            problems.append(Problem(source=source, key=dotted, value=value, rule=rule, suggestion=close))
+    return (None if problems else parsed), problems
+
+
+def complete(config: RunConfig, provenance: Provenance) -> RunConfig:
+    """A copy whose entries have every default written out (as plain dicts and lists).
+
+    Raises:
+        ConfigError: an entry has an unknown kind or key, or a value of the wrong type.
+    """
+    problems: list[Problem] = []
+
+    def fill(key: str, entry: Mapping[str, object]) -> Tree:
+        role = role_of(key)
+        assert role is not None, f"no entry stands at {key}"
+        parsed, found = parse_entry(entry, role, key, provenance)
+        problems.extend(found)
+        if parsed is None:
+            return {}
+        common, options = OmegaConf.to_container(parsed.common), OmegaConf.to_container(parsed.options)
+        filled = {**cast(Tree, common), **cast(Tree, options)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
+
+    scorers = {name: fill(f"scorers.{name}", entry) for name, entry in config.scorers.items()}
+    loss = {name: fill(f"loss.{name}", entry) for name, entry in config.loss.items()}
+    advantage = fill("advantage", config.advantage)
+    train, evaluation = fill("data.train", config.data.train), fill("data.eval", config.data.eval)
+    raise_if_any(problems)
+    data = replace(config.data, train=train, eval=evaluation)
+    return replace(config, scorers=scorers, loss=loss, advantage=advantage, data=data)
+
+
+def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
+    """Set `owner.key`; returns the rule that the value's type breaks, or ""."""
+    rule = f"must be {describe(hint)}"
+    if hint is str and isinstance(value, bool):
+        return rule
+    if hint is bool and not isinstance(value, bool | str):
+        return rule
+    try:
+        OmegaConf.update(owner, key, value, merge=False)
+    except ASSIGN_ERRORS:
+        return rule
+    return ""
+
+
+def describe(hint: object) -> str:
+    """A field's type in words."""
+    words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if get_origin(hint) is tuple:
+        arguments = cast(Any, hint).__args__
+        item = words[arguments[0]].removeprefix("a ").removesuffix("s")
+        if Ellipsis in arguments:
+            return f"a list of {item}s" if item != "text" else "a list of texts"
+        return f"a list of {len(arguments)} {item}s"
+    return words.get(hint, "a mapping")
+
+
+def kind_options(entry: Mapping[str, object], table: Mapping[str, Kind], common: type) -> object:
+    """The options dataclass of a kind, made from a config entry.
+
+    Raises:
+        ConfigError: unknown kind or key, or a value of the wrong type.
+    """
+    return _parsed(entry, Role(table, common), "entry")[1]
+
+
+def scorer_options(entry: Mapping[str, object]) -> tuple[ScorerCommon, object, Kind]:
+    """(common keys, options of the kind, kind) of one entry under `scorers`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, NAMED_ENTRIES["scorers"], "scorer")
+    assert isinstance(common, ScorerCommon), "the role's common keys"
+    return common, options, kind
+
+
+def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]:
+    """(common keys, options of the kind, kind) of one entry under `loss`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, NAMED_ENTRIES["loss"], "loss")
+    assert isinstance(common, LossCommon), "the role's common keys"
+    return common, options, kind
+
+
+def advantage_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
+    """(common keys, options of the kind, kind) of `advantage`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, SINGLE_ENTRIES["advantage"], "advantage")
+    assert isinstance(common, KindOnly), "the role's common keys"
+    return common, options, kind
+
+
+def dataset_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
+    """(common keys, options of the kind, kind) of `data.train` or `data.eval`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, SINGLE_ENTRIES["data.train"], "dataset")
+    assert isinstance(common, KindOnly), "the role's common keys"
+    return common, options, kind
+
+
+def _parsed(entry: Mapping[str, object], role: Role, key: str) -> tuple[object, object, Kind]:
+    parsed, problems = parse_entry(entry, role, key, Provenance())
+    raise_if_any(problems)
+    assert parsed is not None, "an entry without problems is parsed"
+    return OmegaConf.to_object(parsed.common), OmegaConf.to_object(parsed.options), parsed.kind
+
+
+def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[str, str]:
+    """Set one key of an entry; returns (rule broken or "", nearest valid key or "")."""
+    common, own = get_type_hints(role.common), get_type_hints(parsed.kind.options)
+    if option in common:
+        return assign(parsed.common, option, value, common[option]), ""
+    if option in own:
+        return assign(parsed.options, option, value, own[option]), ""
+    valid = [*common, *own]
+    return f"unknown key; this kind takes {', '.join(valid)}", nearest(option, valid)
+
+
+def _kind_problem(name: object, role: Role, key: str, provenance: Provenance) -> Problem:
+    rule = f'must be one of {", ".join(role.table)}, or your own "module:attr"'
+    suggestion = nearest(str(name), role.table)
+    return Problem(source=provenance.of(key), key=key, value=name, rule=rule, suggestion=suggestion)
+
+
+def _field_names(cls: type) -> list[str]:
+    return [item.name for item in fields(cls)]

@@ -1,0 +1,71 @@
+"""What is said about a config that cannot be used: per problem one line with file, key, value, rule, nearest name.
+
+In: problems found by `configs.sources`, `configs.entries`, `configs.load` and `configs.rules`. Out:
+`ConfigError`, which the command line prints and turns into exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from configs.redact import redact_value
+
+COMMAND_LINE = "command line"
+MAX_VALUE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """`source` is a file or "command line"; an empty `key` means all of it (then `value` is not shown)."""
+
+    source: str
+    key: str
+    value: object
+    rule: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.source}: {self.key} = {self._shown_value()}" if self.key else self.source
+        hint = f" (did you mean {self.suggestion}?)" if self.suggestion else ""
+        return " ".join(f"{where}: {self.rule}{hint}".split())
+
+    def _shown_value(self) -> str:
+        value = redact_value(self.key.rpartition(".")[2], self.value)
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+        return shown if len(shown) <= MAX_VALUE_CHARS else shown[: MAX_VALUE_CHARS - 3] + "..."
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. The message has one line per problem; `problems` holds the records."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        assert problems, "a ConfigError needs a problem"
+        self.problems = tuple(problems)
+        super().__init__("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+
+
+def raise_if_any(problems: Sequence[Problem]) -> None:
+    """Nothing, or a `ConfigError` when there is at least one problem."""
+    if problems:
+        raise ConfigError(problems)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name closest to `name`, or "" when none is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return close[0] if close else ""
+
+
+def nearest_key(key: str, valid: Iterable[str]) -> str:
+    """The valid dotted key closest to `key`: a sibling, else any key, else any key by its last part alone."""
+    keys = list(valid)
+    section, _, leaf = key.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in keys if other.rpartition(".")[0] == section}
+    by_leaf = {other.rpartition(".")[2]: other for other in reversed(keys)}
+    sibling = nearest(leaf, siblings)
+    if sibling:
+        return siblings[sibling]
+    last_part = nearest(leaf, by_leaf)
+    return nearest(key, keys) or (by_leaf[last_part] if last_part else "")

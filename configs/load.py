@@ -1,0 +1,208 @@
+"""From preset files and overrides to one checked `RunConfig`, and from a `RunConfig` back to text and a hash.
+
+In: a preset name or YAML path, and `key.sub=value` overrides. Out: a complete `RunConfig` (every default
+written out), or a `ConfigError` that lists what is wrong. Merge order: class defaults, `base:` parents, file,
+overrides.
+Called by the command line, by `cluster` for the run's config.yaml and hash, and by tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import cast, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from configs.entries import (
+    ASSIGN_ERRORS,
+    NAMED_ENTRIES,
+    KindOnly,
+    OwnOptions,
+    advantage_options,
+    assign,
+    complete,
+    dataset_options,
+    kind_options,
+    loss_options,
+    merge_trees,
+    scorer_options,
+)
+from configs.errors import ConfigError, Problem, nearest_key, raise_if_any
+from configs.redact import redact
+from configs.rules import check
+from configs.schema import RunConfig
+from configs.sources import (
+    Provenance,
+    Source,
+    Tree,
+    find_preset,
+    interpolated,
+    preset_names,
+    read_chain,
+    read_overrides,
+    value_problem,
+)
+
+__all__ = [
+    "ConfigError",
+    "KindOnly",
+    "OwnOptions",
+    "advantage_options",
+    "config_hash",
+    "dataset_options",
+    "dump_yaml",
+    "kind_options",
+    "load_config",
+    "loss_options",
+    "preset_names",
+    "scorer_options",
+]
+
+NOT_HASHED = ("name", "num_steps", "runs_dir")
+"""A run with another of these is the same experiment: longer, or kept elsewhere."""
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked config that `path` (a file or a preset name) and the overrides describe.
+
+    Raises:
+        ConfigError: one line per problem, each with source, key, value, rule and the nearest valid name.
+    """
+    sources = (*read_chain(find_preset(path)), read_overrides(overrides))
+    raise_if_any([problem for source in sources for problem in _source_problems(source)])
+    merged = _entry_defaults()
+    for source in sources:
+        merged = merge_trees(merged, source.tree)
+    for section in NAMED_ENTRIES:
+        entries = cast(Tree, merged[section])
+        merged[section] = {name: entry for name, entry in entries.items() if entry is not None}
+    provenance = Provenance(sources, merged)
+    config = _build(merged, provenance)
+    check(config, provenance)
+    return config
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML without secrets or interpolations; it loads again as it stands."""
+    return OmegaConf.to_yaml(OmegaConf.create(cast(Tree, redact(_container(config)))))
+
+
+def config_hash(config: RunConfig) -> str:
+    """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it."""
+    content = redact({key: value for key, value in _container(config).items() if key not in NOT_HASHED})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _container(config: RunConfig) -> Tree:
+    return {name: _as_lists(value) for name, value in asdict(config).items()}
+
+
+def _as_lists(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _as_lists(item) for name, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _entry_defaults() -> Tree:
+    """The entries that class defaults give, to be merged over like a file's."""
+    config = RunConfig()
+    data: Tree = {"train": config.data.train, "eval": config.data.eval}
+    return {"scorers": config.scorers, "loss": config.loss, "advantage": config.advantage, "data": data}
+
+
+def _schema(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(dotted key, type) of every field that is not a section itself."""
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            yield from _schema(cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _source_problems(source: Source) -> list[Problem]:
+    """Keys no class has, sections that are not mappings, and values that are not plain, in one source."""
+    leaves = dict(_schema(RunConfig))
+    sections = {key.partition(".")[0] for key in leaves if "." in key}
+    return [
+        Problem(source=source.name, key=key, value=value, rule=rule, suggestion=suggestion)
+        for key, value, rule, suggestion in _tree_problems(source.tree, "", leaves, sections)
+    ]
+
+
+def _tree_problems(
+    tree: Tree, prefix: str, leaves: Mapping[str, type], sections: set[str]
+) -> Iterator[tuple[str, object, str, str]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in sections:
+            if isinstance(value, dict):
+                yield from _tree_problems(value, f"{key}.", leaves, sections)
+            else:
+                yield key, value, "must be a section (a mapping)", ""
+        elif key not in leaves:
+            while isinstance(value, dict) and len(value) == 1:
+                inner, value = next(iter(value.items()))
+                key = f"{key}.{inner}"
+            yield key, value, "unknown key", nearest_key(key, [*leaves, *sections])
+        elif rule := value_problem(value) or _shape_problem(key, value, leaves[key]):
+            yield key, value, rule, ""
+
+
+def _shape_problem(key: str, value: object, hint: type) -> str:
+    """Entries must be mappings, with plain names; null takes a named one out."""
+    if get_origin(hint) is not dict:
+        return ""
+    if not isinstance(value, dict):
+        return "must be a mapping"
+    if key not in NAMED_ENTRIES:
+        return ""
+    if not all(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in value):
+        return "must have names of letters, digits, - and _"
+    bad = [name for name, entry in value.items() if not (entry is None or isinstance(entry, dict))]
+    return f"must have a mapping or null under {bad[0]}" if bad else ""
+
+
+def _build(merged: Tree, provenance: Provenance) -> RunConfig:
+    config: DictConfig = OmegaConf.structured(RunConfig)
+    problems = []
+    for key, hint in _schema(RunConfig):
+        found, value = _look_up(merged, key)
+        rule = assign(config, key, value, hint) if found else ""
+        if rule:
+            problems.append(Problem(source=provenance.of(key), key=key, value=value, rule=rule))
+    raise_if_any(problems)
+    _resolve(config, merged, provenance)
+    built = OmegaConf.to_object(config)
+    assert isinstance(built, RunConfig), "a structured config gives its class back"
+    return complete(built, provenance)
+
+
+def _look_up(tree: Mapping[str, object], key: str) -> tuple[bool, object]:
+    node: object = tree
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
+    """Replace every interpolation by its value, in place."""
+    problems = []
+    for key, text in interpolated(merged, ""):
+        try:
+            OmegaConf.select(config, key)
+        except (*ASSIGN_ERRORS, RecursionError) as error:
+            rule = f"must resolve: {str(error).splitlines()[0]}"
+            problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))
+    raise_if_any(problems)
+    OmegaConf.resolve(config)
+    for key, text in interpolated(OmegaConf.to_container(config), ""):
+        rule = "must not become an interpolation again"
+        problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))
+    raise_if_any(problems)

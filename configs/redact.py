@@ -1,0 +1,87 @@
+"""Takes secrets out of a config before it is written or shown.
+
+In: plain containers (dict, list, tuple, scalars). Out: the same shape with `***` in place of secrets. Called
+by `configs.load` for the config that a run keeps and for its hash, and by `configs.errors` for what it shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+MASK = "***"
+MIN_SECRET_CHARS = 6
+"""Shorter values of secret-looking environment variables are left alone: they would match by accident."""
+SECRET_WORDS = frozenset(
+    {"token", "key", "keys", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase"}
+    | {"credential", "credentials", "apikey", "bearer"}
+)
+TEXT_ONLY_WORDS = frozenset({"tokens"})
+"""`max_tokens: 40` is a length, `api_tokens: [abc]` is not: under these words only text is a secret."""
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key or an environment variable is called like a secret, such as `apiKey` or `HF_TOKEN`."""
+    return not SECRET_WORDS.isdisjoint(_words(name))
+
+
+def redact(container: object) -> object:
+    """A copy with secrets replaced by `***`: by key name, and by value of secret-looking environment variables.
+
+    A value of such a variable is also found inside longer text, such as a URL. Containers keep their shape.
+    """
+    return _redact(container, _environment_secrets())
+
+
+def redact_value(name: str, value: object) -> object:
+    """`redact` of the value that stands under the key `name`."""
+    redacted = redact({name: value})
+    assert isinstance(redacted, dict), "redact keeps the shape of its argument"
+    return redacted[name]
+
+
+def _words(name: str) -> list[str]:
+    split_camel = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[^a-z0-9]+", split_camel.lower()) if word]
+
+
+def _environment_secrets() -> tuple[str, ...]:
+    values = {
+        value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= MIN_SECRET_CHARS
+    }
+    return tuple(sorted(values, key=lambda value: (-len(value), value)))
+
+
+def _redact(value: object, secrets: tuple[str, ...]) -> object:
+    if isinstance(value, Mapping):
+        return {name: _redact_entry(str(name), item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_redact(item, secrets) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_redact(item, secrets) for item in value)
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, MASK)
+    return value
+
+
+def _redact_entry(name: str, value: object, secrets: tuple[str, ...]) -> object:
+    if is_secret_name(name):
+        return _mask(value, text_only=False)
+    if not TEXT_ONLY_WORDS.isdisjoint(_words(name)):
+        return _mask(value, text_only=True)
+    return _redact(value, secrets)
+
+
+def _mask(value: object, text_only: bool) -> object:
+    """Every leaf masked; null and booleans say nothing and stay."""
+    if isinstance(value, Mapping):
+        return {name: _mask(item, text_only) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_mask(item, text_only) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_mask(item, text_only) for item in value)
+    if value is None or isinstance(value, bool) or value == "" or (text_only and not isinstance(value, str)):
+        return value
+    return MASK

@@ -1,0 +1,270 @@
+"""Values that a type cannot rule out: names, ranges, and settings that cannot work together.
+
+In: a built `RunConfig` and where its values come from. Out: nothing, or one `ConfigError` with every broken rule.
+Called by `configs.load.load_config`; call `check` yourself for a config made in code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+
+from configs.entries import complete, entry_keys, scorer_options
+from configs.errors import Problem, nearest, raise_if_any
+from configs.kinds.advantages import GROUP_BASELINE
+from configs.kinds.scorers import CustomOptions
+from configs.schema import RunConfig
+from configs.sources import Provenance
+
+Broken = tuple[str, str]
+"""(dotted key, rule in words)"""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": ("fp32", "bf16"),
+    "generator.weight_transfer": ("auto", "arrow", "nccl", "ipc"),
+    "kl.estimator": ("k1", "k2", "k3"),
+    "kl.place": ("loss", "reward"),
+    "cluster.spawn": ("ray", "local"),
+    "cluster.schedule": ("take_turns", "overlap"),
+    "cluster.device": ("auto", "cpu", "cuda"),
+}
+ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
+    "combine": ("sum", "multiply", "gate"),
+    "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
+    "split": ("train", "heldout", "creative"),
+}
+"""The same for options of entries, by the option's name."""
+
+ORIGINS = ("policy", "refined", "replay", "sft")
+
+POSITIVE = [
+    "num_steps",
+    "rollout.group_size",
+    "rollout.groups_per_step",
+    "rollout.temperature",
+    "rollout.max_tokens",
+    "rollout.max_prompt_tokens",
+    "rollout.group_timeout_s",
+    "generator.num_engines",
+    "generator.tensor_parallel",
+    "generator.max_num_seqs",
+    "generator.kv_cache_bytes",
+    "learner.num_ranks",
+    "learner.lr",
+    "learner.eps",
+    "learner.max_grad_norm",
+    "learner.updates_per_step",
+    "learner.microbatch_tokens",
+    "learner.logit_chunk_tokens",
+    "eval.num_prompts",
+    "eval.num_samples",
+    "eval.temperature",
+    "sync.num_probes",
+    "cluster.ready_timeout_s",
+    "cluster.call_timeout_s",
+    "cluster.scorer_replicas",
+]
+NOT_NEGATIVE = [
+    "seed",
+    "rollout.max_lag",
+    "learner.warmup_steps",
+    "learner.weight_decay",
+    "learner.max_nonfinite_updates",
+    "kl.coef",
+    "eval.every",
+    "sync.tolerance",
+]
+SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
+SHARE = ["learner.min_lr_ratio"]
+NOT_EMPTY = ["runs_dir", "model.path"]
+
+ENTRY_POSITIVE = frozenset(
+    {
+        "limit_s",
+        "num_processes",
+        "max_chars",
+        "max_tokens",
+        "target_tokens",
+        "clip_low",
+        "clip_high",
+        "grammars",
+        "function",
+        "path",
+    }
+)
+"""Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
+ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps"})
+
+
+def check(config: RunConfig, provenance: Provenance | None = None) -> None:
+    """Check every rule.
+
+    Raises:
+        ConfigError: one line per broken rule; with `provenance` each names the source of the value.
+    """
+    where = provenance or Provenance()
+    config = complete(config, where)
+    tree = asdict(config)
+    values = dict(_flatten(tree, ""))
+    broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
+    broken += [*_names(config), *_sampling(config), *_learning(config), *_reward(config), *_places(config)]
+    broken += [*_own_code(config, tree)]
+    choices = [*_choices(values, tree)]
+    problems = [_problem(key, rule, values, where) for key, rule in broken]
+    problems += [_problem(key, rule, values, where, suggestion) for key, rule, suggestion in choices]
+    raise_if_any(problems)
+
+
+def _problem(
+    key: str, rule: str, values: Mapping[str, object], where: Provenance, suggestion: str = ""
+) -> Problem:
+    return Problem(source=where.of(key), key=key, value=values[key], rule=rule, suggestion=suggestion)
+
+
+def _at(tree: Mapping[str, object], key: str) -> dict[str, object]:
+    node: object = tree
+    for part in key.split("."):
+        assert isinstance(node, Mapping), f"{key} leads through a value"
+        node = node[part]
+    return node if isinstance(node, dict) else {}
+
+
+def _flatten(value: object, key: str) -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of everything at and under `value`, sections included."""
+    if key:
+        yield key, value
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flatten(item, f"{key}.{name}" if key else str(name))
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float), f"a ranged key holds a number, got {value!r}"
+    return value
+
+
+def _ranges(values: Mapping[str, object]) -> Iterator[Broken]:
+    tests: list[tuple[list[str], Callable[[float], bool], str]] = [
+        (POSITIVE, lambda value: value > 0, "must be above 0"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+        (SHARE_ABOVE_ZERO, lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+        (SHARE, lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+    ]
+    for keys, holds, rule in tests:
+        yield from ((key, rule) for key in keys if not holds(_number(values[key])))
+    for key, value in values.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+            yield key, "must be finite"
+    yield from ((key, "must not be empty") for key in NOT_EMPTY if not values[key])
+
+
+def _entry_ranges(tree: Mapping[str, object]) -> Iterator[Broken]:
+    for entry_key in entry_keys(tree):
+        for name, value in _at(tree, entry_key).items():
+            key = f"{entry_key}.{name}"
+            if name in ENTRY_POSITIVE:
+                if isinstance(value, int | float) and value <= 0:
+                    yield key, "must be above 0"
+                elif not isinstance(value, int | float) and not value:
+                    yield key, "must not be empty"
+            elif name in ENTRY_NOT_NEGATIVE and _number(value) < 0:
+                yield key, "must not be negative"
+            elif name == "probability" and not 0 <= _number(value) <= 1:
+                yield key, "must be between 0 and 1"
+
+
+def _choices(values: Mapping[str, object], tree: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+    asked = list(CHOICES.items())
+    for entry_key in entry_keys(tree):
+        options = _at(tree, entry_key).keys() & ENTRY_CHOICES.keys()
+        asked += [(f"{entry_key}.{name}", ENTRY_CHOICES[name]) for name in sorted(options)]
+    for key, valid in asked:
+        if values[key] not in valid:
+            yield key, f"must be one of {', '.join(valid)}", nearest(str(values[key]), valid)
+
+
+def _not_supported_yet(config: RunConfig) -> Iterator[Broken]:
+    """What the schema can say and the loop cannot do."""
+    if config.rollout.max_lag > 0:
+        yield "rollout.max_lag", "max_lag above 0 is not supported yet"
+    if config.cluster.schedule == "overlap":
+        yield "cluster.schedule", "schedule overlap is not supported yet"
+
+
+def _names(config: RunConfig) -> Iterator[Broken]:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", config.name) or ".." in config.name:
+        yield "name", "must be a plain folder name: letters, digits, -, _ and single dots, at most 128 long"
+    for origin in config.loss:
+        if origin not in ORIGINS:
+            yield f"loss.{origin}", f"must be an origin of samples: {', '.join(ORIGINS)}"
+
+
+def _sampling(config: RunConfig) -> Iterator[Broken]:
+    rollout, evaluation = config.rollout, config.eval
+    kind = config.advantage["kind"]
+    if rollout.group_size == 1 and kind in GROUP_BASELINE:
+        yield "rollout.group_size", f"must be at least 2: advantage {kind} compares siblings"
+    if not evaluation.pass_at or any(k < 1 for k in evaluation.pass_at):
+        yield "eval.pass_at", "must hold numbers above 0"
+    elif max(evaluation.pass_at) > evaluation.num_samples:
+        yield "eval.pass_at", f"must not be larger than eval.num_samples ({evaluation.num_samples})"
+
+
+def _learning(config: RunConfig) -> Iterator[Broken]:
+    rollout, learner = config.rollout, config.learner
+    if learner.updates_per_step > 0 and rollout.groups_per_step % learner.updates_per_step:
+        rule = f"must be divisible by learner.updates_per_step ({learner.updates_per_step})"
+        yield "rollout.groups_per_step", rule
+    if learner.zero_stage not in range(4):
+        yield "learner.zero_stage", "must be 0, 1, 2 or 3"
+    if not all(0 <= beta < 1 for beta in learner.betas):
+        yield "learner.betas", "must be at least 0 and below 1"
+    longest = rollout.max_prompt_tokens + rollout.max_tokens
+    if learner.microbatch_tokens < longest:
+        rule = f"must hold one row: rollout.max_prompt_tokens + rollout.max_tokens is {longest}"
+        yield "learner.microbatch_tokens", rule
+    if config.kl.coef > 0 and config.kl.place == "loss" and config.kl.estimator == "k1":
+        yield "kl.estimator", "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
+
+
+def _reward(config: RunConfig) -> Iterator[Broken]:
+    for origin, entry in config.loss.items():  # unlike a scorer, a loss may not be climbed
+        if entry["weight"] < 0:
+            yield f"loss.{origin}.weight", "must not be negative"
+    if not any(entry["weight"] > 0 for entry in config.loss.values()):
+        yield "loss", "must have a loss with a weight above 0"
+    for name, entry in config.scorers.items():
+        if entry["kind"] == "length" and not entry["target_tokens"] < entry["max_tokens"]:
+            yield f"scorers.{name}.target_tokens", f"must be below max_tokens ({entry['max_tokens']})"
+    effects = (entry["weight"] != 0 or entry["combine"] != "sum" for entry in config.scorers.values())
+    if set(config.loss) != {"sft"} and not any(effects):
+        yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
+
+
+def _places(config: RunConfig) -> Iterator[Broken]:
+    generator, cluster = config.generator, config.cluster
+    if cluster.device == "cpu" and generator.tensor_parallel > 1:
+        yield "generator.tensor_parallel", "must be 1 with cluster.device cpu"
+    if cluster.device == "cpu" and generator.weight_transfer in ("nccl", "ipc"):
+        yield "generator.weight_transfer", "must be auto or arrow with cluster.device cpu"
+    if cluster.spawn == "local" and config.learner.num_ranks > 1:
+        yield "learner.num_ranks", "must be 1 with cluster.spawn local: ranks are processes"
+
+
+def _own_code(config: RunConfig, tree: Mapping[str, object]) -> Iterator[Broken]:
+    """The user's own "module:attr" must be well formed and stand under a prefix in `allow`."""
+    targets = [(f"{key}.kind", str(_at(tree, key)["kind"])) for key in entry_keys(tree)]
+    targets = [(key, target) for key, target in targets if ":" in target]
+    for name, entry in config.scorers.items():
+        options = scorer_options(entry)[1]
+        if isinstance(options, CustomOptions) and options.function:
+            targets.append((f"scorers.{name}.function", options.function))
+    for key, target in targets:
+        module, _, attribute = target.partition(":")
+        if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            yield key, 'must be "module:attr"'
+        elif not any(module == prefix or module.startswith(f"{prefix}.") for prefix in config.allow):
+            yield key, f"must be in a module under a prefix in allow, which is {list(config.allow)}"

@@ -1,0 +1,134 @@
+"""The command line: `polyphony VERB ...` or `python -m polyphony VERB ...`.
+
+In: arguments. Out: an exit code: 0, or 2 with one message on stderr for input that cannot be used. A verb is a
+small function that imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code; 2 for bad input. Errors of any other kind pass through."""
+    hidden = _hidden_package(Path(__file__).resolve().parents[1])
+    if hidden:
+        return _refuse(hidden)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _run(arguments, rest)
+    except (ValueError, FileNotFoundError) as error:
+        if _came_from_an_actor(error):
+            raise
+        if arguments.traceback:
+            traceback.print_exc()
+        return _refuse(str(error))
+
+
+def print_config(config_path: str, overrides: Sequence[str]) -> int:
+    """Print the resolved config, without secrets, as YAML."""
+    from configs.load import dump_yaml, load_config
+
+    print(dump_yaml(load_config(config_path, overrides)), end="")
+    return 0
+
+
+def run_training(config_path: str, overrides: Sequence[str], dry_run: bool) -> int:
+    """Train, or with `dry_run` only validate and show what would run."""
+    from configs.load import load_config
+
+    config = load_config(config_path, overrides)
+    from cluster.train import train
+
+    return train(config, dry_run=dry_run)
+
+
+def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
+    """Make a small base model from scratch."""
+    from lab.pretrain import pretrain
+
+    return pretrain(config_path, overrides)
+
+
+def write_run_report(run: str) -> int:
+    """Write a run's report and print where it is."""
+    from viewer.report import write_report
+
+    print(write_report(Path(run)))
+    return 0
+
+
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    match arguments.verb:
+        case "config":
+            return print_config(arguments.config, [*arguments.overrides, *rest])
+        case "train":
+            return run_training(arguments.config, [*arguments.overrides, *rest], arguments.dry_run)
+        case "lab":
+            return run_pretraining(arguments.config, [*arguments.overrides, *rest])
+        case "report":
+            return write_run_report(arguments.run)
+    raise AssertionError(f"no function for verb {arguments.verb}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="polyphony", description="Reinforcement-learning post-training that keeps a model's many voices."
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where bad input was refused")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    config = verbs.add_parser("config", help="look at a config").add_subparsers(
+        dest="config_verb", required=True, metavar="VERB"
+    )
+    _add_config(config.add_parser("print", help="print the resolved config"))
+    train = verbs.add_parser("train", help="train a policy")
+    _add_config(train)
+    train.add_argument("--dry-run", action="store_true", help="show what would run, start nothing")
+    lab = verbs.add_parser("lab", help="controlled experiments").add_subparsers(
+        dest="lab_verb", required=True, metavar="VERB"
+    )
+    _add_config(lab.add_parser("pretrain", help="make a small base model from scratch"))
+    report = verbs.add_parser("report", help="write a run's report")
+    report.add_argument("run", metavar="RUN", help="a run directory, such as runs/debug")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a preset name or a YAML file")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="such as learner.lr=1e-4")
+
+
+def _hidden_package(root: Path) -> str:
+    """What is wrong if a package of ours would be imported from another place than `root`, else "".
+
+    A folder of the user's own named `rewards` in the working directory would hide ours. Nothing is imported.
+    """
+    for name in PACKAGES:
+        spec = find_spec(name)
+        if spec is None:
+            return f"package {name} must stand beside polyphony in {root}, found none"
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]
+        if places[0] != root / name:
+            return f"package {name} must be imported from {root / name}, got {places[0]}, which hides it"
+    return ""
+
+
+def _came_from_an_actor(error: Exception) -> bool:
+    """Whether Ray carried the error here: a programme that failed elsewhere, which keeps its traceback."""
+    return any(cls.__module__.partition(".")[0] == "ray" for cls in type(error).__mro__)
+
+
+def _refuse(message: str) -> int:
+    print(f"polyphony: {message}", file=sys.stderr)
+    return BAD_INPUT
