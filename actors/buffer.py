@@ -1,0 +1,289 @@
+"""The rollout buffer: scored groups in, training batches out, nothing lost between.
+
+In: one record batch per group (`add`), journaled before it can be trained on. Out: an index of the next
+groups (`take`), their rows (`shard`), and a committed step (`commit`). Called by the loop and by the
+learner ranks, through `cluster`; a plain class that holds what is on its way and knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollouts.columns import LEARNER_FIELDS, ROLLOUT_SCHEMA
+from rollouts.files import Json
+from rollouts.journal import Journal
+from rollouts.schema import compact, to_batch, validate
+from rollouts.store import commit_step, committed_steps, read_summary
+
+_INDEX_COLUMNS: Final = (
+    "submission_index",
+    "group_id",
+    "sample_id",
+    "prompt_id",
+    "domain",
+    "origin",
+    "reward",
+    "format_tag",
+    "answer",
+    "answer_ok",
+    "finish_reason",
+)
+_REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
+_NO_VERSION: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class BufferStatus:
+    """What the buffer holds.
+
+    `waiting` are the submission indexes that can be taken, ascending; `recovered` how many of the groups
+    came from the journal at start; `bad_files` journal files that were damaged and set aside at start;
+    `num_dropped` the groups dropped as too old since then.
+    """
+
+    waiting: tuple[int, ...]
+    recovered: int
+    bad_files: tuple[str, ...]
+    num_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A group in memory; `min_version` is its tokens' oldest policy_version, _NO_VERSION without any."""
+
+    group_id: str
+    min_version: int
+    batch: pa.RecordBatch
+
+    def record(self, submission_index: int) -> dict[str, Json]:
+        version = None if self.min_version == _NO_VERSION else self.min_version
+        return {"submission_index": submission_index, "group_id": self.group_id, "min_version": version}
+
+
+class BufferActor:
+    """The buffer of one run. On start, journaled groups that no committed step has used wait again.
+
+    Raises:
+        ValueError: the journal holds groups of another run_id or schema version.
+    """
+
+    def __init__(self, run_dir: str, run_id: str) -> None:
+        self._run_dir = Path(run_dir)
+        self._run_id = run_id
+        self._journal = Journal(self._run_dir / "journal")
+        self._waiting: dict[int, _Held] = {}
+        self._taken: dict[int, _Held] = {}
+        self._taken_rows: pa.RecordBatch | None = None
+        self._dropped: dict[int, _Held] = {}
+        self._num_dropped = 0
+        self._bad_files = tuple(str(path) for path in self._journal.recover())
+        self._seen = self._settled_groups()
+        self._reload()
+        self._recovered = len(self._waiting)
+
+    def _settled_groups(self) -> dict[int, str]:
+        """submission_index -> group_id of every group that a committed step has used or dropped."""
+        settled: dict[int, str] = {}
+        for step in committed_steps(self._run_dir):
+            summary = read_summary(self._run_dir, step)
+            for key in ("groups_used", "groups_dropped"):
+                records: list[dict[str, int | str]] = summary.get(key, [])  # type: ignore[assignment]
+                settled |= {int(record["submission_index"]): str(record["group_id"]) for record in records}
+        return settled
+
+    def _reload(self) -> None:
+        indexes = self._journal.indexes()
+        # a crash may have come between a step's rename and the dropping of its journal files
+        self._journal.drop(index for index in indexes if index in self._seen)
+        for index in indexes:
+            if index in self._seen:
+                continue
+            batch = self._journal.read(index)
+            try:
+                self._check_run(batch)
+                self._hold(index, batch)
+            except ValueError as error:
+                raise ValueError(f"{self._journal.path(index)}: {error}") from error
+
+    def status(self) -> BufferStatus:
+        """What is waiting, what was recovered and what was dropped."""
+        return BufferStatus(tuple(sorted(self._waiting)), self._recovered, self._bad_files, self._num_dropped)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take in one group (rows of GROUP_SCHEMA that share submission_index and group_id), durably.
+
+        A group that was added before, even if it is committed or dropped by now, is passed over.
+
+        Raises:
+            ValueError: the rows break the contract, are of another run, are not one group, or the submission
+                already has another group.
+            OSError: the journal could not be written; the group is then not taken in, and may be added again.
+        """
+        if batch.num_rows == 0:
+            raise ValueError("a group must have at least one row, got none")
+        index, group_id = batch.column("submission_index")[0].as_py(), batch.column("group_id")[0].as_py()
+        known = self._seen.get(index)
+        if known is not None:
+            if known != group_id:
+                raise ValueError(f"submission {index} must keep its group {known!r}, got {group_id!r}")
+            return
+        validate(batch)
+        own = compact(batch)
+        self._check_run(own)  # before it becomes durable
+        self._journal.append(index, own)
+        self._hold(index, own)
+
+    def _check_run(self, batch: pa.RecordBatch) -> None:
+        runs = batch.column("run_id").unique().to_pylist()
+        if runs != [self._run_id]:
+            raise ValueError(f"run_id must be {self._run_id!r} in every row, got {runs[:5]}")
+
+    def _hold(self, index: int, batch: pa.RecordBatch) -> None:
+        group_id = batch.column("group_id")[0].as_py()
+        self._waiting[index] = _Held(group_id, int(_row_versions(batch).min()), batch)
+        self._seen[index] = group_id
+
+    def take(self, num_groups: int, min_version: int) -> pa.Table | None:
+        """The index of the next `num_groups` groups in order of submission; None if there are too few.
+
+        Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
+        in the next commit. The index has one row per completion: `row` (for `shard`), submission_index,
+        group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, min_version (null
+        without versions), reward, format_tag, answer, answer_ok, finish_reason. Taken groups stay taken
+        until `commit`.
+
+        Raises:
+            ValueError: num_groups is not positive, or the groups taken before are not committed yet.
+        """
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
+        if self._taken:
+            raise ValueError(f"the groups taken before must be committed first, got {len(self._taken)} open")
+        for index in [i for i, held in self._waiting.items() if held.min_version < min_version]:
+            self._dropped[index] = self._waiting.pop(index)
+            self._num_dropped += 1
+        if len(self._waiting) < num_groups:
+            return None
+        chosen = sorted(self._waiting)[:num_groups]
+        self._taken = {index: self._waiting.pop(index) for index in chosen}
+        self._taken_rows = pa.concat_batches([held.batch for held in self._taken.values()])
+        return _index_of(self._taken_rows)
+
+    def shard(self, row_numbers: Sequence[int]) -> pa.RecordBatch:
+        """The taken rows with these numbers (the index's `row`), in this order, in buffers of their own.
+
+        Raises:
+            ValueError: nothing is taken, or a number is out of range.
+        """
+        rows = self._open_rows()
+        numbers = np.asarray(row_numbers, dtype=np.int64)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= rows.num_rows):
+            raise ValueError(
+                f"row numbers must be within 0..{rows.num_rows - 1}, got {numbers.min()}..{numbers.max()}"
+            )
+        return rows.take(pa.array(numbers))
+
+    def _open_rows(self) -> pa.RecordBatch:
+        if self._taken_rows is None:
+            raise ValueError("groups must be taken first, got none")
+        return self._taken_rows
+
+    def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
+        """Join the taken rows with the learner's columns, commit them as step `step`; returns seconds taken.
+
+        `columns` has sample_id, proximal_logprobs, entropy, advantage and any other learner column
+        (absent ones are null; `step` is filled in here), one row per trained sample in any order; rows
+        without a reward may be missing. `groups_used`, `groups_dropped` and `collection_order` are added
+        to `summary`. The journal files of those groups are dropped once the step is durable.
+
+        Raises:
+            ValueError: nothing is taken, `columns` does not fit the taken rows, or the step exists.
+            OSError: the step could not be written; nothing is forgotten. Unless the step had appeared already
+                (its folder tells), commit may be called again.
+        """
+        began = time.perf_counter()
+        table = _join(self._open_rows(), columns, step)
+        validate(table)
+        used = [held.record(index) for index, held in self._taken.items()]
+        dropped = [held.record(index) for index, held in sorted(self._dropped.items())]
+        commit_step(
+            self._run_dir,
+            step,
+            table,
+            {
+                **summary,
+                "groups_used": used,
+                "groups_dropped": dropped,
+                "collection_order": list(self._taken),
+            },
+        )
+        settled = [*self._taken, *self._dropped]
+        self._taken, self._taken_rows, self._dropped = {}, None, {}
+        self._journal.drop(settled)
+        return time.perf_counter() - began
+
+
+def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
+    """[N] the oldest policy_version of each row's tokens, _NO_VERSION where there is none."""
+    column = batch.column("versions")
+    rows = np.repeat(np.arange(batch.num_rows), pc.list_value_length(column).to_numpy())
+    oldest = np.full(batch.num_rows, _NO_VERSION, dtype=np.int64)
+    np.minimum.at(
+        oldest, rows, pc.struct_field(pc.list_flatten(column), "version").to_numpy(zero_copy_only=False)
+    )
+    return oldest
+
+
+def _index_of(rows: pa.RecordBatch) -> pa.Table:
+    versions = _row_versions(rows)
+    columns: dict[str, pa.Array] = {"row": pa.array(np.arange(rows.num_rows, dtype=np.int64))}
+    columns |= {name: rows.column(name) for name in _INDEX_COLUMNS}
+    columns["num_prompt_tokens"] = pc.list_value_length(rows.column("prompt_ids"))
+    columns["num_tokens"] = pc.list_value_length(rows.column("token_ids"))
+    columns["min_version"] = pa.array(versions, mask=versions == _NO_VERSION)
+    return pa.table(columns)
+
+
+def _join(rows: pa.RecordBatch, columns: pa.Table, step: int) -> pa.Table:
+    """`rows` with the learner's columns, matched by sample_id: ROLLOUT_SCHEMA, not yet validated."""
+    known = {field.name for field in LEARNER_FIELDS} | {"sample_id"}
+    for name in columns.schema.names:
+        if name not in known:
+            raise ValueError(f"learner columns must be among {', '.join(sorted(known))}, got {name!r}")
+    for name in _REQUIRED:
+        if name not in columns.schema.names:
+            raise ValueError(f"learner columns must include {name}, got {columns.schema.names}")
+    given = to_batch(columns)
+    ids, scored = rows.column("sample_id"), given.column("sample_id")
+    if pc.count_distinct(scored).as_py() != len(scored):
+        raise ValueError("learner columns must have one row per sample_id, got one twice")
+    strangers = scored.filter(pc.invert(pc.is_in(scored, value_set=ids)))
+    if len(strangers):
+        raise ValueError(f"learner columns must be of taken samples, got sample_id {strangers[0].as_py()!r}")
+    position = pc.index_in(ids, value_set=scored)
+    arrays = list(rows.columns)
+    for field in LEARNER_FIELDS:
+        if field.name == "step":
+            arrays.append(pa.repeat(pa.scalar(step, field.type), rows.num_rows))
+        elif field.name in given.schema.names:
+            arrays.append(_fit(given.column(field.name), field).take(position))
+        else:
+            arrays.append(pa.nulls(rows.num_rows, field.type))
+    return pa.Table.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
+
+
+def _fit(column: pa.Array, field: pa.Field) -> pa.Array:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"learner column {field.name} must be {field.type}, got {column.type}: {error}"
+        ) from error

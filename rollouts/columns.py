@@ -1,0 +1,108 @@
+"""The columns of a rollout row: names, Arrow types, and which may be null.
+
+One row is one completion. GROUP_SCHEMA is what is known once a group is sampled and scored; ROLLOUT_SCHEMA
+adds what the learner measured. Read by `rollouts.schema` (building and checking rows), the journal, the store
+and the buffer. Both schemas carry their version in the metadata key `polyphony.schema_version`.
+
+Shapes: T is the length of `token_ids`, the completion. Every list column marked [T] has exactly T entries;
+the prompt is never part of them. Entropies and logprobs are in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+VERSION_KEY: Final = b"polyphony.schema_version"
+SCHEMA_VERSION: Final = 1
+METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
+
+IDS: Final = pa.list_(pa.int32())
+FLOATS: Final = pa.list_(pa.float32())
+TEXT_MAP: Final = pa.map_(pa.string(), pa.string())
+SCORE_MAP: Final = pa.map_(pa.string(), pa.float64())
+VERSIONS: Final = pa.list_(pa.struct([("start", pa.int32()), ("version", pa.int64())]))
+SPANS: Final = pa.list_(pa.struct([("label", pa.string()), ("start", pa.int32()), ("end", pa.int32())]))
+
+
+def _always(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
+    _always("run_id", pa.string()),
+    _always("submission_index", pa.int64()),
+    _always("group_id", pa.string()),
+    _always("sample_id", pa.string()),
+    pa.field("parent_id", pa.string()),  # sample_id of the completion this one refines
+    _always("prompt_id", pa.string()),
+    _always("domain", pa.string()),
+    _always("epoch", pa.int32()),
+    _always("origin", pa.string()),  # one of ORIGINS
+    _always("seed", pa.int64()),
+    _always("prompt_ids", IDS),  # the context the row is trained under
+    pa.field("behavior_prompt_ids", IDS),  # the context it was sampled under, where that is another
+    _always("token_ids", IDS),  # [T]
+    _always("loss_mask", pa.list_(pa.bool_())),  # [T]
+    _always("text", pa.string()),
+    _always("finish_reason", pa.string()),
+    pa.field("behavior_logprobs", FLOATS),  # [T], entries null where masked; null for sft
+    _always("versions", VERSIONS),  # policy_version from token `start` on
+    _always("temperature", pa.float64()),
+    _always("top_p", pa.float64()),
+    _always("max_tokens", pa.int32()),
+    pa.field("format_tag", pa.string()),
+    _always("tags", TEXT_MAP),
+    _always("scores", SCORE_MAP),  # null where the status is not ok
+    _always("score_status", TEXT_MAP),
+    _always("reward_vector", pa.list_(pa.float64())),
+    pa.field("reward", pa.float64()),  # null: a score is missing, so the row is not trained on
+    _always("spans", SPANS),  # half-open token ranges within [0, T]
+    pa.field("answer", pa.string()),
+    pa.field("answer_ok", pa.bool_()),
+    pa.field("partition_id", pa.int32()),
+    pa.field("partition_size", pa.int32()),
+    pa.field("critique", pa.string()),
+    pa.field("critique_kind", pa.string()),
+    pa.field("critique_verdict", pa.string()),
+    pa.field("critique_leak", pa.bool_()),
+    pa.field("visit_count", pa.int64()),  # of this (prompt, answer) before this sample
+)
+
+LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
+    _always("step", pa.int64()),
+    pa.field("update_count", pa.int64()),  # optimiser updates of this step that the row took part in
+    pa.field("proximal_logprobs", FLOATS),  # [T]; null only where the reward is
+    pa.field("ref_logprobs", FLOATS),  # [T]
+    pa.field("base_logprobs", FLOATS),  # [T]
+    pa.field("entropy", FLOATS),  # [T], at the sampling temperature; null only where the reward is
+    pa.field("entropy_mean", pa.float64()),  # over loss_mask; null when the mask is empty
+    pa.field("entropy_mean_t1", pa.float64()),  # the same at temperature 1
+    pa.field("advantage", pa.float64()),
+    pa.field("token_advantage", FLOATS),  # [T], when it differs by token
+)
+
+GROUP_SCHEMA: Final = pa.schema(GROUP_FIELDS, metadata=METADATA)
+ROLLOUT_SCHEMA: Final = pa.schema(GROUP_FIELDS + LEARNER_FIELDS, metadata=METADATA)
+
+ORIGINS: Final = ("policy", "refined", "replay", "sft")
+TOKEN_COLUMNS: Final = (
+    "loss_mask",
+    "behavior_logprobs",
+    "proximal_logprobs",
+    "ref_logprobs",
+    "base_logprobs",
+    "entropy",
+    "token_advantage",
+)
+SCORED_COLUMNS: Final = ("proximal_logprobs", "entropy")
+"""Learner columns that every row with a reward must have."""
+
+
+def check_version(metadata: dict[bytes, bytes] | None, source: str) -> None:
+    """Raise ValueError, naming `source`, unless `metadata` carries the schema version this code writes."""
+    found = (metadata or {}).get(VERSION_KEY)
+    if found != METADATA[VERSION_KEY]:
+        shown = found.decode(errors="replace") if found is not None else "none"
+        raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {SCHEMA_VERSION}, got {shown}")

@@ -1,0 +1,328 @@
+"""Building and checking rows of the row contract: groups and supervised examples in, Arrow batches out.
+
+`group_to_batch` is called by the rollout producer, `sft_batch` by pretraining, `validate` wherever rows
+become durable (the buffer), `compact` before a batch is sent anywhere. The columns are in
+`rollouts.columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollouts.columns import (
+    GROUP_SCHEMA,
+    ORIGINS,
+    ROLLOUT_SCHEMA,
+    SCHEMA_VERSION,
+    SCORED_COLUMNS,
+    TOKEN_COLUMNS,
+    check_version,
+)
+from rollouts.records import Group, Sample
+
+__all__ = [
+    "GROUP_SCHEMA",
+    "ROLLOUT_SCHEMA",
+    "SCHEMA_VERSION",
+    "compact",
+    "group_to_batch",
+    "sft_batch",
+    "to_batch",
+    "validate",
+]
+
+IntArray = npt.NDArray[np.int64]
+# typed once: Arrow's guessing of a Python string's type costs more than the comparison
+_ORIGINS = pa.array(ORIGINS, pa.string())
+_POLICY, _SFT = pa.scalar("policy", pa.string()), pa.scalar("sft", pa.string())
+_Values = Mapping[str, Sequence[object] | pa.Array]
+
+
+def group_to_batch(group: Group, run_id: str) -> pa.RecordBatch:
+    """The G samples of `group` as G rows of GROUP_SCHEMA, in order.
+
+    Every completion token counts in the loss; a row of origin sft gets null behavior_logprobs.
+
+    Raises:
+        ValueError: a value does not fit its column (a token id over 31 bits, text that is not Unicode, ...).
+    """
+    submission, samples = group.submission, group.samples
+    prompt, sampling, num_rows = submission.prompt, submission.sampling, len(samples)
+    repeated: dict[str, object] = {
+        "run_id": run_id,
+        "submission_index": submission.submission_index,
+        "group_id": submission.group_id,
+        "prompt_id": prompt.prompt_id,
+        "domain": prompt.domain,
+        "epoch": prompt.epoch,
+        "prompt_ids": submission.prompt_ids,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+    columns: dict[str, Sequence[object]] = {name: [value] * num_rows for name, value in repeated.items()}
+    columns |= _sample_columns(samples)
+    return _from_values(columns, num_rows, f"group {submission.group_id}")
+
+
+def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
+    completions = [sample.completion for sample in samples]
+    return {
+        "sample_id": [c.sample_id for c in completions],
+        "origin": [s.origin for s in samples],
+        "seed": [c.seed for c in completions],
+        "token_ids": [c.token_ids for c in completions],
+        "loss_mask": [[True] * len(c.token_ids) for c in completions],
+        "text": [c.text for c in completions],
+        "finish_reason": [c.finish_reason for c in completions],
+        "behavior_logprobs": [None if s.origin == "sft" else s.completion.behavior_logprobs for s in samples],
+        "versions": [
+            [{"start": start, "version": version} for start, version in c.versions] for c in completions
+        ],
+        "format_tag": [s.tags.get("format") for s in samples],
+        "tags": [list(s.tags.items()) for s in samples],
+        "scores": [list(s.scores.items()) for s in samples],
+        "score_status": [list(s.score_status.items()) for s in samples],
+        "reward_vector": [s.reward_vector for s in samples],
+        "reward": [s.reward for s in samples],
+        "spans": [[{"label": p.label, "start": p.start, "end": p.end} for p in s.spans] for s in samples],
+        "answer": [s.answer for s in samples],
+        "answer_ok": [s.answer_ok for s in samples],
+    }
+
+
+def sft_batch(
+    run_id: str,
+    *,
+    prompt_ids: Sequence[Sequence[int]],
+    token_ids: Sequence[Sequence[int]],
+    text: Sequence[str],
+    domain: Sequence[str],
+    format_tag: Sequence[str | None],
+    first_index: int = 0,
+    epoch: int = 0,
+) -> pa.RecordBatch:
+    """N supervised examples as rows of GROUP_SCHEMA with origin sft; every sequence has N entries.
+
+    Row i is its own group, with submission_index `first_index + i` and ids "sft-<submission_index>"; it has
+    no behaviour logprobs, no versions, no scores and no reward, and temperature 1.
+
+    Raises:
+        ValueError: the sequences differ in length, or a value does not fit its column.
+    """
+    num_rows = len(token_ids)
+    given = {"prompt_ids": prompt_ids, "text": text, "domain": domain, "format_tag": format_tag}
+    for name, values in given.items():
+        if len(values) != num_rows:
+            raise ValueError(f"{name} must have {num_rows} entries like token_ids, got {len(values)}")
+    names = [f"sft-{index}" for index in range(first_index, first_index + num_rows)]
+    constants: dict[str, object] = {
+        "run_id": run_id,
+        "epoch": epoch,
+        "origin": "sft",
+        "seed": 0,
+        "finish_reason": "stop",
+        "temperature": 1.0,
+        "top_p": 1.0,
+    }
+    empty: Sequence[object] = [[]] * num_rows
+    tokens = pa.array(token_ids, GROUP_SCHEMA.field("token_ids").type)
+    ids = pa.array(names, pa.string())
+    tagged = [[] if tag is None else [("format", tag)] for tag in format_tag]
+    columns: dict[str, Sequence[object] | pa.Array] = {
+        **{
+            name: pa.repeat(pa.scalar(value, GROUP_SCHEMA.field(name).type), num_rows)
+            for name, value in constants.items()
+        },
+        "submission_index": pa.array(np.arange(first_index, first_index + num_rows, dtype=np.int64)),
+        "group_id": ids,
+        "sample_id": ids,
+        "prompt_id": ids,
+        "domain": domain,
+        "prompt_ids": prompt_ids,
+        "token_ids": tokens,
+        "loss_mask": _all_true_like(tokens),
+        "text": text,
+        "versions": empty,
+        "max_tokens": pc.list_value_length(tokens),
+        "format_tag": format_tag,
+        "tags": tagged,
+        "scores": empty,
+        "score_status": empty,
+        "reward_vector": empty,
+        "spans": empty,
+    }
+    return _from_values(columns, num_rows, "sft rows")
+
+
+def _all_true_like(lists: pa.ListArray) -> pa.ListArray:
+    """A list<bool> array of the lengths of `lists` (which has no nulls and no offset), all true."""
+    return pa.ListArray.from_arrays(lists.offsets, pa.array(np.ones(len(lists.values), dtype=np.bool_)))
+
+
+def _from_values(columns: _Values, num_rows: int, source: str) -> pa.RecordBatch:
+    """Rows of GROUP_SCHEMA; a column not given is null."""
+    arrays = []
+    for field in GROUP_SCHEMA:
+        values = columns.get(field.name)
+        if values is None:
+            assert field.nullable, f"no values for {field.name}"
+            arrays.append(pa.nulls(num_rows, field.type))
+            continue
+        try:
+            arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{source}: column {field.name} must hold {field.type}: {error}") from error
+    return pa.RecordBatch.from_arrays(arrays, schema=GROUP_SCHEMA)
+
+
+def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows in buffers of their own.
+
+    A slice keeps its parent's buffers and serialises all of them: call this before one leaves the process.
+    """
+    return batch.take(pa.array(np.arange(batch.num_rows, dtype=np.int64)))
+
+
+def to_batch(table: pa.Table) -> pa.RecordBatch:
+    """All rows of `table` as one record batch (a table of zero rows gives an empty one)."""
+    columns = []
+    for column in table.columns:
+        joined = column.combine_chunks()
+        columns.append(pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined)
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def validate(batch: pa.RecordBatch | pa.Table) -> None:
+    """Check rows against the contract: ROLLOUT_SCHEMA if there is a `step` column, else GROUP_SCHEMA.
+
+    Raises:
+        ValueError: naming the column, and the row with its sample_id, of the first rule broken.
+    """
+    rows = to_batch(batch) if isinstance(batch, pa.Table) else batch
+    expected = ROLLOUT_SCHEMA if "step" in rows.schema.names else GROUP_SCHEMA
+    _check_schema(rows.schema, expected)
+    for field, column in zip(expected, rows.columns, strict=True):
+        if not field.nullable and column.null_count:
+            _fail(rows, field.name, column.is_null(), "must not be null")
+    _check_ids(rows)
+    lengths = _lengths(rows.column("token_ids"))
+    _check_token_columns(rows, lengths)
+    _check_behavior(rows)
+    _check_rewards(rows)
+    _check_versions(rows, lengths)
+    _check_spans(rows, lengths)
+    if expected is ROLLOUT_SCHEMA:
+        for name in SCORED_COLUMNS:
+            missing = pc.and_(rows.column(name).is_null(), rows.column("reward").is_valid())
+            _fail(rows, name, missing, "must not be null where there is a reward")
+
+
+def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
+    check_version(found.metadata, "rows")
+    if found.equals(expected):
+        return
+    for field in expected:
+        if field.name not in found.names:
+            raise ValueError(f"column {field.name} must be present, got columns {found.names}")
+        kind = found.field(field.name).type
+        if not kind.equals(field.type):
+            raise ValueError(f"column {field.name} must have type {field.type}, got {kind}")
+    unknown = [name for name in found.names if name not in expected.names]
+    if unknown:
+        raise ValueError(f"column {unknown[0]} must be one of the row contract's, got an unknown name")
+    if found.names != expected.names:
+        raise ValueError(f"columns must stand in the order of the row contract, got {found.names}")
+
+
+def _check_ids(rows: pa.RecordBatch) -> None:
+    unknown = pc.invert(pc.is_in(rows.column("origin"), value_set=_ORIGINS))
+    _fail(rows, "origin", unknown, f"must be one of {', '.join(ORIGINS)}")
+    names = rows.column("sample_id")
+    if pc.count_distinct(names).as_py() != rows.num_rows:
+        first = pc.index_in(names, value_set=names).to_numpy()
+        _fail(rows, "sample_id", pa.array(first != np.arange(rows.num_rows)), "must be unique")
+
+
+def _check_token_columns(rows: pa.RecordBatch, lengths: IntArray) -> None:
+    for name in TOKEN_COLUMNS:
+        if name not in rows.schema.names:
+            continue
+        column = rows.column(name)
+        wrong = (_lengths(column) != lengths) & column.is_valid().to_numpy(zero_copy_only=False)
+        _fail(rows, name, pa.array(wrong), "must have as many entries as token_ids")
+
+
+def _check_behavior(rows: pa.RecordBatch) -> None:
+    column, origin = rows.column("behavior_logprobs"), rows.column("origin")
+    extra = pc.and_(column.is_valid(), pc.equal(origin, _SFT))
+    _fail(rows, "behavior_logprobs", extra, "must be null for sft")
+    missing = pc.and_(column.is_null(), pc.equal(origin, _POLICY))
+    _fail(rows, "behavior_logprobs", missing, "must not be null for policy")
+    present = pc.indices_nonzero(column.is_valid())
+    kept = column if len(present) == rows.num_rows else column.take(present)
+    masks = rows.column("loss_mask")
+    masks = masks if len(present) == rows.num_rows else masks.take(present)
+    wrong = pc.not_equal(pc.list_flatten(kept).is_valid(), pc.list_flatten(masks)).fill_null(True)
+    if pc.any(wrong).as_py():
+        parents = np.repeat(present.to_numpy(), _lengths(kept))
+        row = int(parents[pc.index(wrong, True).as_py()])
+        raise _row_error(rows, "behavior_logprobs", row, "must be null exactly where loss_mask is false")
+
+
+def _check_rewards(rows: pa.RecordBatch) -> None:
+    infinite = pc.invert(pc.is_finite(rows.column("reward"))).fill_null(False)
+    _fail(rows, "reward", infinite, "must be finite or null")
+
+
+def _check_versions(rows: pa.RecordBatch, lengths: IntArray) -> None:
+    column = rows.column("versions")
+    parents = np.repeat(np.arange(rows.num_rows), _lengths(column))
+    starts = pc.struct_field(pc.list_flatten(column), "start").to_numpy(zero_copy_only=False)
+    is_first = np.diff(parents, prepend=-1) != 0
+    wrong = np.where(is_first, starts != 0, np.diff(starts, prepend=0) <= 0)
+    wrong |= starts >= np.maximum(lengths[parents], 1)
+    if wrong.any():
+        row = int(parents[int(np.argmax(wrong))])
+        raise _row_error(rows, "versions", row, "must start at token 0, ascend, and stay within token_ids")
+    policy = pc.equal(rows.column("origin"), _POLICY).to_numpy(zero_copy_only=False)
+    bare = policy & (lengths > 0) & (_lengths(column) == 0)
+    _fail(rows, "versions", pa.array(bare), "must name the policy_version of sampled tokens")
+
+
+def _check_spans(rows: pa.RecordBatch, lengths: IntArray) -> None:
+    column = rows.column("spans")
+    parents = np.repeat(np.arange(rows.num_rows), _lengths(column))
+    if not len(parents):
+        return
+    flat = pc.list_flatten(column)
+    starts = pc.struct_field(flat, "start").to_numpy(zero_copy_only=False)
+    ends = pc.struct_field(flat, "end").to_numpy(zero_copy_only=False)
+    wrong = ~((starts >= 0) & (starts <= ends) & (ends <= lengths[parents]))
+    if wrong.any():
+        row = int(parents[int(np.argmax(wrong))])
+        raise _row_error(rows, "spans", row, "must satisfy 0 <= start <= end <= number of tokens")
+
+
+def _lengths(column: pa.ListArray) -> IntArray:
+    """[N] entries per row, 0 for a null row."""
+    return pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _fail(rows: pa.RecordBatch, column: str, wrong: pa.BooleanArray, rule: str) -> None:
+    """Raise for the first true entry of `wrong`, if there is one."""
+    row = pc.index(wrong, True).as_py()
+    if row >= 0:
+        raise _row_error(rows, column, row, rule)
+
+
+def _row_error(rows: pa.RecordBatch, column: str, row: int, rule: str) -> ValueError:
+    value = repr(rows.column(column)[row].as_py())
+    shown = value if len(value) <= 120 else value[:117] + "..."
+    sample_id = rows.column("sample_id")[row].as_py()
+    return ValueError(f"row {row} (sample_id {sample_id!r}), column {column}: {rule}, got {shown}")
