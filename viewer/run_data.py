@@ -127,7 +127,7 @@ def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]
         step = record.get("step")
         if _is_step(step):
             assert isinstance(step, int)
-            records[step] = _floats(record)
+            records[step] = _floats(record, record.get("nonfinite"))
         else:
             notes.append(
                 f"metrics.jsonl line {number} is not a JSON object with a whole number under step: left out"
@@ -156,9 +156,13 @@ def _is_step(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_STEP
 
 
-def _floats(record: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of `record` by name; not-finite and absurd ones become NaN, other types are left out."""
-    numbers: dict[str, float] = {}
+def _floats(record: Mapping[str, object], nonfinite: object) -> dict[str, float]:
+    """The numbers of `record` by name; absurd ones, and those that `nonfinite` names, become NaN.
+
+    The store leaves values that are not finite out and lists their names. Other types are skipped.
+    """
+    names = nonfinite if isinstance(nonfinite, list) else []
+    numbers = {name: math.nan for name in names if isinstance(name, str)}
     for key, value in record.items():
         if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
             numbers[key] = float(value) if abs(value) <= _LARGEST else math.nan
@@ -179,9 +183,10 @@ def _step_metrics(parent: Path, notes: list[str]) -> dict[int, dict[str, float]]
     records: dict[int, dict[str, float]] = {}
     for step, folder in _step_folders(parent):
         path = folder / "step.json"
-        metrics = _parse_object(_read_text(path, notes)).get("metrics") if path.is_file() else None
+        summary = _parse_object(_read_text(path, notes)) if path.is_file() else {}
+        metrics = summary.get("metrics")
         if isinstance(metrics, dict):
-            records[step] = _floats(metrics)
+            records[step] = _floats(metrics, summary.get("nonfinite"))
         else:
             notes.append(f"{parent.name}/{folder.name}/step.json has no metrics: left out")
     return records

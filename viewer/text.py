@@ -75,4 +75,6 @@ def format_share(value: float) -> str:
     if not math.isfinite(value):
         return MISSING
     percent = 100.0 * value
+    if abs(percent) >= 1e4:  # no share at all
+        return f"{percent:.1e}%"
     return f"{percent:.1f}%" if 0 < abs(percent) < 1 else f"{percent:.0f}%"
