@@ -37,8 +37,8 @@ def combine(
 
     A gate is 0 where its score is 0, else 1. Without a weighted scorer the sum is 1 if there is a gate or
     factor and 0 otherwise. A null score of any scorer that takes part makes the reward null, and so does an
-    overflow; one with combine=sum and weight 0 takes no part. `reward_vector` holds every scorer's own score, in
-    config order.
+    overflow; one with combine=sum and weight 0 takes no part. `reward_vector` holds every scorer's own score,
+    in config order.
 
     Raises:
         ValueError: the mappings name different scorers, a `combine` is unknown, or two scorers give one tag.

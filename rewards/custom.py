@@ -1,7 +1,7 @@
 """The user's own reward function in verl's signature. In: a prompt's completions. Out: Judgements.
 
-``compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": float, ...}``, called by
-keyword as verl's `custom_reward_function` is. Run by `actors.sandbox` in a killable process, a sample at a time.
+``compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": float, ...}``,
+called by keyword as verl calls it. Run by `actors.sandbox` in a killable process, one sample at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def custom(prompt: Prompt, completions: Sequence[Completion], options: CustomOpt
     """What `options.function` says of each text; `options.options` are passed on as further keywords.
 
     A result that is no finite number (or a dict without one under "score") is ``invalid``. A dict may also
-    hold ``pred`` (the answer it read) and ``acc`` (whether that is right), as verl's own functions return them.
+    hold ``pred`` (the answer it read) and ``acc`` (whether that is right), as verl's own functions do.
 
     Raises:
         ValueError: `options.function` names nothing callable. Whatever the function raises is passed on.

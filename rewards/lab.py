@@ -55,8 +55,8 @@ def lab_preference(
 ) -> list[Judgement]:
     """The preference of each text, in [0, 1]: 0.9 logistic(2 mean bigram weight) + 0.1 for 6 to 14 syllables.
 
-    The 16 x 16 bigram weights are standard normal, drawn once from ``default_rng(table_seed)``; a lone syllable
-    has mean 0. An empty text, or one with a word that is no syllable, scores 0.
+    The 16 x 16 bigram weights are standard normal, drawn once from ``default_rng(table_seed)``; a lone
+    syllable has mean 0. An empty text, or one with a word that is no syllable, scores 0.
     """
     table_SS = bigram_table(options.table_seed)
     return [Judgement(score=_preference(completion.text, table_SS)) for completion in completions]
@@ -92,9 +92,9 @@ def _normalise(integer: str) -> str:
 def _answer_span(completion: Completion, literal: str) -> tuple[Span, ...]:
     """Where `literal`, the last integer, stands in the tokens, if the text proves it; else nothing.
 
-    Proof is that words and tokens pair off: as many words as tokens (aside from the closing end-of-text token,
-    which has no text), equal words having equal tokens and different words different ones, and the literal a
-    whole word.
+    Proof is that words and tokens pair off: as many words as tokens (aside from the closing end-of-text
+    token, which has no text), equal words having equal tokens and different words different ones, and the
+    literal a whole word.
     """
     words, token_ids = completion.text.split(), completion.token_ids
     num_silent = len(token_ids) - len(words)

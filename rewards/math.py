@@ -20,14 +20,16 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions) -> list[Judgement]:
-    r"""1 when the expression found in the text equals the prompt's answer, else 0; `answer` is what was found.
+    r"""1 when the expression found in the text equals the prompt's answer, else 0; `answer` is that found.
 
-    The prompt's answer may be plain text (``1/2``), LaTeX (``\frac12``, ``$\frac12$``) or boxed. Of a text longer
-    than `max_chars` the end is read, where the answer stands.
+    The prompt's answer may be plain text (``1/2``), LaTeX (``\frac12``, ``$\frac12$``) or boxed. Of a text
+    longer than `max_chars` the end is read, where the answer stands.
 
     Raises:
-        ValueError: the prompt's answer is missing or is no expression.
+        ValueError: the prompt's answer is missing or is no expression, or `max_chars` is not positive.
     """
+    if options.max_chars < 1:
+        raise ValueError(f"math: max_chars must be at least 1, got {options.max_chars}")
     gold = _parse_gold(prompt.answer)
     if not gold:
         raise ValueError(
@@ -37,7 +39,7 @@ def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions
 
 
 def warm_up(options: MathOptions) -> None:
-    """Compile math-verify's patterns and LaTeX grammar, for which the first expression would otherwise pay."""
+    """Compile math-verify's patterns and LaTeX grammar, so that the first sample does not pay for it."""
     verify(_parse(r"\boxed{\frac{1}{2}}"), _parse("so the answer is $0.5$"), timeout_seconds=None)
 
 
@@ -63,7 +65,7 @@ def _parse(text: str) -> list[object]:
 
 @functools.lru_cache(maxsize=256)
 def _parse_gold(answer: str | None) -> tuple[object, ...]:
-    """Gold as math-verify wants it; a bare answer is read as boxed first, as plain text finds numbers only."""
+    """Gold as math-verify wants it; a bare answer is read as boxed first: plain text finds numbers only."""
     if answer is None or not answer.strip():
         return ()
     delimited = "$" in answer or r"\boxed" in answer or r"\(" in answer or r"\[" in answer

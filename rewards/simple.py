@@ -1,4 +1,4 @@
-"""Scorers without a ground truth: length, a coin flip, a constant. In: a prompt's completions. Out: Judgements.
+"""Scorers without ground truth: length, a coin flip, a constant. In: a prompt's completions. Out: Judgements.
 
 Named in `configs/kinds/scorers.py`; called in process by `actors.scorer`.
 """

@@ -1,0 +1,318 @@
+"""Run scoring code that may hang, crash or lie: in processes that are killed, one sample at a time.
+
+In: a scorer function's "module:attr", its options, a prompt with completions. Out: one Judgement per
+completion, in order, whatever the code did. Used by `actors.scorer`. It contains accidents and hostile text,
+not a determined attacker: the code runs as the same user, with the same files, though without the parent's
+environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from actors.judge_wire import (
+    HEADER,
+    MAX_REPLY_BYTES,
+    JsonObject,
+    decode_judgement,
+    encode_group,
+    encode_options,
+    pack,
+)
+from rollouts.records import Completion, Judgement, Prompt, Status
+
+START_LIMIT_S = 120.0
+"""For imports and warm-up, which do not count against a sample's limit."""
+MAX_LOGGED = 10
+"""Failures a pool describes in the log; the statuses count all of them."""
+_POLL_S = 0.05
+_KEPT_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+)
+_MARK = "POLYPHONY_JUDGE"
+
+logger = logging.getLogger(__name__)
+
+
+class JudgeFailure(Exception):
+    """A child gave no judgement; `status` says how."""
+
+    def __init__(self, status: Status, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class KillablePool:
+    """`num_processes` children run the function `fn_target`, and are killed after `limit_s` on a sample.
+
+    The constructor returns when every child has imported the function and run `warm_target(options)`, if one
+    is given. Safe to call from several threads.
+
+    Raises:
+        ValueError: a bad argument, or the function cannot be imported or warmed up.
+    """
+
+    def __init__(
+        self, fn_target: str, options: object, num_processes: int, limit_s: float, warm_target: str = ""
+    ) -> None:
+        if num_processes < 1:
+            raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+        if not 0.0 < limit_s < float("inf"):
+            raise ValueError(f"limit_s must be a positive number of seconds, got {limit_s}")
+        self._limit_s = float(limit_s)
+        described = encode_options(options)
+        try:
+            self._opening = pack({"target": fn_target, "options": described, "warm_target": warm_target})
+        except TypeError as error:
+            raise ValueError(f"options of {fn_target!r} must be plain values: {error}") from error
+        self._lock = threading.Lock()
+        self._closed = False
+        self._num_logged = 0
+        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._children = {_Child(self._opening) for _ in range(num_processes)}
+        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="judge")
+        for child in self._children:
+            self._idle.put(child)
+        try:
+            for child in self._children:
+                child.wait_ready()
+        except JudgeFailure as failure:
+            self.close()
+            raise ValueError(f"scorer function {fn_target!r} must start, got {failure}") from failure
+
+    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        """Judge each completion on its own, `num_processes` at a time; `limit_s` is for one."""
+        futures = [
+            self._threads.submit(self._judge, prompt, (completion,), self._limit_s)
+            for completion in completions
+        ]
+        return [future.result()[0] for future in futures]
+
+    def score_group(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        """Judge the completions in one call, for functions that compare them; a failure is everyone's.
+
+        The limit is `limit_s` times their number.
+        """
+        if not completions:
+            return []
+        limit_s = self._limit_s * len(completions)
+        return self._threads.submit(self._judge, prompt, tuple(completions), limit_s).result()
+
+    def close(self) -> None:
+        """Kill every child and all it started. Calls under way are cut off, later ones raise RuntimeError."""
+        with self._lock:
+            self._closed = True
+            children = list(self._children)
+        for child in children:
+            child.signal_group()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for child in children:
+            child.kill()
+
+    def _judge(self, prompt: Prompt, completions: tuple[Completion, ...], limit_s: float) -> list[Judgement]:
+        child = self._idle.get()
+        try:
+            child.wait_ready()
+            return child.judge(prompt, completions, limit_s)
+        except JudgeFailure as failure:
+            self._log(failure, completions[0].sample_id)
+            if failure.status != "error":  # after an exception the child is as good as before
+                child = self._replace(child)
+            return [Judgement(score=None, status=failure.status)] * len(completions)
+        finally:
+            self._idle.put(child)
+
+    def _replace(self, child: _Child) -> _Child:
+        """Kill a child and start another, which imports while others judge; none after `close`."""
+        child.kill()
+        with self._lock:
+            if self._closed:
+                return child
+            self._children.remove(child)
+            fresh = _Child(self._opening)
+            self._children.add(fresh)
+            return fresh
+
+    def _log(self, failure: JudgeFailure, sample_id: str) -> None:
+        with self._lock:
+            self._num_logged += 1
+            wanted = self._num_logged <= MAX_LOGGED and not self._closed
+        if wanted:
+            logger.warning("sample %s: %s: %s", sample_id, failure.status, failure)
+
+
+class _Child:
+    """One child process, its two pipes and its session. Used by a thread at a time; `signal_group` by any."""
+
+    def __init__(self, opening: bytes) -> None:
+        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        self._lock = threading.Lock()
+        self._num_requests = 0
+        self._ready = False
+        self._alive = True
+        request_fd, self._request_fd = os.pipe()
+        self._reply_fd, reply_fd = os.pipe()
+        os.set_blocking(self._request_fd, False)
+        # -P: nothing but the parent's own search path, given as PYTHONPATH, may supply modules.
+        command = [sys.executable, "-P", "-m", "actors.judge_child", str(request_fd), str(reply_fd)]
+        self._process = subprocess.Popen(
+            command,
+            env=_environment(self._mark),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(request_fd, reply_fd),
+            start_new_session=True,
+        )
+        os.close(request_fd)
+        os.close(reply_fd)
+        self._start_deadline = time.monotonic() + START_LIMIT_S
+        # What the pipe takes at once, so that children import side by side; `wait_ready` sends a rest.
+        self._unsent = opening[os.write(self._request_fd, opening) :]
+
+    def wait_ready(self) -> None:
+        """Return when the function is imported and warm.
+
+        Raises:
+            JudgeFailure: ``crashed``, with the child's reason where it gave one.
+        """
+        if self._ready:
+            return
+        try:
+            self._send(self._unsent, self._start_deadline)
+            reply = self._receive(self._start_deadline)
+        except JudgeFailure as failure:
+            raise JudgeFailure("crashed", f"while starting: {failure}") from failure
+        if reply.get("ready") is not True:
+            raise JudgeFailure("crashed", f"while starting: {reply.get('refused')}")
+        self._ready = True
+
+    def judge(self, prompt: Prompt, completions: Sequence[Completion], limit_s: float) -> list[Judgement]:
+        """One request and its reply.
+
+        Raises:
+            JudgeFailure: ``timeout``, ``crashed``, ``invalid`` (kill the child) or ``error`` (it goes on).
+        """
+        deadline = time.monotonic() + limit_s
+        self._num_requests += 1
+        request = {"id": self._num_requests, "limit_s": limit_s, **encode_group(prompt, completions)}
+        self._send(pack(request), deadline)
+        reply = self._receive(deadline)
+        if reply.get("id") != self._num_requests:
+            raise JudgeFailure("invalid", "the reply answers another request")
+        if "error" in reply:
+            raise JudgeFailure("error", str(reply["error"]))
+        judgements = reply.get("judgements")
+        if not isinstance(judgements, list) or len(judgements) != len(completions):
+            raise JudgeFailure("invalid", f"the reply does not hold {len(completions)} judgements")
+        return [decode_judgement(judgement) for judgement in judgements]
+
+    def signal_group(self) -> None:
+        """SIGKILL to the child's process group; a thread that waits on its pipes sees them close."""
+        with self._lock:
+            if self._alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the child and all it started, in its process group or not, and free the pipes. Idempotent."""
+        if not self._alive:
+            return
+        self.signal_group()
+        with self._lock:
+            self._alive = False
+            self._process.wait()
+        _kill_marked(self._mark)
+        os.close(self._request_fd)
+        os.close(self._reply_fd)
+
+    def _send(self, message: bytes, deadline: float) -> None:
+        rest = memoryview(message)
+        while rest:
+            self._wait(self._request_fd, select.POLLOUT, deadline)
+            try:
+                rest = rest[os.write(self._request_fd, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise JudgeFailure("crashed", "the process ended") from error
+
+    def _receive(self, deadline: float) -> JsonObject:
+        (size,) = HEADER.unpack(self._read(HEADER.size, deadline))
+        if size > MAX_REPLY_BYTES:
+            raise JudgeFailure("invalid", f"a reply of {size} bytes")
+        body = self._read(size, deadline)
+        try:
+            reply = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise JudgeFailure("invalid", "the reply is not JSON") from error
+        if not isinstance(reply, dict):
+            raise JudgeFailure("invalid", "the reply is not an object")
+        return reply
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._wait(self._reply_fd, select.POLLIN, deadline)
+            piece = os.read(self._reply_fd, size - len(data))
+            if not piece:
+                raise JudgeFailure("crashed", "the process ended")
+            data += piece
+        return bytes(data)
+
+    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        """Return when the pipe is ready. The process is watched too: a fork of it may hold the pipe open."""
+        poller = select.poll()
+        poller.register(descriptor, event)
+        while True:
+            rest_s = deadline - time.monotonic()
+            if rest_s <= 0.0:
+                raise JudgeFailure("timeout", "the limit was exceeded")
+            if poller.poll(1000.0 * min(rest_s, _POLL_S)):
+                return
+            # WNOWAIT leaves it unreaped, so that its group's number is not given away before the kill.
+            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                raise JudgeFailure("crashed", "the process ended")
+
+
+def _environment(mark: str) -> dict[str, str]:
+    """What a child needs and nothing else: no keys, no tokens. Hashes are fixed, so that scores repeat."""
+    name, _, value = mark.partition("=")
+    return {
+        **{key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ},
+        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        name: value,
+    }
+
+
+def _kill_marked(mark: str) -> None:
+    """SIGKILL to whatever inherited this environment mark: what began a session of its own (Linux only)."""
+    wanted = mark.encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if wanted in entry.read_bytes().split(b"\0"):
+                os.kill(int(entry.parent.name), signal.SIGKILL)
