@@ -48,6 +48,7 @@ LEARNED, NARROWED, MOVED, SOUND, COST = (
     "What did it cost?",
 )
 SECTIONS = (LEARNED, NARROWED, MOVED, SOUND, COST)
+_FORMAT_PREFIXES = ("format/share/", "format/reward/", "eval/format_share/")
 PANELS = (
     Panel(
         section=LEARNED,
@@ -201,7 +202,7 @@ def draw_panel(panel: Panel, run: RunData) -> str:
         names = ", ".join(absent) or f"{panel.prefix}*"
         source = "in eval/" if panel.evals else "in the metrics"
         return "" if panel.optional else _figure(panel, "", f"Not recorded {source} of this run: {names}.")
-    lines, remarks = _lines(panel, found, curves)
+    lines, remarks = _lines(panel, found, curves, _format_tags(run))
     chart = Chart(
         title=panel.title,
         steps=steps,
@@ -236,9 +237,9 @@ def _label(panel: Panel, key: str) -> str:
 
 
 def _lines(
-    panel: Panel, found: Mapping[str, str], curves: Mapping[str, Curve]
+    panel: Panel, found: Mapping[str, str], curves: Mapping[str, Curve], tags: list[str]
 ) -> tuple[tuple[Line, ...], list[str]]:
-    """The lines to draw and what to say of those left out. Colours go by name, so two runs agree."""
+    """The lines to draw and what to say of those left out. A format has one colour in all its charts."""
     keys = sorted(found, key=_natural) if panel.prefix and not panel.metrics else list(found)
     remarks: list[str] = []
     if len(keys) > NUM_COLOURS:
@@ -251,13 +252,23 @@ def _lines(
         )
     else:
         dropped = []
-    lines = [Line(found[key], curves[key], colour) for colour, key in enumerate(keys)]
+    by_tag = panel.prefix in _FORMAT_PREFIXES and len(tags) <= NUM_COLOURS
+    colours = [tags.index(found[key]) for key in keys] if by_tag else list(range(len(keys)))
+    lines = [Line(found[key], curves[key], colour) for key, colour in zip(keys, colours, strict=True)]
     if panel.area:
         lines.sort(key=lambda line: -mean(line.values))
         rest = _rest(panel, lines, [curves[key] for key in dropped], curves)
         if rest is not None:
             lines.append(rest)
     return tuple(lines), remarks
+
+
+def _format_tags(run: RunData) -> list[str]:
+    """Every format the run names anywhere, in alphabetical order."""
+    keys = (*run.curves, *run.evals)
+    return sorted(
+        {key.removeprefix(start) for key in keys for start in _FORMAT_PREFIXES if key.startswith(start)}
+    )
 
 
 def _natural(key: str) -> tuple[int, str]:
