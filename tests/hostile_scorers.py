@@ -1,4 +1,4 @@
-"""Scoring code at its worst, imported by the child processes of tests/test_sandbox.py; light, to start fast."""
+"""Scoring code at its worst, imported by the children of tests/test_sandbox.py; light, to start fast."""
 
 from __future__ import annotations
 
