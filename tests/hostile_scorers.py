@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ def compute_score(
         "dict": {"score": 0.25, "pred": 7, "acc": True},
         "echo": float(data_source == "arithmetic" and ground_truth == "7" and extra_info == {"level": "2"}),
         "length": float(len(solution_str)),
+        "memory_limit": float(resource.getrlimit(resource.RLIMIT_AS)[0] >> 30),
         "secrets": float(sum(name.endswith(("_TOKEN", "_KEY")) for name in os.environ)),
         "heavy": float(sum(name in sys.modules for name in ("torch", "ray", "vllm", "deepspeed"))),
     }

@@ -94,6 +94,7 @@ def custom() -> Iterator[ScorerActor]:
         ("echo", 1.0, "ok"),
         ("noise", 0.5, "ok"),
         ("secrets", 0.0, "ok"),
+        ("memory_limit", 8.0, "ok"),
         ("heavy", 0.0, "ok"),
         ("length " + "\ud800é" * 500_000, 1_000_007.0, "ok"),
         ("nan", None, "invalid"),
