@@ -60,7 +60,7 @@ SINGLE_ENTRIES: dict[str, Role] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A parsed entry: its common keys and its options as structured configs, complete and of the right types."""
+    """A parsed entry: its common keys and its options as structured configs, complete and checked."""
 
     common: DictConfig
     options: DictConfig
@@ -82,7 +82,7 @@ def entry_keys(config_tree: Mapping[str, object]) -> list[str]:
 def merge_trees(parent: Mapping[str, object], child: Mapping[str, object], prefix: str = "") -> Tree:
     """`child` over `parent`, section by section; a list replaces a list.
 
-    An entry whose `kind` changes keeps the keys common to all kinds (a weight) and drops the old kind's options.
+    An entry whose `kind` changes keeps the keys common to all kinds (a weight), not the old kind's options.
     """
     merged = dict(parent)
     for name, value in child.items():
@@ -104,7 +104,7 @@ def parse_entry(
     """The entry at the dotted `key`, or None and what is wrong with it."""
     name = entry.get("kind")
     if not isinstance(name, str) or not (name in role.table or ":" in name):
-        return None, [_kind_problem(name, role, f"{key}.kind", provenance)]
+        return None, [_kind_problem(entry, role, key, provenance)]
     kind = find_kind(role.table, name, OwnOptions)
     parsed = Entry(OmegaConf.structured(role.common), OmegaConf.structured(kind.options), kind)
     problems = []
@@ -227,10 +227,12 @@ def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[
     return f"unknown key; this kind takes {', '.join(valid)}", nearest(option, valid)
 
 
-def _kind_problem(name: object, role: Role, key: str, provenance: Provenance) -> Problem:
+def _kind_problem(entry: Mapping[str, object], role: Role, key: str, provenance: Provenance) -> Problem:
+    name = entry.get("kind")
+    source = provenance.of(f"{key}.kind" if "kind" in entry else key)
     rule = f'must be one of {", ".join(role.table)}, or your own "module:attr"'
     suggestion = nearest(str(name), role.table)
-    return Problem(source=provenance.of(key), key=key, value=name, rule=rule, suggestion=suggestion)
+    return Problem(source=source, key=f"{key}.kind", value=name, rule=rule, suggestion=suggestion)
 
 
 def _field_names(cls: type) -> list[str]:

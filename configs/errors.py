@@ -1,4 +1,4 @@
-"""What is said about a config that cannot be used: per problem one line with file, key, value, rule, nearest name.
+"""What is said about a config that cannot be used: file, key, value, rule and nearest name, a line each.
 
 In: problems found by `configs.sources`, `configs.entries`, `configs.load` and `configs.rules`. Out:
 `ConfigError`, which the command line prints and turns into exit code 2.
@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from configs.redact import redact_value
+from configs.redact import redact_text, redact_value
 
 COMMAND_LINE = "command line"
 MAX_VALUE_CHARS = 80
@@ -29,10 +29,11 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.source}: {self.key} = {self._shown_value()}" if self.key else self.source
         hint = f" (did you mean {self.suggestion}?)" if self.suggestion else ""
-        return " ".join(f"{where}: {self.rule}{hint}".split())
+        line = redact_text(f"{where}: {self.rule}{hint}")  # a library's message may quote a value
+        return " ".join(line.split())
 
     def _shown_value(self) -> str:
-        value = redact_value(self.key.rpartition(".")[2], self.value)
+        value = redact_value(self.key, self.value)
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
         return shown if len(shown) <= MAX_VALUE_CHARS else shown[: MAX_VALUE_CHARS - 3] + "..."
 
@@ -59,13 +60,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def nearest_key(key: str, valid: Iterable[str]) -> str:
-    """The valid dotted key closest to `key`: a sibling, else any key, else any key by its last part alone."""
+    """The valid dotted key closest to `key`: one with the same last part, else a sibling, else any."""
     keys = list(valid)
     section, _, leaf = key.rpartition(".")
+    same_leaf = [other for other in keys if other.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return nearest(key, same_leaf) or same_leaf[0]
     siblings = {other.rpartition(".")[2]: other for other in keys if other.rpartition(".")[0] == section}
-    by_leaf = {other.rpartition(".")[2]: other for other in reversed(keys)}
-    sibling = nearest(leaf, siblings)
-    if sibling:
-        return siblings[sibling]
-    last_part = nearest(leaf, by_leaf)
-    return nearest(key, keys) or (by_leaf[last_part] if last_part else "")
+    return siblings.get(nearest(leaf, siblings), "") or nearest(key, keys)

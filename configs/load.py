@@ -139,7 +139,9 @@ def _tree_problems(
 ) -> Iterator[tuple[str, object, str, str]]:
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key in sections:
+        if "." in str(name):
+            yield key, value, "must be nested: a key in a file has no dots", ""
+        elif key in sections:
             if isinstance(value, dict):
                 yield from _tree_problems(value, f"{key}.", leaves, sections)
             else:
@@ -191,6 +193,11 @@ def _look_up(tree: Mapping[str, object], key: str) -> tuple[bool, object]:
     return True, node
 
 
+def _unresolved(source: str, key: str, text: str, error: Exception) -> Problem:
+    rule = "must resolve: " + str(error).partition("\n")[0]
+    return Problem(source=source, key=key, value=text, rule=rule)
+
+
 def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
     """Replace every interpolation by its value, in place."""
     problems = []
@@ -198,10 +205,15 @@ def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
         try:
             OmegaConf.select(config, key)
         except (*ASSIGN_ERRORS, RecursionError) as error:
-            rule = f"must resolve: {str(error).splitlines()[0]}"
-            problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))
+            problems.append(_unresolved(provenance.of(key), key, text, error))
     raise_if_any(problems)
-    OmegaConf.resolve(config)
+    try:
+        OmegaConf.resolve(config)
+    except (
+        *ASSIGN_ERRORS,
+        RecursionError,
+    ) as error:  # under a key that cannot be selected by its dotted name
+        raise ConfigError([_unresolved(provenance.of(""), "", "", error)]) from error
     for key, text in interpolated(OmegaConf.to_container(config), ""):
         rule = "must not become an interpolation again"
         problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))

@@ -27,18 +27,27 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(container: object) -> object:
-    """A copy with secrets replaced by `***`: by key name, and by value of secret-looking environment variables.
+    """A copy with `***` for secrets: by key name, and by value of secret-looking environment variables.
 
     A value of such a variable is also found inside longer text, such as a URL. Containers keep their shape.
     """
     return _redact(container, _environment_secrets())
 
 
-def redact_value(name: str, value: object) -> object:
-    """`redact` of the value that stands under the key `name`."""
-    redacted = redact({name: value})
+def redact_value(key: str, value: object) -> object:
+    """`redact` of the value that stands under the dotted `key`."""
+    if any(is_secret_name(part) for part in key.split(".")):
+        return _mask(value, text_only=False)
+    redacted = redact({key.rpartition(".")[2]: value})
     assert isinstance(redacted, dict), "redact keeps the shape of its argument"
-    return redacted[name]
+    return redacted[key.rpartition(".")[2]]
+
+
+def redact_text(text: str) -> str:
+    """The text with the values of secret-looking environment variables masked."""
+    for secret in _environment_secrets():
+        text = text.replace(secret, MASK)
+    return text
 
 
 def _words(name: str) -> list[str]:

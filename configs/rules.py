@@ -1,7 +1,7 @@
 """Values that a type cannot rule out: names, ranges, and settings that cannot work together.
 
-In: a built `RunConfig` and where its values come from. Out: nothing, or one `ConfigError` with every broken rule.
-Called by `configs.load.load_config`; call `check` yourself for a config made in code.
+In: a built `RunConfig` and where its values come from. Out: nothing, or one `ConfigError` with every broken
+rule. Called by `configs.load.load_config`; call `check` yourself for a config made in code.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _entry_ranges(tree: Mapping[str, object]) -> Iterator[Broken]:
                     yield key, "must be above 0"
                 elif not isinstance(value, int | float) and not value:
                     yield key, "must not be empty"
-            elif name in ENTRY_NOT_NEGATIVE and _number(value) < 0:
+            elif name in ENTRY_NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
                 yield key, "must not be negative"
             elif name == "probability" and not 0 <= _number(value) <= 1:
                 yield key, "must be between 0 and 1"

@@ -75,7 +75,7 @@ def find_preset(path: str) -> Path:
     Raises:
         ConfigError: there is no such file; it names the nearest preset.
     """
-    candidates = [Path(path), PRESETS.parent / path]
+    candidates = [Path(path), PRESETS.parent / path, PRESETS / path]
     if Path(path).name == path and not Path(path).suffix:
         candidates.insert(0, PRESETS / f"{path}.yaml")
     for candidate in candidates:
@@ -132,7 +132,7 @@ def read_overrides(overrides: Sequence[str]) -> Source:
         except _Clash:
             problems.append(_override_problem(key, value_text, "is given both as a value and as a section"))
         except READ_ERRORS as error:
-            problems.append(_override_problem(key, value_text, f"must be a YAML value: {error}"))
+            problems.append(_override_problem(key, value_text, f"must be a YAML value: {_reason(error)}"))
     if problems:
         raise ConfigError(problems)
     return Source(COMMAND_LINE, tree)
@@ -200,7 +200,7 @@ def _read_yaml(path: Path, name: str) -> Tree:
     try:
         return _plain(OmegaConf.to_container(OmegaConf.load(path)))
     except READ_ERRORS as error:
-        rule = f"must be a YAML mapping: {error}"
+        rule = f"must be a YAML mapping: {_reason(error)}"
         raise ConfigError([Problem(source=name, key="", value=None, rule=rule)]) from error
 
 
@@ -223,6 +223,13 @@ def _display(path: Path) -> str:
     absolute = Path(os.path.abspath(path))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _reason(error: Exception) -> str:
+    """Why reading failed, without the quoted text that YAML errors carry: it may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return str(error).partition("\n")[0]
 
 
 def _override_problem(key: str, value: object, rule: str) -> Problem:

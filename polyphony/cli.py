@@ -1,7 +1,7 @@
 """The command line: `polyphony VERB ...` or `python -m polyphony VERB ...`.
 
-In: arguments. Out: an exit code: 0, or 2 with one message on stderr for input that cannot be used. A verb is a
-small function that imports what it needs when it runs, so that `--help` answers at once.
+In: arguments. Out: an exit code: 0, or 2 with one message on stderr for input that cannot be used. A verb is
+a small function that imports what it needs when it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,412 @@
+"""Configs: presets, merging, entries with a kind, errors that name their source, secrets, any override."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.kinds.advantages import GrpoOptions
+from configs.kinds.datasets import FileOptions
+from configs.kinds.losses import PpoClipOptions
+from configs.kinds.scorers import SCORERS, CustomOptions, RandomOptions, ScorerCommon
+from configs.load import (
+    ConfigError,
+    OwnOptions,
+    advantage_options,
+    config_hash,
+    dataset_options,
+    dump_yaml,
+    kind_options,
+    load_config,
+    loss_options,
+    preset_names,
+    scorer_options,
+)
+from configs.redact import redact
+from configs.rules import check
+from configs.schema import RunConfig
+
+CORRECT = "scorers: {correct: {kind: lab_answer, weight: 1.0}}\n"
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def problem(path: str, *overrides: str) -> str:
+    """The message of the ConfigError that loading must raise."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_its_dump_loads_as_the_same_config(name: str, tmp_path: Path) -> None:
+    """A run keeps the dump as its config.yaml: it must mean what the preset meant, by name and by path."""
+    config = load_config(name, [])
+    assert isinstance(config, RunConfig)
+    assert load_config(f"configs/{name}.yaml", []) == config
+    assert load_config(write(tmp_path, "again.yaml", dump_yaml(config)), []) == config
+
+
+def test_the_presets_say_what_their_comments_promise() -> None:
+    """The experiments differ from debug in one thing each."""
+    debug, random, anchored = (load_config(name, []) for name in ("debug", "debug_random", "debug_kl"))
+    assert (debug.name, debug.num_steps, debug.eval.every) == ("debug", 100, 25)
+    assert {name: entry["weight"] for name, entry in random.scorers.items()} == {
+        "correct": 0.0,
+        "format": 0.0,
+        "reward": 1.0,
+    }
+    assert dataclasses.replace(anchored, name="debug", kl=debug.kl) == debug
+    assert (debug.kl.coef, anchored.kl.coef) == (0.0, 0.1)
+
+
+def test_overrides_beat_the_file_which_beats_its_base_which_beats_the_defaults(tmp_path: Path) -> None:
+    """One key set at every level; 1e-6 without a dot is a float, which plain YAML 1.1 reads as text."""
+    write(tmp_path, "a.yaml", CORRECT + "learner: {lr: 1e-6, eps: 1e-6, warmup_steps: 3}\n")
+    child = write(tmp_path, "b.yaml", "base: a.yaml\nlearner: {lr: 2e-6, warmup_steps: 4}\n")
+    learner = load_config(child, ["learner.lr=3e-6"]).learner
+    assert (learner.lr, learner.warmup_steps, learner.eps, learner.zero_stage) == (3e-6, 4, 1e-6, 1)
+
+
+def test_tuples_come_out_as_tuples_and_lists_replace_lists() -> None:
+    """Fields typed as tuples hold tuples, so that a config compares equal however it was made."""
+    config = load_config("debug", ["eval.pass_at=[2]", "learner.betas=[0.8, 0.9]", "allow=[mine]"])
+    assert (config.eval.pass_at, config.learner.betas, config.allow) == ((2,), (0.8, 0.9), ("mine",))
+
+
+def test_another_kind_replaces_the_options_and_keeps_weight_and_combine(tmp_path: Path) -> None:
+    """Options of the parent's kind are alien to the new one; the place in the reward is not."""
+    write(tmp_path, "a.yaml", "scorers: {r: {kind: random, weight: 2.0, probability: 0.1, seed: 4}}\n")
+    child = write(tmp_path, "b.yaml", "base: a.yaml\nscorers: {r: {kind: constant}}\n")
+    entry = load_config(child, []).scorers["r"]
+    assert entry == {"kind": "constant", "weight": 2.0, "combine": "sum", "value": 1.0}
+    same_kind = load_config(child, ["scorers.r.kind=random", "scorers.r.seed=9"]).scorers["r"]
+    assert (same_kind["seed"], same_kind["probability"]) == (9, 0.5)
+    file_data = load_config("debug", ["data.train={kind: file, path: x.jsonl}"]).data.train
+    assert file_data == {"kind": "file", "path": "x.jsonl", "domain": "", "limit": 0}
+
+
+def test_null_removes_a_scorer_and_a_loss() -> None:
+    """`scorers.name=null` is the way to leave one out of a parent's set."""
+    config = load_config("debug", ["scorers.format=null", "loss.policy=null", "loss.sft={kind: nll}"])
+    assert list(config.scorers) == ["correct"]
+    assert list(config.loss) == ["sft"]
+
+
+def test_helpers_give_the_typed_options_of_an_entry() -> None:
+    """What actors are called with; missing options take the class defaults."""
+    common, options, kind = scorer_options({"kind": "random", "weight": 0.5, "probability": "0.25"})
+    assert common == ScorerCommon(kind="random", weight=0.5)
+    assert (options, kind) == (RandomOptions(probability=0.25), SCORERS["random"])
+    assert loss_options({"kind": "ppo_clip", "clip_high": 0.3})[1] == PpoClipOptions(clip_high=0.3)
+    assert advantage_options({"kind": "grpo"})[1] == GrpoOptions()
+    assert dataset_options({"kind": "file", "path": "a"})[1] == FileOptions(path="a")
+    assert kind_options({"kind": "random", "seed": 3}, SCORERS, ScorerCommon) == RandomOptions(seed=3)
+    with pytest.raises(ConfigError, match=r"did you mean scorer\.probability"):
+        scorer_options({"kind": "random", "probabilty": 0.5})
+
+
+def test_own_code_needs_an_allowed_prefix() -> None:
+    """A config is text from anywhere: it names only code the user listed; `mine` allows no `minefield`."""
+    own = 'scorers.own={kind: "mine.judges:judge", options: {depth: 2}}'
+    config = load_config("debug", ["allow=[mine]", own])
+    common, options, kind = scorer_options(config.scorers["own"])
+    assert (options, kind.target) == (OwnOptions({"depth": 2}), "mine.judges:judge")
+    assert common.weight == 0.0
+    assert "scorers.own.kind = 'mine.judges:judge': must be in a module under a prefix" in problem(
+        "debug", own
+    )
+    function = 'scorers.own={kind: custom, function: "minefield:f"}'
+    assert "scorers.own.function = 'minefield:f'" in problem("debug", function, "allow=[mine]")
+    allowed = load_config("debug", [function, "allow=[minefield]"]).scorers["own"]
+    assert scorer_options(allowed)[1] == CustomOptions(function="minefield:f")
+
+
+def test_an_unknown_key_names_the_nearest_key() -> None:
+    """A typing error is answered with the key that was meant, in its section or elsewhere."""
+    message = problem("debug", "learner.lrr=0.1", "warmup_steps=3", "lerner.lr=1", "eva.temperature=1")
+    assert message.splitlines() == [
+        "command line: learner.lrr = 0.1: unknown key (did you mean learner.lr?)",
+        "command line: warmup_steps = 3: unknown key (did you mean learner.warmup_steps?)",
+        "command line: lerner.lr = 1: unknown key (did you mean learner.lr?)",
+        "command line: eva.temperature = 1: unknown key (did you mean eval.temperature?)",
+    ]
+
+
+def test_an_error_names_the_file_that_set_the_value(tmp_path: Path) -> None:
+    """Of a base, a file and the command line, the one to edit is the last that set the key."""
+    parent = write(tmp_path, "a.yaml", CORRECT + "learner: {lr: -1.0}\n")
+    child = write(tmp_path, "b.yaml", "base: a.yaml\nrollout: {temperature: 0}\n")
+    assert problem(child, "kl.coef=-2").splitlines() == [
+        f"{child}: rollout.temperature = 0.0: must be above 0",
+        f"{parent}: learner.lr = -1.0: must be above 0",
+        "command line: kl.coef = -2.0: must not be negative",
+    ]
+    assert problem(child, "learner.lr=-3", "rollout.temperature=1") == (
+        "command line: learner.lr = -3.0: must be above 0"
+    )
+
+
+def test_an_error_about_a_default_says_so(tmp_path: Path) -> None:
+    """groups_per_step 16 is nobody's line; the file is where to put another."""
+    path = write(tmp_path, "a.yaml", CORRECT + "learner: {updates_per_step: 3}\n")
+    rule = "must be divisible by learner.updates_per_step (3)"
+    assert problem(path) == f"{path} (class default): rollout.groups_per_step = 16: {rule}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.lr=fast", "learner.lr = 'fast': must be a number"),
+        ("learner.lr=null", "learner.lr = null: must be a number"),
+        ("num_steps=1.5", "num_steps = 1.5: must be a whole number"),
+        ("num_steps=true", "num_steps = true: must be a whole number"),
+        ("name=true", "name = true: must be text"),
+        ("data.shuffle=2", "data.shuffle = 2: must be true or false"),
+        ("learner.betas=[0.9]", "learner.betas = [0.9]: must be a list of 2 numbers"),
+        ("eval.pass_at=[x]", "eval.pass_at = ['x']: must be a list of whole numbers"),
+        ("learner=3", "learner = 3: must be a section (a mapping)"),
+        ("scorers=[correct]", "scorers = ['correct']: must be a mapping"),
+        ("advantage=null", "advantage = null: must be a mapping"),
+        ("scorers.correct=math", "must have a mapping or null under correct"),
+        ("scorers={a b: {kind: math}}", "must have names of letters, digits, - and _"),
+        ("learner={lr.x: 1}", "learner.lr.x = 1: must be nested: a key in a file has no dots"),
+        ("name=???", "name = '???': must be given"),
+        ("learner.lr=.inf", "learner.lr = inf: must be finite"),
+        ("learner.lr", "learner.lr = 'learner.lr': an override must read key.sub=value"),
+        ("learner..lr=1", "an override must read key.sub=value"),
+        ("eval.pass_at=[1", "eval.pass_at = '[1': must be a YAML value"),
+        ("scorers.x.weight=1", "scorers.x.kind = null: must be one of lab_answer,"),
+        ("scorers.correct.kind=lab_anser", "(did you mean lab_answer?)"),
+        ("advantage.kind=gpro", "advantage.kind = 'gpro': must be one of grpo,"),
+        (
+            "loss.policy.clip=1",
+            "unknown key; this kind takes kind, weight, aggregate, sum_constant, clip_low",
+        ),
+        ("data.train.limt=1", "(did you mean data.train.limit?)"),
+    ],
+)
+def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str) -> None:
+    """File or command line, key, value, rule: nothing of the library underneath shows through."""
+    text = problem("debug", override)
+    assert text.startswith("command line: ") and message in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "rule"),
+    [
+        (["rollout.group_size=1"], "rollout.group_size", "must be at least 2: advantage grpo"),
+        (["eval.pass_at=[9]"], "eval.pass_at", "must not be larger than eval.num_samples (8)"),
+        (["eval.pass_at=[]"], "eval.pass_at", "must hold numbers above 0"),
+        (["learner.zero_stage=4"], "learner.zero_stage", "must be 0, 1, 2 or 3"),
+        (["learner.betas=[0.9,1]"], "learner.betas", "must be at least 0 and below 1"),
+        (["learner.min_lr_ratio=1.5"], "learner.min_lr_ratio", "must be between 0 and 1"),
+        (["learner.microbatch_tokens=103"], "learner.microbatch_tokens", "must hold one row"),
+        (["rollout.top_p=0"], "rollout.top_p", "must be above 0 and at most 1"),
+        (["rollout.max_lag=1"], "rollout.max_lag", "max_lag above 0 is not supported yet"),
+        (["cluster.schedule=overlap"], "cluster.schedule", "schedule overlap is not supported yet"),
+        (["cluster.schedule=turns"], "cluster.schedule", "must be one of take_turns, overlap"),
+        (["cluster.spawn=rya"], "cluster.spawn", "must be one of ray, local (did you mean ray?)"),
+        (["cluster.spawn=local", "learner.num_ranks=2"], "learner.num_ranks", "must be 1 with cluster.spawn"),
+        (
+            ["cluster.device=cpu", "generator.tensor_parallel=2"],
+            "generator.tensor_parallel",
+            "must be 1 with",
+        ),
+        (
+            ["cluster.device=cpu", "generator.weight_transfer=nccl"],
+            "generator.weight_transfer",
+            "must be auto",
+        ),
+        (["cluster.device=gpu"], "cluster.device", "must be one of auto, cpu, cuda"),
+        (["model.dtype=fp16"], "model.dtype", "must be one of fp32, bf16"),
+        (["generator.weight_transfer=disk"], "generator.weight_transfer", "must be one of auto, arrow"),
+        (["kl.estimator=k4"], "kl.estimator", "must be one of k1, k2, k3"),
+        (["kl.estimator=k1", "kl.coef=0.1"], "kl.estimator", "must not be k1 as a loss term"),
+        (["kl.place=advantage"], "kl.place", "must be one of loss, reward"),
+        (["scorers.correct.weight=0"], "scorers", "must have a scorer with an effect on the reward"),
+        (["scorers.correct.combine=add"], "scorers.correct.combine", "must be one of sum, multiply, gate"),
+        (["loss.policy.aggregate=mean"], "loss.policy.aggregate", "must be one of token_mean"),
+        (["loss.policy.weight=0"], "loss", "must have a loss with a weight above 0"),
+        (["loss.policy.weight=-1"], "loss.policy.weight", "must not be negative"),
+        (["loss.others={kind: nll}"], "loss.others", "must be an origin of samples"),
+        (["data.train.split=test"], "data.train.split", "must be one of train, heldout, creative"),
+        (["data.train.kind=file"], "data.train.path", "must not be empty"),
+        (["scorers.r={kind: random, probability: 2}"], "scorers.r.probability", "must be between 0 and 1"),
+        (["scorers.r={kind: math, limit_s: 0}"], "scorers.r.limit_s", "must be above 0"),
+        (
+            ["scorers.r={kind: length, target_tokens: 64}"],
+            "scorers.r.target_tokens",
+            "must be below max_tokens",
+        ),
+        (["name=../up"], "name", "must be a plain folder name"),
+        (["name=a/b"], "name", "must be a plain folder name"),
+        (["name=.."], "name", "must be a plain folder name"),
+        (["name=''"], "name", "must be a plain folder name"),
+        (["num_steps=0"], "num_steps", "must be above 0"),
+        (["kl.coef=-0.1"], "kl.coef", "must not be negative"),
+    ],
+)
+def test_a_broken_rule_names_the_key(overrides: list[str], key: str, rule: str) -> None:
+    """One row per rule: each refuses its case, and under the key the user must change."""
+    lines = problem("debug", *overrides).splitlines()
+    assert any(f": {key} = " in line and rule in line for line in lines), lines
+
+
+def test_a_multiplied_or_gated_reward_needs_no_weight() -> None:
+    """The other side of the effect rule: combine alone gives a scorer an effect."""
+    config = load_config("debug", ["scorers.correct.weight=0", "scorers.correct.combine=gate"])
+    assert config.scorers["correct"]["combine"] == "gate"
+
+
+def test_a_config_made_in_code_is_checked_too() -> None:
+    """`check` needs neither a file nor filled entries; defaults alone have no scorer."""
+    check(RunConfig(scorers={"c": {"kind": "constant", "weight": 1.0}}))
+    with pytest.raises(ConfigError, match=r"^config: scorers = \{\}: must have a scorer"):
+        check(RunConfig())
+
+
+def test_files_that_cannot_be_a_config(tmp_path: Path) -> None:
+    """Missing, not YAML, not a mapping, a doubled key, a Python object: one line with the file's name."""
+    assert "(did you mean debug?)" in problem("debgu")
+    assert "CONFIG = 'no/such.yaml': must be a config file" in problem("no/such.yaml")
+    texts = ["a: [1", "- a\n- b\n", "name: x\nname: y\n", "name: !!python/name:os.system x\n", "a: \0"]
+    for text in texts:
+        path = write(tmp_path, "bad.yaml", text)
+        message = problem(path)
+        assert message.startswith(f"{path}: must be a YAML mapping: ") and len(message.splitlines()) == 1
+    path = write(tmp_path, "object.yaml", "name: !!python/object/apply:pathlib.Path [x]\n")
+    assert problem(path).endswith("must be plain YAML")
+
+
+def test_bases_that_do_not_lead_anywhere(tmp_path: Path) -> None:
+    """A missing base and a cycle, directly and through a second file."""
+    lone = write(tmp_path, "lone.yaml", "base: gone.yaml\n")
+    assert problem(lone).startswith(f"{lone}: base = 'gone.yaml': must be a file, relative to this one")
+    own = write(tmp_path, "own.yaml", "base: own.yaml\n")
+    assert "must not lead back to itself" in problem(own)
+    first = write(tmp_path, "first.yaml", "base: second.yaml\n")
+    second = write(tmp_path, "second.yaml", "base: ./first.yaml\n")
+    assert problem(first).startswith(f"{second}: base = './first.yaml': must not lead back to itself")
+
+
+def test_environment_variables_are_the_only_thing_a_config_may_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oc.env works for typed keys and in entries; other resolvers could run or read anything."""
+    monkeypatch.setenv("LEARNING_RATE", "1e-5")
+    monkeypatch.setenv("NESTED", "${name}")
+    path = write(tmp_path, "a.yaml", CORRECT + "learner: {lr: '${oc.env:LEARNING_RATE}'}\n")
+    config = load_config(
+        path, ["scorers.correct.weight=${oc.env:NO_WEIGHT,0.5}", "learner.eps=${learner.lr}"]
+    )
+    assert (config.learner.lr, config.learner.eps, config.scorers["correct"]["weight"]) == (1e-5, 1e-5, 0.5)
+    assert "${" not in dump_yaml(config)
+    for text in ("${oc.decode:1}", "${oc.env:X,${oc.create:1}}", "${oc.dict.keys:learner}"):
+        assert "must use no resolver but oc.env" in problem(path, f"name={text}")
+    assert "must not build the name" in problem(path, "name=${${name}:x}")
+    assert "Environment variable 'NO_SUCH' not found" in problem(path, "learner.lr=${oc.env:NO_SUCH}")
+    assert "command line: learner.lr = '${learner.lr}': must resolve" in problem(
+        path, "learner.lr=${learner.lr}"
+    )
+    assert "must not become an interpolation again" in problem(path, "runs_dir=${oc.env:NESTED}")
+
+
+def test_secrets_are_masked_by_name_and_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's config.yaml is shared; max_tokens is no secret, and a renewed secret is no other run."""
+    monkeypatch.setenv("JUDGE_API_KEY", "hunter2-hunter2")
+    given = {
+        "apiKey": "abc",
+        "hf_token": 7,
+        "max_tokens": 40,
+        "urls": ["http://u:hunter2-hunter2@host", ("plain",)],
+        "credentials": {"user": "me", "on": True, "none": None},
+    }
+    assert redact(given) == {
+        "apiKey": "***",
+        "hf_token": "***",
+        "max_tokens": 40,
+        "urls": ["http://u:***@host", ("plain",)],
+        "credentials": {"user": "***", "on": True, "none": None},
+    }
+    own = ["allow=[mine]", 'scorers.own={kind: custom, function: "mine:f"}']
+    config = load_config("debug", [*own, "scorers.own.options.address=x/${oc.env:JUDGE_API_KEY}"])
+    assert config.scorers["own"]["options"]["address"] == "x/hunter2-hunter2"
+    original_hash = config_hash(config)
+    assert "hunter2" not in dump_yaml(config) and "address: x/***" in dump_yaml(config)
+    monkeypatch.setenv("JUDGE_API_KEY", "correct-horse")
+    renewed = load_config("debug", [*own, "scorers.own.options.address=x/${oc.env:JUDGE_API_KEY}"])
+    assert config_hash(renewed) == original_hash and "correct-horse" not in dump_yaml(renewed)
+    assert "sk-12345" not in problem("debug", "api_key=sk-12345", "learner.api_key={a: sk-12345}")
+    assert "sk-12345" not in problem("debug", "api_key=[sk-12345")
+    assert "correct-horse" not in problem("debug", "learner.lr=${oc.env:JUDGE_API_KEY}")
+
+
+def test_the_hash_changes_with_the_experiment_only() -> None:
+    """Longer, renamed or moved is the same experiment; so is a default written out."""
+    plain = config_hash(load_config("debug", []))
+    assert len(plain) == 64
+    assert config_hash(load_config("debug", ["num_steps=7", "name=x", "runs_dir=y"])) == plain
+    assert config_hash(load_config("debug", ["learner.lr=3e-4"])) == plain
+    assert config_hash(load_config("debug", ["learner.lr=4e-4"])) != plain
+    assert config_hash(load_config("debug", ["seed=1"])) != plain
+
+
+DEFAULTS = dataclasses.asdict(RunConfig())
+KEYS = [
+    *DEFAULTS,
+    *(f"{section}.{key}" for section, value in DEFAULTS.items() if isinstance(value, dict) for key in value),
+    *("scorers.correct", "scorers.correct.kind", "scorers.correct.weight", "scorers.own", "scorers.own.kind"),
+    *("scorers.own.options", "loss.policy.weight", "data.train.limit", "base", "x", "a.b"),
+]
+VALUES = [
+    *("1", "0", "-1", "1.5", "1e-4", "true", "null", "[]", "{}", "[1,2]", ".nan", "1e400", '""', "???"),
+    *("9" * 400, "9" * 5000, "2020-01-01", "[[[[", "&a [*a]", "{1: 2}", "{a.b: 1}", "{a: [b]}"),
+    *("random", "custom", "mine:f", "math", "cpu", "k2", "rloo", "{kind: math}", "{kind: random}"),
+    *(
+        "${name}",
+        "${oc.env:HOME}",
+        "${x:y}",
+        "${",
+        "${}",
+        "${.}",
+        "${learner}",
+        "${scorers}",
+        "[1, '${seed}']",
+    ),
+    *(
+        "\\\\${x}",
+        "!!binary aGk=",
+        "!!set {a}",
+        "!!python/name:os",
+        "{kind: custom, options: {x: '${learner}'}}",
+    ),
+    *(
+        "{kind: custom, options: {'a[': '${nope}'}}",
+        "{kind: custom, function: f, options: {'b.c': '${nope}'}}",
+    ),
+]
+OVERRIDES = st.tuples(
+    st.sampled_from(KEYS) | st.text(max_size=8), st.sampled_from(VALUES) | st.text(max_size=12)
+).map("=".join)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(OVERRIDES | st.text(max_size=12), min_size=1, max_size=3))
+def test_any_override_gives_a_config_or_a_config_error(overrides: list[str]) -> None:
+    """Whatever is typed, the answer is a checked config that can be dumped and hashed, or readable lines."""
+    try:
+        config = load_config("debug", overrides)
+    except ConfigError as error:
+        assert str(error) and all(line.strip() for line in str(error).split("\n"))
+        return
+    check(config)
+    assert isinstance(config, RunConfig) and "${" not in dump_yaml(config)
+    assert config_hash(config) == config_hash(load_config("debug", overrides))
