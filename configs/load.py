@@ -213,7 +213,8 @@ def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
         *ASSIGN_ERRORS,
         RecursionError,
     ) as error:  # under a key that cannot be selected by its dotted name
-        raise ConfigError([_unresolved(provenance.of(""), "", "", error)]) from error
+        names = ", ".join(source.name for source in provenance.sources)
+        raise ConfigError([_unresolved(names, "", "", error)]) from error
     for key, text in interpolated(OmegaConf.to_container(config), ""):
         rule = "must not become an interpolation again"
         problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))
