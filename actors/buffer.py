@@ -35,6 +35,8 @@ _INDEX_COLUMNS: Final = (
     "answer",
     "answer_ok",
     "finish_reason",
+    "scores",
+    "score_status",
 )
 _REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
 _NO_VERSION: Final = np.iinfo(np.int64).max
@@ -157,8 +159,8 @@ class BufferActor:
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
         in the next commit. The index has one row per completion: `row` (for `shard`), submission_index,
         group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, min_version (null
-        without versions), reward, format_tag, answer, answer_ok, finish_reason. Taken groups stay taken
-        until `commit`.
+        without versions), reward, format_tag, answer, answer_ok, finish_reason, scores, score_status,
+        num_loss_tokens. Taken groups stay taken until `commit`.
 
         Raises:
             ValueError: num_groups is not positive, or the groups taken before are not committed yet.
@@ -248,6 +250,10 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
     columns |= {name: rows.column(name) for name in _INDEX_COLUMNS}
     columns["num_prompt_tokens"] = pc.list_value_length(rows.column("prompt_ids"))
     columns["num_tokens"] = pc.list_value_length(rows.column("token_ids"))
+    masks = rows.column("loss_mask")
+    row_of_token = np.repeat(np.arange(rows.num_rows), pc.list_value_length(masks).to_numpy())
+    counted = pc.list_flatten(masks).to_numpy(zero_copy_only=False)
+    columns["num_loss_tokens"] = pa.array(np.bincount(row_of_token, counted, rows.num_rows).astype(np.int64))
     columns["min_version"] = pa.array(versions, mask=versions == _NO_VERSION)
     return pa.table(columns)
 

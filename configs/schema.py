@@ -90,7 +90,7 @@ class KLConfig:
     estimator: str = "k3"
     coef: float = 0.0
     place: str = "loss"
-    """loss (a term per token) or reward (subtracted from the token advantage)."""
+    """loss (a term per token) or reward (the sum over the sequence, subtracted from the reward before the baseline)."""
 
 
 @dataclass

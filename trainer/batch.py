@@ -81,7 +81,9 @@ def plan_batch(
     per_rank: list[list[tuple[tuple[int, ...], ...]]] = [[] for _ in range(num_ranks)]
     for update in range(num_updates):
         rows = [int(row) for row in np.flatnonzero(update_N == update)]
-        cuts = [split_rows(hand, lengths_N, microbatch_tokens) for hand in deal_rows(rows, lengths_N, num_ranks)]
+        cuts = [
+            split_rows(hand, lengths_N, microbatch_tokens) for hand in deal_rows(rows, lengths_N, num_ranks)
+        ]
         most = max(1, *(len(cut) for cut in cuts))
         for rank, cut in enumerate(cuts):
             per_rank[rank].append(tuple(cut + [()] * (most - len(cut))))

@@ -35,7 +35,12 @@ class ChunkedScores(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, tau_T: Tensor, chunk_tokens: int
+        ctx: FunctionCtx,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        targets_T: Tensor,
+        tau_T: Tensor,
+        chunk_tokens: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         weight = weight_VD.float()
@@ -45,7 +50,9 @@ class ChunkedScores(torch.autograd.Function):
             logp = torch.log_softmax(logits / tau_T[part, None], dim=-1)
             chosen = logp.gather(1, targets_T[part, None]).squeeze(1)
             entropy = _entropy(logp)
-            at_one = entropy if bool((tau_T[part] == 1).all()) else _entropy(torch.log_softmax(logits, dim=-1))
+            at_one = (
+                entropy if bool((tau_T[part] == 1).all()) else _entropy(torch.log_softmax(logits, dim=-1))
+            )
             columns.append((chosen, entropy, at_one))
         ctx.save_for_backward(hidden_TD, weight_VD, targets_T, tau_T)
         ctx.chunk_tokens = chunk_tokens  # type: ignore[attr-defined]

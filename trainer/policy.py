@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trainer.batch import Microbatch
-from trainer.logprobs import TokenScores, score_tokens
+from trainer.logprobs import score_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,22 +23,27 @@ class ScoringHead(nn.Linear):
 
     chunk_tokens: int = 1024
 
-    def forward(self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor) -> TokenScores:  # type: ignore[override]
-        return score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens)
+    def forward(  # type: ignore[override]
+        self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # A plain tuple: ZeRO-3 hangs its backward hooks on the tensors of a tuple, list or dict.
+        return tuple(score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens))  # type: ignore[return-value]
 
 
 class PolicyModel(nn.Module):
-    """`forward(microbatch)` scores the completion tokens of every row, laid end to end in row order: [T] columns."""
+    """`forward(microbatch)` gives the columns of `TokenScores` for the completion tokens of every row, [T] each."""
 
     def __init__(self, model: PreTrainedModel, logit_chunk_tokens: int) -> None:
         super().__init__()
         head = model.get_output_embeddings()
-        assert isinstance(head, nn.Linear) and head.bias is None, "the output head must be a Linear without bias"
+        assert isinstance(head, nn.Linear) and head.bias is None, (
+            "the output head must be a Linear without bias"
+        )
         head.__class__ = ScoringHead
         head.chunk_tokens = logit_chunk_tokens  # type: ignore[assignment]
         self.model = model
 
-    def forward(self, batch: Microbatch) -> TokenScores:
+    def forward(self, batch: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
         hidden_BTD = self.model.base_model(
             input_ids=batch.ids_BT,
             attention_mask=batch.attention_BT,
@@ -71,5 +76,7 @@ def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_cod
             use_safetensors=True,
         )
     except OSError as error:
-        raise ValueError(f"model.path must be a Hugging Face causal LM folder, got {path!r}: {error}") from error
+        raise ValueError(
+            f"model.path must be a Hugging Face causal LM folder, got {path!r}: {error}"
+        ) from error
     return PolicyModel(model.eval(), logit_chunk_tokens)

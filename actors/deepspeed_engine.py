@@ -1,0 +1,122 @@
+"""DeepSpeed behind a few functions: start it, find a skipped step, read full parameters. Used by `actors.learner`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from configs.schema import LearnerConfig
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that skips a step whose gradients are not finite, and says so in `overflow`, which DeepSpeed reads.
+
+    ZeRO 1 to 3 have their own check; without ZeRO DeepSpeed would write NaN into every weight.
+    """
+
+    overflow: bool = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch._foreach_norm(grads)
+        self.overflow = not bool(torch.isfinite(torch.stack(norms)).all())
+        return None if self.overflow else super().step(closure)  # type: ignore[arg-type]
+
+
+def init_distributed(
+    rank: int, world_size: int, address: str, port: int, device: str, timeout_s: float
+) -> None:
+    """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback interface."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
+    )
+    if address.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The shared-memory extension would be compiled on first use (46 s on two cores) for nothing gloo lacks.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+
+
+def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's configuration. Accumulation is ours: any number of backwards, then one `step()`."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspeed.DeepSpeedEngine:
+    """Wrap `model` with an AdamW optimiser under the configured ZeRO stage."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizer = GuardedAdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config, dtype))
+    if config.zero_stage == 3:
+        _check_gradients(engine.optimizer)
+    return engine
+
+
+def _check_gradients(optimizer: Any) -> None:
+    """Make a ZeRO-3 optimiser check gradients in every dtype; by itself it only does so in fp16."""
+
+    def check(update_scale: bool = True) -> bool:
+        optimizer.overflow = False
+        optimizer.check_overflow()
+        if not update_scale:
+            return bool(optimizer.overflow)
+        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
+
+    optimizer._overflow_check_and_loss_scale_update = check
+
+
+def start_frozen(model: nn.Module, zero_stage: int, dtype: str) -> nn.Module:
+    """A frozen copy for reference logprobs: sharded under ZeRO-3, whole on every rank otherwise."""
+    model.requires_grad_(False)
+    if zero_stage < 3:
+        return model
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == "bf16"},
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "steps_per_print": None,
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine  # type: ignore[no-any-return]
+
+
+def full_parameters(
+    named: Iterator[tuple[str, nn.Parameter]], zero_stage: int, keep: bool
+) -> list[tuple[str, Tensor]]:
+    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get an empty list."""
+    pairs = list(named)
+    gather = (
+        deepspeed.zero.GatheredParameters([parameter for _, parameter in pairs])
+        if zero_stage == 3
+        else nullcontext()
+    )
+    with gather:
+        # ZeRO-3 frees the gathered tensors on exit, so they are copied inside.
+        return [(name, parameter.detach().cpu().clone()) for name, parameter in pairs] if keep else []

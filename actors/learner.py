@@ -1,0 +1,292 @@
+"""One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy and hands out its weights.
+
+A plain class. The cluster spawns `num_ranks` of them; every public method is called on all ranks at once, because
+under ZeRO each is a collective. Pretraining and SFT use the same class with `origin=sft` rows and the nll loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.deepspeed_engine import full_parameters, init_distributed, start_engine, start_frozen
+from configs.kinds.base import load_target
+from configs.schema import RunConfig
+from trainer.batch import Microbatch, build_microbatch
+from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
+from trainer.export import export_model
+from trainer.logprobs import TokenScores
+from trainer.objective import BoundLoss, TokenColumns, microbatch_loss
+from trainer.policy import load_policy
+from trainer.prepare import TokenTable, prepare_columns
+from trainer.rows import RankRows, read_rows, score_columns
+from trainer.weights import PackedWeights, pack_weights
+
+LocalMicrobatches = Sequence[Sequence[Sequence[int]]]
+"""[update][microbatch] -> row numbers within this rank's shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankUpdate:
+    """What a rank needs beside its shard: one entry per shard row, one learning rate per update."""
+
+    microbatches: LocalMicrobatches
+    advantages_N: np.ndarray
+    row_weights_N: np.ndarray
+    learning_rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """Where a rank stands in its group and how many CPU threads it may use."""
+
+    rank: int
+    world_size: int
+    address: str
+    port: int
+    device: str
+    num_threads: int
+
+
+class LearnerRank:
+    """See the module's docstring. Scores of the current step are kept between `score` and `update`."""
+
+    def __init__(self, config: RunConfig, losses: Mapping[str, BoundLoss], place: RankPlace) -> None:
+        torch.set_num_threads(place.num_threads)
+        torch.manual_seed(config.seed)
+        self._config, self._losses, self._place = config, losses, place
+        self._device = torch.device(place.device)
+        init_distributed(
+            place.rank,
+            place.world_size,
+            place.address,
+            place.port,
+            place.device,
+            config.cluster.call_timeout_s,
+        )
+        self._load(config.model.path)
+
+    def _load(self, path: str) -> None:
+        learner, model = self._config.learner, self._config.model
+        policy = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
+        self._policy = policy.to(self._device)
+        self._engine = start_engine(self._policy, learner, model.dtype)
+        self._anchor = None
+        if learner.base_logprobs or self._config.kl.coef > 0:
+            frozen = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
+            self._anchor_device = torch.device("cpu") if learner.offload_anchor else self._device
+            self._anchor = start_frozen(frozen.to(self._anchor_device), learner.zero_stage, model.dtype)
+        self._rows: RankRows | None = None
+        self._scored: dict[str, list[np.ndarray]] = {}
+
+    def ready(self) -> int:
+        """Number of parameters; returning means that the rank is up."""
+        return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in self._policy.named_weights())
+
+    # -- scoring ------------------------------------------------------------------------------------------------
+
+    def _microbatch(self, rows: RankRows, chosen: Sequence[int]) -> Microbatch:
+        return build_microbatch(
+            [rows.prompts[row] for row in chosen],
+            [rows.tokens[row] for row in chosen],
+            rows.temperature_N[list(chosen)],
+            self._device,
+        )
+
+    def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
+        """Forward only: logprobs and exact entropies of every completion token under the policy and the anchor.
+
+        Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
+        """
+        rows = read_rows(shard)
+        columns: dict[str, list[np.ndarray]] = {
+            name: [np.zeros(0, np.float32)] * len(rows)
+            for name in ("proximal_logprobs", "entropy", "entropy_t1")
+        }
+        if self._anchor is not None:
+            columns["base_logprobs"] = [np.zeros(0, np.float32)] * len(rows)
+        with torch.no_grad():
+            for chosen in (micro for update in microbatches for micro in update):
+                batch = self._microbatch(rows, chosen)
+                scores = TokenScores(*self._engine(batch))
+                found = {
+                    "proximal_logprobs": scores.logprobs,
+                    "entropy": scores.entropy,
+                    "entropy_t1": scores.entropy_t1,
+                }
+                if self._anchor is not None:
+                    found["base_logprobs"] = self._anchor(batch)[0]
+                _scatter(columns, found, chosen, rows)
+        if self._anchor is not None:
+            columns["ref_logprobs"] = columns["base_logprobs"]  # the reference is the base until it is reset
+        self._rows, self._scored = rows, columns
+        return score_columns(rows, columns)
+
+    # -- updating -----------------------------------------------------------------------------------------------
+
+    def update(self, batch: RankUpdate) -> list[dict[str, float]]:
+        """Run the step's updates on the rows last scored; one dict of metric sums per update (add over ranks)."""
+        assert self._rows is not None, "update follows score"
+        results = []
+        for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = lr
+            results.append(self._update_once(batch, microbatches, self._prepare(batch, microbatches)))
+        return results
+
+    def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
+        """Update on rows that need no scores (sft only): pretraining takes this way and saves the extra forward."""
+        self._rows, self._scored = read_rows(shard), {}
+        return self.update(batch)
+
+    def _update_once(
+        self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], prepared: Mapping[str, TokenTable]
+    ) -> dict[str, float]:
+        assert self._rows is not None
+        sums: dict[str, float] = {}
+        done = 0
+        for chosen in microbatches:
+            scores = TokenScores(*self._engine(self._microbatch(self._rows, chosen)))
+            num_tokens = scores.logprobs.shape[0]
+            columns = self._columns(batch, chosen, prepared, slice(done, done + num_tokens))
+            done += num_tokens
+            loss, part = microbatch_loss(scores, columns, self._losses, self._config.kl)
+            # DeepSpeed averages over ranks; our weights already count all of them.
+            self._engine.backward(loss * self._place.world_size, scale_wrt_gas=False)
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self._engine.step()
+        applied = self._engine.was_step_applied()
+        norm = float(self._engine.get_global_grad_norm() or 0.0) if applied else float("nan")
+        return sums | {"rank/grad_norm": norm, "rank/applied": float(applied)}
+
+    def _columns(
+        self, batch: RankUpdate, chosen: Sequence[int], prepared: Mapping[str, TokenTable], tokens: slice
+    ) -> TokenColumns:
+        rows = self._rows
+        assert rows is not None
+        counts = np.array([len(rows.tokens[row]) for row in chosen], np.int64)
+        index = np.repeat(np.arange(len(chosen)), counts)
+
+        def tensor(parts: list[np.ndarray]) -> Tensor:
+            flat = np.concatenate(parts) if parts else np.zeros(0)
+            return torch.from_numpy(flat.astype(np.float32)).to(self._device)
+
+        def scored(name: str) -> Tensor:
+            if name in self._scored:
+                return tensor([self._scored[name][row] for row in chosen])
+            return torch.full((int(counts.sum()),), float("nan"), device=self._device)
+
+        weights = [rows.loss_masks[row] * batch.row_weights_N[row] for row in chosen]
+        advantages = [np.full(len(rows.tokens[row]), batch.advantages_N[row]) for row in chosen]
+        origins = rows.origins[list(chosen)] if len(chosen) else np.zeros(0, object)
+        return TokenColumns(
+            proximal_logprobs=scored("proximal_logprobs"),
+            behavior_logprobs=tensor([rows.behavior_logprobs[row] for row in chosen]),
+            ref_logprobs=scored("ref_logprobs") if "ref_logprobs" in self._scored else None,
+            advantages=tensor(advantages),
+            weights=tensor(weights),
+            rows=torch.from_numpy(index).to(self._device),
+            origins={
+                str(name): torch.from_numpy(np.repeat(origins == name, counts)).to(self._device)
+                for name in set(origins.tolist())
+            },
+            prepared={
+                origin: {
+                    name: torch.from_numpy(values[tokens]).to(self._device) for name, values in table.items()
+                }
+                for origin, table in prepared.items()
+            },
+        )
+
+    def _prepare(self, batch: RankUpdate, microbatches: Sequence[Sequence[int]]) -> dict[str, TokenTable]:
+        """Batch statistics of the losses that ask for them, over all rows of the update on all ranks."""
+        assert self._rows is not None
+        wanting = {origin: loss for origin, loss in self._losses.items() if loss.kind.prepare}
+        if not wanting:
+            return {}
+        order = [row for micro in microbatches for row in micro]
+        table = _token_table(self._rows, self._scored, batch, order)
+        return {
+            origin: prepare_columns(table, _gather, lambda union, loss=loss: _call_prepare(loss, union))
+            for origin, loss in wanting.items()
+        }
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    def publish(self, version: int) -> PackedWeights | None:
+        """Full weights of the policy as of now (rank 0; None elsewhere)."""
+        first = self._place.rank == 0
+        full = full_parameters(self._policy.named_weights(), self._config.learner.zero_stage, keep=first)
+        return pack_weights(version, full) if first else None
+
+    def probe(self, probes: Sequence[Probe]) -> np.ndarray:
+        """Logprobs of the probe tokens at temperature 1 under the current weights, laid end to end."""
+        return probe_logprobs(self._engine, probes, self._device)
+
+    def explain(
+        self,
+        probes: Sequence[Probe],
+        observed: np.ndarray,
+        current: PackedWeights,
+        previous: PackedWeights | None,
+    ) -> str:
+        """Which weights would make an engine answer `observed`: a sentence that names the fault, if one fits."""
+        model = self._config.model
+        policy = load_policy(
+            model.path, model.dtype, self._config.learner.logit_chunk_tokens, model.trust_remote_code
+        )
+        return explain_mismatch(policy, probes, observed, current, previous)
+
+    def export(self, folder: str) -> None:
+        """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
+        first = self._place.rank == 0
+        full = full_parameters(self._policy.named_weights(), self._config.learner.zero_stage, keep=first)
+        if first:
+            export_model(Path(folder), dict(full), self._config.model)
+
+
+def _scatter(
+    columns: dict[str, list[np.ndarray]], found: Mapping[str, Tensor], chosen: Sequence[int], rows: RankRows
+) -> None:
+    ends = np.cumsum([len(rows.tokens[row]) for row in chosen])[:-1]
+    for name, values in found.items():
+        for row, part in zip(chosen, np.split(values.float().cpu().numpy(), ends), strict=False):
+            columns[name][row] = part
+
+
+def _token_table(
+    rows: RankRows, scored: Mapping[str, list[np.ndarray]], batch: RankUpdate, order: Sequence[int]
+) -> TokenTable:
+    counts = [len(rows.tokens[row]) for row in order]
+
+    def flat(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([values[row] for row in order]) if order else np.zeros(0)
+
+    return {
+        "sample_id": np.repeat(np.array([rows.sample_ids[row] for row in order], dtype=np.str_), counts),
+        "position": np.concatenate([np.arange(count) for count in counts])
+        if order
+        else np.zeros(0, np.int64),
+        "weight": flat([rows.loss_masks[row] * batch.row_weights_N[row] for row in range(len(rows))]),
+        "advantage": np.repeat(batch.advantages_N[list(order)], counts),
+        **{name: flat(values) for name, values in scored.items()},
+    }
+
+
+def _gather(table: TokenTable) -> list[TokenTable]:
+    tables: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(tables, table)
+    return tables
+
+
+def _call_prepare(loss: BoundLoss, union: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    return load_target(loss.kind.prepare)(union, loss.options)  # type: ignore[no-any-return]

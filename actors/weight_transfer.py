@@ -1,0 +1,94 @@
+"""The engine side of a weight sync through host memory, registered with vLLM's weight-transfer API as "host".
+
+Used for CPU engines and wherever NCCL or CUDA IPC cannot reach. Imported by `actors.generator`; importing it
+registers the engine once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from trainer.weights import PackedWeights, unpack_weights
+
+BACKEND = "host"
+
+
+@dataclass
+class HostInitInfo(WeightTransferInitInfo):
+    """`expected_names`: every tensor of the checkpoint; an update that lacks one, or adds one, is refused."""
+
+    expected_names: list[str] = field(default_factory=list)
+
+
+@dataclass
+class HostUpdateInfo(WeightTransferUpdateInfo):
+    """All weights of one version."""
+
+    weights: PackedWeights
+
+
+class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
+    """Loads a `PackedWeights` in checkpoint format, layer by layer."""
+
+    init_info_cls = HostInitInfo
+    update_info_cls = HostUpdateInfo
+
+    def init_transfer_engine(self, init_info: HostInitInfo) -> None:
+        self._expected = frozenset(init_info.expected_names)
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, PackedWeights]) -> None:
+        # Not the inherited method: it synchronises an accelerator, and a CPU engine has none.
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: HostUpdateInfo) -> None:
+        check_names(update_info.weights, self._expected)
+        self.model.load_weights(unpack_weights(update_info.weights))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
+    """Raise ValueError unless `weights` holds exactly the expected tensors."""
+    names = set(weights.names())
+    missing, alien = sorted(expected - names), sorted(names - expected)
+    if missing:
+        raise ValueError(
+            f"weights of version {weights.version}: tensor {missing[0]} was skipped ({len(missing)} missing)"
+        )
+    if alien:
+        raise ValueError(f"weights of version {weights.version}: tensor {alien[0]} is not in the checkpoint")
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    """Repack a head tied to the embedding. CPU linears run on a packed copy, which a layerwise update leaves stale."""
+    head = model.get_submodule("lm_head") if hasattr(model, "lm_head") else None
+    if head is None or not hasattr(head, "cpu_linear") or not hasattr(head, "quant_method"):
+        return
+    head.quant_method.process_weights_after_loading(head)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, HostWeightTransferEngine)
+
+TRANSFER_CONFIG = WeightTransferConfig(backend=BACKEND)

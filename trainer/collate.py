@@ -1,0 +1,95 @@
+"""From the buffer's index of a step to what the learner needs: a plan from lengths, then advantages and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.entries import advantage_options, loss_options
+from configs.kinds.base import load_target
+from configs.kinds.losses import LossCommon
+from configs.schema import RunConfig
+from trainer.batch import BatchPlan, plan_batch
+from trainer.reduce import row_weights
+from trainer.schedule import learning_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step's rows. `index` is the buffer's table (row i of every column below is its row i)."""
+
+    index: pa.Table
+    plan: BatchPlan
+    group_N: np.ndarray
+    update_N: np.ndarray
+    reward_N: np.ndarray
+    """float64, NaN where the reward is null: such a row is scored and kept, but never learned from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnable:
+    """Per row: the advantage and the weight of its loss tokens; per update: the learning rate."""
+
+    advantage_N: np.ndarray
+    row_weight_N: np.ndarray
+    learning_rates: tuple[float, ...]
+
+
+def collate(index: pa.Table, config: RunConfig) -> Batch:
+    """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
+    learner = config.learner
+    submissions = index.column("submission_index").to_numpy()
+    _, group_N = np.unique(submissions, return_inverse=True)
+    num_groups = int(group_N.max()) + 1
+    update_N = group_N * learner.updates_per_step // num_groups
+    lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
+    plan = plan_batch(
+        lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
+    )
+    reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return Batch(index=index, plan=plan, group_N=group_N, update_N=update_N, reward_N=reward)
+
+
+def align(index: pa.Table, columns: pa.Table) -> pa.Table:
+    """`columns` in the index's row order, matched by sample_id."""
+    position = pc.index_in(index.column("sample_id"), value_set=columns.column("sample_id").combine_chunks())
+    return columns.take(position)
+
+
+def _sequence_kl(columns: pa.Table) -> np.ndarray:
+    """Sum over each row's tokens of log policy - log reference (k1), [N]."""
+    policy, reference = columns.column("proximal_logprobs"), columns.column("ref_logprobs")
+    counts = pc.list_value_length(policy).to_numpy()
+    rows = np.repeat(np.arange(len(columns)), counts)
+    difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(reference).to_numpy()
+    return np.bincount(rows, difference, len(columns))
+
+
+def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: int) -> Learnable:
+    """Advantages of the rows that have a reward, and the weight of every row in its update's loss.
+
+    `columns` are the learner's scores in the index's row order; `step` counts from 0.
+    """
+    _, options, kind = advantage_options(config.advantage)
+    reward = batch.reward_N.copy()
+    if config.kl.coef > 0 and config.kl.place == "reward":
+        reward -= config.kl.coef * _sequence_kl(columns)
+    valid = np.isfinite(reward)
+    advantage = np.zeros(len(reward))
+    if valid.any():
+        advantage[valid] = load_target(kind.target)(reward[valid], batch.group_N[valid], options)
+    losses: Mapping[str, LossCommon] = {
+        origin: loss_options(entry)[0] for origin, entry in config.loss.items()
+    }
+    tokens = np.where(valid, batch.index.column("num_loss_tokens").to_numpy(), 0)
+    origins = np.array(batch.index.column("origin").to_pylist(), dtype=object)
+    rate = learning_rate(config.learner, step, config.num_steps)
+    return Learnable(
+        advantage_N=advantage,
+        row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
+        learning_rates=(rate,) * config.learner.updates_per_step,
+    )

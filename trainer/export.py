@@ -1,0 +1,36 @@
+"""Writing a policy as a Hugging Face folder that `AutoModelForCausalLM` and vLLM load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from configs.schema import ModelConfig
+
+
+def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> None:
+    """Write config, safetensors, tokenizer with chat template and generation config; whole or not at all."""
+    staging = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).save_pretrained(staging)
+    AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).save_pretrained(
+        staging
+    )
+    if (Path(model.path) / "generation_config.json").exists():
+        GenerationConfig.from_pretrained(model.path).save_pretrained(staging)
+    # "format" is the marker by which transformers knows whose tensors these are.
+    weights = staging / "model.safetensors"
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, weights, metadata={"format": "pt"}
+    )
+    with weights.open("rb") as written:
+        os.fsync(written.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)

@@ -1,0 +1,142 @@
+"""A step's metrics from its rows: rewards, entropies, formats, KL and mismatch. Names are ``area/name``.
+
+Means over tokens count loss tokens only. A metric whose rows are absent is left out rather than set to a number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.collate import Batch
+
+
+def entropy_of(labels: Iterable[object]) -> float:
+    """Shannon entropy in nats of the empirical distribution of `labels`; 0 for none."""
+    counts = np.array(list(Counter(labels).values()), np.float64)
+    if not len(counts):
+        return 0.0
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.float64()).fill_null(float("nan")).to_numpy()  # type: ignore[no-any-return]
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    kept = values[np.isfinite(values)]
+    return {"mean": float(kept.mean())} if len(kept) else {}
+
+
+def _put(metrics: dict[str, float], name: str, values: np.ndarray) -> None:
+    for mean in _mean(values).values():
+        metrics[name] = mean
+
+
+def reward_metrics(batch: Batch) -> dict[str, float]:
+    """reward/*, score/*, group/*: means over the rows that have a value."""
+    metrics: dict[str, float] = {"reward/null_share": float(np.isnan(batch.reward_N).mean())}
+    _put(metrics, "reward/mean", batch.reward_N)
+    scores = batch.index.column("scores").to_pylist()
+    statuses = batch.index.column("score_status").to_pylist()
+    for name in {name for row in scores for name, _ in row}:
+        values = [dict(row).get(name) for row in scores]
+        _put(metrics, f"score/{name}", np.array([np.nan if v is None else v for v in values], np.float64))
+    failed = Counter(
+        f"score/failed/{name}/{status}" for row in statuses for name, status in row if status != "ok"
+    )
+    metrics |= {name: float(count) for name, count in failed.items()}
+    groups = [batch.reward_N[batch.group_N == group] for group in range(int(batch.group_N.max()) + 1)]
+    flat = [
+        float(np.nanmax(rewards) == np.nanmin(rewards)) for rewards in groups if np.isfinite(rewards).any()
+    ]
+    metrics["group/zero_std_share"] = float(np.mean(flat)) if flat else 1.0
+    return metrics
+
+
+def _format_metrics(tags: Sequence[str | None], reward_N: np.ndarray) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    known = np.array([tag or "untagged" for tag in tags], dtype=object)
+    if not any(tags):
+        return metrics
+    for tag in sorted(set(known)):
+        metrics[f"format/share/{tag}"] = float((known == tag).mean())
+        _put(metrics, f"format/reward/{tag}", reward_N[known == tag])
+    metrics["entropy/format"] = entropy_of(known)
+    return metrics
+
+
+def _answer_entropy(batch: Batch) -> dict[str, float]:
+    answers = np.array(batch.index.column("answer").to_pylist(), dtype=object)
+    if not any(answer is not None for answer in answers):
+        return {}
+    per_group = [entropy_of(answers[batch.group_N == group]) for group in range(int(batch.group_N.max()) + 1)]
+    return {"entropy/answer": float(np.mean(per_group))}
+
+
+def _token_metrics(columns: pa.Table, counts: np.ndarray) -> dict[str, float]:
+    """Entropies and KL; `columns` and `counts` (loss tokens of each row) cover the same rows."""
+    metrics: dict[str, float] = {}
+    total = max(1.0, float(counts.sum()))
+    for name, metric in (
+        ("entropy_mean", "entropy/token_mean"),
+        ("entropy_mean_t1", "entropy/token_mean_t1"),
+    ):
+        metrics[metric] = float(np.nansum(_floats(columns.column(name)) * counts) / total)
+    _put(metrics, "entropy/sequence_mean", _floats(columns.column("entropy_mean")))
+    for metric, name in (
+        ("mismatch/mean_abs_behavior_vs_proximal", "mismatch_abs"),
+        ("mismatch/k3_behavior_vs_proximal", "mismatch_k3"),
+    ):
+        metrics[metric] = float(columns.column(name).to_numpy().sum() / total)
+    policy = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
+    for anchor in ("ref", "base"):
+        column = columns.column(f"{anchor}_logprobs")
+        if column.null_count:
+            continue
+        log_ratio = pc.list_flatten(column).to_numpy().astype(np.float64) - policy
+        metrics[f"kl/k3_policy_vs_{anchor}"] = float((np.expm1(log_ratio) - log_ratio).sum() / total)
+    return metrics
+
+
+def step_metrics(batch: Batch, columns: pa.Table) -> dict[str, float]:
+    """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
+
+    With more than one domain, the main ones are repeated per domain as ``name@domain``.
+    """
+    index = batch.index
+    counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
+    tags = index.column("format_tag").to_pylist()
+    metrics = reward_metrics(batch) | _format_metrics(tags, batch.reward_N) | _answer_entropy(batch)
+    metrics |= _token_metrics(columns, counts)
+    metrics["length/mean_tokens"] = float(index.column("num_tokens").to_numpy().mean())
+    reasons = index.column("finish_reason").to_pylist()
+    metrics["length/truncated_share"] = float(np.mean([reason == "length" for reason in reasons]))
+    domains = np.array(index.column("domain").to_pylist(), dtype=object)
+    if len(set(domains)) > 1:
+        for domain in sorted(set(domains)):
+            mine = np.flatnonzero(domains == domain)
+            part = _format_metrics([tags[row] for row in mine], batch.reward_N[mine])
+            part |= _token_metrics(columns.take(mine), counts[mine])
+            _put(part, "reward/mean", batch.reward_N[mine])
+            metrics |= {f"{name}@{domain}": value for name, value in part.items()}
+    return metrics
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """loss/*, grad/norm, kl/k3_proximal_vs_policy and the skipped updates, over a step's updates."""
+    metrics: dict[str, float] = {}
+    for name in sorted({name for update in updates for name in update if name.startswith("loss/")}):
+        _put(metrics, name, np.array([update.get(name, np.nan) for update in updates]))
+    _put(metrics, "grad/norm", np.array([update["grad/norm"] for update in updates]))
+    metrics["grad/skipped_updates"] = float(sum(1.0 - update["grad/applied"] for update in updates))
+    tokens = sum(update.get("sum/policy_tokens", 0.0) for update in updates)
+    drift = sum(update.get("sum/k3_proximal_vs_policy", 0.0) for update in updates)
+    if tokens:
+        metrics["kl/k3_proximal_vs_policy"] = drift / tokens
+    return metrics

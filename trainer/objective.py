@@ -1,0 +1,95 @@
+"""The objective of one microbatch: losses by origin, the KL anchor, masked and weighted. Called by learner ranks.
+
+Row weights come from `trainer.reduce`; summing the returned loss over all microbatches and ranks of an update gives
+the update's loss, whatever the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.kinds.base import Kind, load_target
+from configs.kinds.losses import LossCommon
+from configs.schema import KLConfig
+from trainer.kl import ESTIMATORS, k3
+from trainer.logprobs import TokenScores
+from trainer.losses import LossInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenColumns:
+    """What is known of T tokens before the update's forward; `weights` is 0 where nothing is learned."""
+
+    proximal_logprobs: Tensor
+    behavior_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+    rows: Tensor
+    origins: Mapping[str, Tensor]
+    """Boolean [T] per origin present."""
+    prepared: Mapping[str, Mapping[str, Tensor]]
+    """By origin: what its loss's `prepare` returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundLoss:
+    """A loss kind with its options: `per_token(inputs, options)`."""
+
+    common: LossCommon
+    kind: Kind
+    options: Any
+
+    def per_token(self, inputs: LossInputs) -> Tensor:
+        return load_target(self.kind.target)(inputs, self.options)  # type: ignore[no-any-return]
+
+
+def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Tensor) -> LossInputs:
+    return LossInputs(
+        policy_logprobs=scores.logprobs[chosen],
+        entropy=scores.entropy[chosen],
+        proximal_logprobs=columns.proximal_logprobs[chosen],
+        behavior_logprobs=columns.behavior_logprobs[chosen],
+        advantages=columns.advantages[chosen],
+        rows=columns.rows[chosen],
+        prepared={name: column[chosen] for name, column in columns.prepared.get(origin, {}).items()},
+    )
+
+
+def microbatch_loss(
+    scores: TokenScores, columns: TokenColumns, losses: Mapping[str, BoundLoss], kl: KLConfig
+) -> tuple[Tensor, dict[str, float]]:
+    """The microbatch's share of the loss (a scalar) and of the metrics (sums that add over microbatches and ranks)."""
+    total = (
+        scores.logprobs.sum() * 0.0
+    )  # keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs
+    sums: dict[str, float] = {}
+    for origin, loss in losses.items():
+        present = columns.origins.get(origin)
+        if present is None:
+            continue
+        chosen = present & (columns.weights > 0)
+        weights = columns.weights[chosen]
+        inputs = _inputs(scores, columns, origin, chosen)
+        part = (weights * loss.per_token(inputs)).sum()
+        sums[f"loss/{origin}"] = part.item()
+        total = total + part
+        if origin != "policy":
+            continue
+        if kl.coef > 0 and kl.place == "loss":
+            assert columns.ref_logprobs is not None, "a KL anchor needs reference logprobs"
+            penalty = ESTIMATORS[kl.estimator](inputs.policy_logprobs, columns.ref_logprobs[chosen])
+            anchor = kl.coef * (weights * penalty).sum()
+            sums["loss/kl"] = anchor.item()
+            total = total + anchor
+        with torch.no_grad():
+            drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
+        sums["sum/k3_proximal_vs_policy"] = drift.sum().item()
+        sums["sum/policy_tokens"] = float(chosen.sum().item())
+    sums["loss/total"] = total.item()
+    return total, sums

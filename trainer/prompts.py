@@ -1,0 +1,95 @@
+"""From dataset rows to token prompts, and which prompt comes when. Used by the producer and the evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from configs.entries import dataset_options
+from configs.kinds.base import load_target
+from configs.schema import ModelConfig
+from rollouts.records import Prompt
+from trainer.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt with its token ids under the chat template, generation prompt included."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: there is none, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path must hold a tokenizer, got {model.path!r}: {error}") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {model.path!r} must have a chat template, got none")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_dataset(entry: dict[str, object]) -> list[Prompt]:
+    """The prompts of a `data.train` or `data.eval` entry.
+
+    Raises:
+        ValueError: the dataset is empty or names a prompt twice.
+    """
+    _, options, kind = dataset_options(entry)
+    prompts: list[Prompt] = load_target(kind.target)(options)
+    if not prompts:
+        raise ValueError(f"a dataset must have at least one prompt, got none from {entry}")
+    if len({prompt.prompt_id for prompt in prompts}) != len(prompts):
+        raise ValueError(f"prompt_id must be unique within a dataset, got a repeated one from {entry}")
+    return prompts
+
+
+def tokenize_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> tuple[list[TokenPrompt], int]:
+    """Token prompts of at most `max_tokens` tokens, and how many were left out as too long.
+
+    Raises:
+        ValueError: the template puts the beginning-of-sequence token twice, or every prompt is too long.
+    """
+    kept: list[TokenPrompt] = []
+    for prompt in prompts:
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        start = tokenizer.bos_token_id
+        if start is not None and list(ids[:2]) == [start, start]:
+            raise ValueError(
+                f"the chat template must put {tokenizer.bos_token!r} once, got it twice at the start"
+            )
+        if len(ids) <= max_tokens:
+            kept.append(TokenPrompt(prompt, tuple(int(token) for token in ids)))
+    if not kept:
+        raise ValueError(f"every prompt is longer than rollout.max_prompt_tokens = {max_tokens}")
+    return kept, len(prompts) - len(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOrder:
+    """Which prompt a submission gets: a pure function of the run's seed and the submission's index."""
+
+    prompts: Sequence[TokenPrompt]
+    seed: int
+    shuffle: bool
+
+    def at(self, submission_index: int) -> TokenPrompt:
+        """The prompt of a submission; every epoch has its own order and goes through all prompts once."""
+        epoch, place = divmod(submission_index, len(self.prompts))
+        if self.shuffle:
+            rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
+            place = int(rng.permutation(len(self.prompts))[place])
+        chosen = self.prompts[place]
+        return TokenPrompt(replace(chosen.prompt, epoch=epoch), chosen.token_ids)

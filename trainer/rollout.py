@@ -1,0 +1,130 @@
+"""The producer: prompts out, judged and durable groups in. Async and free of Ray; called by the loop.
+
+It keeps (max_lag + 1) x groups_per_step groups in flight: `top_up(step)` submits what the step may see, and
+`settle(step)` waits until the groups of that step are in the buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from configs.kinds.scorers import ScorerCommon
+from configs.schema import RunConfig
+from rewards.combine import combine
+from rollouts.records import Completion, Group, Judgement, Sampling, Submission
+from rollouts.schema import group_to_batch
+from trainer.prompts import PromptOrder, TokenPrompt
+from trainer.roles import Buffer, Generator, Scorer
+from trainer.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judges:
+    """The scorers by the names the config gives them, with the keys that say how their scores combine."""
+
+    scorers: Mapping[str, Scorer]
+    commons: Mapping[str, ScorerCommon]
+
+
+async def single_turn(submission: Submission, generator: Generator, judges: Judges) -> Group:
+    """Generate, score with every scorer at once, combine: the rollout of a single-turn task."""
+    completions = await generator.generate(submission)
+    names = list(judges.scorers)
+    verdicts = await asyncio.gather(
+        *(judges.scorers[name].score(submission.prompt, completions) for name in names)
+    )
+    samples = []
+    for index, completion in enumerate(completions):
+        judgements: dict[str, Judgement] = {name: verdicts[k][index] for k, name in enumerate(names)}
+        samples.append(combine(completion, judgements, judges.commons))
+    return Group(submission=submission, samples=tuple(samples))
+
+
+def make_submission(
+    index: int, prompt: TokenPrompt, num_samples: int, sampling: Sampling, seed: int
+) -> Submission:
+    """A submission whose seeds derive from (run seed, submission index, sample index)."""
+    return Submission(
+        submission_index=index,
+        group_id=f"{index:08d}",
+        prompt=prompt.prompt,
+        prompt_ids=prompt.token_ids,
+        seeds=tuple(derive_seed(seed, index, sample) for sample in range(num_samples)),
+        sampling=sampling,
+    )
+
+
+class Producer:
+    """Fills the buffer. `clock` keeps, per step, when generation and scoring of its groups ended."""
+
+    def __init__(
+        self, config: RunConfig, order: PromptOrder, generator: Generator, judges: Judges, buffer: Buffer
+    ) -> None:
+        self._config, self._order = config, order
+        self._generator, self._judges, self._buffer = _Timed(generator), judges, buffer
+        rollout = config.rollout
+        self._sampling = Sampling(
+            temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
+        )
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._submitted = 0
+
+    def top_up(self, step: int) -> None:
+        """Submit every group that step `step` (counted from 0) and the `max_lag` after it may use."""
+        rollout = self._config.rollout
+        wanted = (step + rollout.max_lag + 1) * rollout.groups_per_step
+        wanted = min(wanted, self._config.num_steps * rollout.groups_per_step)
+        for index in range(self._submitted, wanted):
+            self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
+        self._submitted = max(self._submitted, wanted)
+
+    async def settle(self, step: int) -> dict[str, float]:
+        """Wait for the groups of step `step`; returns the seconds of generation and of scoring after it.
+
+        Raises:
+            TimeoutError: a group took longer than rollout.group_timeout_s.
+        """
+        began = time.perf_counter()
+        last = (step + 1) * self._config.rollout.groups_per_step
+        mine = [self._tasks.pop(index) for index in sorted(self._tasks) if index < last]
+        await asyncio.gather(*mine)
+        ended = time.perf_counter()
+        generated = min(max(self._generator.last_reply, began), ended)
+        return {"time/generate_s": generated - began, "time/score_s": ended - generated}
+
+    async def close(self) -> None:
+        """Cancel what is in flight."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _produce(self, index: int) -> None:
+        rollout = self._config.rollout
+        prompt = self._order.at(index)
+        submission = make_submission(index, prompt, rollout.group_size, self._sampling, self._config.seed)
+        try:
+            async with asyncio.timeout(rollout.group_timeout_s):
+                group = await single_turn(submission, self._generator, self._judges)
+                await self._buffer.add(group_to_batch(group, self._config.name))
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"group {index} (prompt {prompt.prompt.prompt_id}) was not generated and scored within "
+                f"rollout.group_timeout_s = {rollout.group_timeout_s:g}"
+            ) from error
+
+
+class _Timed:
+    """A generator that remembers when its last answer came."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self.last_reply = 0.0
+        self.load, self.probe = generator.load, generator.probe
+
+    async def generate(self, submission: Submission) -> list[Completion]:
+        completions = await self._generator.generate(submission)
+        self.last_reply = time.perf_counter()
+        return completions

@@ -1,0 +1,90 @@
+"""A rank's shard of rollout rows as numpy, and the Arrow columns it gives back. Used by the learner ranks only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRows:
+    """Rows in shard order. Token columns are one array per row, over the completion's tokens."""
+
+    sample_ids: list[str]
+    origins: np.ndarray
+    prompts: list[np.ndarray]
+    tokens: list[np.ndarray]
+    loss_masks: list[np.ndarray]
+    behavior_logprobs: list[np.ndarray]
+    temperature_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+def _split(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
+    flat = column.flatten()
+    values = flat.fill_null(float("nan")) if pa.types.is_floating(flat.type) else flat
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    return np.split(values.to_numpy(zero_copy_only=False).astype(dtype), np.cumsum(lengths)[:-1])
+
+
+def read_rows(batch: pa.RecordBatch) -> RankRows:
+    """Rows of a GROUP_SCHEMA batch; null logprobs (masked tokens, sft rows) become NaN."""
+    tokens = _split(batch.column("token_ids"), np.int64) if len(batch) else []
+    behavior = _split(batch.column("behavior_logprobs"), np.float32) if len(batch) else []
+    filled = [
+        logprobs if len(logprobs) == len(ids) else np.full(len(ids), np.nan, np.float32)
+        for logprobs, ids in zip(behavior, tokens, strict=True)
+    ]
+    return RankRows(
+        sample_ids=batch.column("sample_id").to_pylist(),
+        origins=np.array(batch.column("origin").to_pylist(), dtype=object),
+        prompts=_split(batch.column("prompt_ids"), np.int64) if len(batch) else [],
+        tokens=tokens,
+        loss_masks=_split(batch.column("loss_mask"), np.bool_) if len(batch) else [],
+        behavior_logprobs=filled,
+        temperature_N=batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32),
+    )
+
+
+def list_column(rows: Sequence[np.ndarray]) -> pa.ListArray:
+    """A list<float32> column from one float array per row."""
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    flat = np.concatenate(rows).astype(np.float32) if rows else np.zeros(0, np.float32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def masked_means(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.Array:
+    """Mean of each row over its loss tokens, float32; null for a row without any."""
+    means = [float(row[mask].mean()) if mask.any() else None for row, mask in zip(rows, masks, strict=True)]
+    return pa.array(means, pa.float32())
+
+
+def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -> pa.RecordBatch:
+    """The learner's columns keyed by sample_id: `proximal_logprobs`, `entropy`, means, and the anchors if scored.
+
+    Two more columns are measurements only, sums over the row's loss tokens where the sampler saw the same context:
+    `mismatch_abs` of |behaviour - proximal| and `mismatch_k3` of k3(behaviour, proximal), in nats.
+    """
+    arrays: dict[str, pa.Array] = {"sample_id": pa.array(rows.sample_ids, pa.string())}
+    for name in ("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"):
+        if name in columns:
+            arrays[name] = list_column(columns[name])
+        else:
+            arrays[name] = pa.nulls(len(rows), pa.list_(pa.float32()))
+    arrays["entropy_mean"] = masked_means(columns["entropy"], rows.loss_masks)
+    arrays["entropy_mean_t1"] = masked_means(columns["entropy_t1"], rows.loss_masks)
+    differences = [
+        np.where(mask, proximal.astype(np.float64) - behavior, np.nan)
+        for mask, proximal, behavior in zip(
+            rows.loss_masks, columns["proximal_logprobs"], rows.behavior_logprobs, strict=True
+        )
+    ]
+    arrays["mismatch_abs"] = pa.array([float(np.nansum(np.abs(d))) for d in differences], pa.float64())
+    arrays["mismatch_k3"] = pa.array([float(np.nansum(np.expm1(d) - d)) for d in differences], pa.float64())
+    return pa.RecordBatch.from_pydict(arrays)
