@@ -9,9 +9,9 @@
 command line, the readers by the viewer and by analyses. The files also open without us; in the run directory:
 
     duckdb.sql("select step, avg(reward) from 'rollouts/*/*.parquet' group by step order by step")
-    polars.scan_parquet("rollouts").group_by("step").agg(polars.col("reward").mean())
+    polars.scan_parquet("rollouts/*/*.parquet").group_by("step").agg(polars.col("reward").mean())
 
-`step` is both a column and in the path. Polars keeps it an integer; DuckDB takes the path's text,
+`step` is both a column and in the path. Polars reads it as an integer; DuckDB takes the path's text,
 '000012', unless told `read_parquet(..., hive_partitioning = false)`. With PyArrow use `read_steps`, or a
 dataset of the files with `partitioning=None`.
 """
