@@ -7,7 +7,6 @@ under ZeRO each is a collective. Pretraining and SFT use the same class with `or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.deepspeed_engine import full_parameters, init_distributed, start_engine, start_frozen
+from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
 from trainer.batch import Microbatch, build_microbatch
@@ -29,31 +29,6 @@ from trainer.policy import load_policy
 from trainer.prepare import TokenTable, prepare_columns
 from trainer.rows import RankRows, read_rows, score_columns
 from trainer.weights import PackedWeights, pack_weights
-
-LocalMicrobatches = Sequence[Sequence[Sequence[int]]]
-"""[update][microbatch] -> row numbers within this rank's shard."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankUpdate:
-    """What a rank needs beside its shard: one entry per shard row, one learning rate per update."""
-
-    microbatches: LocalMicrobatches
-    advantages_N: np.ndarray
-    row_weights_N: np.ndarray
-    learning_rates: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlace:
-    """Where a rank stands in its group and how many CPU threads it may use."""
-
-    rank: int
-    world_size: int
-    address: str
-    port: int
-    device: str
-    num_threads: int
 
 
 class LearnerRank:

@@ -49,9 +49,21 @@ def run_training(config_path: str, overrides: Sequence[str], dry_run: bool) -> i
     from configs.load import load_config
 
     config = load_config(config_path, overrides)
-    from cluster.train import train
+    from cluster.train import dry_run as check_only
+    from cluster.train import RunError, train
+    from viewer.report import write_report
+    from viewer.terminal import StepReporter
 
-    return train(config, dry_run=dry_run)
+    reporter = StepReporter(config.num_steps, sys.stdout)
+    if dry_run:
+        return check_only(config, reporter)
+    try:
+        outcome = train(config, reporter)
+    except RunError as error:
+        print(f"polyphony: the run was stopped: {error}", file=sys.stderr)
+        return 1
+    reporter.note(f"report: {write_report(outcome.run_dir)}")
+    return outcome.exit_code
 
 
 def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:

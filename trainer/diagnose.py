@@ -119,6 +119,6 @@ def explain_mismatch(
         found = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
         if found < best_gap:
             best, best_gap = sentence, found
-    if best_gap > 0.1 * whole:
+    if not best_gap <= 0.1 * whole:  # also when the engine's answer is not finite
         return f"none of the known faults explains it (closest: {best}, gap {best_gap:.2e} nats)"
     return f"{best} (this reproduces the engine's answer to {best_gap:.1e} nats)"

@@ -137,7 +137,7 @@ class Run:
         summary = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
         watch.lap("commit")
-        self._guard(metrics["grad/skipped_updates"], step + 1)
+        self._guard([update["grad/applied"] > 0 for update in updates], step + 1)
         return metrics | _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
 
     async def _publish(self, version: int) -> dict[str, float]:
@@ -155,13 +155,13 @@ class Run:
         )
         self._reports.note(f"evaluation after step {step}: {shown}")
 
-    def _guard(self, skipped: float, step: int) -> None:
-        """Count steps whose every update was skipped for a loss or gradient that is not finite."""
-        self._nonfinite_in_a_row = self._nonfinite_in_a_row + int(skipped) if skipped else 0
+    def _guard(self, applied: Sequence[bool], step: int) -> None:
+        """Count the updates in a row that were skipped for a loss or gradient that is not finite."""
+        for each in applied:
+            self._nonfinite_in_a_row = 0 if each else self._nonfinite_in_a_row + 1
+        skipped = len(applied) - sum(applied)
         if skipped:
-            self._reports.note(
-                f"step {step}: {int(skipped)} update(s) skipped, loss or gradient was not finite"
-            )
+            self._reports.note(f"step {step}: {skipped} update(s) skipped, loss or gradient was not finite")
         if self._nonfinite_in_a_row >= self._config.learner.max_nonfinite_updates:
             raise NonFiniteError(
                 f"{self._nonfinite_in_a_row} updates in a row had a loss or gradient that is not finite "

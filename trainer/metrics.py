@@ -44,7 +44,7 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     _put(metrics, "reward/mean", batch.reward_N)
     scores = batch.index.column("scores").to_pylist()
     statuses = batch.index.column("score_status").to_pylist()
-    for name in {name for row in scores for name, _ in row}:
+    for name in sorted({name for row in scores for name, _ in row}):
         values = [dict(row).get(name) for row in scores]
         _put(metrics, f"score/{name}", np.array([np.nan if v is None else v for v in values], np.float64))
     failed = Counter(

@@ -89,8 +89,11 @@ class Producer:
         """
         began = time.perf_counter()
         last = (step + 1) * self._config.rollout.groups_per_step
-        mine = [self._tasks.pop(index) for index in sorted(self._tasks) if index < last]
-        await asyncio.gather(*mine)
+        mine = [index for index in sorted(self._tasks) if index < last]
+        # Popped only when all are done: after a failure `close` must still find and cancel the others.
+        await asyncio.gather(*(self._tasks[index] for index in mine))
+        for index in mine:
+            del self._tasks[index]
         ended = time.perf_counter()
         generated = min(max(self._generator.last_reply, began), ended)
         return {"time/generate_s": generated - began, "time/score_s": ended - generated}

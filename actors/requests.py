@@ -1,0 +1,33 @@
+"""What the cluster sends to learner ranks beside their shards: records only, so that sending them needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LocalMicrobatches = Sequence[Sequence[Sequence[int]]]
+"""[update][microbatch] -> row numbers within this rank's shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankUpdate:
+    """What a rank needs beside its shard: one entry per shard row, one learning rate per update."""
+
+    microbatches: LocalMicrobatches
+    advantages_N: np.ndarray
+    row_weights_N: np.ndarray
+    learning_rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """Where a rank stands in its group and how many CPU threads it may use."""
+
+    rank: int
+    world_size: int
+    address: str
+    port: int
+    device: str
+    num_threads: int

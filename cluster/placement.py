@@ -1,0 +1,122 @@
+"""What a run asks of the cluster, whether it is there, and a placement group that reserves it.
+
+A demand that cannot be met fails at once with a table of asked and available, instead of pending for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from configs.schema import RunConfig
+
+
+class PlacementError(ValueError):
+    """The cluster does not have what the run asks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one actor asks: the bundle it lives in, and its part of the bundle's CPUs and GPUs."""
+
+    bundle: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Bundles, and each engine's and rank's share of them. Scorers and the buffer ask for nothing."""
+
+    device: str
+    bundles: tuple[Mapping[str, float], ...]
+    engines: tuple[Share, ...]
+    ranks: tuple[Share, ...]
+
+    def totals(self) -> dict[str, float]:
+        """CPUs and GPUs asked for in all."""
+        return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
+
+
+def plan(config: RunConfig, device: str) -> Placement:
+    """The placement of a run on `device`.
+
+    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); an engine that spans several
+    GPUs has a bundle of its own.
+    """
+    engines, ranks = config.generator.num_engines, config.learner.num_ranks
+    wide = config.generator.tensor_parallel
+    gpu = device == "cuda"
+    if wide > 1:
+        bundles = [{"CPU": 1.0, "GPU": float(wide)}] * engines + [{"CPU": 1.0, "GPU": 1.0}] * ranks
+        return Placement(
+            device=device,
+            bundles=tuple(bundles),
+            engines=tuple(Share(bundle=i, num_cpus=1.0, num_gpus=float(wide)) for i in range(engines)),
+            ranks=tuple(Share(bundle=engines + i, num_cpus=1.0, num_gpus=1.0) for i in range(ranks)),
+        )
+    half = 0.5 if gpu else 0.0
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpu else {})
+    return Placement(
+        device=device,
+        bundles=(bundle,) * max(engines, ranks),
+        engines=tuple(Share(bundle=i, num_cpus=0.5, num_gpus=half) for i in range(engines)),
+        ranks=tuple(Share(bundle=i, num_cpus=0.5, num_gpus=half) for i in range(ranks)),
+    )
+
+
+def table(asked: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """Asked, total and free resources as an aligned table."""
+    lines = [f"{'resource':<10}{'asked':>10}{'in cluster':>12}{'free now':>10}"]
+    for name in ("CPU", "GPU"):
+        lines.append(f"{name:<10}{asked.get(name, 0):>10g}{total.get(name, 0):>12g}{free.get(name, 0):>10g}")
+    return "\n".join(lines)
+
+
+def check(placement: Placement) -> None:
+    """Compare the demand with the cluster.
+
+    Raises:
+        PlacementError: the cluster as a whole, or every single node, is too small; the message holds the table.
+    """
+    asked, total, free = placement.totals(), ray.cluster_resources(), ray.available_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    short = [name for name in ("CPU", "GPU") if asked[name] > total.get(name, 0.0)]
+    homeless = [
+        bundle for bundle in placement.bundles if not any(_fits(bundle, node) for node in nodes)
+    ]
+    if short or homeless:
+        why = f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {dict(homeless[0])}"
+        raise PlacementError(
+            f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
+            "lower generator.num_engines, generator.tensor_parallel or learner.num_ranks, set cluster.device=cpu, "
+            "or add nodes"
+        )
+
+
+def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in bundle.items())
+
+
+async def reserve(placement: Placement, limit_s: float) -> PlacementGroup:
+    """Reserve the bundles.
+
+    Raises:
+        PlacementError: they did not become free within `limit_s` (another job holds them).
+    """
+    group = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
+    try:
+        await asyncio.wait_for(_ready(group), limit_s)
+    except TimeoutError as error:
+        remove_placement_group(group)
+        resources = table(placement.totals(), ray.cluster_resources(), ray.available_resources())
+        raise PlacementError(f"nothing became free within {limit_s:g} s:\n{resources}") from error
+    return group
+
+
+async def _ready(group: PlacementGroup) -> None:
+    await group.ready()

@@ -1,0 +1,182 @@
+"""A training run from config to finished run directory: prompts, placement, actors, the loop, export.
+
+Called by the command line, which passes in where to tell about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from cluster.actors import Site, spawn_run
+from cluster.connect import connect, pick_device
+from cluster.placement import Placement, check, plan, reserve
+from cluster.spawn import ActorCallError, Handle, wait_ready
+from configs.load import dump_yaml
+from configs.schema import RunConfig
+from rollouts.files import write_bytes_atomic
+from rollouts.store import create_run_dir
+from trainer.evaluate import Evaluator
+from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.proof import WeightSyncError
+from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.rollout import Producer
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does (`viewer.terminal.StepReporter`)."""
+
+    def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None: ...
+
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class RunError(RuntimeError):
+    """A run that had started was stopped; the message says why and where its folder is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended: exit code 0, 130 (interrupted) or 143 (terminated), and its folder."""
+
+    exit_code: int
+    run_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    train: Sequence[TokenPrompt]
+    held_out: Sequence[TokenPrompt]
+
+
+def local_paths(config: RunConfig) -> RunConfig:
+    """The config with its model path made absolute where it is a folder here or beside the packages."""
+    packages = Path(__file__).resolve().parent.parent
+    for root in (Path.cwd(), packages):
+        if (root / config.model.path / "config.json").exists():
+            return replace(config, model=replace(config.model, path=str((root / config.model.path).resolve())))
+    return config
+
+
+def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
+    """Tokenized training and evaluation prompts; what is too long is counted and said.
+
+    Raises:
+        ValueError: dataset, tokenizer or chat template are not usable.
+    """
+    tokenizer = load_tokenizer(config.model)
+    limit = config.rollout.max_prompt_tokens
+    found = {}
+    for name, entry in (("train", config.data.train), ("eval", config.data.eval)):
+        if name == "eval" and config.eval.every == 0:
+            found[name] = []
+            continue
+        found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, limit)
+        if too_long:
+            reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
+    return _Prompts(train=found["train"], held_out=found["eval"])
+
+
+def dry_run(config: RunConfig, reporter: Reporter) -> int:
+    """Check everything that can be checked without starting anything but prints; returns the exit code."""
+    config = local_paths(config)
+    prompts = load_prompts(config, reporter)
+    device = "cuda" if config.cluster.device == "cuda" else "cpu"
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount)
+    sys.stdout.write(dump_yaml(config))
+    reporter.note(f"{len(prompts.train)} training prompts; on {device} the run asks for {asked}")
+    return 0
+
+
+def train(config: RunConfig, reporter: Reporter) -> Outcome:
+    """Run a training to its end.
+
+    Raises:
+        ValueError: bad input, or a cluster too small (`PlacementError`); nothing was started.
+        RunError: the run had started and was stopped; its folder stays.
+    """
+    config = local_paths(config)
+    prompts = load_prompts(config, reporter)
+    if config.cluster.spawn == "local":
+        placement = plan(config, "cuda" if config.cluster.device == "cuda" else "cpu")
+        return asyncio.run(_train(config, prompts, placement, reporter))
+    connect()
+    try:
+        placement = plan(config, pick_device(config.cluster.device))
+        check(placement)
+        return asyncio.run(_train(config, prompts, placement, reporter))
+    finally:
+        ray.shutdown()
+
+
+async def _train(config: RunConfig, prompts: _Prompts, placement: Placement, reporter: Reporter) -> Outcome:
+    group: PlacementGroup | None = None
+    if config.cluster.spawn == "ray":
+        group = await reserve(placement, config.cluster.ready_timeout_s)
+    run_dir = create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
+    write_bytes_atomic(run_dir / "config.yaml", dump_yaml(config).encode())
+    site = Site(config=config, placement=placement, group=group, log_dir=run_dir / "logs" / "attempt_1")
+    handles: Mapping[str, Sequence[Handle]] = {}
+    try:
+        roles, handles = spawn_run(site, run_dir)
+        reporter.note(f"starting {sum(map(len, handles.values()))} actors; their logs are in {site.log_dir}")
+        sizes = await wait_ready([*handles["ranks"], *handles["engines"]], config.cluster.ready_timeout_s)
+        reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=int(sizes[0]))
+        code = await _interruptible(_run(config, prompts, roles, run_dir, reporter), reporter)
+    except (WeightSyncError, NonFiniteError, ActorCallError, TimeoutError) as error:
+        raise RunError(f"{error}\nrun folder: {run_dir} (actor logs in logs/attempt_1)") from error
+    finally:
+        for handle in [handle for kind in handles.values() for handle in kind]:
+            handle.kill()
+        if group is not None:
+            remove_placement_group(group)
+    return Outcome(exit_code=code, run_dir=run_dir)
+
+
+async def _run(config: RunConfig, prompts: _Prompts, roles: Roles, run_dir: Path, reporter: Reporter) -> None:
+    order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
+    producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
+    evaluator = Evaluator(config, prompts.held_out, roles.generator, roles.judges, run_dir)
+    run = Run(config, roles, producer, evaluator, Reports(step=reporter.step, note=reporter.note))
+    try:
+        await run.train(prompts.train, run_dir)
+        if config.checkpoint.export_last:
+            folder = run_dir / "export"
+            await roles.learner.export(str(folder))
+            reporter.note(f"final model: {folder}")
+    finally:
+        await producer.close()
+
+
+async def _interruptible(work: object, reporter: Reporter) -> int:
+    """Run `work`; the first SIGINT or SIGTERM drops the step under way, a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        reporter.note("stopping: the step under way is dropped, every finished step is on disk")
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+        return 128 + caught[0]
+    return 0
