@@ -49,7 +49,7 @@ class _Row:
 
 
 def load_file(options: FileOptions) -> list[Prompt]:
-    """The prompts of `options.path`, in the file's order; if `options.limit` is positive, only the first ones.
+    """The prompts of `options.path`, in order; if `options.limit` is positive, only the first ones.
 
     `prompt_id` is the row's `prompt_id` or `id`, else "<stem>-<row number from 0>". `domain` is
     `options.domain`, else the row's `data_source` or `domain`, else the file's stem. A null or absent answer
@@ -201,7 +201,7 @@ def _answer(row: _Row) -> tuple[str | None, str]:
 
 
 def _number_or_text(row: _Row, key: str, value: object) -> str:
-    """Text, or a finite number as text; 3.0 becomes "3": a column with nulls turns whole numbers to floats."""
+    """Text, or a finite number as text; 3.0 becomes "3": a column with nulls holds whole numbers as floats."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
