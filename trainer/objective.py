@@ -65,8 +65,8 @@ def microbatch_loss(
     scores: TokenScores, columns: TokenColumns, losses: Mapping[str, BoundLoss], kl: KLConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """The microbatch's share of the loss (a scalar) and of the metrics (sums that add over microbatches and ranks)."""
-    # An empty sum keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs; unlike a sum times
-    # zero it is not NaN when a masked token's logprob is -inf.
+    # An empty sum keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs; unlike zero times
+    # the sum it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()
     sums: dict[str, float] = {}
     for origin, loss in losses.items():
