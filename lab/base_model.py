@@ -1,0 +1,117 @@
+"""The lab's model: a small Qwen3 with an untied output head, fresh weights from a seed, as a Hugging Face folder.
+
+The head is untied because an engine on CPU keeps a tied head at its old weights after a weight update.
+
+Inputs: a `ModelShape`. Outputs: `Qwen3ForCausalLM` and its folder. Called by `lab.pretrain` and the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lab.tokenizer import make_tokenizer
+
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that the engine's CPU attention runs (vllm 0.32)."""
+
+
+@dataclass
+class ModelShape:
+    """The transformer's sizes and the seed of its first weights."""
+
+    seed: int = 0
+    hidden_size: int = 128
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 256
+    max_length: int = 128
+    """Longest sequence in tokens, prompt included."""
+    rope_theta: float = 10000.0
+    init_std: float = 0.02
+
+
+def check_shape(shape: ModelShape) -> None:
+    """Refuse sizes that no layer or engine takes.
+
+    Raises:
+        ValueError: names the key, the value and the rule.
+    """
+    if shape.head_dim not in HEAD_SIZES:
+        raise ValueError(
+            f"model.head_dim must be one of {', '.join(map(str, HEAD_SIZES))}, got {shape.head_dim}"
+        )
+    if shape.num_kv_heads < 1 or shape.num_heads % shape.num_kv_heads:
+        raise ValueError(
+            f"model.num_heads must be a multiple of num_kv_heads {shape.num_kv_heads}, got {shape.num_heads}"
+        )
+    sizes = {
+        "hidden_size": shape.hidden_size,
+        "num_layers": shape.num_layers,
+        "num_heads": shape.num_heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_length": shape.max_length,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"model.{name} must be 1 or more, got {size}")
+
+
+def model_config(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """The architecture, with the vocabulary and special tokens of `tokenizer`."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        initializer_range=shape.init_std,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+
+
+def make_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A fresh fp32 model; the same weights for the same shape and seed. Leaves torch's global generator alone.
+
+    Raises:
+        ValueError: see `check_shape`.
+    """
+    check_shape(shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(shape.seed)
+        model = Qwen3ForCausalLM(model_config(shape, tokenizer))
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return model
+
+
+def save_base(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write config, generation config, model.safetensors, tokenizer and chat template into `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_base(shape: ModelShape, folder: Path) -> None:
+    """A fresh model and its tokenizer as a Hugging Face folder: what pretraining and tests start from."""
+    tokenizer = make_tokenizer()
+    save_base(make_model(shape, tokenizer), tokenizer, folder)

@@ -1,0 +1,259 @@
+"""The lab corpus: arithmetic solutions in four formats, and syllable strings, as a finite list of rows.
+
+Each format has its own first token, its own share of the rows and its own rate of wrong steps, so that the base
+model trained on it has known format shares and accuracies. The formats are those of `rewards.formats`.
+
+Inputs: a `CorpusConfig`. Outputs: `CorpusRow`s, turned into training rows by `lab.pretrain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lab.problems import (
+    MAX_NUMBER,
+    NO_STEP,
+    NUM_HELDOUT,
+    NUM_TRAIN,
+    SYMBOLS,
+    Integers,
+    Problems,
+    apply_step,
+    creative_texts,
+    problem_split,
+    problem_texts,
+)
+from rewards.lab import SYLLABLES
+
+FORMATS = ("code", "prose", "symbolic", "tagged")
+FIRST_TOKENS = {"code": "def", "prose": "we", "symbolic": "$", "tagged": "<step>"}
+"""The token at position 0 that decides the format."""
+CREATIVE = "creative"
+_WORDS = ("plus", "minus", "times")
+_WRONG_OFFSETS = np.array([-1, 1], dtype=np.int64)
+_MIN_SYLLABLES, _MAX_SYLLABLES = 6, 12
+
+
+@dataclass
+class FormatConfig:
+    """One format's part of the corpus."""
+
+    weight: float = 1.0
+    """Share of the arithmetic rows, over the sum of all weights."""
+    multiplicity: int = 1
+    """Renderings of one problem before the next is taken; they differ in their wrong steps only."""
+    error_rate: float = 0.0
+    """Probability, per step, that the written result is wrong; later steps go on from it."""
+
+
+@dataclass
+class CorpusConfig:
+    """What the base model reads. Every number that changes a row is here."""
+
+    seed: int = 0
+    num_rows: int = 98304
+    num_train: int = NUM_TRAIN
+    """Problems that may be rendered: the first ones of the train split."""
+    num_heldout: int = NUM_HELDOUT
+    """Problems kept for measuring: the first ones of the held-out split."""
+    creative_share: float = 0.1
+    """Share of the rows that answer an open-ended prompt."""
+    creative_concentration: float = 1.0
+    """Dirichlet parameter of the chain that writes syllables: larger is closer to uniform."""
+    formats: dict[str, FormatConfig] = field(
+        default_factory=lambda: {name: FormatConfig() for name in FORMATS}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """One training text. `format` is a format's name, or "creative"; `answer` the true answer, "" if none."""
+
+    prompt: str
+    response: str
+    format: str
+    answer: str
+
+
+def check_corpus(config: CorpusConfig) -> None:
+    """Refuse values that make no corpus.
+
+    Raises:
+        ValueError: names the key, the value and the rule.
+    """
+    _require(config.seed >= 0, "corpus.seed", config.seed, "0 or more")
+    _require(config.num_rows >= 1, "corpus.num_rows", config.num_rows, "1 or more")
+    _require(1 <= config.num_train <= NUM_TRAIN, "corpus.num_train", config.num_train, f"1 to {NUM_TRAIN}")
+    _require(
+        1 <= config.num_heldout <= NUM_HELDOUT,
+        "corpus.num_heldout",
+        config.num_heldout,
+        f"1 to {NUM_HELDOUT}",
+    )
+    _require(
+        0 <= config.creative_share < 1, "corpus.creative_share", config.creative_share, "at least 0, below 1"
+    )
+    concentration = config.creative_concentration
+    _require(concentration > 0, "corpus.creative_concentration", concentration, "above 0")
+    _require(bool(config.formats), "corpus.formats", dict(config.formats), "one format or more")
+    for name, part in config.formats.items():
+        key = f"corpus.formats.{name}"
+        _require(name in FORMATS, "corpus.formats", name, f"named among {', '.join(FORMATS)}")
+        _require(part.weight >= 0, f"{key}.weight", part.weight, "0 or more")
+        _require(part.multiplicity >= 1, f"{key}.multiplicity", part.multiplicity, "1 or more")
+        _require(0 <= part.error_rate <= 1, f"{key}.error_rate", part.error_rate, "a probability")
+    total = sum(part.weight for part in config.formats.values())
+    _require(total > 0, "sum of corpus.formats.*.weight", total, "above 0")
+
+
+def _require(holds: bool, key: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} must be {rule}, got {value!r}")
+
+
+def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
+    """All rows, shuffled; the same list for the same config.
+
+    Raises:
+        ValueError: see `check_corpus`.
+    """
+    check_corpus(config)
+    rng = np.random.default_rng([config.seed, 3])
+    train = problem_split("train", config.seed)
+    num_creative = round(config.num_rows * config.creative_share)
+    counts = _row_counts(config, config.num_rows - num_creative)
+    rows: list[CorpusRow] = []
+    for name, count in counts.items():
+        part = config.formats[name]
+        num_problems = -(-count // part.multiplicity)
+        visited = np.resize(rng.permutation(config.num_train), num_problems)
+        problems = train.take(np.repeat(visited, part.multiplicity)[:count])
+        rows += _format_rows(name, problems, part.error_rate, rng)
+    rows += _creative_rows(num_creative, config, rng)
+    return [rows[index] for index in rng.permutation(len(rows)).tolist()]
+
+
+def _row_counts(config: CorpusConfig, total: int) -> dict[str, int]:
+    """Rows per format: cumulative weights rounded, so that they add up to `total`."""
+    names = [name for name in FORMATS if name in config.formats]
+    weights = np.array([config.formats[name].weight for name in names])
+    edges = np.rint(np.cumsum(weights) / weights.sum() * total).astype(np.int64)
+    return dict(zip(names, np.diff(edges, prepend=0).tolist(), strict=True))
+
+
+def _written_results(
+    problems: Problems, error_rate: float, rng: np.random.Generator
+) -> tuple[Integers, Integers]:
+    """The result written after each step, [P] and [P]: each wrong with `error_rate`, always in 0..99.
+
+    A wrong first result that would take the second step out of range is replaced by another, or by the right
+    one where no other fits. One-step problems have their only result in both columns.
+    """
+    right = apply_step(problems.start, problems.first_op, problems.first)
+    first = _maybe_wrong(right, error_rate, rng, problems.second_op, problems.second)
+    carried = apply_step(first, problems.second_op, problems.second)
+    nothing = np.zeros_like(carried)
+    second = _maybe_wrong(carried, error_rate, rng, nothing + NO_STEP, nothing)
+    return first, np.where(problems.second_op == NO_STEP, first, second)
+
+
+def _maybe_wrong(
+    right: Integers, error_rate: float, rng: np.random.Generator, next_op: Integers, next_operand: Integers
+) -> Integers:
+    """`right` [P] with errors drawn so that ``error next_op next_operand`` stays in 0..99."""
+    tried = right[:, None] + rng.permuted(np.tile(_WRONG_OFFSETS, (len(right), 1)), axis=1)
+    onward = apply_step(tried, next_op[:, None], next_operand[:, None])
+    fits = (tried >= 0) & (tried <= MAX_NUMBER) & (onward >= 0) & (onward <= MAX_NUMBER)
+    wrong = tried[np.arange(len(right)), fits.argmax(axis=1)]
+    return np.where(fits.any(axis=1) & (rng.random(len(right)) < error_rate), wrong, right)
+
+
+Step = tuple[int, int, int, int]
+"""(value before, operator code, operand, written result)."""
+
+
+def _render_code(steps: list[Step]) -> str:
+    shown = [
+        f"x = {'x' if index else left} {SYMBOLS[op]} {right} -> {result} ;"
+        for index, (left, op, right, result) in enumerate(steps)
+    ]
+    return f"def : {' '.join(shown)} return {steps[-1][3]}"
+
+
+def _render_prose(steps: list[Step]) -> str:
+    shown = [f"{left} {_WORDS[op]} {right} which is {result}" for left, op, right, result in steps]
+    return f"we take {' and then '.join(shown)} so the answer is {steps[-1][3]}"
+
+
+def _render_symbolic(steps: list[Step]) -> str:
+    shown = [f"{left} {SYMBOLS[op]} {right} = {result}" for left, op, right, result in steps]
+    return f"$ {' , '.join(shown)} => {steps[-1][3]} $"
+
+
+def _render_tagged(steps: list[Step]) -> str:
+    shown = [f"<step> {left} {SYMBOLS[op]} {right} = {result} </step>" for left, op, right, result in steps]
+    return f"{' '.join(shown)} <answer> {steps[-1][3]} </answer>"
+
+
+_RENDERERS: dict[str, Callable[[list[Step]], str]] = {
+    "code": _render_code,
+    "prose": _render_prose,
+    "symbolic": _render_symbolic,
+    "tagged": _render_tagged,
+}
+
+
+def render(name: str, problems: Problems, first: Integers, second: Integers) -> list[str]:
+    """The solutions of P problems in format `name`, with `first` and `second` [P] as the written results."""
+    draw = _RENDERERS[name]
+    columns = (
+        problems.start,
+        problems.first_op,
+        problems.first,
+        first,
+        problems.second_op,
+        problems.second,
+        second,
+    )
+    texts = []
+    for start, op, operand, middle, last_op, last, final in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        steps: list[Step] = [(start, op, operand, middle)]
+        if last_op != NO_STEP:
+            steps.append((middle, last_op, last, final))
+        texts.append(draw(steps))
+    return texts
+
+
+def _format_rows(
+    name: str, problems: Problems, error_rate: float, rng: np.random.Generator
+) -> list[CorpusRow]:
+    responses = render(name, problems, *_written_results(problems, error_rate, rng))
+    answers = problems.answer.tolist()
+    return [
+        CorpusRow(prompt, response, name, str(answer))
+        for prompt, response, answer in zip(problem_texts(problems), responses, answers, strict=True)
+    ]
+
+
+def _creative_rows(count: int, config: CorpusConfig, rng: np.random.Generator) -> list[CorpusRow]:
+    """`count` strings of 6 to 12 syllables: a seeded first-order chain that starts at the prompt's last one."""
+    size = len(SYLLABLES)
+    chain = rng.dirichlet(np.full(size, config.creative_concentration), size=size).cumsum(axis=1)
+    prompts = creative_texts()
+    chosen = rng.integers(len(prompts), size=count)
+    state = chosen % size
+    written = np.empty((count, _MAX_SYLLABLES), dtype=np.int64)
+    for position in range(_MAX_SYLLABLES):
+        above = rng.random(count)[:, None] > chain[state]
+        state = np.minimum(above.sum(axis=1), size - 1)
+        written[:, position] = state
+    lengths = rng.integers(_MIN_SYLLABLES, _MAX_SYLLABLES + 1, size=count)
+    return [
+        CorpusRow(prompts[prompt], " ".join(SYLLABLES[code] for code in codes[:length]), CREATIVE, "")
+        for prompt, codes, length in zip(chosen.tolist(), written.tolist(), lengths.tolist(), strict=True)
+    ]
