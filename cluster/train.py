@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +76,7 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
     """
     tokenizer = load_tokenizer(config.model)
     limit = config.rollout.max_prompt_tokens
-    found = {}
+    found: dict[str, list[TokenPrompt]] = {}
     for name, entry in (("train", config.data.train), ("eval", config.data.eval)):
         if name == "eval" and config.eval.every == 0:
             found[name] = []
@@ -158,10 +158,10 @@ async def _run(config: RunConfig, prompts: _Prompts, roles: Roles, run_dir: Path
         await producer.close()
 
 
-async def _interruptible(work: object, reporter: Reporter) -> int:
+async def _interruptible(work: Coroutine[None, None, None], reporter: Reporter) -> int:
     """Run `work`; the first SIGINT or SIGTERM drops the step under way, a second one ends the process at once."""
     loop = asyncio.get_running_loop()
-    task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.ensure_future(work)
     caught: list[int] = []
 
     def stop(number: int) -> None:

@@ -1,0 +1,270 @@
+"""Real vLLM engines in Ray processes: determinism, limits, and weight syncs that go wrong in every known way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from cluster.bind import Engines
+from cluster.hosts import Blueprint, ProcessSetup, host_environment
+from cluster.spawn import RayHandle, spawn_ray
+from configs.schema import RunConfig
+from lab.base_model import save_base
+from lab.tokenizer import make_tokenizer
+from rollouts.records import Completion, Prompt, Sampling, Submission
+from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
+from trainer.policy import PolicyModel, load_policy
+from trainer.proof import Published, WeightSyncError, publish
+from trainer.weights import PackedWeights, pack_weights
+
+pytestmark = pytest.mark.engine
+PROMPT = Prompt(prompt_id="p", messages=(), answer=None, domain="test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", namespace="engines"
+    )
+    yield
+    ray.shutdown()
+
+
+def _base(folder: Path, tied: bool) -> str:
+    """A random 2-layer model with the lab's tokenizer."""
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer) + (-len(tokenizer)) % 8,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        intermediate_size=128,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    save_base(Qwen3ForCausalLM(config), tokenizer, folder)
+    return str(folder)
+
+
+def _config(path: str) -> RunConfig:
+    config = RunConfig()
+    return replace(
+        config,
+        model=replace(config.model, path=path),
+        rollout=replace(config.rollout, max_prompt_tokens=64, max_tokens=32),
+        generator=replace(config.generator, max_num_seqs=64, kv_cache_bytes=64 * 2**20),
+    )
+
+
+def _engine(config: RunConfig, log: Path, target: str = "actors.generator:GeneratorActor") -> RayHandle:
+    setup = ProcessSetup(label="generator", log_file=str(log), environment=host_environment(1, "cpu"))
+    blueprint = Blueprint(target=target, arguments=(config, "cpu"))
+    return spawn_ray(
+        setup, blueprint, is_async=True, num_cpus=0.5, num_gpus=0, group=None, bundle=-1, limit_s=180.0
+    )
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, RayHandle]]:
+    folder = tmp_path_factory.mktemp("untied")
+    path = _base(folder / "model", tied=False)
+    handle = _engine(_config(path), folder / "engine.log")
+    asyncio.run(handle.call("ready"))
+    yield path, handle
+    handle.kill()
+
+
+def _submission(index: int, length: int, seeds: Sequence[int], max_tokens: int = 24) -> Submission:
+    rng = np.random.default_rng(index)
+    return Submission(
+        submission_index=index,
+        group_id=f"g{index}",
+        prompt=PROMPT,
+        prompt_ids=tuple(int(token) for token in rng.integers(8, 100, length)),
+        seeds=tuple(seeds),
+        sampling=Sampling(temperature=0.9, top_p=1.0, max_tokens=max_tokens),
+    )
+
+
+async def _generate(handle: RayHandle, submissions: Sequence[Submission]) -> list[list[Completion]]:
+    engines = Engines([handle])
+    return list(await asyncio.gather(*(engines.generate(submission) for submission in submissions)))
+
+
+def test_tokens_and_logprobs_do_not_depend_on_company_or_order(untied: tuple[str, RayHandle]) -> None:
+    """Bitwise: a submission alone, among 20 others (more sequences than the engine runs at once), and reversed."""
+    _, handle = untied
+    submissions = [_submission(i, 5 + 2 * i, range(100 * i, 100 * i + 8)) for i in range(20)]
+    together = asyncio.run(_generate(handle, submissions))
+    backwards = asyncio.run(_generate(handle, submissions[::-1]))[::-1]
+    alone = asyncio.run(_generate(handle, submissions[7:8]))[0]
+    assert together == backwards
+    assert together[7] == alone
+
+
+def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, RayHandle]) -> None:
+    """Against a plain Hugging Face forward; with the seeds of one prompt all different, so are the samples."""
+    path, handle = untied
+    submission = _submission(3, 12, range(6))
+    completions = asyncio.run(_generate(handle, [submission]))[0]
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert len({completion.token_ids for completion in completions}) == 6
+    for completion in completions:
+        ids = torch.tensor([submission.prompt_ids + completion.token_ids])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(submission.prompt_ids) - 1 : -1] / 0.9
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert np.abs(expected.numpy() - np.array(completion.behavior_logprobs)).max() < 1e-4
+        assert completion.versions == ((0, 0),)
+
+
+class _OwnLearner:
+    """The learner's side of a publish, in this process; `spoil` stands for a fault on the way."""
+
+    def __init__(self, path: str) -> None:
+        self.policy: PolicyModel = load_policy(path, "fp32", 1024, False)
+        self.spoil: Callable[[PackedWeights], PackedWeights] = lambda weights: weights
+        self.last: PackedWeights | None = None
+
+    def learn(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for _, parameter in self.policy.named_weights():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 2e-3)
+
+    async def publish(self, version: int) -> object:
+        self.last = pack_weights(version, self.policy.named_weights())
+        return self.spoil(self.last)
+
+    async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
+        return probe_logprobs(self.policy, probes, torch.device("cpu"))
+
+    async def explain(
+        self, probes: Sequence[Probe], observed: np.ndarray, current: object, previous: PackedWeights | None
+    ) -> str:
+        assert self.last is not None
+        fresh = PolicyModel(type(self.policy.model)(self.policy.model.config), 1024)
+        return explain_mismatch(fresh, probes, observed, self.last, previous)
+
+
+def _rename(weights: PackedWeights, change: Callable[[str, Tensor], tuple[str, Tensor]]) -> PackedWeights:
+    from trainer.weights import unpack_weights
+
+    return pack_weights(weights.version, [change(name, tensor) for name, tensor in unpack_weights(weights)])
+
+
+PROBES = tuple(
+    Probe(token_ids=tuple(int(t) for t in np.random.default_rng(k).integers(8, 100, 20))) for k in range(8)
+)
+
+
+async def _sync_then_fault(
+    path: str, handle: RayHandle, fault: Callable[[PackedWeights, PackedWeights], PackedWeights]
+) -> tuple[dict[str, float], str]:
+    """Two good syncs, then one with `fault(current, previous)`: the metrics of the good ones, and the refusal."""
+    learner, engines, config = _OwnLearner(path), Engines([handle]), _config(path)
+    published: Published | None = None
+    metrics: dict[str, float] = {}
+    for version in (0, 1):
+        learner.learn()
+        published, metrics = await publish(version, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
+    previous = learner.last
+    assert previous is not None
+    learner.spoil = lambda weights: fault(weights, previous)
+    learner.learn()
+    with pytest.raises(WeightSyncError) as refusal:
+        await publish(2, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
+    return metrics, str(refusal.value)
+
+
+def _stale(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
+    return replace(previous, version=current.version)
+
+
+def _one_stale(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
+    from trainer.weights import unpack_weights
+
+    old = dict(unpack_weights(previous))
+    name = "model.layers.1.mlp.up_proj.weight"
+    return _rename(current, lambda n, t: (n, old[n] if n == name else t))
+
+
+def _swapped(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
+    moves = {".layers.0.": ".layers.2.", ".layers.2.": ".layers.0."}
+
+    def change(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+        for old, new in moves.items():
+            if old in name:
+                return name.replace(old, new), tensor
+        return name, tensor
+
+    return _rename(current, change)
+
+
+def _dropped(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
+    kept = tuple(entry for entry in current.entries if entry.name != "model.layers.2.self_attn.k_proj.weight")
+    return replace(current, entries=kept)
+
+
+def _damaged(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
+    buffer = current.buffer.copy()
+    buffer[current.entries[5].start + 3] ^= 64
+    return replace(current, buffer=buffer)
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (_dropped, "tensor model.layers.2.self_attn.k_proj.weight was skipped"),
+        (_one_stale, "tensor model.layers.1.mlp.up_proj.weight was skipped"),
+        (_stale, "all weights are one step old"),
+        (_swapped, "layers 0 and 2 are swapped"),
+        (_damaged, "arrived damaged"),
+    ],
+)
+def test_a_bad_sync_is_caught_by_name(
+    tmp_path: Path, fault: Callable[[PackedWeights, PackedWeights], PackedWeights], name: str,
+    untied: tuple[str, RayHandle],
+) -> None:
+    """Good syncs agree to 1e-5 nats where a stale step would show 100 times that; each fault stops with its name."""
+    path, handle = untied
+    if fault in (_dropped, _damaged):  # these leave the engine unusable, as documented: give them their own
+        handle = _engine(_config(path), tmp_path / "engine.log")
+    metrics, refusal = asyncio.run(_sync_then_fault(path, handle, fault))
+    assert metrics["sync/probe_gap"] < 1e-5 < 100 * metrics["sync/probe_gap"] + 1e-3 < metrics["sync/probe_power"]
+    assert name in refusal
+    if fault in (_dropped, _damaged):
+        handle.kill()
+
+
+def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> None:
+    """vLLM leaves a tied head at the old weights after an update on CPU: ours repacks it, and the probe would tell."""
+    path = _base(tmp_path / "model", tied=True)
+    good = _engine(_config(path), tmp_path / "good.log")
+    metrics, refusal = asyncio.run(_sync_then_fault(path, good, _stale))
+    assert metrics["sync/probe_gap"] < 1e-5 and "one step old" in refusal
+    good.kill()
+    bad = _engine(_config(path), tmp_path / "bad.log", "tests.faulty_generator:StaleHeadGenerator")
+
+    async def sync() -> None:
+        learner, engines, published = _OwnLearner(path), Engines([bad]), None
+        for version in range(3):
+            published, _ = await publish(version, learner, engines, PROBES, published, _config(path))  # type: ignore[arg-type]
+            learner.learn()
+
+    with pytest.raises(WeightSyncError, match="the tied output head is stale"):
+        asyncio.run(sync())
+    bad.kill()
