@@ -108,7 +108,7 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
                 for values in rows:
                     yield _Row(path, f"row {number}", number, values)
                     number += 1
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeError) as error:
         raise ValueError(f"{path}: must be a whole Parquet file: {error}") from error
 
 
@@ -201,7 +201,7 @@ def _answer(row: _Row) -> tuple[str | None, str]:
 
 
 def _number_or_text(row: _Row, key: str, value: object) -> str:
-    """Text, or a finite number as text; 3.0 becomes "3": a column with nulls holds whole numbers as floats."""
+    """Text, or a finite number as text; 3.0 becomes "3": with nulls in it a column holds floats."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):

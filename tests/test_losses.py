@@ -1,0 +1,103 @@
+"""Losses per token: numbers by hand, a scalar loop, finite differences, and the clip regions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.kinds.losses import NllOptions, PpoClipOptions
+from trainer.losses import LossInputs, nll, ppo_clip, ratio
+
+torch.set_num_threads(1)
+OPTIONS = PpoClipOptions(clip_low=0.2, clip_high=0.3)
+
+
+def loss_inputs(policy: list[float], proximal: list[float], advantages: list[float]) -> LossInputs:
+    policy_T = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
+    rest = torch.full_like(policy_T, float("nan")).detach()
+    return LossInputs(
+        policy_logprobs=policy_T,
+        entropy=rest,
+        proximal_logprobs=torch.tensor(proximal, dtype=torch.float64),
+        behavior_logprobs=rest,
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        rows=torch.zeros(len(policy), dtype=torch.long),
+        prepared={},
+    )
+
+
+def by_ratio(r: float, advantage: float) -> tuple[float, float]:
+    """Loss and its gradient with respect to the policy's logprob where policy / proximal is `r`."""
+    inputs = loss_inputs([math.log(r) - 1.0], [-1.0], [advantage])
+    loss = ppo_clip(inputs, OPTIONS)
+    (grad,) = torch.autograd.grad(loss.sum(), inputs.policy_logprobs)
+    return loss.item(), grad.item()
+
+
+@pytest.mark.parametrize(
+    ("r", "advantage", "loss", "grad"),
+    [
+        (1.0, 2.0, -2.0, -2.0),  # on policy: -A, and the plain policy gradient -A
+        (1.1, 2.0, -2.2, -2.2),  # inside: -r A, gradient -r A
+        (1.5, 2.0, -2.6, 0.0),  # above 1 + 0.3 with A > 0: -1.3 A, no gradient
+        (0.5, 2.0, -1.0, -1.0),  # below with A > 0: min picks r A, gradient stays
+        (0.9, -2.0, 1.8, 1.8),  # inside, A < 0
+        (0.5, -2.0, 1.6, 0.0),  # below 1 - 0.2 with A < 0: -0.8 A, no gradient
+        (1.5, -2.0, 3.0, 3.0),  # above with A < 0: min picks r A, gradient stays
+    ],
+)
+def test_clip_regions(r: float, advantage: float, loss: float, grad: float) -> None:
+    """d(-r A)/d log pi = -r A where the clip is not active; with A = +-2, bounds 0.8 and 1.3."""
+    found_loss, found_grad = by_ratio(r, advantage)
+    assert found_loss == pytest.approx(loss) and found_grad == pytest.approx(grad)
+
+
+def scalar_ppo(policy: float, proximal: float, advantage: float, low: float, high: float) -> float:
+    """Equation 7 of arXiv 1707.06347 for one token, in Python floats."""
+    r = math.exp(policy - proximal)
+    clipped = min(max(r, 1.0 - low), 1.0 + high)
+    return -min(r * advantage, clipped * advantage)
+
+
+LOGPROBS = st.floats(-10, 0)
+ADVANTAGES = st.floats(-5, 5)
+
+
+@given(st.lists(st.tuples(LOGPROBS, LOGPROBS, ADVANTAGES), min_size=1, max_size=6))
+def test_ppo_against_the_scalar_loop(tokens: list[tuple[float, float, float]]) -> None:
+    """Each token alone gives what the vector gives: nothing is averaged or masked here."""
+    policy, proximal, advantages = (list(column) for column in zip(*tokens, strict=True))
+    found = ppo_clip(loss_inputs(policy, proximal, advantages), OPTIONS)
+    wanted = [scalar_ppo(*token, 0.2, 0.3) for token in tokens]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
+@given(LOGPROBS, st.floats(-1, 1), ADVANTAGES)
+def test_ppo_gradient_against_finite_differences(policy: float, drift: float, advantage: float) -> None:
+    """Away from the two kinks of the clip, where no derivative exists."""
+    r = math.exp(drift)
+    if min(abs(r - 0.8), abs(r - 1.3)) < 1e-3:
+        return
+    proximal, step = policy - drift, 1e-6
+    inputs = loss_inputs([policy], [proximal], [advantage])
+    (grad,) = torch.autograd.grad(ppo_clip(inputs, OPTIONS).sum(), inputs.policy_logprobs)
+    up, down = (scalar_ppo(policy + s * step, proximal, advantage, 0.2, 0.3) for s in (1, -1))
+    assert grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-4)
+
+
+def test_nll() -> None:
+    """-log pi and a gradient of -1, whatever the advantages and even without proximal logprobs."""
+    inputs = loss_inputs([-0.5, -3.0], [math.nan, math.nan], [math.nan, math.nan])
+    loss = nll(inputs, NllOptions())
+    (grad,) = torch.autograd.grad(loss.sum(), inputs.policy_logprobs)
+    assert loss.tolist() == [0.5, 3.0] and grad.tolist() == [-1.0, -1.0]
+
+
+def test_a_stray_token_cannot_overflow() -> None:
+    """exp(1000) is inf; held to exp(20) = 4.85e8 the loss of its neighbours survives."""
+    found = ratio(loss_inputs([0.0, -1000.0], [-1000.0, 0.0], [1.0, 1.0]))
+    assert found.tolist() == pytest.approx([math.exp(20), math.exp(-20)])
