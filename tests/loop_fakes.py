@@ -1,4 +1,4 @@
-"""Roles in memory that note their calls: a generator, a scorer, a learner and a buffer. For the tests of the loop."""
+"""Roles in memory that note their calls: generator, scorer, learner and buffer, for the tests of the loop."""
 
 from __future__ import annotations
 

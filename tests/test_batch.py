@@ -17,7 +17,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2)), min_size=1,
 
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
 def test_plan(rows: list[tuple[int, int]], num_ranks: int, limit: int) -> None:
-    """Every row once and in its own update; as many microbatches on each rank; the token limit; determinism."""
+    """Every row once, in its own update; as many microbatches on each rank; the token limit; determinism."""
     lengths, updates = (np.array(column) for column in zip(*rows, strict=True))
     plan = plan_batch(lengths, updates, 3, num_ranks, limit)
     assert plan == plan_batch(lengths, updates, 3, num_ranks, limit)

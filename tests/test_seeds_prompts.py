@@ -16,7 +16,7 @@ from trainer.seeds import derive_seed
 
 
 def test_seeds_are_distinct_31_bit_and_pinned() -> None:
-    """10,000 neighbouring (submission, sample) pairs share no seed; one is pinned: runs must stay repeatable."""
+    """10,000 neighbouring (submission, sample) pairs share no seed; one is pinned: runs must repeat."""
     seeds = {derive_seed(0, index, sample) for index in range(1250) for sample in range(8)}
     assert len(seeds) >= 9_999  # 10,000 draws of 2^31: a clash is expected in 2 of 100 runs
     assert all(0 <= seed < 2**31 for seed in seeds)

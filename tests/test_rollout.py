@@ -1,0 +1,130 @@
+"""The producer: how much is in flight, time limits, and rows whose score is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from loop_fakes import FakeBuffer, FakeGenerator, FakeLearner, FakeScorer, judges, token_prompts
+
+from configs.schema import RolloutConfig, RunConfig
+from rollouts.records import Completion, Submission
+from trainer.collate import align, collate, with_advantages
+from trainer.prompts import PromptOrder
+from trainer.rollout import Producer
+
+
+def make_producer(
+    config: RunConfig, generator: FakeGenerator, buffer: FakeBuffer, scorer: FakeScorer | None = None
+) -> Producer:
+    order = PromptOrder(token_prompts(4), config.seed, shuffle=False)
+    return Producer(config, order, generator, judges(scorer), buffer)
+
+
+@dataclass
+class StuckGenerator(FakeGenerator):
+    """Never answers for the groups named; notes which of them were cancelled."""
+
+    stuck: tuple[str, ...] = ()
+    cancelled: list[str] = field(default_factory=list)
+
+    async def generate(self, submission: Submission) -> list[Completion]:
+        if submission.group_id in self.stuck:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(submission.group_id)
+                raise
+        return await FakeGenerator.generate(self, submission)
+
+
+def test_groups_in_flight() -> None:
+    """(max_lag + 1) x groups_per_step, topped up step by step and never past the last step's."""
+    config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
+    buffer = FakeBuffer()
+
+    async def made_by(producer: Producer) -> list[int]:
+        counts = []
+        for step in range(3):
+            producer.top_up(step)
+            producer.top_up(step)  # asking twice submits once
+            await producer.settle(min(step + 1, 2))
+            counts.append(len(buffer.waiting))
+        return counts
+
+    assert asyncio.run(made_by(make_producer(config, FakeGenerator(), buffer))) == [4, 6, 6]
+
+
+def test_settle_waits_for_its_step_only() -> None:
+    """The groups of step 1 hang; step 0 is settled all the same, with its seconds."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
+    buffer, generator = FakeBuffer(), StuckGenerator(stuck=("00000002", "00000003"))
+
+    async def run(producer: Producer) -> dict[str, float]:
+        producer.top_up(0)
+        times = await producer.settle(0)
+        await producer.close()
+        return times
+
+    times = asyncio.run(run(make_producer(config, generator, buffer)))
+    assert sorted(buffer.waiting) == [0, 1]
+    assert set(times) == {"time/generate_s", "time/score_s"} and min(times.values()) >= 0
+    assert sorted(generator.cancelled) == ["00000002", "00000003"]
+
+
+def test_a_stuck_group_is_named() -> None:
+    """After rollout.group_timeout_s the error names group, prompt and limit."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2, group_timeout_s=0.05))
+    producer = make_producer(config, StuckGenerator(stuck=("00000001",)), FakeBuffer())
+
+    async def run() -> None:
+        producer.top_up(0)
+        await producer.settle(0)
+
+    with pytest.raises(TimeoutError, match=r"group 1 \(prompt p1\).*rollout\.group_timeout_s = 0\.05"):
+        asyncio.run(run())
+
+
+def test_close_cancels_the_other_groups_of_a_failed_step() -> None:
+    """One group fails at once, its sibling hangs: closing must not leave that one behind."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
+    generator = StuckGenerator(stuck=("00000001",))
+
+    class FailingBuffer(FakeBuffer):
+        async def add(self, batch: object) -> None:
+            raise OSError("disk full")
+
+    async def run(producer: Producer) -> list[str]:
+        producer.top_up(0)
+        with pytest.raises(OSError, match="disk full"):
+            await producer.settle(0)
+        await producer.close()
+        return list(generator.cancelled)
+
+    assert asyncio.run(run(make_producer(config, generator, FailingBuffer()))) == ["00000001"]
+
+
+def test_a_missing_score_is_data() -> None:
+    """Scores 1, 0, null, 0: the third row has no reward, no advantage and no weight; the others stand alone.
+
+    Their mean is 1/3 and std sqrt(1/3): 1.1547, -0.5774, -0.5774; 3 rows x 3 tokens weigh 1/9 each.
+    """
+    config = RunConfig(rollout=RolloutConfig(group_size=4, groups_per_step=1))
+    buffer = FakeBuffer()
+    scorer = FakeScorer(fails=lambda completion: completion.sample_id.endswith("-2"))
+
+    async def run(producer: Producer) -> None:
+        producer.top_up(0)
+        await producer.settle(0)
+        index = await buffer.take(1, 0)
+        assert index is not None
+        assert index.column("reward").to_pylist() == [1.0, 0.0, None, 0.0]
+        assert dict(index.column("score_status").to_pylist()[2]) == {"correct": "timeout"}
+        batch = collate(index, config)
+        columns = align(index, await FakeLearner().score(batch))
+        learnable = with_advantages(batch, columns, config, 0)
+        assert learnable.advantage_N.tolist() == pytest.approx([1.1547, -0.5774, 0.0, -0.5774], abs=1e-4)
+        assert learnable.row_weight_N.tolist() == pytest.approx([1 / 9, 1 / 9, 0.0, 1 / 9])
+
+    asyncio.run(run(make_producer(config, FakeGenerator(), buffer, scorer)))
