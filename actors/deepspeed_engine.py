@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from configs.schema import LearnerConfig
 
@@ -74,9 +75,23 @@ def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspe
     ]
     optimizer = GuardedAdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config, dtype))
+    if config.zero_stage == 0:
+        _record_norm(engine, config.max_grad_norm)
     if config.zero_stage == 3:
         _check_gradients(engine.optimizer)
     return engine
+
+
+def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
+    """Make fp32 clipping without ZeRO keep the norm it found; by itself it drops it and `get_global_grad_norm` is 0.
+
+    Gradients are reduced already, so every rank finds the same norm.
+    """
+
+    def clip() -> None:
+        engine._global_grad_norm = float(clip_grad_norm_(engine.module.parameters(), max_norm))
+
+    engine.clip_fp32_gradients = clip
 
 
 def _check_gradients(optimizer: Any) -> None:
@@ -92,7 +107,7 @@ def _check_gradients(optimizer: Any) -> None:
     optimizer._overflow_check_and_loss_scale_update = check
 
 
-def start_frozen(model: nn.Module, zero_stage: int, dtype: str) -> nn.Module:
+def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -> nn.Module:
     """A frozen copy for reference logprobs: sharded under ZeRO-3, whole on every rank otherwise."""
     model.requires_grad_(False)
     if zero_stage < 3:
@@ -100,7 +115,11 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str) -> nn.Module:
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype == "bf16"},
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "offload_param": {"device": "cpu" if offload else "none"},
+        },
         "steps_per_print": None,
     }
     engine, *_ = deepspeed.initialize(model=model, config=settings)

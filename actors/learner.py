@@ -7,6 +7,7 @@ under ZeRO each is a collective. Pretraining and SFT use the same class with `or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.deepspeed_engine import full_parameters, init_distributed, start_engine, start_frozen
+from actors.anchor import Anchor
+from actors.deepspeed_engine import full_parameters, init_distributed, start_engine
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
@@ -54,11 +56,8 @@ class LearnerRank:
         policy = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
         self._policy = policy.to(self._device)
         self._engine = start_engine(self._policy, learner, model.dtype)
-        self._anchor = None
-        if learner.base_logprobs or self._config.kl.coef > 0:
-            frozen = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
-            self._anchor_device = torch.device("cpu") if learner.offload_anchor else self._device
-            self._anchor = start_frozen(frozen.to(self._anchor_device), learner.zero_stage, model.dtype)
+        wanted = learner.base_logprobs or self._config.kl.coef > 0
+        self._anchor = Anchor(path, self._config, self._device) if wanted else None
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
 
@@ -88,8 +87,9 @@ class LearnerRank:
         }
         if self._anchor is not None:
             columns["base_logprobs"] = [np.zeros(0, np.float32)] * len(rows)
-        with torch.no_grad():
-            for chosen in (micro for update in microbatches for micro in update):
+        chosen_rows = [micro for update in microbatches for micro in update]
+        with torch.no_grad(), self._anchor.on_device() if self._anchor is not None else nullcontext():
+            for chosen in chosen_rows:
                 batch = self._microbatch(rows, chosen)
                 scores = TokenScores(*self._engine(batch))
                 found = {
@@ -98,7 +98,7 @@ class LearnerRank:
                     "entropy_t1": scores.entropy_t1,
                 }
                 if self._anchor is not None:
-                    found["base_logprobs"] = self._anchor(batch)[0]
+                    found["base_logprobs"] = self._anchor.logprobs(batch)
                 _scatter(columns, found, chosen, rows)
         if self._anchor is not None:
             columns["ref_logprobs"] = columns["base_logprobs"]  # the reference is the base until it is reset

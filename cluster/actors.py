@@ -39,13 +39,14 @@ class Site:
     ) -> Handle:
         """Start one actor; without a share it asks for no CPU."""
         blueprint = Blueprint(target=target, arguments=arguments)
-        if self.config.cluster.spawn == "local":
-            return spawn_local(ProcessSetup(label=label, log_file=""), blueprint)
+        local = self.config.cluster.spawn == "local"
         setup = ProcessSetup(
             label=label,
-            log_file=str(self.log_dir / f"{label}.log"),
+            log_file="" if local else str(self.log_dir / f"{label}.log"),
             environment=host_environment(threads, self.placement.device),
         )
+        if local:
+            return spawn_local(setup, blueprint)
         return spawn_ray(
             setup,
             blueprint,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -101,20 +102,29 @@ def spawn_ray(
     bundle: int,
     limit_s: float,
 ) -> RayHandle:
-    """Start an actor process. It dies with the driver: nothing is detached."""
+    """Start an actor process. It dies with the driver: nothing is detached.
+
+    Its environment is set before its Python starts: reading the arguments may import torch, whose OpenMP looks at
+    the environment only once.
+    """
     host: type = AsyncHost if is_async else SyncHost
     strategy: Any = "DEFAULT"
     if group is not None:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
     actor_class = ray.remote(host)
-    actor = actor_class.options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=strategy).remote(
-        setup, blueprint
+    options = actor_class.options(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        scheduling_strategy=strategy,
+        runtime_env={"env_vars": dict(setup.environment)},
     )
+    actor = options.remote(setup, blueprint)
     return RayHandle(setup.label, actor, limit_s)
 
 
 def spawn_local(setup: ProcessSetup, blueprint: Blueprint) -> LocalHandle:
-    """Build the actor here; its output stays on the terminal."""
+    """Build the actor here; its output stays on the terminal, its environment becomes this process's."""
+    os.environ.update(setup.environment)
     return LocalHandle(setup.label, build(blueprint))
 
 

@@ -129,7 +129,8 @@ async def _train(config: RunConfig, prompts: _Prompts, placement: Placement, rep
     handles: Mapping[str, Sequence[Handle]] = {}
     try:
         roles, handles = spawn_run(site, run_dir)
-        reporter.note(f"starting {sum(map(len, handles.values()))} actors; their logs are in {site.log_dir}")
+        where = f"their logs are in {site.log_dir}" if group is not None else "all in this process"
+        reporter.note(f"starting {sum(map(len, handles.values()))} actors; {where}")
         sizes = await wait_ready([*handles["ranks"], *handles["engines"]], config.cluster.ready_timeout_s)
         reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=int(sizes[0]))
         code = await _interruptible(_run(config, prompts, roles, run_dir, reporter), reporter)

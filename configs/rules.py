@@ -23,7 +23,6 @@ Broken = tuple[str, str]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
-    "generator.weight_transfer": ("auto", "arrow", "nccl", "ipc"),
     "kl.estimator": ("k1", "k2", "k3"),
     "kl.place": ("loss", "reward"),
     "cluster.spawn": ("ray", "local"),
@@ -248,8 +247,6 @@ def _places(config: RunConfig) -> Iterator[Broken]:
     generator, cluster = config.generator, config.cluster
     if cluster.device == "cpu" and generator.tensor_parallel > 1:
         yield "generator.tensor_parallel", "must be 1 with cluster.device cpu"
-    if cluster.device == "cpu" and generator.weight_transfer in ("nccl", "ipc"):
-        yield "generator.weight_transfer", "must be auto or arrow with cluster.device cpu"
     if cluster.spawn == "local" and config.learner.num_ranks > 1:
         yield "learner.num_ranks", "must be 1 with cluster.spawn local: ranks are processes"
 

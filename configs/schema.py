@@ -54,8 +54,6 @@ class GeneratorConfig:
     gpu_memory_utilization: float = 0.45
     kv_cache_bytes: int = 268_435_456
     """CPU runs only: bytes of KV cache per engine."""
-    weight_transfer: str = "auto"
-    """auto, arrow (host memory through the object store), nccl, ipc."""
 
 
 @dataclass
@@ -81,6 +79,7 @@ class LearnerConfig:
     base_logprobs: bool = True
     """Score every sample under the model of step 0 as well (one more forward); false leaves that column null."""
     offload_anchor: bool = False
+    """Keep the frozen copy in host memory, on the device only while it scores."""
 
 
 @dataclass
