@@ -6,6 +6,7 @@ the learner's probe moved in this step, which is the gap a stale engine would sh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,9 @@ async def publish(
     """
     weights = await learner.publish(version)
     try:
-        await generator.load(weights)
+        _, expected = await asyncio.gather(generator.load(weights), _probe(learner, probes))
     except ValueError as error:
         raise WeightSyncError(f"weight sync to version {version} failed: {error}") from error
-    expected = await learner.probe(probes) if probes else np.zeros(0, np.float32)
     published = Published(version=version, weights=weights, expected=expected)
     if not probes:
         return published, {}
@@ -82,6 +82,10 @@ async def publish(
         "sync/probe_power": power,
         "sync/proven": float(power > _RESOLUTION[config.model.dtype]),
     }
+
+
+async def _probe(learner: Learner, probes: Sequence[Probe]) -> np.ndarray:
+    return await learner.probe(probes) if probes else np.zeros(0, np.float32)
 
 
 def check_mismatch(mean_abs: float, config: RunConfig) -> None:
