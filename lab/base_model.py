@@ -1,4 +1,4 @@
-"""The lab's model: a small Qwen3 with an untied output head, fresh weights from a seed, as a Hugging Face folder.
+"""The lab's model: a small Qwen3 with an untied output head, fresh from a seed, as a Hugging Face folder.
 
 The head is untied because an engine on CPU keeps a tied head at its old weights after a weight update.
 
@@ -84,7 +84,7 @@ def model_config(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3
 
 
 def make_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A fresh fp32 model; the same weights for the same shape and seed. Leaves torch's global generator alone.
+    """A fresh fp32 model; one seed and shape, one set of weights. torch's global generator is left alone.
 
     Raises:
         ValueError: see `check_shape`.

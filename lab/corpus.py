@@ -1,7 +1,7 @@
 """The lab corpus: arithmetic solutions in four formats, and syllable strings, as a finite list of rows.
 
-Each format has its own first token, its own share of the rows and its own rate of wrong steps, so that the base
-model trained on it has known format shares and accuracies. The formats are those of `rewards.formats`.
+Each format has its own first token, share of the rows and rate of wrong steps, so that the base model trained
+on it has known format shares and accuracies. The formats are those of `rewards.formats`.
 
 Inputs: a `CorpusConfig`. Outputs: `CorpusRow`s, turned into training rows by `lab.pretrain`.
 """
@@ -241,7 +241,7 @@ def _format_rows(
 
 
 def _creative_rows(count: int, config: CorpusConfig, rng: np.random.Generator) -> list[CorpusRow]:
-    """`count` strings of 6 to 12 syllables: a seeded first-order chain that starts at the prompt's last one."""
+    """`count` strings of 6 to 12 syllables: a seeded first-order chain starting at the prompt's last."""
     size = len(SYLLABLES)
     chain = rng.dirichlet(np.full(size, config.creative_concentration), size=size).cumsum(axis=1)
     prompts = creative_texts()

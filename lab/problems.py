@@ -1,4 +1,4 @@
-"""The lab's problems: one- and two-step arithmetic, left to right, numbers in 0..99, in finite disjoint splits.
+"""The lab's problems: one- and two-step arithmetic, left to right, numbers in 0..99, finite disjoint splits.
 
 The whole population is enumerated, then shuffled by the corpus seed; held-out problems are the first ones,
 train problems follow, so the splits are disjoint whatever number is asked for.
