@@ -1,0 +1,95 @@
+"""The objective of a microbatch: masked, weighted, by origin, and the same however its rows are cut."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.kinds.losses import LOSSES, LossCommon, NllOptions, PpoClipOptions
+from configs.schema import KLConfig
+from trainer.logprobs import TokenScores
+from trainer.objective import BoundLoss, TokenColumns, microbatch_loss
+
+torch.set_num_threads(1)
+BOUND = {
+    "policy": BoundLoss(
+        common=LossCommon(kind="ppo_clip"), kind=LOSSES["ppo_clip"], options=PpoClipOptions()
+    ),
+    "sft": BoundLoss(common=LossCommon(kind="nll"), kind=LOSSES["nll"], options=NllOptions()),
+}
+POLICY = torch.tensor([-1.0, -1.0, -math.inf, -2.0, -3.0])
+"""Three policy tokens, the last of them masked and impossible; two sft tokens."""
+WEIGHTS = torch.tensor([0.25, 0.25, 0.0, 0.5, 0.5])
+
+
+def token_scores(logprobs: Tensor) -> TokenScores:
+    return TokenScores(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+
+
+def token_columns(part: slice = slice(None), ref: Tensor | None = None) -> TokenColumns:
+    is_policy = torch.tensor([True, True, True, False, False])[part]
+    return TokenColumns(
+        proximal_logprobs=torch.tensor([-1.0, -1.0, -1.0, math.nan, math.nan])[part],
+        behavior_logprobs=torch.full((5,), math.nan)[part],
+        ref_logprobs=None if ref is None else ref[part],
+        advantages=torch.tensor([2.0, -1.0, 9.0, 0.0, 0.0])[part],
+        weights=WEIGHTS[part],
+        rows=torch.tensor([0, 0, 1, 2, 2])[part],
+        origins={"policy": is_policy, "sft": ~is_policy},
+        prepared={},
+    )
+
+
+def test_by_hand() -> None:
+    """On policy a token's loss is -A: (-2 + 1)/4; sft: (2 + 3)/2 = 2.5; the masked -inf counts nowhere."""
+    logprobs = POLICY.clone().requires_grad_()
+    total, sums = microbatch_loss(token_scores(logprobs), token_columns(), BOUND, KLConfig())
+    total.backward()
+    assert total.item() == pytest.approx(2.25)
+    assert sums == pytest.approx(
+        {
+            "loss/policy": -0.25,
+            "loss/sft": 2.5,
+            "loss/total": 2.25,
+            "sum/k3_proximal_vs_policy": 0.0,
+            "sum/policy_tokens": 2.0,
+        }
+    )
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-0.5, 0.25, 0.0, -0.5, -0.5])
+
+
+def test_kl_anchor_by_hand() -> None:
+    """Reference ln 2 below the policy: k3 = ln 2 - 1/2, x coef 0.1 x weights 1/4 + 1/4; policy rows only."""
+    ref = POLICY - math.log(2)
+    with_kl = KLConfig(estimator="k3", coef=0.1, place="loss")
+    total, sums = microbatch_loss(token_scores(POLICY), token_columns(ref=ref), BOUND, with_kl)
+    assert sums["loss/kl"] == pytest.approx(0.05 * (math.log(2) - 0.5))
+    assert total.item() == pytest.approx(2.25 + sums["loss/kl"])
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_cutting_the_microbatch_changes_nothing(cut: int) -> None:
+    """Loss and gradient add over microbatches, an empty one included."""
+    logprobs = POLICY.clone().requires_grad_()
+    parts = (slice(0, cut), slice(cut, None))
+    losses = [
+        microbatch_loss(token_scores(logprobs[part]), token_columns(part), BOUND, KLConfig())[0]
+        for part in parts
+    ]
+    total = losses[0] + losses[1]
+    total.backward()
+    assert total.item() == pytest.approx(2.25)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-0.5, 0.25, 0.0, -0.5, -0.5])
+
+
+def test_nothing_to_learn_stays_in_the_graph() -> None:
+    """A padding microbatch: loss 0 that can still be sent backward, as every rank must."""
+    logprobs = torch.zeros(0, requires_grad=True)
+    total, _ = microbatch_loss(token_scores(logprobs), token_columns(slice(0, 0)), BOUND, KLConfig())
+    total.backward()
+    assert total.item() == 0.0 and logprobs.grad is not None
