@@ -75,23 +75,16 @@ def test_against_the_scalar_loop(rows: list[tuple[float, int]]) -> None:
     assert grpo(reward_N, group_N, GrpoOptions()).tolist() == pytest.approx(wanted["grpo"], abs=1e-7)
 
 
-@given(st.sampled_from([0.0, 1.0, -1.0, 0.5, 3.0]), st.integers(1, 8))
-def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int) -> None:
-    """Exactly zero, not a rounding error blown up by 1 / eps."""
+@given(st.floats(-1e6, 1e6), st.integers(1, 9), st.sampled_from([0.0, 1e-6]))
+def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int, eps: float) -> None:
+    """Exactly zero: 0.1 + 0.1 + 0.1 is not 3 x 0.1, but 1 / (std + eps) must not blow the rest up."""
     rewards, groups = np.full(size, reward), np.zeros(size, np.int64)
     for found in (
         dr_grpo(rewards, groups, DrGrpoOptions()),
-        grpo(rewards, groups, GrpoOptions()),
+        grpo(rewards, groups, GrpoOptions(eps=eps)),
         rloo(rewards, groups, RlooOptions()),
     ):
         assert found.tolist() == [0.0] * size
-
-
-@given(st.floats(-1e6, 1e6), st.integers(1, 9))
-def test_equal_rewards_of_any_value_stay_small(reward: float, size: int) -> None:
-    """0.1 + 0.1 + 0.1 is not 3 x 0.1: what rounding leaves must not become an advantage."""
-    found = grpo(np.full(size, reward), np.zeros(size, np.int64), GrpoOptions())
-    assert np.abs(found).max() < 1e-3
 
 
 @given(ROWS, st.permutations(range(12)))

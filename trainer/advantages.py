@@ -17,24 +17,31 @@ def _group_sums(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, 
     return np.bincount(inverse, values_N)[inverse], np.bincount(inverse)[inverse].astype(np.float64)
 
 
+def _uneven(rewards_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
+    """Per row: whether its group has different rewards. What rounding leaves of equal ones is no advantage."""
+    _, first, inverse = np.unique(group_N, return_index=True, return_inverse=True)
+    return np.bincount(inverse, rewards_N != rewards_N[first][inverse])[inverse] > 0
+
+
 def dr_grpo(rewards_N: np.ndarray, group_N: np.ndarray, options: DrGrpoOptions) -> np.ndarray:
     """A = r - mean(r). Dr.GRPO, arXiv 2503.20783, eq. 3 (no division by the standard deviation)."""
     sums, sizes = _group_sums(rewards_N, group_N)
-    return rewards_N - sums / sizes
+    return np.where(_uneven(rewards_N, group_N), rewards_N - sums / sizes, 0.0)
 
 
 def grpo(rewards_N: np.ndarray, group_N: np.ndarray, options: GrpoOptions) -> np.ndarray:
     """A = (r - mean(r)) / (std(r) + eps), std with the n - 1 divisor. GRPO, arXiv 2402.03300, section 4.1.2."""
     centred = dr_grpo(rewards_N, group_N, DrGrpoOptions())
     squares, sizes = _group_sums(centred**2, group_N)
-    return centred / (np.sqrt(squares / np.maximum(sizes - 1, 1)) + options.eps)
+    divisor = np.sqrt(squares / np.maximum(sizes - 1, 1)) + options.eps
+    return np.divide(centred, divisor, out=np.zeros(len(centred)), where=divisor > 0)
 
 
 def rloo(rewards_N: np.ndarray, group_N: np.ndarray, options: RlooOptions) -> np.ndarray:
     """A = r - mean of the other rows of the group. Leave-one-out, arXiv 2402.14740, eq. 8."""
     sums, sizes = _group_sums(rewards_N, group_N)
     others = np.maximum(sizes - 1, 1)
-    return np.where(sizes > 1, rewards_N - (sums - rewards_N) / others, 0.0)
+    return np.where(_uneven(rewards_N, group_N), rewards_N - (sums - rewards_N) / others, 0.0)
 
 
 def reinforce(rewards_N: np.ndarray, group_N: np.ndarray, options: ReinforceOptions) -> np.ndarray:

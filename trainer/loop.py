@@ -94,7 +94,7 @@ class Run:
 
     def __init__(
         self, config: RunConfig, roles: Roles, producer: Producer, evaluator: Evaluator, reports: Reports
-    ):
+    ) -> None:
         self._config, self._roles, self._producer = config, roles, producer
         self._evaluator, self._reports = evaluator, reports
         self._published: Published | None = None
