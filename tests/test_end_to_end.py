@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -163,6 +164,7 @@ class _head:
         self._temp = Path("/tmp") / f"ray-head-{gcs}"
         self._env = os.environ | {"PATH": path, "RAY_TMPDIR": str(self._temp), "RAY_USAGE_STATS_ENABLED": "0"}
         self._env |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        self._env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         started = _ray(
             "start", "--head", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
