@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few functions: start it, find a skipped step, read full parameters. Used by `actors.learner`."""
+"""DeepSpeed behind a few functions: start it, skip bad steps, read full parameters. Used by `actors.learner`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from configs.schema import LearnerConfig
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that skips a step whose gradients are not finite, and says so in `overflow`, which DeepSpeed reads.
+    """AdamW that skips a step whose gradients are not finite and says so in `overflow`, which DeepSpeed reads.
 
     ZeRO 1 to 3 have their own check; without ZeRO DeepSpeed would write NaN into every weight.
     """
@@ -34,7 +34,7 @@ class GuardedAdamW(torch.optim.AdamW):
 def init_distributed(
     rank: int, world_size: int, address: str, port: int, device: str, timeout_s: float
 ) -> None:
-    """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback interface."""
+    """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback device."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
     )
@@ -83,7 +83,7 @@ def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspe
 
 
 def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
-    """Make fp32 clipping without ZeRO keep the norm it found; by itself it drops it and `get_global_grad_norm` is 0.
+    """Make fp32 clipping without ZeRO keep the norm that it finds for `get_global_grad_norm`, not drop it.
 
     Gradients are reduced already, so every rank finds the same norm.
     """
@@ -129,7 +129,7 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -
 def full_parameters(
     named: Iterator[tuple[str, nn.Parameter]], zero_stage: int, keep: bool
 ) -> list[tuple[str, Tensor]]:
-    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get an empty list."""
+    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get no tensors."""
     pairs = list(named)
     gather = (
         deepspeed.zero.GatheredParameters([parameter for _, parameter in pairs])
