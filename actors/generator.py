@@ -1,7 +1,7 @@
 """A vLLM engine in its own process: token submissions in, completions with logprobs and versions out.
 
-One thread owns the engine and alternates a command queue with `engine.step()`, so a weight update always falls
-between two steps. A plain class with async methods; the cluster spawns `num_engines` of them.
+One thread owns the engine and alternates a command queue with `engine.step()`, so a weight update always
+falls between two steps. A plain class with async methods; the cluster spawns `num_engines` of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IDLE_POLL_S = 0.5
 
 @dataclass(slots=True)
 class _Pending:
-    """Requests of one call that are still running; `deliver` is called once, with the outputs in request order."""
+    """Requests of one call that still run; `deliver` is called once, with the outputs in request order."""
 
     deliver: Callable[[list[RequestOutput] | BaseException], None]
     outputs: dict[str, RequestOutput]
@@ -50,8 +50,8 @@ class _Request:
 def engine_args(config: RunConfig, device: str) -> EngineArgs:
     """The engine's arguments: eager and deterministic on CPU, prefix-cached (and reset at each sync) on GPU.
 
-    Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is prefilled in
-    parts kills a CPU engine.
+    Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is
+    prefilled in parts kills a CPU engine.
     """
     length = config.rollout.max_prompt_tokens + config.rollout.max_tokens
     args: dict[str, Any] = {
@@ -117,7 +117,7 @@ class GeneratorActor:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    # -- called from outside ------------------------------------------------------------------------------------
+    # -- called from outside --
 
     async def ready(self) -> int:
         """The version of the weights now loaded; returning means that the engine is up."""
@@ -144,7 +144,7 @@ class GeneratorActor:
         await self._command(lambda: self._load(weights))
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        """Logprobs at temperature 1 of all probe tokens but the firsts, laid end to end, by a fresh prefill."""
+        """Logprobs at temperature 1 of all probe tokens but each first, end to end, by a fresh prefill."""
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -166,7 +166,7 @@ class GeneratorActor:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join, 10.0)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside --
 
     async def _call(self, requests: Sequence[_Request]) -> tuple[_Pending, list[RequestOutput]]:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What the cluster sends to learner ranks beside their shards: records only, so that sending them needs no torch."""
+"""What the cluster sends to learner ranks beside their shards: plain records, so sending needs no torch."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
 
 
 def repack_tied_head(model: nn.Module) -> None:
-    """Repack a head tied to the embedding. CPU linears run on a packed copy, which a layerwise update leaves stale."""
+    """Repack a tied head: CPU linears run on a packed copy, which a layerwise update leaves stale."""
     head = model.get_submodule("lm_head") if hasattr(model, "lm_head") else None
     if head is None or not hasattr(head, "cpu_linear") or not hasattr(head, "quant_method"):
         return

@@ -1,4 +1,4 @@
-"""Starting the actors of a run and binding them to their roles. Called by `cluster.train` and `lab.pretrain`."""
+"""Starting a run's actors and binding them to their roles. Called by `cluster.train` and `lab.pretrain`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.rollout import Judges
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a run's actors go: a placement and its reservation, or this process when `group` and `ray` are absent."""
+    """Where a run's actors go: a placement and its reservation, or this process when there is no `group`."""
 
     config: RunConfig
     placement: Placement
@@ -35,7 +35,13 @@ class Site:
     log_dir: Path
 
     def spawn(
-        self, label: str, target: str, arguments: tuple[object, ...], share: Share | None, threads: int, is_async: bool
+        self,
+        label: str,
+        target: str,
+        arguments: tuple[object, ...],
+        share: Share | None,
+        threads: int,
+        is_async: bool,
     ) -> Handle:
         """Start one actor; without a share it asks for no CPU."""
         blueprint = Blueprint(target=target, arguments=arguments)
@@ -66,7 +72,7 @@ def _free_port() -> int:
 
 
 def meeting_point(site: Site) -> tuple[str, int]:
-    """Address and port where learner ranks meet: loopback if all bundles are on one node, else rank 0's node."""
+    """Address and port where learner ranks meet: loopback if all are on one node, else rank 0's node."""
     if site.group is None:
         return "127.0.0.1", _free_port()
     bundle = site.placement.ranks[0].bundle
@@ -90,7 +96,7 @@ def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
 
 
 def spawn_learner(site: Site) -> list[Handle]:
-    """All learner ranks. On CPU they split the machine's cores between them: engines wait while they learn."""
+    """All learner ranks. On CPU they split the machine's cores: engines wait while they learn."""
     config = site.config
     address, port = meeting_point(site)
     num_ranks = config.learner.num_ranks
@@ -132,7 +138,9 @@ def spawn_scorers(site: Site) -> tuple[Judges, list[Handle]]:
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
         replicas = [
-            site.spawn(f"scorer-{name}-{k}", "actors.scorer:ScorerActor", (common.kind, options), None, 1, False)
+            site.spawn(
+                f"scorer-{name}-{k}", "actors.scorer:ScorerActor", (common.kind, options), None, 1, False
+            )
             for k in range(site.config.cluster.scorer_replicas)
         ]
         scorers[name], commons[name] = ScorerReplicas(replicas), common
@@ -146,7 +154,9 @@ def spawn_run(site: Site, run_dir: Path) -> tuple[Roles, Mapping[str, Sequence[H
     engines = spawn_engines(site)
     ranks = spawn_learner(site)
     judges, scorers = spawn_scorers(site)
-    keeper = site.spawn("buffer", "actors.buffer:BufferActor", (str(run_dir), site.config.name), None, 1, False)
+    keeper = site.spawn(
+        "buffer", "actors.buffer:BufferActor", (str(run_dir), site.config.name), None, 1, False
+    )
     buffer = BufferProxy(keeper)
     roles = Roles(
         generator=Engines(engines), judges=judges, learner=LearnerGroup(ranks, buffer), buffer=buffer

@@ -61,7 +61,7 @@ class BufferProxy:
         return await self._handle.call("commit", step, columns, summary)  # type: ignore[no-any-return]
 
     def start_shard(self, rows: Sequence[int]) -> object:
-        """A reference to the shard with these rows; the rank that gets it fetches it from the buffer's node."""
+        """A reference to the shard with these rows; the rank fetches it from the buffer's node."""
         return self._handle.start("shard", rows)
 
 
@@ -72,7 +72,7 @@ def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
 
 
 def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One update's metric sums over ranks; the gradient norm is global already, and a skip is every rank's."""
+    """One update's metric sums over ranks; the gradient norm is global already, a skip is every rank's."""
     names = sorted({name for part in parts for name in part if not name.startswith("rank/")})
     total = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
     return total | {"grad/norm": parts[0]["rank/grad_norm"], "grad/applied": parts[0]["rank/applied"]}

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a private one on this machine. The driver needs no GPU and imports no torch."""
+"""Joining a Ray cluster, or starting a private one here. The driver needs no GPU and imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def connect() -> bool:
 
 
 def pick_device(asked: str) -> str:
-    """"cuda" or "cpu": what was asked, or for "auto" whatever the cluster has."""
+    """What was asked, "cuda" or "cpu"; for "auto" whichever the cluster has."""
     if asked != "auto":
         return asked
     return "cuda" if ray.cluster_resources().get("GPU", 0.0) > 0 else "cpu"

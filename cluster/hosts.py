@@ -1,7 +1,7 @@
-"""The processes actors live in: set up the process first, then import and build the actor, then pass calls on.
+"""The processes actors live in: set up the process, then import and build the actor, then pass calls on.
 
-An actor's module (torch, vLLM, DeepSpeed) is imported only after threads, cores and log file are set, because all of
-them read the environment once, at import.
+An actor's module (torch, vLLM, DeepSpeed) is imported only after threads, cores and log file are set,
+because all of them read the environment once, at import.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Placement:
 def plan(config: RunConfig, device: str) -> Placement:
     """The placement of a run on `device`.
 
-    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); an engine that spans several
-    GPUs has a bundle of its own.
+    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); an engine that spans
+    several GPUs has a bundle of its own.
     """
     engines, ranks = config.generator.num_engines, config.learner.num_ranks
     wide = config.generator.tensor_parallel
@@ -81,20 +81,20 @@ def check(placement: Placement) -> None:
     """Compare the demand with the cluster.
 
     Raises:
-        PlacementError: the cluster as a whole, or every single node, is too small; the message holds the table.
+        PlacementError: the whole cluster, or every single node, is too small; the message holds the table.
     """
     asked, total, free = placement.totals(), ray.cluster_resources(), ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     short = [name for name in ("CPU", "GPU") if asked[name] > total.get(name, 0.0)]
-    homeless = [
-        bundle for bundle in placement.bundles if not any(_fits(bundle, node) for node in nodes)
-    ]
+    homeless = [bundle for bundle in placement.bundles if not any(_fits(bundle, node) for node in nodes)]
     if short or homeless:
-        why = f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {dict(homeless[0])}"
+        why = (
+            f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {dict(homeless[0])}"
+        )
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
-            "lower generator.num_engines, generator.tensor_parallel or learner.num_ranks, set cluster.device=cpu, "
-            "or add nodes"
+            "lower generator.num_engines, generator.tensor_parallel or learner.num_ranks, "
+            "set cluster.device=cpu, or add nodes"
         )
 
 

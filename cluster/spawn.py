@@ -1,7 +1,8 @@
 """Starting actors and calling them: in Ray processes, or all in this process for a debugger.
 
-A `Handle` is the only thing the rest of `cluster` knows of an actor. `call` waits for the result; `start` returns a
-reference that can be handed to another actor's call, which then fetches it without a copy through the driver.
+A `Handle` is the only thing the rest of `cluster` knows of an actor. `call` waits for the result; `start`
+returns a reference that can be handed to another actor's call, which then fetches it without a copy through
+the driver.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class RayHandle:
         except ray.exceptions.RayActorError as error:
             raise ActorCallError(f"{self.label} died during {method}: {error}") from error
         except TimeoutError as error:
-            raise ActorCallError(f"{self.label} did not answer {method} within {self._limit_s:g} s") from error
+            raise ActorCallError(
+                f"{self.label} did not answer {method} within {self._limit_s:g} s"
+            ) from error
 
     def kill(self) -> None:
         ray.kill(self._actor)
@@ -104,8 +107,8 @@ def spawn_ray(
 ) -> RayHandle:
     """Start an actor process. It dies with the driver: nothing is detached.
 
-    Its environment is set before its Python starts: reading the arguments may import torch, whose OpenMP looks at
-    the environment only once.
+    Its environment is set before its Python starts: reading the arguments may import torch, whose OpenMP
+    looks at the environment only once.
     """
     host: type = AsyncHost if is_async else SyncHost
     strategy: Any = "DEFAULT"

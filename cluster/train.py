@@ -26,8 +26,8 @@ from rollouts.files import write_bytes_atomic
 from rollouts.store import create_run_dir
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, Reports, Roles, Run
-from trainer.proof import WeightSyncError
 from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.proof import WeightSyncError
 from trainer.rollout import Producer
 
 
@@ -64,7 +64,9 @@ def local_paths(config: RunConfig) -> RunConfig:
     packages = Path(__file__).resolve().parent.parent
     for root in (Path.cwd(), packages):
         if (root / config.model.path / "config.json").exists():
-            return replace(config, model=replace(config.model, path=str((root / config.model.path).resolve())))
+            return replace(
+                config, model=replace(config.model, path=str((root / config.model.path).resolve()))
+            )
     return config
 
 
@@ -92,7 +94,9 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     config = local_paths(config)
     prompts = load_prompts(config, reporter)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount)
+    asked = ", ".join(
+        f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount
+    )
     sys.stdout.write(dump_yaml(config))
     reporter.note(f"{len(prompts.train)} training prompts; on {device} the run asks for {asked}")
     return 0
@@ -160,7 +164,7 @@ async def _run(config: RunConfig, prompts: _Prompts, roles: Roles, run_dir: Path
 
 
 async def _interruptible(work: Coroutine[None, None, None], reporter: Reporter) -> int:
-    """Run `work`; the first SIGINT or SIGTERM drops the step under way, a second one ends the process at once."""
+    """Run `work`; the first SIGINT or SIGTERM drops the step under way, a second ends the process at once."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     caught: list[int] = []

@@ -1,4 +1,4 @@
-"""What a run is: the structured config. Class defaults are the setting we have run; presets override a few of them.
+"""What a run is: the structured config. Class defaults are the setting we have run; presets override a few.
 
 Read by `configs.load` (merging, errors), by `configs.rules` (values that cannot work together) and, as the
 resolved `RunConfig`, by everything else. Imports neither torch nor ray.
@@ -77,7 +77,7 @@ class LearnerConfig:
     """Rows of the [tokens, V] logit matrix that exist at a time."""
     max_nonfinite_updates: int = 3
     base_logprobs: bool = True
-    """Score every sample under the model of step 0 as well (one more forward); false leaves that column null."""
+    """Score every sample under the model of step 0 too (one more forward); false leaves that column null."""
     offload_anchor: bool = False
     """Keep the frozen copy in host memory, on the device only while it scores."""
 
@@ -89,7 +89,7 @@ class KLConfig:
     estimator: str = "k3"
     coef: float = 0.0
     place: str = "loss"
-    """loss (a term per token) or reward (the sum over the sequence, subtracted from the reward before the baseline)."""
+    """loss (a term per token) or reward (the sequence's sum, taken off the reward before the baseline)."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ class SyncConfig:
 
     num_probes: int = 16
     tolerance: float = 0.0
-    """Largest mean |engine - learner| logprob on the probes, nats; 0 takes 1e-3 for fp32 and 0.05 for bf16."""
+    """Largest mean |engine - learner| logprob on the probes, nats; 0 takes 1e-3 in fp32, 0.05 in bf16."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class ClusterConfig:
     spawn: str = "ray"
     """ray (one process per actor) or local (all in the driver's process, for a debugger)."""
     schedule: str = "take_turns"
-    """Who has the cores: take_turns gives each phase all of them, overlap gives engines and learner their own."""
+    """Who has the cores: take_turns gives each phase all; overlap gives engines and learner their own."""
     device: str = "auto"
     """auto, cpu or cuda."""
     ready_timeout_s: float = 300.0
@@ -137,7 +137,7 @@ class CheckpointConfig:
 
 @dataclass
 class RunConfig:
-    """One run. `scorers` maps a name of the user's choice to {kind, weight, combine, ...options of the kind}."""
+    """One run. `scorers` maps a name of the user's choice to {kind, weight, combine, ...its options}."""
 
     name: str = "run"
     runs_dir: str = "runs"

@@ -49,8 +49,8 @@ def run_training(config_path: str, overrides: Sequence[str], dry_run: bool) -> i
     from configs.load import load_config
 
     config = load_config(config_path, overrides)
-    from cluster.train import dry_run as check_only
     from cluster.train import RunError, train
+    from cluster.train import dry_run as check_only
     from viewer.report import write_report
     from viewer.terminal import StepReporter
 

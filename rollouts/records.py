@@ -1,4 +1,4 @@
-"""The records a rollout passes through, one type per stage; made by the producer, read by scorers and the buffer.
+"""The records a rollout passes through, one type per stage: from the producer to scorers and the buffer.
 
 Nothing here is ``None`` "until later": a `Prompt` becomes `Completion`s, scorers return `Judgement`s,
 and a `Sample` is a completion with its judgements combined into a reward.
@@ -18,7 +18,7 @@ Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
 class Prompt:
     """One dataset row.
 
-    `messages` is a tuple of (role, content); `answer` is the ground truth as text, or None for open-ended tasks.
+    `messages` is a tuple of (role, content); `answer` is the ground truth as text, or None if open-ended.
     """
 
     prompt_id: str
@@ -88,12 +88,14 @@ class Judgement:
     answer_ok: bool | None = None
 
     def __post_init__(self) -> None:
-        assert (self.score is None) == (self.status != "ok"), "a score is null exactly when its status is not ok"
+        assert (self.score is None) == (self.status != "ok"), (
+            "a score is null exactly when its status is not ok"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A judged completion. `reward` is None when any score that enters it is None (the row is then never trained on)."""
+    """A judged completion. `reward` is None if any score that enters it is; such rows never train."""
 
     completion: Completion
     origin: Origin

@@ -1,4 +1,4 @@
-"""A generator with a known fault, for the tests of the weight proof: the tied output head is never repacked."""
+"""A generator with a known fault, for the tests of the weight proof: its tied head is never repacked."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processes_mentioning(text: str) -> list[int]:
-    """Live processes, other than this one, whose command line or environment holds `text` (a path of the test's own)."""
+    """Other live processes whose command line or environment holds `text` (a path of the test's own)."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():

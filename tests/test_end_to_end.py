@@ -1,4 +1,4 @@
-"""The command as a user runs it, on real engines: train, stop, refuse, export, and a job on a running cluster."""
+"""The command as a user runs it, on real engines: train, stop, refuse, export, a job on a running cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_a_run_leaves_every_sample_with_entropy_and_format(finished: tuple[Path,
         table = read_step(run, step)
         assert table.num_rows == 64
         for name in ("entropy", "proximal_logprobs", "behavior_logprobs", "base_logprobs"):
-            assert pc.all(pc.equal(pc.list_value_length(table[name]), pc.list_value_length(table["token_ids"]))).as_py()
+            assert pc.all(
+                pc.equal(pc.list_value_length(table[name]), pc.list_value_length(table["token_ids"]))
+            ).as_py()
         entropy = pc.list_flatten(table["entropy"]).to_numpy()
         assert np.isfinite(entropy).all() and entropy.min() >= 0
         assert table["format_tag"].null_count == 0 and table["reward"].null_count == 0
@@ -71,12 +73,17 @@ def test_a_run_leaves_every_sample_with_entropy_and_format(finished: tuple[Path,
 def test_the_export_loads_and_gives_the_same_logprobs(finished: tuple[Path, str], tmp_path: Path) -> None:
     """In transformers: the base moved, the chat template came along, and generation works."""
     run, _ = finished
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "export"), AutoTokenizer.from_pretrained(run / "export")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(run / "export"),
+        AutoTokenizer.from_pretrained(run / "export"),
+    )
     base = AutoModelForCausalLM.from_pretrained(ROOT / "lab/bases/voices")
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), base.parameters(), strict=True)]
     assert min(moved) > 0, "every tensor was trained"
     message = [{"role": "user", "content": "3 + 4 = ?"}]
-    ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
     with torch.no_grad():
         answer = model.generate(ids, max_new_tokens=40, do_sample=False)
     assert tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
@@ -86,7 +93,12 @@ def test_the_export_trains_again_in_one_process(finished: tuple[Path, str]) -> N
     """vLLM and DeepSpeed load the export, here with every actor in the driver's process for a debugger."""
     run, _ = finished
     done = _train(
-        run.parent, "again", "num_steps=1", "eval.every=0", "cluster.spawn=local", f"model.path={run / 'export'}"
+        run.parent,
+        "again",
+        "num_steps=1",
+        "eval.every=0",
+        "cluster.spawn=local",
+        f"model.path={run / 'export'}",
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert committed_steps(run.parent / "again") == [1]
@@ -97,7 +109,9 @@ def test_an_existing_run_and_a_cluster_too_small_are_refused_in_words(finished: 
     again = _train(run.parent, "whole", "num_steps=1")
     assert again.returncode == 2 and "whole" in again.stderr and "Traceback" not in again.stderr
     began = time.monotonic()
-    greedy = _train(run.parent, "greedy", "cluster.device=cuda", "learner.num_ranks=8", "generator.num_engines=8")
+    greedy = _train(
+        run.parent, "greedy", "cluster.device=cuda", "learner.num_ranks=8", "generator.num_engines=8"
+    )
     assert greedy.returncode == 2 and "Traceback" not in greedy.stderr, greedy.stderr[-2000:]
     assert "asked" in greedy.stderr and "GPU" in greedy.stderr and time.monotonic() - began < 60
     assert not (run.parent / "greedy").exists()
@@ -134,19 +148,33 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
 def test_a_job_on_a_running_cluster(tmp_path: Path) -> None:
     """`ray start --head`, then `ray job submit` from a plain checkout: trains, and says its exit code."""
     with _head(tmp_path) as environment:
-        overrides = ["name=job", f"runs_dir={tmp_path}", "num_steps=2", "eval.every=0", "rollout.groups_per_step=4"]
+        overrides = [
+            "name=job",
+            f"runs_dir={tmp_path}",
+            "num_steps=2",
+            "eval.every=0",
+            "rollout.groups_per_step=4",
+        ]
         entry = ["python", "-m", "polyphony", "train", "configs/debug.yaml", *overrides]
         done = _ray("job", "submit", "--working-dir", ".", "--", *entry, env=environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         assert committed_steps(tmp_path / "job") == [1, 2]
-        greedy = [*entry, "name=greedy", "cluster.device=cuda", "learner.num_ranks=8", "generator.num_engines=8"]
+        greedy = [
+            *entry,
+            "name=greedy",
+            "cluster.device=cuda",
+            "learner.num_ranks=8",
+            "generator.num_engines=8",
+        ]
         refused = _ray("job", "submit", "--working-dir", ".", "--", *greedy, env=environment)
         assert refused.returncode != 0 and "free now" in refused.stdout + refused.stderr
 
 
 def _ray(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     ray = str(Path(sys.executable).with_name("ray"))
-    return subprocess.run([ray, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, env=env, check=False)
+    return subprocess.run(
+        [ray, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, env=env, check=False
+    )
 
 
 class _head:

@@ -1,4 +1,4 @@
-"""Real vLLM engines in Ray processes: determinism, limits, and weight syncs that go wrong in every known way."""
+"""Real vLLM engines in Ray processes: determinism, limits, and weight syncs wrong in every known way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ PROMPT = Prompt(prompt_id="p", messages=(), answer=None, domain="test")
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", namespace="engines"
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        namespace="engines",
     )
     yield
     ray.shutdown()
@@ -105,7 +109,7 @@ async def _generate(handle: RayHandle, submissions: Sequence[Submission]) -> lis
 
 
 def test_tokens_and_logprobs_do_not_depend_on_company_or_order(untied: tuple[str, RayHandle]) -> None:
-    """Bitwise: a submission alone, among 20 others (more sequences than the engine runs at once), and reversed."""
+    """Bitwise: a submission alone, among 20 others (more sequences than run at once), and reversed."""
     _, handle = untied
     submissions = [_submission(i, 5 + 2 * i, range(100 * i, 100 * i + 8)) for i in range(20)]
     together = asyncio.run(_generate(handle, submissions))
@@ -116,7 +120,7 @@ def test_tokens_and_logprobs_do_not_depend_on_company_or_order(untied: tuple[str
 
 
 def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, RayHandle]) -> None:
-    """Against a plain Hugging Face forward; with the seeds of one prompt all different, so are the samples."""
+    """Against a plain Hugging Face forward; a prompt's seeds are all different, and so are its samples."""
     path, handle = untied
     submission = _submission(3, 12, range(6))
     completions = asyncio.run(_generate(handle, [submission]))[0]
@@ -174,7 +178,7 @@ PROBES = tuple(
 async def _sync_then_fault(
     path: str, handle: RayHandle, fault: Callable[[PackedWeights, PackedWeights], PackedWeights]
 ) -> tuple[dict[str, float], str]:
-    """Two good syncs, then one with `fault(current, previous)`: the metrics of the good ones, and the refusal."""
+    """Two good syncs, then one with `fault(current, previous)`: metrics of the good ones, and the refusal."""
     learner, engines, config = _OwnLearner(path), Engines([handle]), _config(path)
     published: Published | None = None
     metrics: dict[str, float] = {}
@@ -236,22 +240,25 @@ def _damaged(current: PackedWeights, previous: PackedWeights) -> PackedWeights:
     ],
 )
 def test_a_bad_sync_is_caught_by_name(
-    tmp_path: Path, fault: Callable[[PackedWeights, PackedWeights], PackedWeights], name: str,
+    tmp_path: Path,
+    fault: Callable[[PackedWeights, PackedWeights], PackedWeights],
+    name: str,
     untied: tuple[str, RayHandle],
 ) -> None:
-    """Good syncs agree to 1e-5 nats where a stale step would show 100 times that; each fault stops with its name."""
+    """Good syncs agree to 1e-5 nats, a stale step would show 100 times that; a fault stops by its name."""
     path, handle = untied
     if fault in (_dropped, _damaged):  # these leave the engine unusable, as documented: give them their own
         handle = _engine(_config(path), tmp_path / "engine.log")
     metrics, refusal = asyncio.run(_sync_then_fault(path, handle, fault))
-    assert metrics["sync/probe_gap"] < 1e-5 < 100 * metrics["sync/probe_gap"] + 1e-3 < metrics["sync/probe_power"]
+    gap, power = metrics["sync/probe_gap"], metrics["sync/probe_power"]
+    assert gap < 1e-5 and 100 * gap + 1e-3 < power
     assert name in refusal
     if fault in (_dropped, _damaged):
         handle.kill()
 
 
 def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> None:
-    """vLLM leaves a tied head at the old weights after an update on CPU: ours repacks it, and the probe would tell."""
+    """On CPU vLLM leaves a tied head at the old weights: ours repacks it, and the probe would tell."""
     path = _base(tmp_path / "model", tied=True)
     good = _engine(_config(path), tmp_path / "good.log")
     metrics, refusal = asyncio.run(_sync_then_fault(path, good, _stale))

@@ -1,7 +1,8 @@
-"""Advantage estimators: rewards of a step to one number per row. Chosen by `advantage.kind`; called by the loop.
+"""Advantage estimators: a step's rewards to one number per row. Chosen by `advantage.kind`, used by the loop.
 
-Every estimator takes ``rewards_N`` (float64, no nulls) and ``group_N`` (the group number of each row) and returns
-float64 [N]. A group whose rewards are all equal, or that has a single row, gets zeros from every group baseline.
+Every estimator takes ``rewards_N`` (float64, no nulls) and ``group_N`` (the group number of each row) and
+returns float64 [N]. A group whose rewards are all equal, or that has a single row, gets zeros from every
+group baseline.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def _group_sums(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _uneven(rewards_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
-    """Per row: whether its group has different rewards. What rounding leaves of equal ones is no advantage."""
+    """Per row: whether its group's rewards differ. What rounding leaves of equal ones is no advantage."""
     _, first, inverse = np.unique(group_N, return_index=True, return_inverse=True)
     return np.bincount(inverse, rewards_N != rewards_N[first][inverse])[inverse] > 0
 
@@ -30,7 +31,7 @@ def dr_grpo(rewards_N: np.ndarray, group_N: np.ndarray, options: DrGrpoOptions) 
 
 
 def grpo(rewards_N: np.ndarray, group_N: np.ndarray, options: GrpoOptions) -> np.ndarray:
-    """A = (r - mean(r)) / (std(r) + eps), std with the n - 1 divisor. GRPO, arXiv 2402.03300, section 4.1.2."""
+    """A = (r - mean(r)) / (std(r) + eps), std over n - 1. GRPO, arXiv 2402.03300, section 4.1.2."""
     centred = dr_grpo(rewards_N, group_N, DrGrpoOptions())
     squares, sizes = _group_sums(centred**2, group_N)
     divisor = np.sqrt(squares / np.maximum(sizes - 1, 1)) + options.eps

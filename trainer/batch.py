@@ -1,7 +1,8 @@
 """From ragged rows to padded microbatches, and the plan that says which rank sees which row when.
 
-Shape letters used everywhere: G completions in a group, N sequences, B rows of a microbatch, T token positions
-(where a column is named ``_T`` alone: the completion tokens of all rows laid end to end), V vocabulary.
+Shape letters used everywhere: G completions in a group, N sequences, B rows of a microbatch, T token
+positions (where a column is named ``_T`` alone: the completion tokens of all rows laid end to end), V
+vocabulary.
 
 The driver makes one `BatchPlan` a step from lengths alone; ranks build `Microbatch`es from their shard.
 """
@@ -20,8 +21,8 @@ from torch import Tensor
 class BatchPlan:
     """`microbatches[rank][update]` is a list of microbatches, each a list of row numbers.
 
-    Every rank has the same number of microbatches in an update (empty lists pad it out), because under ZeRO-3 every
-    forward is a collective.
+    Every rank has the same number of microbatches in an update (empty lists pad it out), because under
+    ZeRO-3 every forward is a collective.
     """
 
     microbatches: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
@@ -48,7 +49,7 @@ class Microbatch:
 
 
 def split_rows(rows: Sequence[int], lengths_N: np.ndarray, max_tokens: int) -> list[tuple[int, ...]]:
-    """Cut rows, longest first, into microbatches of at most `max_tokens` padded tokens (at least one row each)."""
+    """Cut rows, longest first, into microbatches of one row or of at most `max_tokens` padded tokens."""
     ordered = sorted(rows, key=lambda row: (-int(lengths_N[row]), row))
     cuts: list[tuple[int, ...]] = []
     current: list[int] = []
@@ -77,7 +78,7 @@ def deal_rows(rows: Sequence[int], lengths_N: np.ndarray, num_ranks: int) -> lis
 def plan_batch(
     lengths_N: np.ndarray, update_N: np.ndarray, num_updates: int, num_ranks: int, microbatch_tokens: int
 ) -> BatchPlan:
-    """Plan a step: `lengths_N` are prompt plus completion tokens, `update_N` the update each row belongs to."""
+    """Plan a step: `lengths_N` are prompt plus completion tokens, `update_N` is each row's update."""
     per_rank: list[list[tuple[tuple[int, ...], ...]]] = [[] for _ in range(num_ranks)]
     for update in range(num_updates):
         rows = [int(row) for row in np.flatnonzero(update_N == update)]

@@ -1,4 +1,4 @@
-"""From the buffer's index of a step to what the learner needs: a plan from lengths, then advantages and weights."""
+"""From the buffer's index of a step to what the learner needs: a plan, then advantages and row weights."""
 
 from __future__ import annotations
 

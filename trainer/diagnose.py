@@ -1,14 +1,14 @@
-"""Probing weights: fixed token sequences whose logprobs tell one set of weights from another, and what a gap means.
+"""Probing weights: fixed sequences whose logprobs tell one set of weights from another, and what a gap means.
 
-`probe_logprobs` is the learner's side of the proof after each weight sync; `explain_mismatch` runs only when the
-proof has failed, and tries the known faults one by one until one reproduces what the engine answered.
+`probe_logprobs` is the learner's side of the proof after each weight sync; `explain_mismatch` runs only when
+the proof has failed, and tries the known faults one by one until one reproduces what the engine answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -67,11 +67,7 @@ def _hypotheses(
                 current | {name: previous[name]},
             )
     layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in current if ".layers." in name})
-    pairs = (
-        combinations(layers, 2)
-        if len(layers) <= _MOST_LAYERS_FOR_ALL_SWAPS
-        else zip(layers, layers[1:], strict=False)
-    )
+    pairs = combinations(layers, 2) if len(layers) <= _MOST_LAYERS_FOR_ALL_SWAPS else pairwise(layers)
     for i, j in pairs:
         yield f"layers {i} and {j} are swapped", _swapped(current, i, j)
 

@@ -1,4 +1,4 @@
-"""Held-out evaluation: sample, score, unbiased pass@k, formats; committed to `eval/step=N`. Called by the loop."""
+"""Held-out evaluation: sample, score, unbiased pass@k, formats; kept in `eval/step=N`. Called by the loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def _passes(group: Group) -> list[bool]:
-    """Whether each sample is right: by its answer where a scorer judged one, else by a reward of at least 1."""
+    """Whether each sample is right: by its answer where a scorer judged one, else by reward >= 1."""
     return [
         sample.answer_ok if sample.answer_ok is not None else (sample.reward or 0.0) >= 1.0
         for sample in group.samples

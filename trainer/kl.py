@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference) from the logprobs of sampled tokens (http://joschu.net/blog/kl-approx.html).
 
-With d = log policy - log reference on tokens drawn from the policy. Used as a loss term, as a reward term and as
-metrics.
+With d = log policy - log reference on tokens drawn from the policy. Used as a loss term, as a reward term
+and as metrics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exact logprobs and entropies from hidden states, in chunks, with an analytic backward.
 
-The output head is applied to `chunk_tokens` positions at a time, forward and backward, so a [tokens, V] matrix of
-float32 never exists whole. Used by `trainer.policy.ScoringHead`; checked against autograd in tests.
+The output head is applied to `chunk_tokens` positions at a time, forward and backward, so a [tokens, V]
+matrix of float32 never exists whole. Used by `trainer.policy.ScoringHead`; checked against autograd in tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class TokenScores(NamedTuple):
-    """Per token, float32, in nats: `logprobs` and `entropy` at the sampling temperature, `entropy_t1` at 1."""
+    """Per token, float32, nats: `logprobs` and `entropy` at the sampling temperature, `entropy_t1` at 1."""
 
     logprobs: Tensor
     entropy: Tensor

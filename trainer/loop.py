@@ -101,7 +101,7 @@ class Run:
         self._nonfinite_in_a_row = 0
 
     async def train(self, prompts: Sequence[TokenPrompt], run_dir: Path) -> None:
-        """Run every step; see ARCHITECTURE-style pseudo-code in the README."""
+        """Publish and evaluate the starting weights, then run every step and the evaluations that are due."""
         self._probes = await make_probes(self._config, prompts, self._roles.generator)
         await self._publish(0)
         await self._evaluate(0)

@@ -1,7 +1,7 @@
-"""Losses per token. Chosen by `loss.<origin>.kind`; called by `trainer.objective`, which masks, weights and reduces.
+"""Losses per token, chosen by `loss.<origin>.kind`. `trainer.objective` calls, masks, weights and sums them.
 
-A loss is ``per_token(inputs, options) -> [T]`` over the completion tokens of a microbatch laid end to end, plus an
-optional ``prepare(columns, options) -> columns`` that sees all rows of all ranks before the update.
+A loss is ``per_token(inputs, options) -> [T]`` over the completion tokens of a microbatch laid end to end,
+plus an optional ``prepare(columns, options) -> columns`` that sees all rows of all ranks before the update.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from configs.kinds.losses import NllOptions, PpoClipOptions
 class LossInputs:
     """Columns of T tokens. `policy_logprobs` and `entropy` carry gradients, nothing else does.
 
-    `rows` is the row of the microbatch each token belongs to; `prepared` holds what the loss's `prepare` returned.
-    Behaviour logprobs are NaN where the sampler saw another context.
+    `rows` is the row of the microbatch each token belongs to; `prepared` holds what the loss's `prepare`
+    returned. Behaviour logprobs are NaN where the sampler saw another context.
     """
 
     policy_logprobs: Tensor

@@ -1,6 +1,6 @@
 """A step's metrics from its rows: rewards, entropies, formats, KL and mismatch. Names are ``area/name``.
 
-Means over tokens count loss tokens only. A metric whose rows are absent is left out rather than set to a number.
+Means over tokens count loss tokens only. A metric whose rows are absent is left out, not set to a number.
 """
 
 from __future__ import annotations

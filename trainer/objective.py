@@ -1,7 +1,7 @@
-"""The objective of one microbatch: losses by origin, the KL anchor, masked and weighted. Called by learner ranks.
+"""The objective of one microbatch: losses by origin and KL anchor, masked and weighted. Used by learners.
 
-Row weights come from `trainer.reduce`; summing the returned loss over all microbatches and ranks of an update gives
-the update's loss, whatever the cut.
+Row weights come from `trainer.reduce`; summing the returned loss over all microbatches and ranks of an
+update gives the update's loss, whatever the cut.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
 def microbatch_loss(
     scores: TokenScores, columns: TokenColumns, losses: Mapping[str, BoundLoss], kl: KLConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    """The microbatch's share of the loss (a scalar) and of the metrics (sums that add over microbatches and ranks)."""
+    """The microbatch's share of the loss (a scalar) and of the metrics (sums over microbatches and ranks)."""
     # An empty sum keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs; unlike zero times
     # the sum it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()

@@ -31,7 +31,7 @@ class ScoringHead(nn.Linear):
 
 
 class PolicyModel(nn.Module):
-    """`forward(microbatch)` gives the columns of `TokenScores` for the completion tokens of every row, [T] each."""
+    """`forward(microbatch)` gives the columns of `TokenScores` for all rows' completion tokens, [T] each."""
 
     def __init__(self, model: PreTrainedModel, logit_chunk_tokens: int) -> None:
         super().__init__()

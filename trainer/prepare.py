@@ -1,7 +1,7 @@
 """Batch statistics for losses that need them: all rows of an update, from all ranks, in one fixed order.
 
-A loss's ``prepare(columns, options) -> columns`` sees tokens ordered by (sample_id, position), so what it selects
-does not depend on microbatches, ranks or row order; ties in the values it ranks are broken by that order.
+A loss's ``prepare(columns, options) -> columns`` sees tokens ordered by (sample_id, position), so what it
+selects does not depend on microbatches, ranks or row order; ties in what it ranks are broken by that order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Publishing weights and proving that they arrived: names and checksums on the way, then a logprob probe.
 
-After every load, engine and learner score the same fixed sequences. The proof also measures its own power: how far
-the learner's probe moved in this step, which is the gap a stale engine would show.
+After every load, engine and learner score the same fixed sequences. The proof also measures its own power:
+how far the learner's probe moved in this step, which is the gap a stale engine would show.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def publish(
     """Send version `version` to every engine and prove it.
 
     Raises:
-        WeightSyncError: an engine refused the weights, answers unlike the learner, or answers like the step before.
+        WeightSyncError: an engine refused the weights, or its answers are not the learner's of this step.
     """
     weights = await learner.publish(version)
     try:
@@ -74,8 +74,8 @@ async def publish(
             before = previous.weights if previous is not None else None
             fault = await learner.explain(probes, observed, weights, before)
             raise WeightSyncError(
-                f"after weight sync to version {version}, engine {engine} and learner differ by {found:.2e} nats on "
-                f"the probes (one stale step would show {power:.2e}): {fault}"
+                f"after weight sync to version {version}, engine {engine} and learner differ by {found:.2e} "
+                f"nats on the probes (one stale step would show {power:.2e}): {fault}"
             )
     return published, {
         "sync/probe_gap": worst,

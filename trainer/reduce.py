@@ -1,7 +1,7 @@
 """The one place where a loss is reduced: a weight per row, from counts over the whole update and all ranks.
 
-loss = sum over rows of row_weight x sum over the row's loss tokens of the loss per token. Because the weights come
-from global counts, the result does not depend on how rows were cut into microbatches or dealt to ranks.
+loss = sum over rows of row_weight x sum over the row's loss tokens of the loss per token. Because the weights
+come from global counts, the result does not depend on how rows were cut into microbatches or dealt to ranks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The roles of a run, as protocols. `cluster` binds them to actors; tests pass fakes.
 
-Every method is awaitable, because the work happens elsewhere. A `WeightsRef` is whatever the learner's side hands
-out for the generators to fetch: the loop passes it on without looking inside.
+Every method is awaitable, because the work happens elsewhere. A `WeightsRef` is whatever the learner's side
+hands out for the generators to fetch: the loop passes it on without looking inside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rank's shard of rollout rows as numpy, and the Arrow columns it gives back. Used by the learner ranks only."""
+"""A rank's shard of rollout rows as numpy, and the Arrow columns it gives back. Used by learners only."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def masked_means(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.
 
 
 def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -> pa.RecordBatch:
-    """The learner's columns keyed by sample_id: `proximal_logprobs`, `entropy`, means, and the anchors if scored.
+    """The learner's columns keyed by sample_id: `proximal_logprobs`, `entropy`, means, anchors if scored.
 
-    Two more columns are measurements only, sums over the row's loss tokens where the sampler saw the same context:
-    `mismatch_abs` of |behaviour - proximal| and `mismatch_k3` of k3(behaviour, proximal), in nats.
+    Two more columns are measurements only, sums over the row's loss tokens where the sampler saw the same
+    context: `mismatch_abs` of |behaviour - proximal| and `mismatch_k3` of k3(behaviour, proximal), in nats.
     """
     arrays: dict[str, pa.Array] = {"sample_id": pa.array(rows.sample_ids, pa.string())}
     for name in ("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"):

@@ -8,7 +8,7 @@ from configs.schema import LearnerConfig
 
 
 def learning_rate(config: LearnerConfig, step: int, num_steps: int) -> float:
-    """Learning rate of step `step` (0-based): warm-up over `warmup_steps`, cosine over the rest of `num_steps`."""
+    """Learning rate of `step` (0-based): warm-up over `warmup_steps`, cosine over the rest of `num_steps`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, num_steps - config.warmup_steps)

@@ -1,4 +1,4 @@
-"""Full model weights as one packed buffer with a checksum per tensor: what a publish sends from learner to engines."""
+"""Full model weights as one packed buffer with a checksum per tensor: what a publish sends to engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor inside the buffer: Hugging Face name, dtype name, shape, byte range, and crc32 of its bytes."""
+    """One tensor inside the buffer: Hugging Face name, dtype name, shape, byte range, crc32 of its bytes."""
 
     name: str
     dtype: str
@@ -27,7 +27,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """All weights of one policy_version; `buffer` is uint8 numpy, which travels through shared memory uncopied."""
+    """All weights of one policy_version; `buffer` is uint8 numpy, which crosses shared memory uncopied."""
 
     version: int
     entries: tuple[TensorEntry, ...]

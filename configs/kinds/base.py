@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`options` is a dataclass type whose fields are the kind's own config keys; `target` is "module:attr"."""
+    """`options` is a dataclass type: its fields are the kind's own config keys. `target` is "module:attr"."""
 
     options: type
     target: str

@@ -23,7 +23,7 @@ class LabOptions:
 
 @dataclass
 class FileOptions:
-    """A .jsonl or .parquet file: `prompt` (text or chat messages) and `answer`, `solution` or verl's `reward_model`."""
+    """A .jsonl or .parquet file: `prompt` (text or chat), and `answer`, `solution` or `reward_model`."""
 
     path: str = ""
     domain: str = ""

@@ -1,5 +1,7 @@
-"""Losses by name. A target is called as ``per_token(inputs: LossInputs, options) -> loss_BT`` and neither masks,
-averages nor all-reduces; `prepare`, where a loss has one, sees the columns of all rows on all ranks first.
+"""Losses by name. A target is called as ``per_token(inputs: LossInputs, options) -> loss_T``.
+
+It neither masks, averages nor all-reduces; `prepare`, where a loss has one, sees the columns of all rows on
+all ranks first.
 
 Every entry under `loss:` (keyed by origin) also takes the common keys of `LossCommon`.
 """
@@ -18,7 +20,7 @@ class LossCommon:
     kind: str = ""
     weight: float = 1.0
     aggregate: str = "token_mean"
-    """token_mean, sequence_mean (mean over tokens, then over sequences) or sequence_sum (over `sum_constant`)."""
+    """token_mean, sequence_mean (mean of the sequences' means) or sequence_sum (over `sum_constant`)."""
     sum_constant: float = 0.0
     """For sequence_sum: the constant that divides each sequence's sum; 0 takes rollout.max_tokens."""
 

@@ -1,4 +1,4 @@
-"""Scorers by name. A target is called as ``fn(prompt, completions, options) -> list[Judgement]``, one per completion.
+"""Scorers by name. A target is ``fn(prompt, completions, options) -> list[Judgement]``, one per completion.
 
 Every entry under `scorers:` in a config also takes the common keys of `ScorerCommon`.
 """
@@ -45,7 +45,7 @@ class MathOptions:
 
 @dataclass
 class FormatTagsOptions:
-    """Tags each text with the one format whose whole grammar it matches; the score is 1 for a single format, else 0."""
+    """Tags each text with the one format whose whole grammar it matches; scores 1 if there is one, else 0."""
 
     grammars: tuple[str, ...] = ("code", "prose", "symbolic", "tagged")
 
