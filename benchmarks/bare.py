@@ -16,8 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
+from configs.load import load_config
+from configs.schema import RunConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 Answer = Mapping[str, object]
+PRESET = "debug"
 
 
 class Side(Protocol):
@@ -75,6 +79,11 @@ class BareProcess:
         if not line:
             raise RuntimeError(f"a baseline has died, see {self._log}:\n{self._log.read_text()[-2000:]}")
         return cast(Answer, json.loads(line))
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The system's config, from the overrides it was made with: a written one has its secrets masked."""
+    return load_config(PRESET, json.loads((folder / "overrides.json").read_text()))
 
 
 def serve(make: Callable[[Path], Side]) -> None:

@@ -1,6 +1,6 @@
 """Baseline of generation: vLLM's `LLM` with the generator's engine arguments, given all prompts in one call.
 
-In: config.yaml and prompts.json (token ids and seed per request) of its folder. Run by
+In: overrides.json and prompts.json (token ids and seed per request) of its folder. Run by
 `benchmarks.engines`.
 """
 
@@ -14,8 +14,7 @@ from vllm import LLM
 from vllm.inputs import TokensPrompt
 
 from actors.generator import engine_args, sampling_params
-from benchmarks.bare import Answer, serve
-from configs.load import load_config
+from benchmarks.bare import Answer, read_config, serve
 from rollouts.records import Sampling
 
 
@@ -23,7 +22,7 @@ class BareEngine:
     """The engine alone. Its outputs stay vLLM's: no text is decoded, no record is made."""
 
     def __init__(self, folder: Path) -> None:
-        config = load_config(str(folder / "config.yaml"))
+        config = read_config(folder)
         rollout = config.rollout
         self._llm = LLM.from_engine_args(engine_args(config, "cpu"))
         sampling = Sampling(

@@ -1,7 +1,7 @@
 """Baseline of learning: the loop one would write by hand with Hugging Face, autograd and DeepSpeed.
 
 The same model, ZeRO stage, microbatches and forwards as a learner rank, but torch's own AdamW, plain
-logits, no records and no metrics; its microbatches are tensors before the clock starts. In: config.yaml,
+logits, no records and no metrics; its microbatches are tensors before the clock starts. In: overrides.json,
 shard.arrow (the rows a rank fetched from the buffer) and update.json of its folder. Run by
 `benchmarks.engines`.
 """
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from actors.deepspeed_engine import engine_config, init_distributed
-from benchmarks.bare import Answer, serve
-from configs.load import load_config
+from benchmarks.bare import Answer, read_config, serve
 from configs.schema import ModelConfig
 from trainer.batch import Microbatch, build_microbatch
 from trainer.policy import DTYPES
@@ -99,7 +98,7 @@ class BareLearner:
     """One rank. A round scores every microbatch under policy and anchor, then runs the step's updates."""
 
     def __init__(self, folder: Path) -> None:
-        config = load_config(str(folder / "config.yaml"))
+        config = read_config(folder)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         init_distributed(0, 1, "127.0.0.1", _free_port(), "cpu", config.cluster.call_timeout_s)
         policy, learner = PlainPolicy(config.model), config.learner

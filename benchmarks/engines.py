@@ -27,16 +27,16 @@ import pyarrow as pa
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from benchmarks.bare import ROOT, BareProcess
+from benchmarks.bare import PRESET, ROOT, BareProcess
 from cluster.actors import Site, spawn_run
 from cluster.bind import local_microbatches
 from cluster.connect import connect
 from cluster.hosts import host_environment
 from cluster.placement import check, plan, reserve
 from cluster.spawn import Handle, wait_ready
-from configs.load import dump_yaml, load_config
+from configs.load import load_config
 from configs.schema import RunConfig
-from rollouts.files import Json, write_bytes_atomic, write_json_atomic
+from rollouts.files import Json, write_json_atomic
 from rollouts.records import Completion, Sampling, Submission
 from rollouts.schema import group_to_batch
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
@@ -319,8 +319,8 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
         remove_placement_group(group)
 
 
-def benchmark_config(arguments: argparse.Namespace) -> RunConfig:
-    """The debug preset with the asked model and sizes, on one CPU engine and one CPU rank.
+def overrides_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Over the preset: the asked model and sizes, on one CPU engine and one CPU rank.
 
     Raises:
         ValueError: the model is not there, or a size is out of range.
@@ -332,7 +332,7 @@ def benchmark_config(arguments: argparse.Namespace) -> RunConfig:
         )
     if arguments.rounds < 1:
         raise ValueError(f"--rounds must be 1 or more, got {arguments.rounds}")
-    overrides = (
+    return (
         f"model.path={model}",
         f"rollout.groups_per_step={arguments.groups}",
         f"rollout.group_size={arguments.samples}",
@@ -342,7 +342,6 @@ def benchmark_config(arguments: argparse.Namespace) -> RunConfig:
         "generator.num_engines=1",
         "learner.num_ranks=1",
     )
-    return load_config("debug", overrides)
 
 
 def main() -> int:
@@ -355,14 +354,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     try:
         arguments = parser.parse_args()
-        config = benchmark_config(arguments)
+        overrides = overrides_of(arguments)
+        config = load_config(PRESET, overrides)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="polyphony-bench-") as name, local_ray():
         folder = Path(name)
         (folder / "run" / "journal").mkdir(parents=True)
-        write_bytes_atomic(folder / "config.yaml", dump_yaml(config).encode())
+        write_json_atomic(folder / "overrides.json", overrides)
         print(asyncio.run(run(config, folder, arguments.rounds)))
     return 0
 
