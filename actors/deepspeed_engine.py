@@ -1,8 +1,9 @@
-"""DeepSpeed behind a few functions: start it, skip bad steps, read full parameters. Used by `actors.learner`."""
+"""DeepSpeed in a few functions: start it, skip bad steps, read full parameters. Used by `actors.learner`."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
@@ -17,7 +18,7 @@ from configs.schema import LearnerConfig
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that skips a step whose gradients are not finite and says so in `overflow`, which DeepSpeed reads.
+    """AdamW that skips a step whose gradients are not finite; `overflow`, which DeepSpeed reads, says so.
 
     ZeRO 1 to 3 have their own check; without ZeRO DeepSpeed would write NaN into every weight.
     """
@@ -42,6 +43,8 @@ def init_distributed(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The shared-memory extension would be compiled on first use (46 s on two cores) for nothing gloo lacks.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls torch's collectives by names that torch is about to rename, and is told so at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     backend = "nccl" if device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False)
 
@@ -77,6 +80,8 @@ def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspe
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config, dtype))
     if config.zero_stage == 0:
         _record_norm(engine, config.max_grad_norm)
+        if dtype == "bf16":
+            _undo_trial_step(engine.optimizer)
     if config.zero_stage == 3:
         _check_gradients(engine.optimizer)
     return engine
@@ -92,6 +97,18 @@ def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
         engine._global_grad_norm = float(clip_grad_norm_(engine.module.parameters(), max_norm))
 
     engine.clip_fp32_gradients = clip
+
+
+def _undo_trial_step(optimizer: Any) -> None:
+    """Take back the step on zero gradients by which bf16 without ZeRO makes Adam allocate its moments.
+
+    It would count in Adam's bias correction (the first update would be a fifth too small) and decay the weights.
+    """
+    optimizer.optimizer.state.clear()
+    with torch.no_grad():
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, weight in zip(masters, weights, strict=True):
+                master.copy_(weight)
 
 
 def _check_gradients(optimizer: Any) -> None:
@@ -129,7 +146,7 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -
 def full_parameters(
     named: Iterator[tuple[str, nn.Parameter]], zero_stage: int, keep: bool
 ) -> list[tuple[str, Tensor]]:
-    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get no tensors."""
+    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get none."""
     pairs = list(named)
     gather = (
         deepspeed.zero.GatheredParameters([parameter for _, parameter in pairs])

@@ -1,13 +1,15 @@
-"""One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy and hands out its weights.
+"""One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy, hands out its weights.
 
-A plain class. The cluster spawns `num_ranks` of them; every public method is called on all ranks at once, because
-under ZeRO each is a collective. Pretraining and SFT use the same class with `origin=sft` rows and the nll loss.
+A plain class. The cluster spawns `num_ranks` of them; every public method is called on all ranks at once,
+because under ZeRO each is a collective. Pretraining and SFT use the same class with `origin=sft` rows and the
+nll loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ class LearnerRank:
         """Number of parameters; returning means that the rank is up."""
         return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in self._policy.named_weights())
 
-    # -- scoring ------------------------------------------------------------------------------------------------
+    # -- scoring ---------------------------------------------------------------------------------------------
 
     def _microbatch(self, rows: RankRows, chosen: Sequence[int]) -> Microbatch:
         return build_microbatch(
@@ -76,7 +78,7 @@ class LearnerRank:
         )
 
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
-        """Forward only: logprobs and exact entropies of every completion token under the policy and the anchor.
+        """Forward only: logprobs and exact entropies of every completion token, and the anchor's logprobs.
 
         Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
         """
@@ -105,10 +107,10 @@ class LearnerRank:
         self._rows, self._scored = rows, columns
         return score_columns(rows, columns)
 
-    # -- updating -----------------------------------------------------------------------------------------------
+    # -- updating --------------------------------------------------------------------------------------------
 
     def update(self, batch: RankUpdate) -> list[dict[str, float]]:
-        """Run the step's updates on the rows last scored; one dict of metric sums per update (add over ranks)."""
+        """Run the step's updates on the rows last scored; one dict of sums per update (add over ranks)."""
         assert self._rows is not None, "update follows score"
         results = []
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
@@ -118,7 +120,7 @@ class LearnerRank:
         return results
 
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
-        """Update on rows that need no scores (sft only): pretraining takes this way and saves the extra forward."""
+        """Update on rows that need no scores (sft only): pretraining's way, which saves the extra forward."""
         self._rows, self._scored = read_rows(shard), {}
         return self.update(batch)
 
@@ -191,11 +193,11 @@ class LearnerRank:
         order = [row for micro in microbatches for row in micro]
         table = _token_table(self._rows, self._scored, batch, order)
         return {
-            origin: prepare_columns(table, _gather, lambda union, loss=loss: _call_prepare(loss, union))
+            origin: prepare_columns(table, _gather, partial(_call_prepare, loss))
             for origin, loss in wanting.items()
         }
 
-    # -- weights ------------------------------------------------------------------------------------------------
+    # -- weights ---------------------------------------------------------------------------------------------
 
     def publish(self, version: int) -> PackedWeights | None:
         """Full weights of the policy as of now (rank 0; None elsewhere)."""
@@ -214,7 +216,7 @@ class LearnerRank:
         current: PackedWeights,
         previous: PackedWeights | None,
     ) -> str:
-        """Which weights would make an engine answer `observed`: a sentence that names the fault, if one fits."""
+        """Which weights would make an engine answer `observed`: a sentence naming the fault, if one fits."""
         model = self._config.model
         policy = load_policy(
             model.path, model.dtype, self._config.learner.logit_chunk_tokens, model.trust_remote_code

@@ -59,7 +59,7 @@ class RayHandle:
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from error
         except ray.exceptions.RayActorError as error:
-            raise ActorCallError(f"{self.label} died during {method}: {error}") from error
+            raise ActorCallError(f"{self.label} died during {method}: {_why(error)}") from error
         except TimeoutError as error:
             raise ActorCallError(
                 f"{self.label} did not answer {method} within {self._limit_s:g} s"
@@ -67,6 +67,12 @@ class RayHandle:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+
+
+def _why(error: ray.exceptions.RayActorError) -> str:
+    """What a constructor raised (the last line of its traceback), or where to look for anything else."""
+    text = str(error).strip()
+    return text.splitlines()[-1] if "creation task" in text else "its process is gone; its log may say why"
 
 
 async def _as_future(reference: Any) -> Any:

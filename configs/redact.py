@@ -17,6 +17,8 @@ SECRET_WORDS = frozenset(
     {"token", "key", "keys", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase"}
     | {"credential", "credentials", "apikey", "bearer"}
 )
+WORKING_FOLDERS = frozenset({"PWD", "OLDPWD"})
+"""Variables of every shell whose names look like passwords: masking their values would mask paths."""
 TEXT_ONLY_WORDS = frozenset({"tokens"})
 """`max_tokens: 40` is a length, `api_tokens: [abc]` is not: under these words only text is a secret."""
 
@@ -57,7 +59,9 @@ def _words(name: str) -> list[str]:
 
 def _environment_secrets() -> tuple[str, ...]:
     values = {
-        value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= MIN_SECRET_CHARS
+        value
+        for name, value in os.environ.items()
+        if is_secret_name(name) and name not in WORKING_FOLDERS and len(value) >= MIN_SECRET_CHARS
     }
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
