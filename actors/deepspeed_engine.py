@@ -43,7 +43,7 @@ def init_distributed(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The shared-memory extension would be compiled on first use (46 s on two cores) for nothing gloo lacks.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls torch's collectives by names that torch is about to rename, and is told so at every call.
+    # DeepSpeed calls torch's collectives by names that torch will rename, and is told so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     backend = "nccl" if device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False)
@@ -102,7 +102,7 @@ def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
 def _undo_trial_step(optimizer: Any) -> None:
     """Take back the step on zero gradients by which bf16 without ZeRO makes Adam allocate its moments.
 
-    It would count in Adam's bias correction (the first update would be a fifth too small) and decay the weights.
+    It would count in Adam's bias correction (the first update would be a fifth too small) and decay weights.
     """
     optimizer.optimizer.state.clear()
     with torch.no_grad():

@@ -129,7 +129,7 @@ class Case:
     offload_anchor: bool = False
 
     def config(self, base: Path) -> RunConfig:
-        """As a run would have it: warm-up over the three steps, so that each has a learning rate of its own."""
+        """As a run has it; the warm-up over the three steps gives each a learning rate of its own."""
         learner = LearnerConfig(
             num_ranks=self.num_ranks,
             zero_stage=self.stage,

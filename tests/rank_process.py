@@ -1,7 +1,7 @@
 """Learner ranks in processes of their own, each reused for one configuration after the other.
 
 Importing DeepSpeed takes longer than all that one test does with it, so the tests of the learner share three
-processes: a group of one rank and a group of two. Light imports only: a child sets its environment before torch.
+processes: a group of one rank and a group of two. Light imports only: the environment is set before torch.
 """
 
 from __future__ import annotations
