@@ -211,8 +211,8 @@ class GeneratorActor:
     def _turn(self) -> bool:
         """Run what is queued, then one engine step.
 
-        An idle engine waits for something to do and then lets its companions in: submissions come a fraction of a
-        millisecond apart, and an engine step costs the same for one of them as for all.
+        An idle engine waits for something to do and then lets its companions in: submissions come a fraction
+        of a millisecond apart, and an engine step costs the same for one of them as for all.
         """
         busy = bool(self._pending)
         try:

@@ -1,9 +1,9 @@
 """How far runs narrowed: first and last steps of each run directory side by side, as a Markdown table.
 
-    python benchmarks/narrowing.py runs/debug-1 runs/debug_random-1 ...
+    python -m benchmarks.narrowing runs/debug-1 runs/debug-random ...
 
-Per run: mean reward, share of the format that led at the end, entropies, and KL to the base, over the first and the
-last 5 steps, and the part of the other formats' share that was lost.
+Per run: mean reward, share of the format that led at the end, entropies, and KL to the base, over the first
+and the last 5 steps, and the part of the other formats' share that was lost.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ def row(run: Path, window: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--window", type=int, default=5, help="steps at each end")
     arguments = parser.parse_args()
     print(
-        "| run | steps | reward | leading format | others lost | token entropy | format entropy | KL to base | s/step |\n"
+        "| run | steps | reward | leading format | others lost "
+        "| token entropy | format entropy | KL to base | s/step |\n"
         "|---|---|---|---|---|---|---|---|---|"
     )
     for run in arguments.runs:

@@ -88,7 +88,7 @@ def test_microbatch_tokens_changes_nothing(bench: Bench, stage: int, tokens: int
     [(0, 1, True), (1, 2, False), (2, 1, False), (3, 2, False), (3, 2, True)],
 )
 def test_anchor_is_cut_free(bench: Bench, stage: int, num_ranks: int, offload: bool) -> None:
-    """A k3 anchor adds its term per token, with the frozen copy whole or sharded (ZeRO-3), here or on the host."""
+    """A k3 anchor adds its term per token, the frozen copy whole or sharded (ZeRO-3), here or on the host."""
     case = Case(stage=stage, num_ranks=num_ranks, kl_coef=0.3, offload_anchor=offload)
     check(bench, case, train(bench.ranks(case), case, bench.base), plain(bench.base, kl_coef=0.3))
 
