@@ -61,7 +61,7 @@ class Recipe:
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in `path` with overrides such as ``training.num_updates=100``.
+    """The recipe in `path` (or in the manifest.json of a base) with overrides: ``training.num_updates=100``.
 
     Raises:
         ValueError: no such file, an unknown key, or a value that makes no base; names file, key and rule.
@@ -70,6 +70,8 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"a recipe must be an existing YAML file, got {path!r}")
     try:
         written = OmegaConf.load(path)
+        if "recipe_sha256" in written:  # a base's own manifest.json says how to make it again
+            written = OmegaConf.select(written, "recipe")
         # A recipe's formats are all there are: merging into the defaults would add the missing ones.
         defaults = OmegaConf.structured(Recipe)
         if OmegaConf.select(written, "corpus.formats") is not None:

@@ -63,7 +63,7 @@ def test_the_presets_say_what_their_comments_promise() -> None:
         "reward": 1.0,
     }
     assert dataclasses.replace(anchored, name="debug", kl=debug.kl) == debug
-    assert (debug.kl.coef, anchored.kl.coef) == (0.0, 0.1)
+    assert (debug.kl.coef, anchored.kl.coef) == (0.0, 0.3)
 
 
 def test_overrides_beat_the_file_which_beats_its_base_which_beats_the_defaults(tmp_path: Path) -> None:
