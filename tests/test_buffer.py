@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -305,23 +304,3 @@ def test_a_failed_write_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.M
             buffer.commit(1, learner_columns(rows), {})
     buffer.commit(1, learner_columns(rows), {})
     assert read_step(tmp_path, 1).column("group_id").to_pylist() == ["g1", "g1"]
-
-
-def test_a_step_of_128_rows_is_quick(tmp_path: Path) -> None:
-    """Add, take, shard and commit of 16 groups of 8 x about 24 tokens: the best of five under 150 ms.
-
-    It measures about 40 ms on an idle machine; the limit only catches work that grows with rows or tokens.
-    """
-    buffer, best = BufferActor(str(tmp_path), RUN), float("inf")
-    for step in range(1, 6):
-        groups = [
-            tuple(make_sample(f"{step}-{number}-{row}", 20 + row) for row in range(8)) for number in range(16)
-        ]
-        batches = [group_to_batch(make_group(16 * step + n, group), RUN) for n, group in enumerate(groups)]
-        began = time.perf_counter()
-        for batch in batches:
-            buffer.add(batch)
-        rows = take_rows(buffer, 16)
-        spent = time.perf_counter() - began
-        best = min(best, spent + buffer.commit(step, learner_columns(rows), {}))
-    assert best < 0.15

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -26,10 +26,10 @@ def run_python(arguments: Sequence[str], folder: Path) -> subprocess.CompletedPr
     )
 
 
-def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, attribute: str, value: object) -> None:
-    """Stand a module with one attribute in for `name`, so that a verb's target need not run."""
+def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: object) -> None:
+    """Stand a module with these attributes in for `name`, so that a verb's target need not run."""
     module = ModuleType(name)
-    monkeypatch.setattr(module, attribute, value, raising=False)
+    vars(module).update(attributes)
     monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -90,18 +90,39 @@ def test_a_package_of_the_users_that_hides_ours_is_refused(name: str, tmp_path: 
     ],
 )
 def test_train_hands_over_the_config_and_the_flag(
-    arguments: list[str], dry_run: bool, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], dry_run: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Flags and overrides in any order; the exit code of the run is the program's."""
     calls: list[tuple[int, bool]] = []
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("{}\n")
 
-    def train(config: RunConfig, dry_run: bool) -> int:
-        calls.append((config.num_steps, dry_run))
+    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+        calls.append((config.num_steps, False))
+        return SimpleNamespace(exit_code=3, run_dir=run_dir)
+
+    def check_only(config: RunConfig, reporter: object) -> int:
+        calls.append((config.num_steps, True))
         return 3
 
-    replace_module(monkeypatch, "cluster.train", "train", train)
+    replace_module(monkeypatch, "cluster.train", train=train, dry_run=check_only, RunError=RuntimeError)
     assert main(arguments) == 3
     assert calls == [(7, dry_run)]
+    assert (run_dir / "report.html").exists() != dry_run
+
+
+def test_a_run_that_was_stopped_says_why_and_exits_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message without a traceback: the reason is the run's, not the program's."""
+
+    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+        raise RuntimeError("engine 0 and learner differ")
+
+    replace_module(monkeypatch, "cluster.train", train=train, dry_run=train, RunError=RuntimeError)
+    assert main(["train", "debug"]) == 1
+    assert capsys.readouterr().err == "polyphony: the run was stopped: engine 0 and learner differ\n"
 
 
 def test_pretrain_and_report_reach_their_functions(
@@ -114,8 +135,8 @@ def test_pretrain_and_report_reach_their_functions(
         calls.append((path, list(overrides)))
         return 0
 
-    replace_module(monkeypatch, "lab.pretrain", "pretrain", pretrain)
-    replace_module(monkeypatch, "viewer.report", "write_report", lambda run: run / "report.html")
+    replace_module(monkeypatch, "lab.pretrain", pretrain=pretrain)
+    replace_module(monkeypatch, "viewer.report", write_report=lambda run: run / "report.html")
     assert main(["lab", "pretrain", "lab/bases/voices.yaml", "steps=5"]) == 0
     assert calls == [("lab/bases/voices.yaml", ["steps=5"])]
     assert main(["report", "runs/debug"]) == 0
@@ -137,7 +158,7 @@ def test_errors_about_input_are_refused_without_a_traceback(
     def write_report(run: Path) -> Path:
         raise error
 
-    replace_module(monkeypatch, "viewer.report", "write_report", write_report)
+    replace_module(monkeypatch, "viewer.report", write_report=write_report)
     assert main(["report", "x"]) == 2
     assert capsys.readouterr().err == f"polyphony: {error}\n"
     assert main(["--traceback", "report", "x"]) == 2
@@ -151,7 +172,7 @@ def test_errors_of_the_program_pass_through(error: Exception, monkeypatch: pytes
     def write_report(run: Path) -> Path:
         raise error
 
-    replace_module(monkeypatch, "viewer.report", "write_report", write_report)
+    replace_module(monkeypatch, "viewer.report", write_report=write_report)
     with pytest.raises(type(error), match="bug"):
         main(["report", "x"])
 
