@@ -82,8 +82,6 @@ def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspe
         _record_norm(engine, config.max_grad_norm)
         if dtype == "bf16":
             _undo_trial_step(engine.optimizer)
-    if config.zero_stage == 3:
-        _check_gradients(engine.optimizer)
     return engine
 
 
@@ -109,19 +107,6 @@ def _undo_trial_step(optimizer: Any) -> None:
         for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             for master, weight in zip(masters, weights, strict=True):
                 master.copy_(weight)
-
-
-def _check_gradients(optimizer: Any) -> None:
-    """Make a ZeRO-3 optimiser check gradients in every dtype; by itself it only does so in fp16."""
-
-    def check(update_scale: bool = True) -> bool:
-        optimizer.overflow = False
-        optimizer.check_overflow()
-        if not update_scale:
-            return bool(optimizer.overflow)
-        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
-
-    optimizer._overflow_check_and_loss_scale_update = check
 
 
 def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -> nn.Module:
