@@ -115,6 +115,10 @@ class BufferActor:
             except ValueError as error:
                 raise ValueError(f"{self._journal.path(index)}: {error}") from error
 
+    def ready(self) -> int:
+        """How many groups wait from before; returning means that the journal was read."""
+        return len(self._waiting)
+
     def status(self) -> BufferStatus:
         """What is waiting, what was recovered and what was dropped."""
         return BufferStatus(tuple(sorted(self._waiting)), self._recovered, self._bad_files, self._num_dropped)

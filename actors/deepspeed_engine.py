@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from actors.requests import RankPlace
 from configs.schema import LearnerConfig
 
 
@@ -32,21 +33,31 @@ class GuardedAdamW(torch.optim.AdamW):
         return None if self.overflow else super().step(closure)  # type: ignore[arg-type]
 
 
-def init_distributed(
-    rank: int, world_size: int, address: str, port: int, device: str, timeout_s: float
-) -> None:
+def init_distributed(place: RankPlace, timeout_s: float) -> None:
     """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback device."""
+    local = place.rendezvous.startswith(("file:", "tcp://127."))
+    # DeepSpeed looks for a launcher unless it finds all five; address and port are then unused.
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK="0",
+        MASTER_ADDR="",
+        MASTER_PORT="0",
     )
-    if address.startswith("127."):
+    if local:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The shared-memory extension would be compiled on first use (46 s on two cores) for nothing gloo lacks.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls torch's collectives by names that torch will rename, and is told so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    backend = "nccl" if device == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if place.device == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        verbose=False,
+        init_method=place.rendezvous,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
 
 
 def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
@@ -57,6 +68,9 @@ def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
+        # Small microbatches added up in bf16 would round away, and the update depend on how it was cut.
+        # (Without ZeRO, DeepSpeed knows no such mix.)
+        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,

@@ -7,9 +7,12 @@ falls between two steps. A plain class with async methods; the cluster spawns `n
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,9 @@ _GATHER_S = 0.003
 
 @dataclass(slots=True)
 class _Pending:
-    """Requests of one call that still run; `deliver` is called once, with the outputs in request order."""
+    """Requests of one call, in `order`; `answer` is settled when `outputs` has them all."""
 
-    deliver: Callable[[list[RequestOutput] | BaseException], None]
+    answer: Future[None]
     outputs: dict[str, RequestOutput]
     order: list[str]
     versions: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -54,7 +57,8 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
     Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is
     prefilled in parts kills a CPU engine.
     """
-    length = config.rollout.max_prompt_tokens + config.rollout.max_tokens
+    # One more than the longest row: a probe of full length is a prompt that still wants one token.
+    length = config.rollout.max_prompt_tokens + config.rollout.max_tokens + 1
     args: dict[str, Any] = {
         "model": config.model.path,
         "trust_remote_code": config.model.trust_remote_code,
@@ -70,6 +74,9 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
         "seed": config.seed,
         "weight_transfer_config": TRANSFER_CONFIG,
         "tensor_parallel_size": config.generator.tensor_parallel,
+        # Workers of a wide engine are processes: in each, this class brings the transfer's registration.
+        "worker_extension_cls": "actors.weight_transfer.HostTransferWorker",
+        "distributed_executor_backend": "mp" if config.generator.tensor_parallel > 1 else "uni",
     }
     if device == "cpu":
         args["kv_cache_memory_bytes"] = config.generator.kv_cache_bytes
@@ -93,12 +100,20 @@ def sampling_params(sampling: Sampling, seed: int) -> SamplingParams:
 
 
 def checkpoint_names(folder: str) -> list[str]:
-    """Names of all tensors in a Hugging Face folder's safetensors files."""
+    """Names of the tensors an update must bring: all in the safetensors files, without a tied head."""
     names: list[str] = []
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(str(file), framework="pt") as tensors:  # type: ignore[no-untyped-call]
             names.extend(tensors.keys())
-    return names
+    # Some checkpoints of tied models store the head as well; the learner has one parameter for both.
+    tied = json.loads((Path(folder) / "config.json").read_text()).get("tie_word_embeddings", False)
+    return [name for name in names if not (tied and name == "lm_head.weight")]
+
+
+def _settle(answer: Future[None], error: Exception | None) -> None:
+    """Settle an answer whose caller may have given up waiting."""
+    with suppress(InvalidStateError):
+        answer.set_result(None) if error is None else answer.set_exception(error)
 
 
 class GeneratorActor:
@@ -114,7 +129,8 @@ class GeneratorActor:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: dict[str, _Pending] = {}
         self._next_id = 0
-        self._failure: BaseException | None = None
+        self._open: set[Future[None]] = set()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -142,7 +158,17 @@ class GeneratorActor:
         Raises:
             ValueError: a tensor is missing, unknown or damaged (the engine must then not be used).
         """
-        await self._command(lambda: self._load(weights))
+        answer: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self._load(weights)
+            except Exception as error:
+                _settle(answer, error)
+            else:
+                _settle(answer, None)
+
+        await self._command(answer, run)
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
         """Logprobs at temperature 1 of all probe tokens but each first, end to end, by a fresh prefill."""
@@ -170,42 +196,27 @@ class GeneratorActor:
     # -- inside --
 
     async def _call(self, requests: Sequence[_Request]) -> tuple[_Pending, list[RequestOutput]]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[RequestOutput]] = loop.create_future()
+        pending = _Pending(answer=Future(), outputs={}, order=[])
+        await self._command(pending.answer, lambda: self._add(pending, requests))
+        return pending, [pending.outputs[name] for name in pending.order]
 
-        def deliver(result: list[RequestOutput] | BaseException) -> None:
-            settle = future.set_exception if isinstance(result, BaseException) else future.set_result
-            loop.call_soon_threadsafe(lambda: None if future.done() else settle(result))  # type: ignore[arg-type]
-
-        pending = _Pending(deliver=deliver, outputs={}, order=[])
-        self._commands.put(lambda: self._add(pending, requests))
+    async def _command(self, answer: Future[None], action: Callable[[], None]) -> None:
+        """Queue `action` for the engine's thread and wait until it, or what it started, settles `answer`."""
+        self._open.add(answer)
+        answer.add_done_callback(self._open.discard)
+        self._commands.put(action)
         if self._failure is not None:
-            raise RuntimeError("the engine has failed") from self._failure
-        return pending, await future
-
-    async def _command(self, action: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def run() -> None:
-            try:
-                action()
-            except Exception as error:
-                loop.call_soon_threadsafe(future.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(future.set_result, None)
-
-        self._commands.put(run)
-        await future
+            _settle(answer, self._failure)
+        await asyncio.wrap_future(answer)
 
     def _run(self) -> None:
         try:
             while self._turn():
                 pass
         except BaseException as error:
-            self._failure = error
-            for pending in {id(p): p for p in self._pending.values()}.values():
-                pending.deliver(error)
+            self._failure = RuntimeError(f"the engine has failed: {error}")
+            for answer in list(self._open):
+                _settle(answer, self._failure)
             raise
 
     def _turn(self) -> bool:
@@ -243,7 +254,7 @@ class GeneratorActor:
             for name in pending.order:
                 self._pending.pop(name, None)
             self._engine.abort_request(pending.order)
-            pending.deliver(error)
+            _settle(pending.answer, error)
 
     def _finish(self, output: RequestOutput) -> None:
         if not output.finished:
@@ -251,7 +262,7 @@ class GeneratorActor:
         pending = self._pending.pop(output.request_id)
         pending.outputs[output.request_id] = output
         if len(pending.outputs) == len(pending.order):
-            pending.deliver([pending.outputs[name] for name in pending.order])
+            _settle(pending.answer, None)
 
     def _load(self, weights: PackedWeights) -> None:
         self._engine.collective_rpc("start_weight_update")
@@ -261,7 +272,9 @@ class GeneratorActor:
             raise RuntimeError("the engine refused to reset its prefix cache after a weight update")
         self._version = weights.version
         for name, pending in self._pending.items():
-            pending.versions[name].append((self._num_tokens(name), weights.version))
+            start, spans = self._num_tokens(name), pending.versions[name]
+            # A request without tokens yet has no span of the version before.
+            pending.versions[name] = [span for span in spans if span[0] < start] + [(start, weights.version)]
 
     def _num_tokens(self, name: str) -> int:
         """Tokens sampled so far by a running request (the engine suffixes the names it is given)."""
@@ -285,5 +298,5 @@ class GeneratorActor:
             behavior_logprobs=tuple(
                 entry[token].logprob for entry, token in zip(answer.logprobs, token_ids, strict=True)
             ),
-            versions=tuple(versions),
+            versions=tuple(span for span in versions if span[0] < len(token_ids)),
         )

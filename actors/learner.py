@@ -43,14 +43,7 @@ class LearnerRank:
         torch.manual_seed(config.seed)
         self._config, self._losses, self._place = config, losses, place
         self._device = torch.device(place.device)
-        init_distributed(
-            place.rank,
-            place.world_size,
-            place.address,
-            place.port,
-            place.device,
-            config.cluster.call_timeout_s,
-        )
+        init_distributed(place, config.cluster.call_timeout_s)
         self._load(config.model.path)
 
     def _load(self, path: str) -> None:

@@ -27,7 +27,7 @@ class RankPlace:
 
     rank: int
     world_size: int
-    address: str
-    port: int
+    rendezvous: str
+    """Where the ranks meet: file:///path on one machine (no socket that others could reach), else tcp://."""
     device: str
     num_threads: int

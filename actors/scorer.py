@@ -52,6 +52,10 @@ class ScorerActor:
         else:
             self._function = load_target(SCORERS[kind].target)
 
+    def ready(self) -> bool:
+        """True; returning means that the scorer's code was found and its processes are warm."""
+        return True
+
     def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
         """One judgement per completion, in order; exceptions and wrong results become statuses."""
         if self._pool is not None:

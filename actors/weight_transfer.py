@@ -68,6 +68,10 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         """Nothing is held between updates."""
 
 
+class HostTransferWorker:
+    """Mixed into every vLLM worker, so that its process imports this module and knows the backend."""
+
+
 def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
     """Raise ValueError unless `weights` holds exactly the expected tensors."""
     names = set(weights.names())

@@ -19,7 +19,6 @@ from cluster.placement import Placement, Share
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from configs.entries import loss_options, scorer_options
 from configs.schema import RunConfig
-from rewards.combine import check_tags
 from trainer.loop import Roles
 from trainer.objective import BoundLoss
 from trainer.rollout import Judges
@@ -67,23 +66,24 @@ class Site:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
-def meeting_point(site: Site) -> tuple[str, int]:
-    """Address and port where learner ranks meet: loopback if all are on one node, else rank 0's node."""
-    if site.group is None:
-        return "127.0.0.1", _free_port()
+def rendezvous(site: Site) -> str:
+    """Where learner ranks meet: a file if all bundles are on one node, else a port of rank 0's node."""
+    homes: dict[int, str] = {}
+    if site.group is not None:
+        homes = ray.util.placement_group_table(site.group)["bundles_to_node_id"]
+    if len(set(homes.values())) <= 1:
+        site.log_dir.mkdir(parents=True, exist_ok=True)
+        return f"file://{site.log_dir}/rendezvous"
     bundle = site.placement.ranks[0].bundle
     strategy = PlacementGroupSchedulingStrategy(site.group, placement_group_bundle_index=bundle)
     task = ray.remote(_free_port).options(num_cpus=0, scheduling_strategy=strategy)
     port: int = ray.get(task.remote(), timeout=60)
-    homes = ray.util.placement_group_table(site.group)["bundles_to_node_id"]
-    if len(set(homes.values())) == 1:
-        return "127.0.0.1", port
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    return addresses[homes[bundle]], port
+    return f"tcp://{addresses[homes[bundle]]}:{port}"
 
 
 def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
@@ -98,7 +98,7 @@ def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
 def spawn_learner(site: Site) -> list[Handle]:
     """All learner ranks. On CPU they split the machine's cores: engines wait while they learn."""
     config = site.config
-    address, port = meeting_point(site)
+    meeting_point = rendezvous(site)
     num_ranks = config.learner.num_ranks
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
     handles = []
@@ -106,8 +106,7 @@ def spawn_learner(site: Site) -> list[Handle]:
         place = RankPlace(
             rank=rank,
             world_size=num_ranks,
-            address=address,
-            port=port,
+            rendezvous=meeting_point,
             device=site.placement.device,
             num_threads=threads,
         )
@@ -129,11 +128,7 @@ def spawn_engines(site: Site) -> list[Handle]:
 
 
 def spawn_scorers(site: Site) -> tuple[Judges, list[Handle]]:
-    """All scorers with their replicas.
-
-    Raises:
-        ValueError: two scorers write the same tag.
-    """
+    """All scorers with their replicas."""
     scorers, commons, handles = {}, {}, []
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
@@ -145,7 +140,6 @@ def spawn_scorers(site: Site) -> tuple[Judges, list[Handle]]:
         ]
         scorers[name], commons[name] = ScorerReplicas(replicas), common
         handles.extend(replicas)
-    check_tags(commons)
     return Judges(scorers=scorers, commons=commons), handles
 
 

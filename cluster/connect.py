@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a private one here. The driver needs no GPU and imports no torch."""
+"""Joining a Ray cluster, or starting a private one here. The driver needs no GPU."""
 
 from __future__ import annotations
 

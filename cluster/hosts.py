@@ -1,6 +1,6 @@
 """The processes actors live in: set up the process, then import and build the actor, then pass calls on.
 
-An actor's module (torch, vLLM, DeepSpeed) is imported only after threads, cores and log file are set,
+An actor's module (torch, vLLM, DeepSpeed) is imported only after environment and log file are set,
 because all of them read the environment once, at import.
 """
 
@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSetup:
-    """What an actor's process needs before its imports. `cores` empty leaves the affinity alone."""
+    """What an actor's process needs before its imports."""
 
     label: str
     log_file: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +31,8 @@ class Blueprint:
 
 
 def prepare_process(setup: ProcessSetup) -> None:
-    """Apply environment, core affinity and output redirection to this process."""
+    """Apply environment and output redirection to this process."""
     os.environ.update(setup.environment)
-    if setup.cores:
-        os.sched_setaffinity(0, setup.cores)
     if setup.log_file:
         os.makedirs(os.path.dirname(setup.log_file), exist_ok=True)
         descriptor = os.open(setup.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -51,7 +51,7 @@ def plan(config: RunConfig, device: str) -> Placement:
     engines, ranks = config.generator.num_engines, config.learner.num_ranks
     wide = config.generator.tensor_parallel
     gpu = device == "cuda"
-    if wide > 1:
+    if gpu and wide > 1:
         bundles = [{"CPU": 1.0, "GPU": float(wide)}] * engines + [{"CPU": 1.0, "GPU": 1.0}] * ranks
         return Placement(
             device=device,

@@ -8,20 +8,25 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import traceback
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import ray
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.actors import Site, spawn_run
 from cluster.connect import connect, pick_device
-from cluster.placement import Placement, check, plan, reserve
+from cluster.placement import Placement, PlacementError, check, plan, reserve
 from cluster.spawn import ActorCallError, Handle, wait_ready
+from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
+from rewards.combine import check_tags
 from rollouts.files import write_bytes_atomic
 from rollouts.store import create_run_dir
 from trainer.evaluate import Evaluator
@@ -29,6 +34,10 @@ from trainer.loop import NonFiniteError, Reports, Roles, Run
 from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
 from trainer.proof import WeightSyncError
 from trainer.rollout import Producer
+
+_TOLD = (WeightSyncError, NonFiniteError, ActorCallError, TimeoutError, PlacementError)
+"""Reasons to stop that are told by their message alone."""
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 class Reporter(Protocol):
@@ -59,15 +68,24 @@ class _Prompts:
     held_out: Sequence[TokenPrompt]
 
 
-def local_paths(config: RunConfig) -> RunConfig:
-    """The config with its model path made absolute where it is a folder here or beside the packages."""
+def local_model(config: RunConfig) -> RunConfig:
+    """The config with its model as an absolute folder: here, beside the packages, or a hub's local snapshot.
+
+    Raises:
+        ValueError: there is no such folder and no such model on the hub.
+    """
     packages = Path(__file__).resolve().parent.parent
-    for root in (Path.cwd(), packages):
-        if (root / config.model.path / "config.json").exists():
-            return replace(
-                config, model=replace(config.model, path=str((root / config.model.path).resolve()))
-            )
-    return config
+    folders = [root / config.model.path for root in (Path.cwd(), packages)]
+    found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
+    if found is None:
+        try:
+            found = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
+            ) from error
+    return replace(config, model=replace(config.model, path=str(found)))
 
 
 def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
@@ -91,7 +109,7 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
 
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
-    config = local_paths(config)
+    config = local_model(config)
     prompts = load_prompts(config, reporter)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
@@ -109,7 +127,8 @@ def train(config: RunConfig, reporter: Reporter) -> Outcome:
         ValueError: bad input, or a cluster too small (`PlacementError`); nothing was started.
         RunError: the run had started and was stopped; its folder stays.
     """
-    config = local_paths(config)
+    config = local_model(config)
+    check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
     prompts = load_prompts(config, reporter)
     if config.cluster.spawn == "local":
         placement = plan(config, "cuda" if config.cluster.device == "cuda" else "cpu")
@@ -124,28 +143,42 @@ def train(config: RunConfig, reporter: Reporter) -> Outcome:
 
 
 async def _train(config: RunConfig, prompts: _Prompts, placement: Placement, reporter: Reporter) -> Outcome:
-    group: PlacementGroup | None = None
-    if config.cluster.spawn == "ray":
-        group = await reserve(placement, config.cluster.ready_timeout_s)
     run_dir = create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
     write_bytes_atomic(run_dir / "config.yaml", dump_yaml(config).encode())
-    site = Site(config=config, placement=placement, group=group, log_dir=run_dir / "logs" / "attempt_1")
-    handles: Mapping[str, Sequence[Handle]] = {}
+    log_dir = run_dir / "logs" / "attempt_1"
+    log_dir.mkdir(parents=True)
+    code = 0
     try:
+        code = await _interruptible(_place_and_run(config, prompts, placement, log_dir, reporter), reporter)
+    except Exception as error:
+        write_bytes_atomic(log_dir / "driver.log", traceback.format_exc().encode())
+        what = str(error) if isinstance(error, _TOLD) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{what}\nrun folder: {run_dir} (logs in logs/attempt_1)") from error
+    return Outcome(exit_code=code, run_dir=run_dir)
+
+
+async def _place_and_run(
+    config: RunConfig, prompts: _Prompts, placement: Placement, log_dir: Path, reporter: Reporter
+) -> None:
+    group: PlacementGroup | None = None
+    handles: Mapping[str, Sequence[Handle]] = {}
+    run_dir = log_dir.parent.parent
+    try:
+        if config.cluster.spawn == "ray":
+            group = await reserve(placement, config.cluster.ready_timeout_s)
+        site = Site(config=config, placement=placement, group=group, log_dir=log_dir)
         roles, handles = spawn_run(site, run_dir)
-        where = f"their logs are in {site.log_dir}" if group is not None else "all in this process"
-        reporter.note(f"starting {sum(map(len, handles.values()))} actors; {where}")
-        sizes = await wait_ready([*handles["ranks"], *handles["engines"]], config.cluster.ready_timeout_s)
+        everyone = [handle for kind in handles.values() for handle in kind]
+        where = f"their logs are in {log_dir}" if group is not None else "all in this process"
+        reporter.note(f"starting {len(everyone)} actors; {where}")
+        sizes = await wait_ready([*handles["ranks"], *everyone], config.cluster.ready_timeout_s)
         reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=int(sizes[0]))
-        code = await _interruptible(_run(config, prompts, roles, run_dir, reporter), reporter)
-    except (WeightSyncError, NonFiniteError, ActorCallError, TimeoutError) as error:
-        raise RunError(f"{error}\nrun folder: {run_dir} (actor logs in logs/attempt_1)") from error
+        await _run(config, prompts, roles, run_dir, reporter)
     finally:
         for handle in [handle for kind in handles.values() for handle in kind]:
             handle.kill()
         if group is not None:
             remove_placement_group(group)
-    return Outcome(exit_code=code, run_dir=run_dir)
 
 
 async def _run(config: RunConfig, prompts: _Prompts, roles: Roles, run_dir: Path, reporter: Reporter) -> None:

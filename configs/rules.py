@@ -39,6 +39,8 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
 ORIGINS = ("policy", "refined", "replay", "sft")
 
 POSITIVE = [
+    "eval.timeout_s",
+    "learner.max_nonfinite_updates",
     "num_steps",
     "rollout.group_size",
     "rollout.groups_per_step",
@@ -70,7 +72,6 @@ NOT_NEGATIVE = [
     "rollout.max_lag",
     "learner.warmup_steps",
     "learner.weight_decay",
-    "learner.max_nonfinite_updates",
     "kl.coef",
     "eval.every",
     "sync.tolerance",
@@ -191,6 +192,12 @@ def _not_supported_yet(config: RunConfig) -> Iterator[Broken]:
         yield "rollout.max_lag", "max_lag above 0 is not supported yet"
     if config.cluster.schedule == "overlap":
         yield "cluster.schedule", "schedule overlap is not supported yet"
+    if config.rollout.top_p < 1:
+        # The sampler's logprobs would be of the truncated distribution, the learner's of the whole.
+        yield "rollout.top_p", "top_p below 1 is not supported yet"
+    for origin in config.loss:
+        if origin in ORIGINS and origin != "policy":
+            yield f"loss.{origin}", "a run only has rows of origin policy yet"
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:
@@ -227,6 +234,8 @@ def _learning(config: RunConfig) -> Iterator[Broken]:
         yield "learner.microbatch_tokens", rule
     if config.kl.coef > 0 and config.kl.place == "loss" and config.kl.estimator == "k1":
         yield "kl.estimator", "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
+    if config.kl.coef > 0 and config.kl.place == "reward" and config.kl.estimator != "k1":
+        yield "kl.estimator", "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
 
 
 def _reward(config: RunConfig) -> Iterator[Broken]:
@@ -244,9 +253,9 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
 
 
 def _places(config: RunConfig) -> Iterator[Broken]:
-    generator, cluster = config.generator, config.cluster
-    if cluster.device == "cpu" and generator.tensor_parallel > 1:
-        yield "generator.tensor_parallel", "must be 1 with cluster.device cpu"
+    cluster = config.cluster
+    if cluster.spawn == "local" and config.generator.tensor_parallel > 1:
+        yield "generator.tensor_parallel", "must be 1 with cluster.spawn local: its workers are processes"
     if cluster.spawn == "local" and config.learner.num_ranks > 1:
         yield "learner.num_ranks", "must be 1 with cluster.spawn local: ranks are processes"
 

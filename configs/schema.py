@@ -102,6 +102,12 @@ class EvalConfig:
     num_samples: int = 8
     pass_at: tuple[int, ...] = (1, 4, 8)
     temperature: float = 1.0
+    timeout_s: float = 1800.0
+    """Limit of one whole evaluation."""
+
+
+PROBE_TOLERANCE = {"fp32": 1.0e-3, "bf16": 5.0e-2}
+"""Mean |engine - learner| logprob in nats that two right implementations stay under, by compute type."""
 
 
 @dataclass
@@ -110,7 +116,7 @@ class SyncConfig:
 
     num_probes: int = 16
     tolerance: float = 0.0
-    """Largest mean |engine - learner| logprob on the probes, nats; 0 takes 1e-3 in fp32, 0.05 in bf16."""
+    """Largest mean |engine - learner| logprob on the probes, nats; 0 takes PROBE_TOLERANCE of the dtype."""
 
 
 @dataclass

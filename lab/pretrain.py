@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -119,8 +118,7 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
     place = RankPlace(
         rank=0,
         world_size=1,
-        address="127.0.0.1",
-        port=_free_port(),
+        rendezvous=f"file://{trained.parent.resolve()}/rendezvous",
         device="cpu",
         num_threads=config.num_threads,
     )
@@ -160,12 +158,6 @@ def _run_config(fresh: Path, config: TrainingConfig) -> RunConfig:
         learner=learner,
         loss={"sft": {"kind": "nll"}},
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _shard(tokens: TokenRows, chosen: np.ndarray) -> pa.RecordBatch:

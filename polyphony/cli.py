@@ -19,6 +19,9 @@ BAD_INPUT = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; 2 for bad input. Errors of any other kind pass through."""
+    # As `python -m` does, and Ray for its workers: a user's own modules stand in the working directory.
+    if sys.path[0] != (here := str(Path.cwd())):
+        sys.path.insert(0, here)
     hidden = _hidden_package(Path(__file__).resolve().parents[1])
     if hidden:
         return _refuse(hidden)
@@ -29,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, rest)
     except (ValueError, FileNotFoundError) as error:
-        if _came_from_an_actor(error):
-            raise
         if arguments.traceback:
             traceback.print_exc()
         return _refuse(str(error))
@@ -134,11 +135,6 @@ def _hidden_package(root: Path) -> str:
         if places[0] != root / name:
             return f"package {name} must be imported from {root / name}, got {places[0]}, which hides it"
     return ""
-
-
-def _came_from_an_actor(error: Exception) -> bool:
-    """Whether Ray carried the error here: a programme that failed elsewhere, which keeps its traceback."""
-    return any(cls.__module__.partition(".")[0] == "ray" for cls in type(error).__mro__)
 
 
 def _refuse(message: str) -> int:

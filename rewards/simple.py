@@ -29,9 +29,9 @@ def length(prompt: Prompt, completions: Sequence[Completion], options: LengthOpt
 
 
 def random(prompt: Prompt, completions: Sequence[Completion], options: RandomOptions) -> list[Judgement]:
-    """1 with `probability`, else 0, by a hash of (seed, sample_id): the same on any machine, in any order."""
+    """1 with `probability`, else 0, by a hash of its seed and the sample's: no order or machine matters."""
     return [
-        Judgement(score=float(_uniform(options.seed, completion.sample_id) < options.probability))
+        Judgement(score=float(_uniform(options.seed, completion.seed) < options.probability))
         for completion in completions
     ]
 
@@ -41,7 +41,7 @@ def constant(prompt: Prompt, completions: Sequence[Completion], options: Constan
     return [Judgement(score=float(options.value)) for _ in completions]
 
 
-def _uniform(seed: int, sample_id: str) -> float:
-    """In [0, 1): the first 53 bits of SHA-256 of "seed:sample_id" (as many as a float64 holds)."""
-    digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
+def _uniform(seed: int, sample_seed: int) -> float:
+    """In [0, 1): the first 53 bits of SHA-256 of "seed:sample_seed" (as many as a float64 holds)."""
+    digest = hashlib.sha256(f"{seed}:{sample_seed}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53

@@ -199,8 +199,7 @@ class Ranks:
             place = RankPlace(
                 rank=rank,
                 world_size=case.num_ranks,
-                address="127.0.0.1",
-                port=self.port,
+                rendezvous=f"tcp://127.0.0.1:{self.port}",
                 device="cpu",
                 num_threads=1,
             )

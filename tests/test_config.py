@@ -94,9 +94,9 @@ def test_another_kind_replaces_the_options_and_keeps_weight_and_combine(tmp_path
 
 def test_null_removes_a_scorer_and_a_loss() -> None:
     """`scorers.name=null` is the way to leave one out of a parent's set."""
-    config = load_config("debug", ["scorers.format=null", "loss.policy=null", "loss.sft={kind: nll}"])
+    config = load_config("debug", ["scorers.format=null", "loss.policy={kind: nll}"])
     assert list(config.scorers) == ["correct"]
-    assert list(config.loss) == ["sft"]
+    assert config.loss["policy"]["kind"] == "nll"
 
 
 def test_helpers_give_the_typed_options_of_an_entry() -> None:
@@ -216,7 +216,7 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
         (["cluster.spawn=rya"], "cluster.spawn", "must be one of ray, local (did you mean ray?)"),
         (["cluster.spawn=local", "learner.num_ranks=2"], "learner.num_ranks", "must be 1 with cluster.spawn"),
         (
-            ["cluster.device=cpu", "generator.tensor_parallel=2"],
+            ["cluster.spawn=local", "generator.tensor_parallel=2"],
             "generator.tensor_parallel",
             "must be 1 with",
         ),

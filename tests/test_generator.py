@@ -257,6 +257,22 @@ def test_a_bad_sync_is_caught_by_name(
         handle.kill()
 
 
+def test_an_engine_of_two_workers_syncs_and_samples_alike(
+    tmp_path: Path, untied: tuple[str, RayHandle]
+) -> None:
+    """Tensor parallel over two processes: both load the weights, and a stale sync is still caught."""
+    path, _ = untied
+    config = _config(path)
+    wide = replace(config, generator=replace(config.generator, tensor_parallel=2))
+    handle = _engine(wide, tmp_path / "engine.log")
+    submissions = [_submission(i, 9, range(4)) for i in range(3)]
+    groups = asyncio.run(_generate(handle, submissions))
+    metrics, refusal = asyncio.run(_sync_then_fault(path, handle, _stale))
+    assert metrics["sync/probe_gap"] < 1e-5 and "all weights are one step old" in refusal
+    assert {len(group) for group in groups} == {4}
+    handle.kill()
+
+
 def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> None:
     """On CPU vLLM leaves a tied head at the old weights: ours repacks it, and the probe would tell."""
     path = _base(tmp_path / "model", tied=True)

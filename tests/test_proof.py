@@ -17,7 +17,7 @@ CONFIG = RunConfig()
 
 
 def previous(version: int = 2) -> Published:
-    return Published(version=version, weights=version, expected=answer_of(version, 3))
+    return Published(version=version, weights=version, expected=answer_of(version, 3), noise=0.0)
 
 
 def sync(generator: FakeGenerator, before: Published | None, config: RunConfig = CONFIG) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_a_stale_engine_raises_under_the_tolerance() -> None:
 
 def test_a_step_that_moved_nothing_is_not_proven() -> None:
     """With the probe where it was, a stale engine would look right: say so, and do not raise on rounding."""
-    still = Published(version=2, weights=2, expected=answer_of(3, 3))
+    still = Published(version=2, weights=2, expected=answer_of(3, 3), noise=0.0)
     metrics = sync(FakeGenerator(drift=1e-6), still)
     assert metrics["sync/proven"] == 0.0 and metrics["sync/probe_power"] == 0.0
 

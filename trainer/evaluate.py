@@ -90,8 +90,13 @@ class Evaluator:
         named = [
             replace(submission, group_id=f"eval-{step}-{submission.group_id}") for submission in submissions
         ]
-        async with asyncio.timeout(config.rollout.group_timeout_s):
-            groups = await asyncio.gather(*(single_turn(s, self._generator, self._judges) for s in named))
+        try:
+            async with asyncio.timeout(config.eval.timeout_s):
+                groups = await asyncio.gather(*(single_turn(s, self._generator, self._judges) for s in named))
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"evaluation after step {step} took longer than eval.timeout_s = {config.eval.timeout_s:g}"
+            ) from error
         metrics = eval_metrics(groups, config.eval.pass_at)
         table = pa.Table.from_batches([group_to_batch(group, config.name) for group in groups])
         commit_eval(self._run_dir, step, table, {"metrics": metrics})

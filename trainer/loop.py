@@ -144,6 +144,11 @@ class Run:
         self._published, metrics = await publish(
             version, self._roles.learner, self._roles.generator, self._probes, self._published, self._config
         )
+        if metrics.get("sync/proven") == 0.0 and version == 1:
+            self._reports.note(
+                "the first step moved the probes too little to tell stale weights by them "
+                f"({metrics['sync/probe_power']:.1e} nats); sync/proven says which later steps did"
+            )
         return metrics
 
     async def _evaluate(self, step: int) -> None:

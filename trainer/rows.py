@@ -79,12 +79,14 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
             arrays[name] = pa.nulls(len(rows), pa.list_(pa.float32()))
     arrays["entropy_mean"] = masked_means(columns["entropy"], rows.loss_masks)
     arrays["entropy_mean_t1"] = masked_means(columns["entropy_t1"], rows.loss_masks)
+    # Rows sampled under no policy of ours (sft) have no behaviour logprobs at all; any other NaN must show.
+    compared = [mask & (origin != "sft") for mask, origin in zip(rows.loss_masks, rows.origins, strict=True)]
     differences = [
-        np.where(mask, proximal.astype(np.float64) - behavior, np.nan)
-        for mask, proximal, behavior in zip(
-            rows.loss_masks, columns["proximal_logprobs"], rows.behavior_logprobs, strict=True
+        (proximal.astype(np.float64) - behavior)[chosen]
+        for chosen, proximal, behavior in zip(
+            compared, columns["proximal_logprobs"], rows.behavior_logprobs, strict=True
         )
     ]
-    arrays["mismatch_abs"] = pa.array([float(np.nansum(np.abs(d))) for d in differences], pa.float64())
-    arrays["mismatch_k3"] = pa.array([float(np.nansum(np.expm1(d) - d)) for d in differences], pa.float64())
+    arrays["mismatch_abs"] = pa.array([float(np.abs(d).sum()) for d in differences], pa.float64())
+    arrays["mismatch_k3"] = pa.array([float((np.expm1(d) - d).sum()) for d in differences], pa.float64())
     return pa.RecordBatch.from_pydict(arrays)

@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml  # type: ignore[import-untyped]
 
+from configs.schema import PROBE_TOLERANCE
+
 Curve = tuple[float, ...]
 """One value per step of `RunData.steps`; NaN where the step has none."""
 SAMPLES_PER_STEP = 8
@@ -27,7 +29,6 @@ _LARGEST = 1e30
 """Beyond this a value is a broken one: it would flatten every chart and overflow an axis."""
 _MAX_STEP = 10**12
 _COLUMNS = ("prompt_id", "text", "format_tag", "reward", "entropy_mean", "answer_ok")
-_DEFAULT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,7 @@ def _probe_tolerance(config_text: str, notes: list[str]) -> float:
         tolerance = math.nan
     if tolerance > 0:
         return tolerance
-    return _DEFAULT_TOLERANCE.get(_text(model.get("dtype")), math.nan)
+    return PROBE_TOLERANCE.get(_text(model.get("dtype")), math.nan)
 
 
 def _mapping(config: object, key: str) -> Mapping[object, object]:

@@ -60,7 +60,7 @@ class LengthOptions:
 
 @dataclass
 class RandomOptions:
-    """A coin flip per sample, a pure function of (seed, sample_id): the control that must show no gain."""
+    """A coin flip per sample, a pure function of (seed, the sample's seed): the control without a gain."""
 
     seed: int = 0
     probability: float = 0.5
