@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from actors.generator import checkpoint_names
 from cluster.bind import Engines
 from cluster.hosts import Blueprint, ProcessSetup, host_environment
 from cluster.spawn import RayHandle, spawn_ray
@@ -133,6 +136,18 @@ def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, 
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         assert np.abs(expected.numpy() - np.array(completion.behavior_logprobs)).max() < 1e-4
         assert completion.versions == ((0, 0),)
+
+
+def test_a_tied_head_in_the_checkpoint_is_not_expected_of_the_learner(tmp_path: Path) -> None:
+    """Some tied models store the head beside the embedding; the learner has one parameter for both."""
+    for tied, expected in (
+        (True, ["model.embed_tokens.weight"]),
+        (False, ["lm_head.weight", "model.embed_tokens.weight"]),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        tensors = {"model.embed_tokens.weight": torch.zeros(2, 2), "lm_head.weight": torch.zeros(2, 2)}
+        save_file(tensors, tmp_path / "model.safetensors")
+        assert sorted(checkpoint_names(str(tmp_path))) == expected
 
 
 class _OwnLearner:
