@@ -20,12 +20,12 @@ def connect() -> bool:
     # Leave CUDA_VISIBLE_DEVICES alone for actors without GPUs: their hosts set what they need.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if any(mark in os.environ for mark in _JOB_MARKS):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return True
     ray.init(
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
     return False

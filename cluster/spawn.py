@@ -144,15 +144,16 @@ async def wait_ready(handles: Sequence[Handle], limit_s: float) -> list[Any]:
         ActorCallError: naming those that did not within `limit_s`.
     """
     tasks = [asyncio.create_task(handle.call("ready"), name=handle.label) for handle in handles]
-    done, waiting = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
-    failed = [task for task in done if task.exception() is not None]
-    for task in waiting:
-        task.cancel()
-    if failed:
-        error = failed[0].exception()
-        assert error is not None
-        raise error
-    if waiting:
-        names = ", ".join(sorted(task.get_name() for task in waiting))
-        raise ActorCallError(f"{names} did not start within cluster.ready_timeout_s = {limit_s:g}")
-    return [task.result() for task in tasks]
+    try:
+        _, waiting = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+        if waiting:
+            names = ", ".join(sorted({task.get_name() for task in waiting}))
+            raise ActorCallError(f"{names} did not start within cluster.ready_timeout_s = {limit_s:g}")
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -28,14 +28,14 @@ from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rewards.combine import check_tags
 from rollouts.files import write_bytes_atomic
-from rollouts.store import create_run_dir
+from rollouts.store import check_run_free, create_run_dir
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.loop import NonFiniteError, NoRewardError, Reports, Roles, Run
 from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
 from trainer.proof import WeightSyncError
 from trainer.rollout import Producer
 
-_TOLD = (WeightSyncError, NonFiniteError, ActorCallError, TimeoutError, PlacementError)
+_TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, PlacementError)
 """Reasons to stop that are told by their message alone."""
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -77,6 +77,11 @@ def local_model(config: RunConfig) -> RunConfig:
     packages = Path(__file__).resolve().parent.parent
     folders = [root / config.model.path for root in (Path.cwd(), packages)]
     found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
+    if found is None and config.model.path.startswith(("/", ".", "~")):
+        raise ValueError(
+            f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: "
+            "there is no config.json in that folder"
+        )
     if found is None:
         try:
             found = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
@@ -110,6 +115,7 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
     config = local_model(config)
+    check_run_free(Path(config.runs_dir) / config.name)
     prompts = load_prompts(config, reporter)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
@@ -128,6 +134,7 @@ def train(config: RunConfig, reporter: Reporter) -> Outcome:
         RunError: the run had started and was stopped; its folder stays.
     """
     config = local_model(config)
+    check_run_free(Path(config.runs_dir) / config.name)
     check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
     prompts = load_prompts(config, reporter)
     if config.cluster.spawn == "local":
@@ -204,7 +211,7 @@ async def _interruptible(work: Coroutine[None, None, None], reporter: Reporter) 
 
     def stop(number: int) -> None:
         caught.append(number)
-        reporter.note("stopping: the step under way is dropped, every finished step is on disk")
+        reporter.note("stopping: what is under way is dropped, every finished step is on disk")
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
         task.cancel()

@@ -17,6 +17,7 @@ SECRET_WORDS = frozenset(
     {"token", "key", "keys", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase"}
     | {"credential", "credentials", "apikey", "bearer"}
 )
+_URL_CREDENTIALS = re.compile(r"(\w://)[^/@\s]+@")
 WORKING_FOLDERS = frozenset({"PWD", "OLDPWD"})
 """Variables of every shell whose names look like passwords: masking their values would mask paths."""
 TEXT_ONLY_WORDS = frozenset({"tokens"})
@@ -49,7 +50,7 @@ def redact_text(text: str) -> str:
     """The text with the values of secret-looking environment variables masked."""
     for secret in _environment_secrets():
         text = text.replace(secret, MASK)
-    return text
+    return _URL_CREDENTIALS.sub(rf"\1{MASK}@", text)
 
 
 def _words(name: str) -> list[str]:
@@ -76,6 +77,7 @@ def _redact(value: object, secrets: tuple[str, ...]) -> object:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, MASK)
+        return _URL_CREDENTIALS.sub(rf"\1{MASK}@", value)
     return value
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(arguments, rest)
+    except KeyboardInterrupt:  # before a run's own handlers stand: nothing has been written yet
+        print("polyphony: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, FileNotFoundError) as error:
         if arguments.traceback:
             traceback.print_exc()

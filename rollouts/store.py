@@ -76,19 +76,27 @@ def create_run_dir(runs_dir: Path, name: str, numbered: bool) -> Path:
         return path
 
 
-def _claim(path: Path) -> Path:
-    taken = ValueError(
+def check_run_free(path: Path) -> None:
+    """Raise ValueError if `path` has content. A look before a start; the claim is `create_run_dir`'s."""
+    if path.is_dir() and os.listdir(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> ValueError:
+    return ValueError(
         f"run directory {path} must be new or empty, got one with content: "
         f"choose another name (name=...), or move or delete that folder"
     )
+
+
+def _claim(path: Path) -> Path:
     make_dir_synced(path)
-    if os.listdir(path):
-        raise taken
+    check_run_free(path)
     try:
         # every run has this folder; whoever makes it owns an empty directory that two drivers found
         os.mkdir(path / "journal")
     except FileExistsError as error:
-        raise taken from error
+        raise _taken(path) from error
     return path
 
 

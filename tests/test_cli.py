@@ -181,3 +181,16 @@ def test_wrong_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixt
         main(arguments)
     assert stop.value.code == 2
     assert "usage: polyphony" in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_run_exits_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while things are still being loaded: one line, no traceback."""
+
+    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+        raise KeyboardInterrupt
+
+    replace_module(monkeypatch, "cluster.train", train=train, dry_run=train, RunError=RuntimeError)
+    assert main(["train", "debug"]) == 130
+    assert capsys.readouterr().err == "polyphony: interrupted\n"

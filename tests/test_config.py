@@ -408,3 +408,11 @@ def test_any_override_gives_a_config_or_a_config_error(overrides: list[str]) -> 
     check(config)
     assert isinstance(config, RunConfig) and "${" not in dump_yaml(config)
     assert config_hash(config) == config_hash(load_config("debug", overrides))
+
+
+def test_credentials_inside_a_url_are_masked() -> None:
+    """https://user:password@host must not reach config.yaml, whatever its key is called."""
+    assert redact({"path": "https://me:pw@host/x", "plain": "https://host/a@b"}) == {
+        "path": "https://***@host/x",
+        "plain": "https://host/a@b",
+    }

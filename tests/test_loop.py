@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from loop_fakes import FakeBuffer, FakeGenerator, FakeLearner, judges, token_prompts
+from loop_fakes import FakeBuffer, FakeGenerator, FakeLearner, FakeScorer, judges, token_prompts
 
 from configs.schema import EvalConfig, LearnerConfig, RolloutConfig, RunConfig, SyncConfig
 from rollouts.store import committed_evals
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.loop import NonFiniteError, NoRewardError, Reports, Roles, Run
 from trainer.prompts import PromptOrder
 from trainer.proof import WeightSyncError
 from trainer.rollout import Producer
@@ -28,6 +28,7 @@ class Trial:
     max_lag: int = 0
     eval_every: int = 0
     generator: FakeGenerator = field(default_factory=FakeGenerator)
+    scorer: FakeScorer = field(default_factory=FakeScorer)
     learner: FakeLearner = field(default_factory=FakeLearner)
     buffer: FakeBuffer = field(default_factory=FakeBuffer)
     calls: list[str] = field(default_factory=list)
@@ -45,7 +46,9 @@ class Trial:
             sync=SyncConfig(num_probes=1),
         )
         prompts = token_prompts(4)
-        roles = Roles(generator=self.generator, judges=judges(), learner=self.learner, buffer=self.buffer)
+        roles = Roles(
+            generator=self.generator, judges=judges(self.scorer), learner=self.learner, buffer=self.buffer
+        )
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
         producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
         evaluator = Evaluator(config, prompts, roles.generator, roles.judges, self.folder)
@@ -149,6 +152,21 @@ def test_nonfinite_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert [step for step, _, _ in trial.buffer.committed] == [1, 2]
     assert trial.notes[0] == "step 1: 1 update(s) skipped, loss or gradient was not finite"
     assert trial.metric_lines()[0]["grad/skipped_updates"] == 1.0
+
+
+def test_a_run_without_any_reward_is_told_and_stopped(tmp_path: Path) -> None:
+    """Every score timed out, three steps in a row: a note each, naming scorer and count, then the end."""
+    trial = Trial(tmp_path, scorer=FakeScorer(fails=lambda completion: True))
+    with pytest.raises(NoRewardError, match=r"100% of completions have no reward .*3 steps in a row"):
+        trial.train()
+    assert len(trial.notes) == 3 and "correct/timeout 4" in trial.notes[0]
+
+
+def test_some_missing_rewards_are_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Half of them, every step: three notes and three steps."""
+    trial = Trial(tmp_path, scorer=FakeScorer(fails=lambda completion: completion.sample_id.endswith("0")))
+    trial.train()
+    assert len(trial.lines) == 3 and all("50% of completions" in note for note in trial.notes)
 
 
 def test_nonfinite_updates_apart_do_not_stop_it(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_step_metrics_by_hand() -> None:
             "reward/mean": 2 / 3,
             "reward/null_share": 0.25,
             "score/ok": 2 / 3,
-            "score/failed/ok/timeout": 1.0,
+            "failed/ok/timeout": 1.0,
             "group/zero_std_share": 0.5,
             "format/share/code": 0.5,
             "format/share/prose": 0.25,

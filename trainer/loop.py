@@ -25,6 +25,7 @@ from trainer.roles import Buffer, Generator, Learner
 from trainer.rollout import Judges, Producer, make_submission
 from trainer.seeds import derive_seed
 
+_MAX_UNREWARDED_STEPS = 3
 _MEASURED = ("mismatch_abs", "mismatch_k3")
 
 
@@ -48,6 +49,10 @@ class Reports:
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+class NoRewardError(RuntimeError):
+    """Several steps in a row brought no reward at all."""
 
 
 class Stopwatch:
@@ -99,6 +104,7 @@ class Run:
         self._evaluator, self._reports = evaluator, reports
         self._published: Published | None = None
         self._nonfinite_in_a_row = 0
+        self._unrewarded_in_a_row = 0
 
     async def train(self, prompts: Sequence[TokenPrompt], run_dir: Path) -> None:
         """Publish and evaluate the starting weights, then run every step and the evaluations that are due."""
@@ -137,6 +143,7 @@ class Run:
         summary = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
         watch.lap("commit")
+        self._watch_rewards(metrics, step + 1)
         self._guard([update["grad/applied"] > 0 for update in updates], step + 1)
         return metrics | _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
 
@@ -159,6 +166,22 @@ class Run:
             f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in metrics if "@" in name
         )
         self._reports.note(f"evaluation after step {step}: {shown}")
+
+    def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
+        """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""
+        missing = metrics["reward/null_share"]
+        self._unrewarded_in_a_row = self._unrewarded_in_a_row + 1 if missing == 1.0 else 0
+        if not missing:
+            return
+        failed = ", ".join(
+            f"{name.removeprefix('failed/')} {count:.0f}"
+            for name, count in metrics.items()
+            if name.startswith("failed/")
+        )
+        told = f"step {step}: {missing:.0%} of completions have no reward ({failed}; see the scorers' logs)"
+        self._reports.note(told)
+        if self._unrewarded_in_a_row >= _MAX_UNREWARDED_STEPS:
+            raise NoRewardError(f"{told}, {self._unrewarded_in_a_row} steps in a row")
 
     def _guard(self, applied: Sequence[bool], step: int) -> None:
         """Count the updates in a row that were skipped for a loss or gradient that is not finite."""

@@ -47,9 +47,7 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     for name in sorted({name for row in scores for name, _ in row}):
         values = [dict(row).get(name) for row in scores]
         _put(metrics, f"score/{name}", np.array([np.nan if v is None else v for v in values], np.float64))
-    failed = Counter(
-        f"score/failed/{name}/{status}" for row in statuses for name, status in row if status != "ok"
-    )
+    failed = Counter(f"failed/{name}/{status}" for row in statuses for name, status in row if status != "ok")
     metrics |= {name: float(count) for name, count in failed.items()}
     groups = [batch.reward_N[batch.group_N == group] for group in range(int(batch.group_N.max()) + 1)]
     flat = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from viewer.run_data import Curve, RunData, mean
 from viewer.svg import MAX_POINTS, NUM_COLOURS, REST, Chart, Line, area_chart, line_chart
@@ -106,8 +106,8 @@ PANELS = (
     ),
     Panel(
         section=NARROWED,
-        title="Entropy of a whole completion (nats)",
-        metrics=(("entropy/sequence_mean", "sequence"),),
+        title="Token entropy, each completion counted once (nats per token)",
+        metrics=(("entropy/sequence_mean", "mean of completions"),),
         floor=0.0,
         optional=True,
     ),
@@ -256,11 +256,27 @@ def _lines(
     colours = [tags.index(found[key]) for key in keys] if by_tag else list(range(len(keys)))
     lines = [Line(found[key], curves[key], colour) for key, colour in zip(keys, colours, strict=True)]
     if panel.area:
+        lines = _absent_is_none(lines)
         lines.sort(key=lambda line: -mean(line.values))
         rest = _rest(panel, lines, [curves[key] for key in dropped], curves)
         if rest is not None:
             lines.append(rest)
     return tuple(lines), remarks
+
+
+def _absent_is_none(lines: list[Line]) -> list[Line]:
+    """A band without a value in a step that has others was not seen there: its part is 0, not unknown."""
+    seen = [any(math.isfinite(line.values[at]) for line in lines) for at in range(len(lines[0].values))]
+    return [
+        replace(
+            line,
+            values=tuple(
+                0.0 if known and not math.isfinite(value) else value
+                for value, known in zip(line.values, seen, strict=True)
+            ),
+        )
+        for line in lines
+    ]
 
 
 def _format_tags(run: RunData) -> list[str]:
