@@ -331,7 +331,7 @@ def test_secrets_are_masked_by_name_and_by_value(monkeypatch: pytest.MonkeyPatch
         "apiKey": "***",
         "hf_token": "***",
         "max_tokens": 40,
-        "urls": ["http://u:***@host", ("plain",)],
+        "urls": ["http://***@host", ("plain",)],
         "credentials": {"user": "***", "on": True, "none": None},
     }
     own = ["allow=[mine]", 'scorers.own={kind: custom, function: "mine:f"}']
