@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from actors.deepspeed_engine import engine_config, init_distributed
+from actors.requests import RankPlace
 from benchmarks.bare import Answer, read_config, serve
 from configs.schema import ModelConfig
 from trainer.batch import Microbatch, build_microbatch
@@ -88,19 +88,16 @@ def read_parts(folder: Path) -> list[list[_Part]]:
     return [[part(chosen) for chosen in micros] for micros in update["microbatches"]]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class BareLearner:
     """One rank. A round scores every microbatch under policy and anchor, then runs the step's updates."""
 
     def __init__(self, folder: Path) -> None:
         config = read_config(folder)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        init_distributed(0, 1, "127.0.0.1", _free_port(), "cpu", config.cluster.call_timeout_s)
+        place = RankPlace(
+            rank=0, world_size=1, rendezvous=f"file://{folder.resolve()}/bare", device="cpu", num_threads=1
+        )
+        init_distributed(place, config.cluster.call_timeout_s)
         policy, learner = PlainPolicy(config.model), config.learner
         optimizer = torch.optim.AdamW(
             policy.parameters(),
