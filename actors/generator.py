@@ -147,9 +147,12 @@ class GeneratorActor:
             for seed in submission.seeds
         ]
         pending, outputs = await self._call(requests)
+        texts = self._tokenizer.batch_decode(
+            [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
+        )
         return [
-            self._completion(submission, index, output, pending.versions[output.request_id])
-            for index, output in enumerate(outputs)
+            _completion(submission, index, output, text, pending.versions[output.request_id])
+            for index, (output, text) in enumerate(zip(outputs, texts, strict=True))
         ]
 
     async def load(self, weights: PackedWeights) -> None:
@@ -283,20 +286,25 @@ class GeneratorActor:
                 return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
         return 0
 
-    def _completion(
-        self, submission: Submission, index: int, output: RequestOutput, versions: list[tuple[int, int]]
-    ) -> Completion:
-        answer = output.outputs[0]
-        token_ids = tuple(answer.token_ids)
-        assert answer.logprobs is not None and len(answer.logprobs) == len(token_ids)
-        return Completion(
-            sample_id=f"{submission.group_id}.{index}",
-            seed=submission.seeds[index],
-            token_ids=token_ids,
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
-            finish_reason=str(answer.finish_reason),
-            behavior_logprobs=tuple(
-                entry[token].logprob for entry, token in zip(answer.logprobs, token_ids, strict=True)
-            ),
-            versions=tuple(span for span in versions if span[0] < len(token_ids)),
-        )
+
+def _completion(
+    submission: Submission,
+    index: int,
+    output: RequestOutput,
+    text: str,
+    versions: list[tuple[int, int]],
+) -> Completion:
+    answer = output.outputs[0]
+    token_ids = tuple(answer.token_ids)
+    assert answer.logprobs is not None and len(answer.logprobs) == len(token_ids)
+    return Completion(
+        sample_id=f"{submission.group_id}.{index}",
+        seed=submission.seeds[index],
+        token_ids=token_ids,
+        text=text,
+        finish_reason=str(answer.finish_reason),
+        behavior_logprobs=tuple(
+            entry[token].logprob for entry, token in zip(answer.logprobs, token_ids, strict=True)
+        ),
+        versions=tuple(span for span in versions if span[0] < len(token_ids)),
+    )
