@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import gc
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -132,6 +133,9 @@ class GeneratorActor:
         self._open: set[Future[None]] = set()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Two big libraries' objects need not be walked again at every collection between engine steps.
+        gc.collect()
+        gc.freeze()
         self._thread.start()
 
     # -- called from outside --

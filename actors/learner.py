@@ -55,6 +55,7 @@ class LearnerRank:
         self._anchor = Anchor(path, self._config, self._device) if wanted else None
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
+        self._built: dict[tuple[int, ...], Microbatch] = {}
 
     def ready(self) -> int:
         """Number of parameters; returning means that the rank is up."""
@@ -63,12 +64,16 @@ class LearnerRank:
     # -- scoring ---------------------------------------------------------------------------------------------
 
     def _microbatch(self, rows: RankRows, chosen: Sequence[int]) -> Microbatch:
-        return build_microbatch(
-            [rows.prompts[row] for row in chosen],
-            [rows.tokens[row] for row in chosen],
-            rows.temperature_N[list(chosen)],
-            self._device,
-        )
+        """The padded microbatch of these rows; scoring and updating use the same ones."""
+        key = tuple(chosen)
+        if key not in self._built:
+            self._built[key] = build_microbatch(
+                [rows.prompts[row] for row in chosen],
+                [rows.tokens[row] for row in chosen],
+                rows.temperature_N[list(chosen)],
+                self._device,
+            )
+        return self._built[key]
 
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
         """Forward only: logprobs and exact entropies of every completion token, and the anchor's logprobs.
@@ -76,6 +81,7 @@ class LearnerRank:
         Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
         """
         rows = read_rows(shard)
+        self._built.clear()
         columns: dict[str, list[np.ndarray]] = {
             name: [np.zeros(0, np.float32)] * len(rows)
             for name in ("proximal_logprobs", "entropy", "entropy_t1")
@@ -115,6 +121,7 @@ class LearnerRank:
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
         """Update on rows that need no scores (sft only): pretraining's way, which saves the extra forward."""
         self._rows, self._scored = read_rows(shard), {}
+        self._built.clear()
         return self.update(batch)
 
     def _update_once(

@@ -17,6 +17,8 @@ def connect() -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # In a cluster of our own the workers are the work: Ray would let everything else on the machine go first.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Leave CUDA_VISIBLE_DEVICES alone for actors without GPUs: their hosts set what they need.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if any(mark in os.environ for mark in _JOB_MARKS):
