@@ -7,8 +7,8 @@ falls between two steps. A plain class with async methods; the cluster spawns `n
 from __future__ import annotations
 
 import asyncio
-import json
 import gc
+import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
