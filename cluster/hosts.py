@@ -98,6 +98,8 @@ def host_environment(threads: int, device: str) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",
             # An idle OpenMP team that spins would take the core from whoever's turn it is.
             "KMP_BLOCKTIME": "0",
+            # glibc gives a second thread an arena that hands its memory back after every engine step.
+            "MALLOC_ARENA_MAX": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return environment
