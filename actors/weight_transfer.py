@@ -1,6 +1,6 @@
 """The engine side of a weight sync through host memory, registered with vLLM's weight-transfer API as "host".
 
-Used for CPU engines and wherever NCCL or CUDA IPC cannot reach. Imported by `actors.generator`; importing it
+The one way weights reach engines, on CPUs and on GPUs. Imported by `actors.generator`; importing it
 registers the engine once.
 """
 

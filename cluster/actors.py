@@ -1,4 +1,4 @@
-"""Starting a run's actors and binding them to their roles. Called by `cluster.train` and `lab.pretrain`."""
+"""Starting a run's actors and binding them to their roles. Called by `cluster.train`."""
 
 from __future__ import annotations
 
