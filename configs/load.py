@@ -55,6 +55,7 @@ __all__ = [
     "config_hash",
     "dataset_options",
     "dump_yaml",
+    "experiment",
     "kind_options",
     "load_config",
     "loss_options",
@@ -62,8 +63,14 @@ __all__ = [
     "scorer_options",
 ]
 
-NOT_HASHED = ("name", "num_steps", "runs_dir")
-"""A run with another of these is the same experiment: longer, or kept elsewhere."""
+NOT_HASHED = (
+    *("name", "num_steps", "runs_dir", "resume", "checkpoint", "cluster", "generator", "sync"),
+    *("learner.num_ranks", "learner.zero_stage", "learner.microbatch_tokens", "learner.logit_chunk_tokens"),
+    *("learner.offload_anchor", "learner.max_nonfinite_updates"),
+    *("rollout.group_timeout_s", "rollout.score_timeout_s", "eval.timeout_s"),
+)
+"""Keys and sections of which another value is the same experiment: longer, kept or placed elsewhere, with
+other limits."""
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -91,9 +98,28 @@ def dump_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(cast(Tree, redact(_container(config)))))
 
 
+def experiment(config: RunConfig) -> dict[str, object]:
+    """dotted key -> value of what makes two runs the same experiment, without secrets."""
+    content = redact(_container(config))
+    assert isinstance(content, dict), "redact keeps the shape of its argument"
+    return {
+        key: value
+        for key, value in _leaves(content, "")
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_HASHED)
+    }
+
+
+def _leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def config_hash(config: RunConfig) -> str:
     """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it."""
-    content = redact({key: value for key, value in _container(config).items() if key not in NOT_HASHED})
+    content = experiment(config)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.spawn": ("ray", "local"),
     "cluster.schedule": ("take_turns", "overlap"),
     "cluster.device": ("auto", "cpu", "cuda"),
+    "resume": ("auto", "never"),
 }
 ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "combine": ("sum", "multiply", "gate"),
@@ -48,6 +49,7 @@ POSITIVE = [
     "rollout.max_tokens",
     "rollout.max_prompt_tokens",
     "rollout.group_timeout_s",
+    "rollout.score_timeout_s",
     "generator.num_engines",
     "generator.tensor_parallel",
     "generator.max_num_seqs",
@@ -66,6 +68,9 @@ POSITIVE = [
     "cluster.ready_timeout_s",
     "cluster.call_timeout_s",
     "cluster.scorer_replicas",
+    "cluster.hang_timeout_s",
+    "checkpoint.keep",
+    "replay.max_age",
 ]
 NOT_NEGATIVE = [
     "seed",
@@ -75,6 +80,10 @@ NOT_NEGATIVE = [
     "kl.coef",
     "eval.every",
     "sync.tolerance",
+    "cluster.max_restarts",
+    "cluster.restart_backoff_s",
+    "checkpoint.every",
+    "replay.groups_per_step",
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
 SHARE = ["learner.min_lr_ratio"]
@@ -109,8 +118,9 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    broken += [*_names(config), *_sampling(config), *_learning(config), *_reward(config), *_places(config)]
-    broken += [*_own_code(config, tree)]
+    for rules in (_names, _sampling, _learning, _reward, _places, _replay):
+        broken += rules(config)
+    broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
     problems = [_problem(key, rule, values, where) for key, rule in broken]
     problems += [_problem(key, rule, values, where, suggestion) for key, rule, suggestion in choices]
@@ -188,16 +198,20 @@ def _choices(values: Mapping[str, object], tree: Mapping[str, object]) -> Iterat
 
 def _not_supported_yet(config: RunConfig) -> Iterator[Broken]:
     """What the schema can say and the loop cannot do."""
-    if config.rollout.max_lag > 0:
-        yield "rollout.max_lag", "max_lag above 0 is not supported yet"
-    if config.cluster.schedule == "overlap":
-        yield "cluster.schedule", "schedule overlap is not supported yet"
     if config.rollout.top_p < 1:
         # The sampler's logprobs would be of the truncated distribution, the learner's of the whole.
         yield "rollout.top_p", "top_p below 1 is not supported yet"
     for origin in config.loss:
-        if origin in ORIGINS and origin != "policy":
-            yield f"loss.{origin}", "a run only has rows of origin policy yet"
+        if origin in ("refined", "sft"):
+            yield f"loss.{origin}", "a run only has rows of origin policy and replay yet"
+
+
+def _replay(config: RunConfig) -> Iterator[Broken]:
+    asked = config.replay.groups_per_step > 0
+    if asked and "replay" not in config.loss:
+        yield "replay.groups_per_step", "must have a loss to train with: loss.replay"
+    if not asked and "replay" in config.loss:
+        yield "loss.replay", "must have rows: replay.groups_per_step is 0"
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:
@@ -256,6 +270,11 @@ def _places(config: RunConfig) -> Iterator[Broken]:
     cluster = config.cluster
     if cluster.spawn == "local" and config.generator.tensor_parallel > 1:
         yield "generator.tensor_parallel", "must be 1 with cluster.spawn local: its workers are processes"
+    if cluster.spawn == "local" and cluster.schedule == "overlap":
+        yield (
+            "cluster.schedule",
+            "must be take_turns with cluster.spawn local: all share one process",
+        )
     if cluster.spawn == "local" and config.learner.num_ranks > 1:
         yield "learner.num_ranks", "must be 1 with cluster.spawn local: ranks are processes"
 

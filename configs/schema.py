@@ -41,7 +41,11 @@ class RolloutConfig:
     max_tokens: int = 40
     max_prompt_tokens: int = 64
     max_lag: int = 0
+    """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = 300.0
+    """Limit of one group from its submission until it is judged and durable."""
+    score_timeout_s: float = 60.0
+    """Limit of one scorer on one group; past it the group's scores are null with status timeout."""
 
 
 @dataclass
@@ -80,6 +84,15 @@ class LearnerConfig:
     """Score every sample under the model of step 0 too (one more forward); false leaves that column null."""
     offload_anchor: bool = False
     """Keep the frozen copy in host memory, on the device only while it scores."""
+
+
+@dataclass
+class ReplayConfig:
+    """Groups of earlier steps mixed into each batch as origin replay; `loss.replay` says how they train."""
+
+    groups_per_step: int = 0
+    max_age: int = 8
+    """Steps back from which groups are drawn."""
 
 
 @dataclass
@@ -127,6 +140,12 @@ class ClusterConfig:
     """ray (one process per actor) or local (all in the driver's process, for a debugger)."""
     schedule: str = "take_turns"
     """Who has the cores: take_turns gives each phase all; overlap gives engines and learner their own."""
+    max_restarts: int = 3
+    """Times an actor may fail within one step before the run ends; each is replaced and its work repeated."""
+    restart_backoff_s: float = 1.0
+    """Wait before a replacement starts; doubles with every failure within a step, up to 30 s."""
+    hang_timeout_s: float = 60.0
+    """An actor that gives no sign of life for this long is killed and replaced."""
     device: str = "auto"
     """auto, cpu or cuda."""
     ready_timeout_s: float = 300.0
@@ -136,8 +155,12 @@ class ClusterConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Exports that Hugging Face and vLLM load."""
+    """Checkpoints to resume from, and the final model as Hugging Face and vLLM load it."""
 
+    every: int = 10
+    """Steps between checkpoints; 0 writes one only when the run ends or is asked to stop."""
+    keep: int = 2
+    """Checkpoints kept; an old one goes only after the newer ones were read back and verified."""
     export_last: bool = True
 
 
@@ -149,6 +172,8 @@ class RunConfig:
     runs_dir: str = "runs"
     seed: int = 0
     num_steps: int = 100
+    resume: str = "auto"
+    """auto goes on with a run of this name and experiment; never refuses a name that is taken."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -158,6 +183,7 @@ class RunConfig:
     advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
     loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)

@@ -210,8 +210,11 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
         (["learner.min_lr_ratio=1.5"], "learner.min_lr_ratio", "must be between 0 and 1"),
         (["learner.microbatch_tokens=103"], "learner.microbatch_tokens", "must hold one row"),
         (["rollout.top_p=0"], "rollout.top_p", "must be above 0 and at most 1"),
-        (["rollout.max_lag=1"], "rollout.max_lag", "max_lag above 0 is not supported yet"),
-        (["cluster.schedule=overlap"], "cluster.schedule", "schedule overlap is not supported yet"),
+        (["cluster.schedule=overlap", "cluster.spawn=local"], "cluster.schedule", "must be take_turns"),
+        (["replay.groups_per_step=2"], "replay.groups_per_step", "must have a loss to train with"),
+        (["loss.replay={kind: ppo_clip}"], "loss.replay", "must have rows"),
+        (["resume=always"], "resume", "must be one of auto, never"),
+        (["cluster.max_restarts=-1"], "cluster.max_restarts", "must not be negative"),
         (["cluster.schedule=turns"], "cluster.schedule", "must be one of take_turns, overlap"),
         (["cluster.spawn=rya"], "cluster.spawn", "must be one of ray, local (did you mean ray?)"),
         (["cluster.spawn=local", "learner.num_ranks=2"], "learner.num_ranks", "must be 1 with cluster.spawn"),
@@ -226,7 +229,7 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
         (["kl.estimator=k1", "kl.coef=0.1"], "kl.estimator", "must not be k1 as a loss term"),
         (["kl.place=reward", "kl.coef=0.1"], "kl.estimator", "must be k1 in the reward"),
         (["rollout.top_p=0.9"], "rollout.top_p", "top_p below 1 is not supported yet"),
-        (["loss.sft={kind: nll}"], "loss.sft", "only has rows of origin policy yet"),
+        (["loss.sft={kind: nll}"], "loss.sft", "only has rows of origin policy and replay yet"),
         (["learner.max_nonfinite_updates=0"], "learner.max_nonfinite_updates", "must be above 0"),
         (["kl.place=advantage"], "kl.place", "must be one of loss, reward"),
         (["scorers.correct.weight=0"], "scorers", "must have a scorer with an effect on the reward"),
@@ -355,6 +358,7 @@ def test_the_hash_changes_with_the_experiment_only() -> None:
     assert config_hash(load_config("debug", ["learner.lr=3e-4"])) == plain
     assert config_hash(load_config("debug", ["learner.lr=4e-4"])) != plain
     assert config_hash(load_config("debug", ["seed=1"])) != plain
+    assert config_hash(load_config("debug", ["learner.num_ranks=2", "checkpoint.every=3"])) == plain
 
 
 DEFAULTS = dataclasses.asdict(RunConfig())
