@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.adam_shares import Holdings, clear_moments, holdings_of, set_weight
 from actors.anchor import Anchor
 from actors.deepspeed_engine import full_parameters, init_distributed, start_engine
+from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
@@ -29,7 +31,7 @@ from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
 from trainer.export import export_model
 from trainer.logprobs import TokenScores
 from trainer.objective import BoundLoss, TokenColumns, microbatch_loss
-from trainer.policy import load_policy
+from trainer.policy import PolicyModel, load_policy
 from trainer.prepare import TokenTable, prepare_columns
 from trainer.rows import RankRows, read_rows, score_columns
 from trainer.weights import PackedWeights, pack_weights
@@ -40,22 +42,27 @@ class LearnerRank:
 
     def __init__(self, config: RunConfig, losses: Mapping[str, BoundLoss], place: RankPlace) -> None:
         torch.set_num_threads(place.num_threads)
-        torch.manual_seed(config.seed)
         self._config, self._losses, self._place = config, losses, place
         self._device = torch.device(place.device)
         init_distributed(place, config.cluster.call_timeout_s)
-        self._load(config.model.path)
+        self._policy = self._start_policy().to(self._device)
+        self._engine = start_engine(self._policy, config.learner, config.model.dtype)
+        wanted = config.learner.base_logprobs or config.kl.coef > 0
+        self._anchor = Anchor(config.model.path, config, self._device) if wanted else None
+        self._built: dict[tuple[int, ...], Microbatch] = {}
+        self._forget()
 
-    def _load(self, path: str) -> None:
-        learner, model = self._config.learner, self._config.model
-        policy = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
-        self._policy = policy.to(self._device)
-        self._engine = start_engine(self._policy, learner, model.dtype)
-        wanted = learner.base_logprobs or self._config.kl.coef > 0
-        self._anchor = Anchor(path, self._config, self._device) if wanted else None
+    def _start_policy(self) -> PolicyModel:
+        """The model of step 0, the same on all ranks even if its folder lacks a weight."""
+        torch.manual_seed(self._config.seed)
+        model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
+        return load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
+
+    def _forget(self) -> None:
+        """Drop the rows last scored: their scores are of other weights."""
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
-        self._built: dict[tuple[int, ...], Microbatch] = {}
+        self._built.clear()
 
     def ready(self) -> int:
         """Number of parameters; returning means that the rank is up."""
@@ -217,10 +224,8 @@ class LearnerRank:
         previous: PackedWeights | None,
     ) -> str:
         """Which weights would make an engine answer `observed`: a sentence naming the fault, if one fits."""
-        model = self._config.model
-        policy = load_policy(
-            model.path, model.dtype, self._config.learner.logit_chunk_tokens, model.trust_remote_code
-        )
+        model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
+        policy = load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
         return explain_mismatch(policy, probes, observed, current, previous)
 
     def export(self, folder: str) -> None:
@@ -229,6 +234,37 @@ class LearnerRank:
         full = full_parameters(self._policy.named_weights(), self._config.learner.zero_stage, keep=first)
         if first:
             export_model(Path(folder), dict(full), self._config.model)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _held(self) -> Holdings:
+        return holdings_of(self._engine, self._policy.named_weights(), self._config.learner.zero_stage)
+
+    def save(self, folder: str) -> dict[str, str]:
+        """Write this rank's part of the learner's state into an existing folder; see `actors.learner_state`.
+
+        Returns its file's name and the sha256 of what was to be written.
+        """
+        name = file_name(self._place.rank, self._place.world_size)
+        return {name: save_state(Path(folder), self._held(), self._place)}
+
+    def load(self, folder: str) -> None:
+        """Go on from a saved state, of any number of ranks and any ZeRO stage; the anchor stays the base.
+
+        Raises:
+            ValueError: the files are not one whole state of this model; nothing was changed.
+        """
+        load_state(Path(folder), self._held(), self._place)
+        self._forget()
+
+    def reset(self) -> None:
+        """Go back to the model of step 0 and a new optimizer, as if this rank had just been built."""
+        start = dict(self._start_policy().named_weights())
+        held = self._held()
+        for share in held.shares:
+            set_weight(share, start[share.name])
+        clear_moments(held, steps=0)
+        self._forget()
 
 
 def _scatter(

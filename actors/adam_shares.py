@@ -1,0 +1,174 @@
+"""What one rank holds of every parameter's fp32 weight and Adam moments, alike for all ZeRO stages.
+
+DeepSpeed keeps them in a place of its own per stage; its getters add up floats over ranks, know no stage 0,
+and set no forward weight. `holdings_of` reads an engine that `actors.deepspeed_engine` started, anew each
+time, as DeepSpeed moves parameters about. Used by `actors.learner_state` and `actors.learner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Elements [start, start + length) of the flattened parameter, at `offset` in the flattened `master`.
+
+    `forward` is what the rank's forward reads: the whole parameter, or its flat partition under ZeRO-3.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    master: Tensor
+    """float32, the optimizer's key to the moments; may hold many parameters and padding."""
+    offset: int
+    start: int
+    length: int
+    forward: Tensor
+    replicated: bool
+    """Every rank holds all of it (no ZeRO)."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of the whole parameter."""
+        return prod(self.shape)
+
+    def values(self, flat_owner: Tensor) -> Tensor:
+        """This share's elements of the master or of a moment, flat, as a view."""
+        return flat_owner.detach().view(-1)[self.offset : self.offset + self.length]
+
+    def part(self, full: Tensor) -> Tensor:
+        """This share's elements of a whole parameter-shaped tensor, flat."""
+        return full.reshape(-1)[self.start : self.start + self.length]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """All that one rank holds. `shares` are in the same order on all ranks."""
+
+    shares: tuple[Share, ...]
+    masters: tuple[Tensor, ...]
+    """Every master of the rank, also one that is all padding."""
+    adam: torch.optim.AdamW
+
+
+def holdings_of(engine: Any, named: Iterable[tuple[str, nn.Parameter]], zero_stage: int) -> Holdings:
+    """What this rank holds of the parameters in `named`. No ZeRO-3 parameter may be gathered meanwhile."""
+    outer = engine.optimizer
+    # fp32 without ZeRO is the one case that DeepSpeed wraps no optimizer around ours.
+    adam = outer if isinstance(outer, torch.optim.AdamW) else outer.optimizer
+    if zero_stage == 3:
+        shares = [_partition(outer, name, parameter) for name, parameter in named]
+        masters = outer.fp32_partitioned_groups_flat
+    else:
+        masters = [master for group in adam.param_groups for master in group["params"]]
+        if zero_stage:
+            shares = [_fragment(outer, name, parameter) for name, parameter in named]
+        else:
+            parameters = masters if outer is adam else [p for group in outer.fp16_groups for p in group]
+            by_parameter = {id(p): master for p, master in zip(parameters, masters, strict=True)}
+            shares = [_whole(by_parameter[id(parameter)], name, parameter) for name, parameter in named]
+    assert all(master.dtype == torch.float32 for master in masters)
+    return Holdings(shares=tuple(shares), masters=tuple(masters), adam=adam)
+
+
+def _whole(master: Tensor, name: str, parameter: nn.Parameter) -> Share:
+    """No ZeRO: in fp32 the parameter is its own master, in bf16 DeepSpeed keeps one beside it."""
+    return Share(
+        name=name,
+        shape=tuple(parameter.shape),
+        master=master,
+        offset=0,
+        start=0,
+        length=parameter.numel(),
+        forward=parameter.data,
+        replicated=True,
+    )
+
+
+def _fragment(optimizer: Any, name: str, parameter: Any) -> Share:
+    """ZeRO 1, 2: each rank has a range of a group's parameters laid end to end, which may cut one in two."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        master, offset, start, length = optimizer.single_partition_of_fp32_groups[0], 0, 0, 0
+    else:
+        master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        offset, start = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
+        length = mapping.lp_fragment_address.numel
+    return Share(
+        name=name,
+        shape=tuple(parameter.shape),
+        master=master,
+        offset=offset,
+        start=start,
+        length=length,
+        forward=parameter.data,
+        replicated=False,
+    )
+
+
+def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
+    """ZeRO 3: each rank has an equal part of every parameter, the last ones padded."""
+    group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    assert parameter.data.numel() == 0, f"{name} must not be gathered now"
+    start = min(optimizer._get_param_partition_rank(parameter) * numel, parameter.ds_numel)
+    return Share(
+        name=name,
+        shape=tuple(parameter.ds_shape),
+        master=optimizer.fp32_partitioned_groups_flat[group],
+        offset=offset,
+        start=start,
+        length=min(numel, parameter.ds_numel - start),
+        forward=parameter.ds_tensor.data,
+        replicated=False,
+    )
+
+
+@torch.no_grad()
+def set_weight(share: Share, full: Tensor) -> None:
+    """Set this rank's master and forward weight, which rounds as an update does, from the whole parameter."""
+    mine = share.part(full)
+    share.values(share.master).copy_(mine)
+    if share.forward.shape == share.shape:
+        share.forward.copy_(full)
+    else:
+        share.forward.view(-1)[: share.length].copy_(mine)
+
+
+# -- Adam ----------------------------------------------------------------------------------------------------
+
+
+def adam_steps(held: Holdings) -> int:
+    """Updates that Adam has counted; 0 if it has none, or all were skipped.
+
+    A weight that no update has reached (without ZeRO) has no count of its own, or a lower one.
+    """
+    return max((int(state["step"]) for state in held.adam.state.values()), default=0)
+
+
+def moment(held: Holdings, share: Share, name: str) -> Tensor | None:
+    """This share's elements of a moment, as a view; None before the first update."""
+    state = held.adam.state.get(share.master)
+    return share.values(state[name]) if state else None
+
+
+def clear_moments(held: Holdings, steps: int) -> None:
+    """Set Adam's moments to zero and its count to `steps`; with 0 it goes on as a new one does."""
+    for master in held.masters:
+        if not steps and master not in held.adam.state:
+            continue  # they come with the first update
+        state = held.adam.state[master]
+        state["step"] = torch.tensor(float(steps), dtype=torch.float32)
+        for name in MOMENTS:
+            if name in state:
+                state[name].zero_()  # in place: DeepSpeed keeps views of them
+            else:
+                state[name] = torch.zeros_like(master, requires_grad=False)
