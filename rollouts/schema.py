@@ -1,8 +1,9 @@
 """Building and checking rows of the row contract: groups and supervised examples in, Arrow batches out.
 
 `group_to_batch` is called by the rollout producer, `sft_batch` by pretraining, `validate` wherever rows
-become durable (the buffer), `compact` before a batch is sent anywhere. The columns are in
-`rollouts.columns`.
+become durable (the buffer), `compact` before a batch is sent anywhere. `as_group`, `as_replay` and `renamed`
+turn committed rows back into rows to train on: when a run goes back to a checkpoint, when a step mixes in
+groups of earlier ones, and when a run trains on another's rollouts. The columns are in `rollouts.columns`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ __all__ = [
     "GROUP_SCHEMA",
     "ROLLOUT_SCHEMA",
     "SCHEMA_VERSION",
+    "as_group",
+    "as_replay",
     "compact",
     "group_to_batch",
+    "renamed",
     "sft_batch",
     "to_batch",
     "validate",
@@ -39,7 +43,11 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 # typed once: Arrow's guessing of a Python string's type costs more than the comparison
 _ORIGINS = pa.array(ORIGINS, pa.string())
-_POLICY, _SFT = pa.scalar("policy", pa.string()), pa.scalar("sft", pa.string())
+_SFT = pa.scalar("sft", pa.string())
+_SAMPLED = pa.array(["policy", "replay"], pa.string())
+"""Origins whose tokens a policy of the run sampled: they have behaviour logprobs and versions."""
+_OWN = pa.array(["policy", "refined"], pa.string())
+"""Origins of the rows that a group was journaled with; replay rows are copies of such."""
 _Values = Mapping[str, Sequence[object] | pa.Array]
 
 
@@ -181,6 +189,51 @@ def _from_values(columns: _Values, num_rows: int, source: str) -> pa.RecordBatch
     return pa.RecordBatch.from_arrays(arrays, schema=GROUP_SCHEMA)
 
 
+def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
+    """The groups in committed rows as they were journaled: GROUP_SCHEMA, unchanged and in the same order.
+
+    Rows of origin replay and sft are left out (they were not this step's groups), learner columns as well.
+
+    Raises:
+        ValueError: a column of GROUP_SCHEMA is missing or has another type, or the schema version is another.
+    """
+    batch = to_batch(rows) if isinstance(rows, pa.Table) else rows
+    own = batch.select([name for name in GROUP_SCHEMA.names if name in batch.schema.names])
+    _check_schema(own.schema, GROUP_SCHEMA)
+    kept = own.filter(pc.is_in(own.column("origin"), value_set=_OWN))
+    return pa.RecordBatch.from_arrays(kept.columns, schema=GROUP_SCHEMA)
+
+
+def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
+    """The groups in committed rows as rows of origin replay, to be trained on again in step `step`.
+
+    parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
+    that a group drawn by several steps keeps ids of its own in each. Behaviour logprobs, versions, scores,
+    tags, rewards and submission_index stay.
+
+    Raises:
+        ValueError: as `as_group`.
+    """
+    batch = as_group(rows)
+    names = {name: _prefixed(f"replay-{step}-", batch.column(name)) for name in ("sample_id", "group_id")}
+    origin = pa.repeat(pa.scalar("replay", pa.string()), batch.num_rows)
+    return _with_columns(batch, {**names, "parent_id": batch.column("sample_id"), "origin": origin})
+
+
+def renamed(batch: pa.RecordBatch, run_id: str) -> pa.RecordBatch:
+    """The same rows as rows of the run `run_id`."""
+    return _with_columns(batch, {"run_id": pa.repeat(pa.scalar(run_id, pa.string()), batch.num_rows)})
+
+
+def _prefixed(prefix: str, names: pa.StringArray) -> pa.StringArray:
+    return pc.binary_join_element_wise(pa.scalar(prefix, pa.string()), names, pa.scalar("", pa.string()))
+
+
+def _with_columns(batch: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    arrays = [columns.get(name, batch.column(name)) for name in batch.schema.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The same rows in buffers of their own.
 
@@ -262,8 +315,8 @@ def _check_behavior(rows: pa.RecordBatch) -> None:
     column, origin = rows.column("behavior_logprobs"), rows.column("origin")
     extra = pc.and_(column.is_valid(), pc.equal(origin, _SFT))
     _fail(rows, "behavior_logprobs", extra, "must be null for sft")
-    missing = pc.and_(column.is_null(), pc.equal(origin, _POLICY))
-    _fail(rows, "behavior_logprobs", missing, "must not be null for policy")
+    missing = pc.and_(column.is_null(), pc.is_in(origin, value_set=_SAMPLED))
+    _fail(rows, "behavior_logprobs", missing, "must not be null for policy and replay")
     present = pc.indices_nonzero(column.is_valid())
     kept = column if len(present) == rows.num_rows else column.take(present)
     masks = rows.column("loss_mask")
@@ -290,8 +343,8 @@ def _check_versions(rows: pa.RecordBatch, lengths: IntArray) -> None:
     if wrong.any():
         row = int(parents[int(np.argmax(wrong))])
         raise _row_error(rows, "versions", row, "must start at token 0, ascend, and stay within token_ids")
-    policy = pc.equal(rows.column("origin"), _POLICY).to_numpy(zero_copy_only=False)
-    bare = policy & (lengths > 0) & (_lengths(column) == 0)
+    sampled = pc.is_in(rows.column("origin"), value_set=_SAMPLED).to_numpy(zero_copy_only=False)
+    bare = sampled & (lengths > 0) & (_lengths(column) == 0)
     _fail(rows, "versions", pa.array(bare), "must name the policy_version of sampled tokens")
 
 

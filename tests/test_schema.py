@@ -78,7 +78,7 @@ BROKEN: list[tuple[str, list[object], int, str]] = [
     ("loss_mask", [[True], [True]], 1, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5, -0.5], [-0.5, -0.5]], 0, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5], [-0.5, None]], 1, "null exactly where loss_mask is false"),
-    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy"),
+    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy and replay"),
     ("loss_mask", [[False], [True, True]], 0, "null exactly where loss_mask is false"),
     ("origin", ["sft", "policy"], 0, "must be null for sft"),
     ("origin", ["policy", "dream"], 1, "one of policy, refined, replay, sft"),
