@@ -1,14 +1,15 @@
 """Durable files: everything a run must not lose is written through here.
 
 A file appears whole or not at all: temporary name in the same folder, write, fsync, rename, fsync of the
-folder. Called by the journal, the store, and whoever writes a run's JSON. Any step may raise OSError; the
-target then still has its former content, or already the whole new one.
+folder. Called by the journal, the store, and whoever writes a run's JSON. Any step may raise OSError naming
+the file, a full disk above all; the target then still has its former content, or already the whole new one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -55,6 +56,9 @@ def write_bytes_synced(path: Path, content: Bytes) -> None:
     try:
         _write_all(descriptor, content)
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # a failed write or fsync knows only a number
+        raise
     finally:
         os.close(descriptor)
 
@@ -63,6 +67,24 @@ def rename_dir_synced(source: Path, target: Path) -> None:
     """Make the folder `source` appear as `target`, durably; OSError if `target` is a folder with content."""
     os.replace(source, target)
     fsync_dir(target.parent)
+
+
+def move_dir_synced(source: Path, parent: Path) -> Path:
+    """Move the folder `source` into the folder `parent`, durably: as its name, or name.1, name.2, ..."""
+    target, number = parent / source.name, 0
+    while target.exists():
+        number += 1
+        target = parent / f"{source.name}.{number}"
+    rename_dir_synced(source, target)
+    fsync_dir(source.parent)
+    return target
+
+
+def fresh_dir(path: Path) -> None:
+    """Make `path` an empty folder, whatever a crash left there; its name is not made durable."""
+    if path.exists():
+        shutil.rmtree(path)
+    os.mkdir(path)
 
 
 def make_dir_synced(path: Path) -> None:
@@ -101,7 +123,12 @@ def append_line(path: Path, line: str) -> None:
         end = _end_of_last_line(descriptor)
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
-        _write_all(descriptor, line.encode() + b"\n")
+        try:
+            _write_all(descriptor, line.encode() + b"\n")
+        except OSError as error:
+            error.filename = str(path)
+            os.ftruncate(descriptor, end)
+            raise
     finally:
         os.close(descriptor)
 

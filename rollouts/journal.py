@@ -2,15 +2,15 @@
 
 `Journal.append` is called by the buffer for each group that arrives; `indexes`, `recover` and `read` when a
 run starts again; `drop` once a step holding the groups is committed. Files are
-`<submission_index:012d>.arrow` (Arrow IPC file format, one record batch) and carry a CRC-32 of their
-rows, so that a file cut short or altered is never taken for a group.
+`<submission_index:012d>.arrow` (Arrow IPC file format, one record batch) and carry the SHA-256 of their own
+bytes, so that a file cut short or altered anywhere is never taken for a group.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -19,12 +19,15 @@ import pyarrow as pa
 
 from rollouts.columns import check_version
 from rollouts.files import PARTIAL_SUFFIX, fsync_dir, make_dir_synced, write_bytes_atomic
+from rollouts.sums import DamagedError
 
 _NAME: Final = re.compile(r"(\d{12})\.arrow")
-_CRC_KEY: Final = b"polyphony.crc32"
+_DIGEST_KEY: Final = b"polyphony.sha256"
+_DIGEST: Final = re.compile(rb"polyphony-sha256:([0-9a-f]{64})")
+_UNSET: Final = b"0" * 64
 
 
-class CorruptJournalError(ValueError):
+class CorruptJournalError(DamagedError):
     """A journal file is not the whole group that was written."""
 
 
@@ -109,14 +112,20 @@ class Journal:
         return bad
 
 
-def encode_batch(batch: pa.RecordBatch) -> memoryview:
-    """`batch` as an Arrow IPC file with the CRC-32 of its rows in the batch's metadata."""
-    # The check is taken over what a reader will see: slices are cut, absent bitmaps dropped.
-    seen = pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+def encode_batch(batch: pa.RecordBatch) -> bytes:
+    """`batch` as an Arrow IPC file with the SHA-256 of the file in the batch's metadata.
+
+    The digest is that of the file with zeros in the digest's place: so it covers every byte, padding and
+    Arrow's own headers included.
+    """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch, custom_metadata={_CRC_KEY: str(_checksum(seen)).encode()})
-    return memoryview(sink.getvalue())
+        writer.write_batch(batch, custom_metadata={_DIGEST_KEY: b"polyphony-sha256:" + _UNSET})
+    content = bytearray(sink.getvalue())
+    place = _digest_place(content)
+    assert place is not None and content[place] == _UNSET
+    content[place] = hashlib.sha256(content).hexdigest().encode()
+    return bytes(content)
 
 
 def decode_batch(content: bytes, path: Path) -> pa.RecordBatch:
@@ -125,25 +134,28 @@ def decode_batch(content: bytes, path: Path) -> pa.RecordBatch:
     Raises:
         CorruptJournalError: `content` is not the whole of such a file.
     """
+    place = _digest_place(content)
+    if place is None:
+        raise CorruptJournalError(f"{path}: must carry its SHA-256, got none in {len(content)} bytes")
+    stored, blank = content[place].decode(), bytearray(content)
+    blank[place] = _UNSET
+    found = hashlib.sha256(blank).hexdigest()
+    if stored != found:
+        raise CorruptJournalError(f"{path}: must have SHA-256 {stored}, got {found} ({len(content)} bytes)")
     try:
         with pa.ipc.open_file(pa.py_buffer(content)) as reader:
             if reader.num_record_batches != 1:
                 count = reader.num_record_batches
                 raise CorruptJournalError(f"{path}: must hold one record batch, got {count}")
-            batch, metadata = reader.get_batch_with_custom_metadata(0)
-        batch.validate(full=True)
-        stored = (metadata or {}).get(_CRC_KEY)
-        found = str(_checksum(batch)).encode()
-    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+            return reader.get_batch(0)
+    except (pa.ArrowException, OSError) as error:
         raise CorruptJournalError(f"{path}: not a whole Arrow file: {error}") from error
-    if stored != found:
-        raise CorruptJournalError(f"{path}: rows must have CRC-32 {stored!r}, got {found!r}")
-    return batch
 
 
-def _checksum(batch: pa.RecordBatch) -> int:
-    schema = zlib.crc32(memoryview(batch.schema.serialize()))
-    return zlib.crc32(memoryview(batch.serialize()), schema)
+def _digest_place(content: bytes | bytearray) -> slice | None:
+    """Where the digest stands. The batch's metadata precede its rows, so a text of theirs is never taken."""
+    match = _DIGEST.search(content)
+    return None if match is None else slice(*match.span(1))
 
 
 def _only_group(submission_index: int, batch: pa.RecordBatch) -> str:

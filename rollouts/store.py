@@ -2,6 +2,7 @@
 
     runs/<name>/rollouts/step=000012/part-0.parquet   all columns of every completion of the step
     runs/<name>/rollouts/step=000012/step.json        metrics, groups used and dropped, collection order
+    runs/<name>/rollouts/step=000012/SHA256SUMS       what the two must be; every reader here checks it
     runs/<name>/eval/step=000010/                     the same for an evaluation
     runs/<name>/metrics.jsonl                         one line per step, rebuilt from the step.json files
 
@@ -36,12 +37,14 @@ from rollouts.files import (
     Json,
     append_line,
     encode_json,
+    fresh_dir,
     fsync_dir,
     make_dir_synced,
     rename_dir_synced,
     write_bytes_atomic,
     write_bytes_synced,
 )
+from rollouts.sums import DamagedError, check_sums, digest_bytes, read_summed, write_sums
 
 STAGING: Final = ".staging"
 PART: Final = "part-0.parquet"
@@ -108,8 +111,8 @@ def commit_step(run_dir: Path, step: int, table: pa.Table, summary: Mapping[str,
 
     Raises:
         ValueError: the step is committed already, a column has an extension type, `step` disagrees with
-        the rows,
-            or the summary cannot be JSON.
+            the rows, or the summary cannot be JSON.
+        OSError: it could not be written; what was begun is removed.
     """
     _commit(run_dir, "rollouts", step, table, summary)
 
@@ -120,8 +123,9 @@ def commit_eval(run_dir: Path, step: int, table: pa.Table, summary: Mapping[str,
 
 
 def _commit(run_dir: Path, area: str, step: int, table: pa.Table, summary: Mapping[str, Json]) -> None:
-    final = _folder(run_dir, area, step)
+    final = step_dir(run_dir, area, step)
     if final.exists():
+        fsync_dir(final.parent)  # the first attempt may have failed between its rename and this
         raise ValueError(f"{final}: a step must be committed once, got it again")
     _check_table(table, step)
     record = encode_json(_summary_record(step, table.num_rows, summary), f"{area} {final.name} {SUMMARY}")
@@ -129,16 +133,20 @@ def _commit(run_dir: Path, area: str, step: int, table: pa.Table, summary: Mappi
     for folder in (run_dir / area, run_dir / STAGING):
         make_dir_synced(folder)
     staging = run_dir / STAGING / f"{area}-{final.name}"
-    if staging.exists():  # left by a crash
-        shutil.rmtree(staging)
-    os.mkdir(staging)
-    write_bytes_synced(staging / PART, content)
-    write_bytes_synced(staging / SUMMARY, record)
-    fsync_dir(staging)
-    rename_dir_synced(staging, final)
+    try:
+        fresh_dir(staging)
+        write_bytes_synced(staging / PART, content)
+        write_bytes_synced(staging / SUMMARY, record)
+        write_sums(staging, {PART: digest_bytes(content), SUMMARY: digest_bytes(record)})
+        fsync_dir(staging)
+        rename_dir_synced(staging, final)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
-def _folder(run_dir: Path, area: str, step: int) -> Path:
+def step_dir(run_dir: Path, area: str, step: int) -> Path:
+    """Where a step of `area` ("rollouts" or "eval") is, or would be."""
     if step < 0:
         raise ValueError(f"step must be 0 or more, got {step}")
     return run_dir / area / f"step={step:06d}"
@@ -211,24 +219,33 @@ def _metrics_line(step: int, finite: Mapping[str, float], nonfinite: Sequence[st
     return json.dumps(record, allow_nan=False)
 
 
-def rebuild_metrics(run_dir: Path) -> int:
-    """Replace metrics.jsonl, atomically, by what the step.json files say; returns the number of lines.
+def rebuild_metrics(run_dir: Path, upto: int) -> list[int]:
+    """Replace metrics.jsonl, atomically, by what the step.json files of steps 1 to `upto` say.
+
+    Returns:
+        The steps that are left out because their step.json is damaged, ascending.
 
     Raises:
         ValueError: a step.json has no metrics of the form that `commit_step` writes.
     """
-    lines = []
+    lines, damaged = [], []
     for step in committed_steps(run_dir):
-        summary = read_summary(run_dir, step)
+        if step > upto:
+            break
+        try:
+            summary = read_summary(run_dir, step)
+        except DamagedError:
+            damaged.append(step)
+            continue
         metrics, lost = summary.get("metrics"), summary.get("nonfinite")
         if not isinstance(metrics, dict) or not isinstance(lost, list):
-            path = _folder(run_dir, "rollouts", step) / SUMMARY
+            path = step_dir(run_dir, "rollouts", step) / SUMMARY
             raise ValueError(
                 f"{path}: metrics must be an object and nonfinite a list, got {metrics!r}, {lost!r}"
             )
         lines.append(_metrics_line(step, metrics, lost) + "\n")
     write_bytes_atomic(run_dir / METRICS, "".join(lines).encode())
-    return len(lines)
+    return damaged
 
 
 def committed_steps(run_dir: Path) -> list[int]:
@@ -248,19 +265,41 @@ def _steps(parent: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
+def verify_step(run_dir: Path, step: int) -> None:
+    """Check every byte of a committed step.
+
+    Raises:
+        ValueError: the step is not committed.
+        DamagedError: something in its folder is not what was written.
+    """
+    _verify(step_dir(run_dir, "rollouts", step))
+
+
+def verify_eval(run_dir: Path, step: int) -> None:
+    """Like `verify_step`, for the evaluation of step `step`."""
+    _verify(step_dir(run_dir, "eval", step))
+
+
+def _verify(folder: Path) -> None:
+    try:
+        check_sums(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no such committed step") from error
+
+
 def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one committed step; all columns unless some are named.
 
     Raises:
-        ValueError: the step is not committed, a column does not exist, the file is damaged or of another
-            schema version.
+        ValueError: the step is not committed, a column does not exist, the file is of another schema version.
+        DamagedError: the file is not what was written.
     """
-    return _read_part(_folder(run_dir, "rollouts", step) / PART, columns)
+    return _read_part(step_dir(run_dir, "rollouts", step) / PART, columns)
 
 
 def read_eval(run_dir: Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Like `read_step`, for the evaluation of step `step`."""
-    return _read_part(_folder(run_dir, "eval", step) / PART, columns)
+    return _read_part(step_dir(run_dir, "eval", step) / PART, columns)
 
 
 def read_steps(run_dir: Path, columns: Sequence[str]) -> pa.Table:
@@ -276,19 +315,17 @@ def read_steps(run_dir: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def _read_part(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    content = _read_summed(path)
     try:
-        # one file, not a dataset: the folder name would be taken for a second `step` column
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
             check_version(file.schema_arrow.metadata, str(path))
             names = file.schema_arrow.names
             for name in columns or ():
                 if name not in names:
                     raise ValueError(f"{path}: column must be one of {', '.join(names)}, got {name!r}")
             table = file.read(columns=None if columns is None else list(columns))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such committed step") from error
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file: {error}") from error
+        raise DamagedError(f"{path}: not a whole Parquet file: {error}") from error
     return table if columns is None else table.select(list(columns))
 
 
@@ -296,23 +333,29 @@ def read_summary(run_dir: Path, step: int) -> dict[str, Json]:
     """The step.json of one committed step.
 
     Raises:
-        ValueError: the step is not committed, or its step.json is not a JSON object.
+        ValueError: the step is not committed.
+        DamagedError: its step.json is not what was written.
     """
-    return _read_json(_folder(run_dir, "rollouts", step) / SUMMARY)
+    return _read_json(step_dir(run_dir, "rollouts", step) / SUMMARY)
 
 
 def read_eval_summary(run_dir: Path, step: int) -> dict[str, Json]:
     """The step.json of one committed evaluation; errors as `read_summary`."""
-    return _read_json(_folder(run_dir, "eval", step) / SUMMARY)
+    return _read_json(step_dir(run_dir, "eval", step) / SUMMARY)
 
 
 def _read_json(path: Path) -> dict[str, Json]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_read_summed(path))
+    except json.JSONDecodeError as error:
+        raise DamagedError(f"{path}: must be a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path}: must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_summed(path: Path) -> bytes:
+    try:
+        return read_summed(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such committed step") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: must be a JSON object: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must be a JSON object, got {type(value).__name__}")
-    return value

@@ -137,26 +137,30 @@ def groups(draw: st.DrawFn) -> Group:
 class DyingDisk:
     """Counts what changes the disk; from call number `fatal` on every one fails, like a dead process.
 
-    The fatal write itself puts half of its bytes on the disk first.
+    The fatal write itself puts half of its bytes on the disk first. `error` is what a failed call raises,
+    OSError unless another type is given; one that is no Exception is caught nowhere, like a kill.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, fatal: int, error: Callable[[str], BaseException] | None = None
+    ) -> None:
         self.fatal = fatal
         self.calls: list[str] = []
-        for name in ("write", "fsync", "replace", "mkdir", "unlink", "ftruncate"):
+        self._error = error or (lambda text: OSError(5, text))
+        for name in ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate"):
             monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
 
     def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
+        def call(*arguments: object, **named: object) -> object:
             number = len(self.calls)
             self.calls.append(name)
             if number < self.fatal:
-                return real(*arguments)
+                return real(*arguments, **named)
             if name == "write" and number == self.fatal:
                 content = arguments[1]
                 assert isinstance(content, memoryview)
                 real(arguments[0], content[: len(content) // 2])
-            raise OSError(5, f"injected failure of {name}, call {number}")
+            raise self._error(f"injected failure of {name}, call {number}")
 
         return call
 

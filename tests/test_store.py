@@ -35,6 +35,7 @@ from rollouts.store import (
     read_summary,
     rebuild_metrics,
 )
+from rollouts.sums import DamagedError, write_sums
 
 
 def rollout_table(batch: pa.RecordBatch, step: int, entropy: float = 0.25) -> pa.Table:
@@ -73,7 +74,7 @@ def test_a_step_and_its_summary(tmp_path: Path) -> None:
     }
     commit_step(tmp_path, 12, rollout_table(make_batch(3), 12), summary)
     folder = tmp_path / "rollouts" / "step=000012"
-    assert sorted(path.name for path in folder.iterdir()) == ["part-0.parquet", "step.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "part-0.parquet", "step.json"]
     assert pq.ParquetFile(folder / "part-0.parquet").metadata.row_group(0).column(0).compression == "ZSTD"
     assert committed_steps(tmp_path) == [12]
     assert read_summary(tmp_path, 12) == {
@@ -149,7 +150,7 @@ def test_a_commit_that_dies_anywhere_shows_all_or_nothing(
         assert read_step(run_dir, 2).equals(table)
         fatal += 1
     names = [name for name, _ in outcomes]
-    # the two folders exist; staging folder, part, summary, fsync of the folder, rename, fsync of rollouts/
+    # the two folders exist; staging folder, part, summary, sums, its fsync, rename, fsync of rollouts/
     assert names == [
         "mkdir",
         "mkdir",
@@ -158,11 +159,13 @@ def test_a_commit_that_dies_anywhere_shows_all_or_nothing(
         "fsync",
         "write",
         "fsync",
+        "write",
+        "fsync",
         "fsync",
         "replace",
         "fsync",
     ]
-    assert [steps for _, steps in outcomes] == [[1]] * 9 + [[1, 2]]
+    assert [steps for _, steps in outcomes] == [[1]] * 11 + [[1, 2]]
 
 
 def test_the_first_commit_that_dies_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +185,7 @@ def test_the_first_commit_that_dies_anywhere(tmp_path: Path, monkeypatch: pytest
             commit_step(run_dir, 1, table, {})
         assert read_step(run_dir, 1).equals(table)
         fatal += 1
-    assert fatal == 12  # the ten calls above and an fsync after each of the two new folders
+    assert fatal == 14  # the twelve calls above and an fsync after each of the two new folders
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -190,9 +193,13 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     commit_step(tmp_path, 1, rollout_table(make_batch(1), 1), {})
     part = tmp_path / "rollouts" / "step=000001" / "part-0.parquet"
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"part-0\.parquet: not a whole Parquet file"):
+    with pytest.raises(DamagedError, match=r"part-0\.parquet: must have SHA-256"):
+        read_step(tmp_path, 1)
+    write_sums(part.parent)
+    with pytest.raises(DamagedError, match=r"part-0\.parquet: not a whole Parquet file"):
         read_step(tmp_path, 1)
     pq.write_table(pa.table({"a": [1]}), part)
+    write_sums(part.parent)
     with pytest.raises(ValueError, match=r"part-0\.parquet: polyphony\.schema_version must be 1, got none"):
         read_step(tmp_path, 1)
 
@@ -279,14 +286,20 @@ def test_metrics_are_rebuilt_from_the_steps(tmp_path: Path) -> None:
     append_metrics(tmp_path, 3, {"reward/mean": 1.0})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "rew')
-    assert rebuild_metrics(tmp_path) == 2
+    assert rebuild_metrics(tmp_path, 3) == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == appended
-    (tmp_path / "rollouts" / "step=000002" / "step.json").write_text("{}", encoding="utf-8")
+    assert rebuild_metrics(tmp_path, 1) == []
+    assert (tmp_path / "metrics.jsonl").read_bytes() == appended.splitlines(keepends=True)[0]
+    second = tmp_path / "rollouts" / "step=000002"
+    (second / "step.json").write_text("[1", encoding="utf-8")
+    assert rebuild_metrics(tmp_path, 2) == [2]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == appended.splitlines(keepends=True)[0]
+    write_sums(second)
+    assert rebuild_metrics(tmp_path, 2) == [2]
+    (second / "step.json").write_text("{}", encoding="utf-8")
+    write_sums(second)
     with pytest.raises(ValueError, match=r"step=000002/step\.json: metrics must be an object"):
-        rebuild_metrics(tmp_path)
-    (tmp_path / "rollouts" / "step=000002" / "step.json").write_text("[1", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"step=000002/step\.json: must be a JSON object"):
-        rebuild_metrics(tmp_path)
+        rebuild_metrics(tmp_path, 2)
 
 
 def test_numpy_metrics_are_numbers(tmp_path: Path) -> None:

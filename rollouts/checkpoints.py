@@ -1,0 +1,230 @@
+"""Checkpoints: one folder per saved step that appears whole, by one rename, and is read only if it still is.
+
+    runs/<name>/checkpoints/step-000010/learner-00000-of-00001.safetensors   what the learner ranks wrote
+    runs/<name>/checkpoints/step-000010/manifest.json                        step, config, and the caller's state
+    runs/<name>/checkpoints/step-000010/SHA256SUMS
+
+To save: `stage_checkpoint`, the learner writes into that folder, `finish_checkpoint`, `prune_checkpoints`.
+To start again: `newest_checkpoint`. Called by the driver; what the learner's files hold is its own affair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rollouts.files import (
+    Json,
+    encode_json,
+    fresh_dir,
+    fsync_dir,
+    make_dir_synced,
+    move_dir_synced,
+    rename_dir_synced,
+    write_bytes_synced,
+)
+from rollouts.store import STAGING
+from rollouts.sums import DamagedError, check_sums, digest_bytes, digest_file, read_summed, write_sums
+
+CHECKPOINTS: Final = "checkpoints"
+ABANDONED: Final = "abandoned"
+MANIFEST: Final = "manifest.json"
+_NAME: Final = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a checkpoint says beside the learner's files.
+
+    `config_hash` is that of the config it was made under; `state` is the caller's (data cursor, journal
+    position, controllers) and comes back as JSON gives it.
+    """
+
+    step: int
+    config_hash: str
+    state: Mapping[str, Json]
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, or would be."""
+    if step < 0:
+        raise ValueError(f"step must be 0 or more, got {step}")
+    return run_dir / CHECKPOINTS / f"step-{step:06d}"
+
+
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """The steps that have a checkpoint, whole or damaged, ascending."""
+    parent = run_dir / CHECKPOINTS
+    if not parent.is_dir():
+        return []
+    matches = (_NAME.fullmatch(name) for name in os.listdir(parent))
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def stage_checkpoint(run_dir: Path, step: int) -> Path:
+    """An empty folder for the files of the checkpoint of `step`; what earlier savings left behind goes."""
+    final = checkpoint_dir(run_dir, step)
+    make_dir_synced(run_dir / STAGING)
+    _clear_staging(run_dir)
+    staging = _staged(run_dir, final)
+    fresh_dir(staging)
+    return staging
+
+
+def _staged(run_dir: Path, final: Path) -> Path:
+    return run_dir / STAGING / f"{CHECKPOINTS}-{final.name}"
+
+
+def _clear_staging(run_dir: Path) -> None:
+    for leftover in sorted((run_dir / STAGING).glob(f"{CHECKPOINTS}-*")):
+        shutil.rmtree(leftover)
+
+
+def finish_checkpoint(run_dir: Path, staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> Path:
+    """Make the files in `staging` the checkpoint of `manifest.step`; returns its folder.
+
+    `sums` maps each file's name to the SHA-256 its writer computed of what it meant to write: every file is
+    read back from the disk and compared. A whole checkpoint of that step that exists already stays, and the
+    staged one goes; a damaged one is moved to abandoned/checkpoints/.
+
+    Raises:
+        DamagedError: a staged file is missing, unknown, or not what was meant; nothing appears.
+        OSError: a write failed; nothing appears, and the staged folder is removed.
+    """
+    final = checkpoint_dir(run_dir, manifest.step)
+    if final.exists() and _is_whole(run_dir, manifest.step):
+        fsync_dir(final.parent)  # an earlier attempt may have failed between its rename and this
+        shutil.rmtree(staging, ignore_errors=True)
+        return final
+    try:
+        _seal(staging, manifest, sums)
+        make_dir_synced(final.parent)
+        if final.exists():
+            _abandon(run_dir, final)
+        rename_dir_synced(staging, final)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return final
+
+
+def _is_whole(run_dir: Path, step: int) -> bool:
+    try:
+        read_checkpoint(run_dir, step)
+    except DamagedError:
+        return False
+    return True
+
+
+def _seal(staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> None:
+    """Check the learner's files against `sums`, and write manifest and list beside them, durably."""
+    sizes: dict[str, Json] = {}
+    for name, digest in sums.items():
+        if not (staging / name).is_file():
+            raise DamagedError(f"{staging / name}: must be a file the learner wrote, got none")
+        sizes[name] = (staging / name).stat().st_size
+        found = _digest_on_disk(staging / name)
+        if found != digest:
+            raise DamagedError(f"{staging / name}: must have SHA-256 {digest}, got {found} after writing")
+    record: dict[str, Json] = {
+        "step": manifest.step,
+        "config_hash": manifest.config_hash,
+        "files": {name: {"bytes": sizes[name], "sha256": sums[name]} for name in sorted(sums)},
+        "state": manifest.state,
+    }
+    content = encode_json(record, MANIFEST)
+    write_bytes_synced(staging / MANIFEST, content)
+    write_sums(staging, {**sums, MANIFEST: digest_bytes(content)})
+    fsync_dir(staging)
+
+
+def _digest_on_disk(path: Path) -> str:
+    """SHA-256 of a file after its bytes reached the disk, read from there where the system allows."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return digest_file(path)
+
+
+def _abandon(run_dir: Path, folder: Path) -> None:
+    parent = run_dir / ABANDONED / CHECKPOINTS
+    make_dir_synced(parent.parent)
+    make_dir_synced(parent)
+    move_dir_synced(folder, parent)
+
+
+def read_checkpoint(run_dir: Path, step: int) -> Manifest:
+    """The manifest of the checkpoint of `step`, after every byte of its folder was checked.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+        DamagedError: something in it is not what was written.
+    """
+    folder = checkpoint_dir(run_dir, step)
+    try:
+        check_sums(folder)
+        content = read_summed(folder / MANIFEST)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no such checkpoint") from error
+    try:
+        record = json.loads(content)
+        manifest = Manifest(
+            step=int(record["step"]), config_hash=str(record["config_hash"]), state=dict(record["state"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder / MANIFEST}: must hold step, config_hash and state: {error}") from error
+    if manifest.step != step:
+        raise DamagedError(f"{folder / MANIFEST}: step must be {step}, got {manifest.step}")
+    return manifest
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Manifest | None, list[str]]:
+    """The newest whole checkpoint (None where there never was one), and why each newer one was passed over.
+
+    Raises:
+        ValueError: there are checkpoints and none is whole.
+    """
+    messages: list[str] = []
+    for step in reversed(checkpoint_steps(run_dir)):
+        try:
+            return read_checkpoint(run_dir, step), messages
+        except DamagedError as error:
+            messages.append(str(error))
+    if messages:
+        raise ValueError(
+            f"{run_dir / CHECKPOINTS} must hold a whole checkpoint, got {len(messages)} damaged: "
+            + "; ".join(messages)
+        )
+    return None, messages
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> list[int]:
+    """Remove every checkpoint older than the newest `keep` whole ones; returns the steps removed, ascending.
+
+    The ones kept are read and checked first. A folder leaves checkpoints/ by one rename before its files go,
+    so a half-removed one is never seen.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be 1 or more, got {keep}")
+    steps, num_whole = checkpoint_steps(run_dir), 0
+    while len(steps) > keep - num_whole and num_whole < keep:
+        num_whole += _is_whole(run_dir, steps.pop())
+    if num_whole < keep or not steps:
+        return []
+    make_dir_synced(run_dir / STAGING)
+    _clear_staging(run_dir)
+    for step in steps:
+        folder = checkpoint_dir(run_dir, step)
+        os.replace(folder, _staged(run_dir, folder))
+    fsync_dir(run_dir / CHECKPOINTS)
+    _clear_staging(run_dir)
+    return steps

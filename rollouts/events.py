@@ -1,0 +1,55 @@
+"""What went wrong in a run and how it was mended: `events.jsonl`, one line each.
+
+Written by the driver alone (an actor died, stalled or was started again; a resume, a fallback to an earlier
+checkpoint, a rewind, a skipped update), read by whoever asks what a run went through.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rollouts.files import Json, append_line
+
+EVENTS: Final = "events.jsonl"
+
+
+def append_event(run_dir: Path, kind: str, **fields: Json) -> None:
+    """Append `{"at": <UTC time>, "kind": <kind>, **fields}`.
+
+    Raises:
+        ValueError: a field is named `at` or `kind`, or holds NaN or an infinity.
+    """
+    for name in ("at", "kind"):
+        if name in fields:
+            raise ValueError(f"event {kind}: a field must not be named {name!r}")
+    record = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
+    try:
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"event {kind} must hold finite numbers: {error}") from error
+    append_line(run_dir / EVENTS, line)
+
+
+def read_events(run_dir: Path) -> list[dict[str, Json]]:
+    """The events in order, none if there is no file; a last line that was cut short is passed over.
+
+    Raises:
+        ValueError: another line is not a JSON object.
+    """
+    path = run_dir / EVENTS
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    events = []
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: must be a JSON object: {error}") from error
+        if not isinstance(event, dict):
+            raise ValueError(f"{path}, line {number}: must be a JSON object, got {type(event).__name__}")
+        events.append(event)
+    return events

@@ -1,0 +1,97 @@
+"""One writer at a time: an advisory lock on a file, which the kernel gives back when its holder ends.
+
+The driver holds `runs/<name>/lock`; the buffer holds `runs/<name>/journal/.lock`, so that the orphan of a
+killed driver never writes beside its successor. The file's text only says who; it stays when the lock goes,
+because two processes that lock a name which one of them deletes would both hold it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+_POLL_S: Final = 0.05
+
+
+class RunLock:
+    """The lock at `path` (its folder must exist), asked for in the name of `holder`; not held at first.
+
+    As a context manager it is acquired without waiting and released at the end.
+    """
+
+    def __init__(self, path: Path, holder: str) -> None:
+        self.path = path
+        self._holder = holder
+        self._descriptor: int | None = None
+
+    def acquire(self, wait_s: float = 0.0) -> None:
+        """Take the lock, waiting up to `wait_s` seconds for another holder; held already is fine.
+
+        Raises:
+            ValueError: another process, or another RunLock of this one, holds it still.
+        """
+        if self._descriptor is not None:
+            return
+        # inherited descriptors share the lock, so no child may get this one
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + wait_s
+        try:
+            while not _try_lock(descriptor):
+                if time.monotonic() >= deadline:
+                    raise ValueError(self._refusal(descriptor))
+                time.sleep(_POLL_S)
+            self._sign(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back; not held is fine."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        # closing alone would leave it with a forked child
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _sign(self, descriptor: int) -> None:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "holder": self._holder, "since": since}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(record) + "\n").encode(), 0)
+
+    def _refusal(self, descriptor: int) -> str:
+        try:
+            record = json.loads(os.pread(descriptor, 4096, 0))
+            who = f"{record['holder']} (pid {record['pid']}, host {record['host']}, since {record['since']})"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"  # which has not signed yet
+        return f"run directory {self.path.parent} is in use by {who}"
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True

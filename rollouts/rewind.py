@@ -1,0 +1,108 @@
+"""Going back to an earlier step without losing what was sampled since: groups return to the journal.
+
+`rewind` is called by the buffer, the one writer of rollouts/ and journal/, when a run goes on from a
+checkpoint; `saved_groups` reads all that a run ever sampled, in order, to train on it without generating.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+
+from rollouts.checkpoints import ABANDONED
+from rollouts.files import make_dir_synced, move_dir_synced
+from rollouts.journal import CorruptJournalError, Journal
+from rollouts.schema import as_group
+from rollouts.store import committed_evals, committed_steps, read_step, step_dir, verify_step
+from rollouts.sums import DamagedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """What `rewind` did: groups put back into the journal, steps set aside, and the damage, in words."""
+
+    groups_returned: int
+    abandoned_steps: tuple[int, ...]
+    damaged: tuple[str, ...]
+
+
+def rewind(run_dir: Path, step: int, attempt: int, journal: Journal, cursor: int) -> Rewound:
+    """Make `step` the last committed one, and `cursor` the first submission that may still be trained on.
+
+    The sampled groups of every later step return to `journal`; then its folder moves to
+    abandoned/attempt_<attempt>/rollouts/, the last step first. Later evaluations move beside them. Groups of
+    a damaged step are not put back: they have to be sampled again. Doing it again, also after it was killed
+    anywhere, completes it.
+
+    Raises:
+        ValueError: the journal holds another group under the index of a returned one, or a step is of another
+            schema version.
+        OSError: something could not be written; do it again.
+    """
+    returned, abandoned, damaged = 0, [], []
+    for later in reversed(committed_steps(run_dir)):
+        if later <= step:
+            break
+        try:
+            verify_step(run_dir, later)
+            groups = _groups_of(read_step(run_dir, later))
+        except DamagedError as error:
+            damaged.append(str(error))
+            groups = {}
+        for index, batch in groups.items():
+            if index >= cursor:
+                _put_back(journal, index, batch)
+                returned += 1
+        _abandon(run_dir, "rollouts", later, attempt)
+        abandoned.append(later)
+    for later in reversed(committed_evals(run_dir)):
+        if later > step:
+            _abandon(run_dir, "eval", later, attempt)
+    journal.drop(index for index in journal.indexes() if index < cursor)
+    return Rewound(groups_returned=returned, abandoned_steps=tuple(sorted(abandoned)), damaged=tuple(damaged))
+
+
+def _groups_of(table: pa.Table) -> dict[int, pa.RecordBatch]:
+    """submission_index -> the rows sampled for it, as they were journaled, ascending."""
+    batch = as_group(table)
+    column = batch.column("submission_index").to_numpy()
+    return {int(index): batch.take(pa.array(np.flatnonzero(column == index))) for index in np.unique(column)}
+
+
+def _put_back(journal: Journal, index: int, batch: pa.RecordBatch) -> None:
+    try:
+        journal.append(index, batch)
+    except CorruptJournalError:
+        path = journal.path(index)
+        os.replace(path, path.with_name(path.name + ".bad"))
+        journal.append(index, batch)
+
+
+def _abandon(run_dir: Path, area: str, step: int, attempt: int) -> None:
+    parent = run_dir / ABANDONED / f"attempt_{attempt}" / area
+    for folder in (parent.parent.parent, parent.parent, parent):
+        make_dir_synced(folder)
+    move_dir_synced(step_dir(run_dir, area, step), parent)
+
+
+def saved_groups(run_dir: Path) -> Iterator[pa.RecordBatch]:
+    """Every sampled group that a run still has, as GROUP_SCHEMA rows: of its steps, then of its journal.
+
+    They come in the order they were trained on, which is the order of submission; the rest by submission.
+
+    Raises:
+        DamagedError: a step or a journal file is not what was written.
+        ValueError: one is of another schema version.
+    """
+    seen: set[int] = set()
+    for step in committed_steps(run_dir):
+        groups = _groups_of(read_step(run_dir, step))
+        seen |= groups.keys()
+        yield from groups.values()
+    if (run_dir / "journal").is_dir():
+        journal = Journal(run_dir / "journal")
+        yield from (journal.read(index) for index in journal.indexes() if index not in seen)
