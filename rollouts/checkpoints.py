@@ -1,7 +1,7 @@
 """Checkpoints: one folder per saved step that appears whole, by one rename, and is read only if it still is.
 
     runs/<name>/checkpoints/step-000010/learner-00000-of-00001.safetensors   what the learner ranks wrote
-    runs/<name>/checkpoints/step-000010/manifest.json                        step, config, and the caller's state
+    runs/<name>/checkpoints/step-000010/manifest.json                        step and the caller's state
     runs/<name>/checkpoints/step-000010/SHA256SUMS
 
 To save: `stage_checkpoint`, the learner writes into that folder, `finish_checkpoint`, `prune_checkpoints`.
