@@ -43,7 +43,7 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 # typed once: Arrow's guessing of a Python string's type costs more than the comparison
 _ORIGINS = pa.array(ORIGINS, pa.string())
-_SFT = pa.scalar("sft", pa.string())
+_POLICY, _SFT = pa.scalar("policy", pa.string()), pa.scalar("sft", pa.string())
 _SAMPLED = pa.array(["policy", "replay"], pa.string())
 """Origins whose tokens a policy of the run sampled: they have behaviour logprobs and versions."""
 _OWN = pa.array(["policy", "refined"], pa.string())
@@ -205,16 +205,18 @@ def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
 
 
 def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """The groups in committed rows as rows of origin replay, to be trained on again in step `step`.
+    """The policy rows in committed rows as rows of origin replay, to be trained on again in step `step`.
 
     parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
-    that a group drawn by several steps keeps ids of its own in each. Behaviour logprobs, versions, scores,
-    tags, rewards and submission_index stay.
+    that a group drawn by several steps has ids of its own in each. Behaviour logprobs, versions, scores,
+    tags, rewards and submission_index stay. Refined rows are left out: their sampler saw another context,
+    so no ratio to it holds.
 
     Raises:
         ValueError: as `as_group`.
     """
-    batch = as_group(rows)
+    groups = as_group(rows)
+    batch = groups.filter(pc.equal(groups.column("origin"), _POLICY))
     names = {name: _prefixed(f"replay-{step}-", batch.column(name)) for name in ("sample_id", "group_id")}
     origin = pa.repeat(pa.scalar("replay", pa.string()), batch.num_rows)
     return _with_columns(batch, {**names, "parent_id": batch.column("sample_id"), "origin": origin})

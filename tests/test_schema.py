@@ -7,13 +7,24 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from rollout_rows import RUN, groups, make_batch, make_group, make_sample
 
 from rollouts.columns import GROUP_SCHEMA, ROLLOUT_SCHEMA, SCHEMA_VERSION
+from rollouts.journal import encode_batch
 from rollouts.records import Group
-from rollouts.schema import compact, group_to_batch, sft_batch, to_batch, validate
+from rollouts.schema import (
+    as_group,
+    as_replay,
+    compact,
+    group_to_batch,
+    renamed,
+    sft_batch,
+    to_batch,
+    validate,
+)
 
 CONTRACT = frozenset(
     """
@@ -223,3 +234,84 @@ def test_sft_rows_in_bulk() -> None:
     )
     assert time.perf_counter() - began < 2.0
     assert pc.sum(pc.list_value_length(batch.column("loss_mask"))).as_py() == 5000 * 24
+
+
+def committed(*groups: pa.RecordBatch) -> pa.Table:
+    """`groups` as a committed step holds them, read back from Parquet."""
+    rows = to_batch(pa.Table.from_batches(groups))
+    lists = rows.column("behavior_logprobs")
+    columns = {"step": pa.repeat(pa.scalar(3, pa.int64()), rows.num_rows)} | dict.fromkeys(
+        ("proximal_logprobs", "entropy"), lists
+    )
+    arrays = [
+        columns.get(field.name, pa.nulls(rows.num_rows, field.type))
+        for field in list(ROLLOUT_SCHEMA)[rows.num_columns :]
+    ]
+    sink = pa.BufferOutputStream()
+    table = pa.table([*rows.columns, *arrays], schema=ROLLOUT_SCHEMA)
+    pq.write_table(table, sink, compression="zstd")
+    return pq.ParquetFile(pa.BufferReader(sink.getvalue())).read()
+
+
+def test_committed_rows_are_the_group_again() -> None:
+    """From memory and from Parquet, bit for bit: the journal writes the same file, whatever stood around."""
+    groups = [make_batch(4, num_rows=3), make_batch(5, num_rows=4, reward=None)]
+    table = committed(*groups)
+    for group, first in zip(groups, (0, 3), strict=True):
+        found = as_group(table.slice(first, group.num_rows))
+        assert found.equals(group, check_metadata=True)
+        assert bytes(encode_batch(compact(found))) == bytes(encode_batch(compact(group)))
+    assert as_group(to_batch(table)).to_pylist() == to_batch(pa.Table.from_batches(groups)).to_pylist()
+    with pytest.raises(ValueError, match="column text must be present"):
+        as_group(table.drop_columns(["text"]))
+
+
+@given(groups())
+def test_any_committed_group_is_itself_again(group: Group) -> None:
+    """Odd floats and texts too; rows of origin replay and sft are not the step's own."""
+    batch = group_to_batch(group, RUN)
+    own = [row for row in batch.to_pylist() if row["origin"] in ("policy", "refined")]
+    assert as_group(batch).to_pylist() == own
+    read = committed(batch)
+    assert as_group(read).to_pylist() == own
+
+
+def test_replayed_rows_by_hand() -> None:
+    """Other ids and another origin; the sample they repeat is their parent; all else is as it was."""
+    original = make_batch(4, version=2)
+    batch = as_replay(committed(original), 9)
+    validate(batch)
+    changed = {"sample_id", "group_id", "parent_id", "origin"}
+    for row, source in zip(batch.to_pylist(), original.to_pylist(), strict=True):
+        assert {name for name in row if row[name] != source[name]} == changed
+        assert row["origin"] == "replay"
+        assert (row["sample_id"], row["parent_id"]) == (
+            f"replay-9-{source['sample_id']}",
+            source["sample_id"],
+        )
+        assert row["group_id"] == "replay-9-g4"
+    assert as_group(batch).num_rows == as_replay(batch, 10).num_rows == 0
+    refined = with_column(original, "origin", ["policy", "refined"])
+    assert as_replay(refined, 9).column("parent_id").to_pylist() == ["g4-0"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "rule"),
+    [
+        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy and replay"),
+        ("versions", [[], [{"start": 0, "version": 1}]], "name the policy_version"),
+    ],
+)
+def test_a_replayed_row_has_its_sampler(column: str, values: list[object], rule: str) -> None:
+    """What the importance ratio and the staleness are made from may not be missing."""
+    with pytest.raises(ValueError, match=rf"^row 0 \(sample_id 'replay-1-g0-0'\), column {column}: .*{rule}"):
+        validate(with_column(as_replay(make_batch(0), 1), column, values))
+
+
+def test_another_runs_rows() -> None:
+    """Only the run_id is another."""
+    batch = make_batch(3)
+    found = renamed(batch, "run-b")
+    assert found.column("run_id").to_pylist() == ["run-b"] * 2
+    assert found.schema.equals(batch.schema, check_metadata=True)
+    assert renamed(found, RUN).equals(batch)

@@ -29,6 +29,21 @@ class Batch:
     reward_N: np.ndarray
     """float64, NaN where the reward is null: such a row is scored and kept, but never learned from."""
 
+    def rows_of(self, origin: str) -> np.ndarray:
+        """The numbers of the rows of `origin`, ascending."""
+        return np.flatnonzero(origins_of(self.index) == origin)
+
+    def only(self, rows: np.ndarray) -> Batch:
+        """These rows alone, for measuring: groups are numbered anew from 0, and the plan is empty."""
+        _, group_N = np.unique(self.group_N[rows], return_inverse=True)
+        return Batch(
+            index=self.index.take(rows),
+            plan=BatchPlan(microbatches=()),
+            group_N=group_N,
+            update_N=self.update_N[rows],
+            reward_N=self.reward_N[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learnable:
@@ -39,19 +54,40 @@ class Learnable:
     learning_rates: tuple[float, ...]
 
 
+def origins_of(index: pa.Table) -> np.ndarray:
+    """The origin of every row, [N] of str."""
+    return np.array(index.column("origin").to_pylist(), dtype=object)
+
+
 def collate(index: pa.Table, config: RunConfig) -> Batch:
     """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
-    _, group_N = np.unique(submissions, return_inverse=True)
-    num_groups = int(group_N.max()) + 1
-    update_N = group_N * learner.updates_per_step // num_groups
+    is_replay_N = origins_of(index) == "replay"
+    group_N, update_N = _spread_groups(submissions, is_replay_N, learner.updates_per_step)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
         lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
     )
     reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
     return Batch(index=index, plan=plan, group_N=group_N, update_N=update_N, reward_N=reward)
+
+
+def _spread_groups(
+    submission_N: np.ndarray, is_replay_N: np.ndarray, num_updates: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's group and update: the step's own groups evenly over the updates, then replayed ones alike.
+
+    Together they would put all replay, whose submissions are older, into the first updates.
+    """
+    group_N, update_N = np.zeros(len(submission_N), np.int64), np.zeros(len(submission_N), np.int64)
+    num_groups = 0
+    for chosen in (~is_replay_N, is_replay_N):
+        found, number = np.unique(submission_N[chosen], return_inverse=True)
+        group_N[chosen] = num_groups + number
+        update_N[chosen] = number * num_updates // max(1, len(found))
+        num_groups += len(found)
+    return group_N, update_N
 
 
 def align(index: pa.Table, columns: pa.Table) -> pa.Table:
@@ -72,6 +108,8 @@ def _sequence_kl(columns: pa.Table) -> np.ndarray:
 def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: int) -> Learnable:
     """Advantages of the rows that have a reward, and the weight of every row in its update's loss.
 
+    A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
+    as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
     `columns` are the learner's scores in the index's row order; `step` counts from 0.
     """
     _, options, kind = advantage_options(config.advantage)
@@ -86,7 +124,7 @@ def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: in
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
     tokens = np.where(valid, batch.index.column("num_loss_tokens").to_numpy(), 0)
-    origins = np.array(batch.index.column("origin").to_pylist(), dtype=object)
+    origins = origins_of(batch.index)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
         advantage_N=advantage,

@@ -32,17 +32,25 @@ class LossInputs:
     prepared: Mapping[str, Tensor]
 
 
-def ratio(inputs: LossInputs) -> Tensor:
-    """exp(policy - proximal), the log-ratio held to +-20 so that one stray token cannot overflow float32."""
-    return (inputs.policy_logprobs - inputs.proximal_logprobs).clamp(-20.0, 20.0).exp()
+def ratio(policy_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """exp(policy - old), the log-ratio held to +-20 so that one stray token cannot overflow float32."""
+    return (policy_logprobs - old_logprobs).clamp(-20.0, 20.0).exp()
 
 
 def ppo_clip(inputs: LossInputs, options: PpoClipOptions) -> Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = policy / proximal.
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = policy / proximal, or policy / behavior.
 
     PPO, arXiv 1707.06347, eq. 7; separate bounds ("clip-higher") from DAPO, arXiv 2503.14476, eq. 8.
+
+    With `old: proximal` r starts at 1 whoever sampled the token, so on tokens of older weights the gradient
+    is that of A log pi under the wrong distribution. With `old: behavior` r is the token's importance ratio,
+    and the bounds hold the policy near the sampler. A sampler that saw another context (refined rows), or
+    none (sft rows), gives no such ratio: a config that asks for it is refused, never answered with proximal.
     """
-    r = ratio(inputs)
+    assert options.old in ("proximal", "behavior"), options.old
+    old = inputs.behavior_logprobs if options.old == "behavior" else inputs.proximal_logprobs
+    assert options.old == "proximal" or not old.isnan().any(), "learned tokens have behaviour logprobs"
+    r = ratio(inputs.policy_logprobs, old)
     clipped = r.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
     return -torch.minimum(r * inputs.advantages, clipped * inputs.advantages)
 

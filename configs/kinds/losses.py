@@ -31,6 +31,11 @@ class PpoClipOptions:
 
     clip_low: float = 0.2
     clip_high: float = 0.2
+    old: str = "proximal"
+    """What the ratio is taken to: proximal (the policy before this step's updates) or behavior (the sampler).
+
+    Rows of older weights (replay, rollout.max_lag above 0) need behavior for a ratio that corrects for them.
+    """
 
 
 @dataclass
