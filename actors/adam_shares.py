@@ -7,7 +7,7 @@ time, as DeepSpeed moves parameters about. Used by `actors.learner_state` and `a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -71,7 +71,7 @@ def holdings_of(engine: Any, named: Iterable[tuple[str, nn.Parameter]], zero_sta
     else:
         masters = [master for group in adam.param_groups for master in group["params"]]
         if zero_stage:
-            shares = [_fragment(outer, name, parameter) for name, parameter in named]
+            shares = [_fragment(masters, name, parameter) for name, parameter in named]
         else:
             parameters = masters if outer is adam else [p for group in outer.fp16_groups for p in group]
             by_parameter = {id(p): master for p, master in zip(parameters, masters, strict=True)}
@@ -94,15 +94,17 @@ def _whole(master: Tensor, name: str, parameter: nn.Parameter) -> Share:
     )
 
 
-def _fragment(optimizer: Any, name: str, parameter: Any) -> Share:
-    """ZeRO 1, 2: each rank has a range of a group's parameters laid end to end, which may cut one in two."""
+def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
+    """ZeRO 1, 2: each rank has a range of a group's parameters laid end to end, which may cut one in two.
+
+    One master per parameter group. (bf16 under ZeRO-1 is another class in DeepSpeed than the other three.)
+    """
     mapping = parameter._hp_mapping
     if mapping is None:
-        master, offset, start, length = optimizer.single_partition_of_fp32_groups[0], 0, 0, 0
+        master, offset, start, length = masters[0], 0, 0, 0
     else:
-        master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-        offset, start = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
-        length = mapping.lp_fragment_address.numel
+        master, offset = masters[mapping.param_group_index], mapping.hp_fragment_address.start
+        start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
     return Share(
         name=name,
         shape=tuple(parameter.shape),

@@ -191,7 +191,7 @@ class Ranks:
     handles: tuple[RankProcess, ...]
     port: int
 
-    def build(self, case: Case, base: Path) -> RunConfig:
+    def build(self, case: Case, base: Path, target: str = "actors.learner:LearnerRank") -> RunConfig:
         """Make every process a learner rank of this case."""
         config = case.config(base)
         blueprints = []
@@ -204,7 +204,7 @@ class Ranks:
                 num_threads=1,
             )
             arguments = (config, case.losses(config), place)
-            blueprints.append(Blueprint(target="actors.learner:LearnerRank", arguments=arguments))
+            blueprints.append(Blueprint(target=target, arguments=arguments))
         asyncio.run(build_all(self.handles, blueprints))
         return config
 
