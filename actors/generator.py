@@ -1,7 +1,8 @@
 """A vLLM engine in its own process: token submissions in, completions with logprobs and versions out.
 
 One thread owns the engine and alternates a command queue with `engine.step()`, so a weight update always
-falls between two steps. A plain class with async methods; the cluster spawns `num_engines` of them.
+falls between two steps: what is being sampled goes on under the new version, and each completion says at
+which token. A plain class with async methods; the cluster spawns `num_engines` of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import gc
 import json
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -26,6 +29,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.requests import EngineFailedError
 from actors.weight_transfer import TRANSFER_CONFIG
 from configs.schema import RunConfig
 from rollouts.records import Completion, Sampling, Submission
@@ -35,15 +39,8 @@ from trainer.weights import PackedWeights
 _IDLE_POLL_S = 0.5
 _GATHER_S = 0.003
 
-
-@dataclass(slots=True)
-class _Pending:
-    """Requests of one call, in `order`; `answer` is settled when `outputs` has them all."""
-
-    answer: Future[None]
-    outputs: dict[str, RequestOutput]
-    order: list[str]
-    versions: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+_Key = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+"""What makes two submissions the same: index, group, prompt, seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +49,24 @@ class _Request:
     params: SamplingParams
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """What one call asks of the engine; `answer` is settled when every request of it has an output.
+
+    `names` are the engine's names of those requests that it has been given, in order.
+    """
+
+    requests: Sequence[_Request]
+    answer: Future[None] = field(default_factory=Future)
+    names: list[str] = field(default_factory=list)
+    outputs: dict[str, RequestOutput] = field(default_factory=dict)
+
+    def in_order(self) -> list[RequestOutput]:
+        return [self.outputs[name] for name in self.names]
+
+
 def engine_args(config: RunConfig, device: str) -> EngineArgs:
-    """The engine's arguments: eager and deterministic on CPU, prefix-cached (and reset at each sync) on GPU.
+    """The engine's arguments: eager and deterministic on CPU, prefix-cached (salted by the load) on GPU.
 
     Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is
     prefilled in parts kills a CPU engine.
@@ -66,7 +79,10 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.model.dtype],
         "max_model_len": length,
         "max_num_batched_tokens": max(length, 4096),
-        "max_num_seqs": config.generator.max_num_seqs,
+        # Seats for the probes: they must not wait until running completions end.
+        "max_num_seqs": config.generator.max_num_seqs + config.sync.num_probes,
+        # A step that is under way across a weight update would be told under the wrong version.
+        "async_scheduling": False,
         "enable_chunked_prefill": False,
         "enable_prefix_caching": device != "cpu",
         "enforce_eager": device == "cpu",
@@ -117,21 +133,36 @@ def _settle(answer: Future[None], error: Exception | None) -> None:
         answer.set_result(None) if error is None else answer.set_exception(error)
 
 
+async def _settled(answer: Future[None]) -> None:
+    """Wait for an answer. Shielded: a caller that gives up must not take it from another who joined."""
+    await asyncio.shield(asyncio.wrap_future(answer))
+
+
 class GeneratorActor:
-    """See the module's docstring. Every method may be called while others are waiting."""
+    """See the module's docstring. Every method may be called while others are waiting.
+
+    Raises:
+        EngineFailedError: (from every method) the engine broke; this actor is of no more use.
+    """
 
     def __init__(self, config: RunConfig, device: str) -> None:
         self._engine = LLMEngine.from_engine_args(engine_args(config, device))
         self._tokenizer = self._engine.get_tokenizer()
-        self._has_prefix_cache = device != "cpu"
+        self._max_num_seqs = config.generator.max_num_seqs
         names = {"expected_names": checkpoint_names(config.model.path)}
         self._engine.collective_rpc("init_weight_transfer_engine", args=(names,))
-        self._version = 0
+        self._version = self._num_loads = 0
+        self._engine.set_weight_version("0")
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._pending: dict[str, _Pending] = {}
+        self._generating: dict[_Key, _Call] = {}
+        self._queued: deque[tuple[_Call, _Request]] = deque()
+        self._sampling: dict[str, _Call] = {}
+        self._probing: dict[str, _Call] = {}
+        self._paused = False
         self._next_id = 0
         self._open: set[Future[None]] = set()
-        self._failure: Exception | None = None
+        self._failure = ""
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # Two big libraries' objects need not be walked again at every collection between engine steps.
         gc.collect()
@@ -142,40 +173,64 @@ class GeneratorActor:
 
     async def ready(self) -> int:
         """The version of the weights now loaded; returning means that the engine is up."""
+        await self.alive()
         return self._version
 
+    async def alive(self) -> float:
+        """Seconds that the engine's thread has been at one turn or command; 0.0 while it has none."""
+        if self._failure:
+            raise EngineFailedError(self._failure)
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
     async def generate(self, submission: Submission) -> list[Completion]:
-        """Sample one completion per seed of the submission."""
-        requests = [
-            _Request(submission.prompt_ids, sampling_params(submission.sampling, seed))
-            for seed in submission.seeds
-        ]
-        pending, outputs = await self._call(requests)
+        """Sample one completion per seed of the submission.
+
+        A submission that is being sampled already, for a caller that may have given up, is joined.
+
+        Raises:
+            ValueError: the engine refused the prompt.
+        """
+        key = (submission.submission_index, submission.group_id, submission.prompt_ids, submission.seeds)
+        call = self._generating.get(key)
+        if call is None:
+            params = [sampling_params(submission.sampling, seed) for seed in submission.seeds]
+            call = _Call([_Request(submission.prompt_ids, each) for each in params])
+            self._generating[key] = call
+            call.answer.add_done_callback(lambda _: self._generating.pop(key, None))
+            waiting = [(call, request) for request in call.requests]
+            self._post(call.answer, lambda: self._queued.extend(waiting))
+        await _settled(call.answer)
+        outputs = call.in_order()
         texts = self._tokenizer.batch_decode(
             [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
         )
         return [
-            _completion(submission, index, output, text, pending.versions[output.request_id])
+            _completion(submission, index, output, text)
             for index, (output, text) in enumerate(zip(outputs, texts, strict=True))
         ]
 
     async def load(self, weights: PackedWeights) -> None:
-        """Replace the weights; running requests go on under the new version.
+        """Replace the weights; running requests go on under the new version, paused or not.
+
+        Weights of an earlier version mean that the run was set back: what is being sampled belongs to a
+        future that will not come, and is dropped.
 
         Raises:
             ValueError: a tensor is missing, unknown or damaged (the engine must then not be used).
         """
-        answer: Future[None] = Future()
+        await self._command(lambda: self._load(weights))
 
-        def run() -> None:
-            try:
-                self._load(weights)
-            except Exception as error:
-                _settle(answer, error)
-            else:
-                _settle(answer, None)
+    async def pause(self) -> None:
+        """Keep what is being sampled as it is, until `resume`. Probes are still answered.
 
-        await self._command(answer, run)
+        A probe's engine step takes the running requests along, by a token.
+        """
+        await self._command(lambda: self._set_paused(True))
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self._command(lambda: self._set_paused(False))
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
         """Logprobs at temperature 1 of all probe tokens but each first, end to end, by a fresh prefill."""
@@ -186,9 +241,11 @@ class GeneratorActor:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        _, outputs = await self._call([_Request(probe.token_ids, params) for probe in probes])
+        call = _Call([_Request(probe.token_ids, params) for probe in probes])
+        self._post(call.answer, lambda: self._admit(call, call.requests, self._probing))
+        await _settled(call.answer)
         values: list[float] = []
-        for probe, output in zip(probes, outputs, strict=True):
+        for probe, output in zip(probes, call.in_order(), strict=True):
             assert output.prompt_logprobs is not None
             for token, entry in zip(probe.token_ids[1:], output.prompt_logprobs[1:], strict=True):
                 assert entry is not None
@@ -202,28 +259,37 @@ class GeneratorActor:
 
     # -- inside --
 
-    async def _call(self, requests: Sequence[_Request]) -> tuple[_Pending, list[RequestOutput]]:
-        pending = _Pending(answer=Future(), outputs={}, order=[])
-        await self._command(pending.answer, lambda: self._add(pending, requests))
-        return pending, [pending.outputs[name] for name in pending.order]
-
-    async def _command(self, answer: Future[None], action: Callable[[], None]) -> None:
-        """Queue `action` for the engine's thread and wait until it, or what it started, settles `answer`."""
+    def _post(self, answer: Future[None], action: Callable[[], None]) -> None:
+        """Queue `action` for the engine's thread; it, or what it started, settles `answer`."""
         self._open.add(answer)
         answer.add_done_callback(self._open.discard)
         self._commands.put(action)
-        if self._failure is not None:
-            _settle(answer, self._failure)
-        await asyncio.wrap_future(answer)
+        if self._failure:
+            _settle(answer, EngineFailedError(self._failure))
+
+    async def _command(self, action: Callable[[], None]) -> None:
+        """Run `action` on the engine's thread and wait; what it raises is raised here."""
+        answer: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                action()
+            except Exception as error:
+                _settle(answer, error)
+            else:
+                _settle(answer, None)
+
+        self._post(answer, run)
+        await _settled(answer)
 
     def _run(self) -> None:
         try:
             while self._turn():
                 pass
         except BaseException as error:
-            self._failure = RuntimeError(f"the engine has failed: {error}")
+            self._failure = f"the engine has failed: {type(error).__name__}: {error}"
             for answer in list(self._open):
-                _settle(answer, self._failure)
+                _settle(answer, EngineFailedError(self._failure))
             raise
 
     def _turn(self) -> bool:
@@ -232,63 +298,76 @@ class GeneratorActor:
         An idle engine waits for something to do and then lets its companions in: submissions come a fraction
         of a millisecond apart, and an engine step costs the same for one of them as for all.
         """
-        busy = bool(self._pending)
+        busy = self._has_work()
+        self._busy_since = time.monotonic() if busy else None
         try:
             command = self._commands.get(block=not busy, timeout=None if busy else _IDLE_POLL_S)
             while True:
                 if command is None:
                     return False
+                self._busy_since = time.monotonic()
                 command()
                 command = self._commands.get(block=not busy, timeout=None if busy else _GATHER_S)
         except queue.Empty:
             pass
-        if self._pending:
+        if not self._paused:
+            while self._queued and len(self._sampling) < self._max_num_seqs:
+                call, request = self._queued.popleft()
+                self._admit(call, [request], self._sampling)
+        if self._has_work():
+            self._busy_since = time.monotonic()
             for output in self._engine.step():
                 self._finish(output)
         return True
 
-    def _add(self, pending: _Pending, requests: Sequence[_Request]) -> None:
+    def _has_work(self) -> bool:
+        return bool(self._probing or (not self._paused and (self._sampling or self._queued)))
+
+    def _admit(self, call: _Call, requests: Sequence[_Request], running: dict[str, _Call]) -> None:
         try:
             for request in requests:
                 self._next_id += 1
                 name = str(self._next_id)
-                prompt = {"prompt_token_ids": list(request.token_ids)}
+                # Salted, so that no prompt meets a prefix cached under other weights. A cache that running
+                # requests use cannot be reset; a version may come again, after a rewind, with other weights.
+                salt = str(self._num_loads)
+                prompt = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
                 self._engine.add_request(name, prompt, request.params)  # type: ignore[arg-type]
-                pending.order.append(name)
-                pending.versions[name] = [(0, self._version)]
-                self._pending[name] = pending
+                call.names.append(name)
+                running[name] = call
         except Exception as error:
-            for name in pending.order:
-                self._pending.pop(name, None)
-            self._engine.abort_request(pending.order)
-            _settle(pending.answer, error)
+            # As text: whoever asked need not have vLLM to understand its errors.
+            self._drop(call, running, ValueError(f"the engine refused a prompt: {error}"))
+
+    def _drop(self, call: _Call, running: dict[str, _Call], error: Exception) -> None:
+        """Give up a call: what it has in the engine, and what still waits for a seat."""
+        self._queued = deque(entry for entry in self._queued if entry[0] is not call)
+        self._engine.abort_request([name for name in call.names if running.pop(name, None)])
+        _settle(call.answer, error)
 
     def _finish(self, output: RequestOutput) -> None:
         if not output.finished:
             return
-        pending = self._pending.pop(output.request_id)
-        pending.outputs[output.request_id] = output
-        if len(pending.outputs) == len(pending.order):
-            _settle(pending.answer, None)
+        name = output.request_id
+        call = (self._sampling if name in self._sampling else self._probing).pop(name)
+        call.outputs[name] = output
+        if len(call.outputs) == len(call.requests):
+            _settle(call.answer, None)
+
+    def _set_paused(self, paused: bool) -> None:
+        self._paused = paused
 
     def _load(self, weights: PackedWeights) -> None:
+        if weights.version < self._version:
+            error = RuntimeError(f"dropped: version {weights.version} took the place of {self._version}")
+            for call in {*self._sampling.values(), *(call for call, _ in self._queued)}:
+                self._drop(call, self._sampling, error)
         self._engine.collective_rpc("start_weight_update")
         self._engine.collective_rpc("update_weights", args=({"weights": weights},))
         self._engine.collective_rpc("finish_weight_update")
-        if self._has_prefix_cache and not self._engine.reset_prefix_cache():
-            raise RuntimeError("the engine refused to reset its prefix cache after a weight update")
+        self._num_loads += 1
         self._version = weights.version
-        for name, pending in self._pending.items():
-            start, spans = self._num_tokens(name), pending.versions[name]
-            # A request without tokens yet has no span of the version before.
-            pending.versions[name] = [span for span in spans if span[0] < start] + [(start, weights.version)]
-
-    def _num_tokens(self, name: str) -> int:
-        """Tokens sampled so far by a running request (the engine suffixes the names it is given)."""
-        for internal, state in self._engine.output_processor.request_states.items():
-            if internal == name or internal.startswith(f"{name}-"):
-                return state.detokenizer.num_output_tokens() if state.detokenizer is not None else 0
-        return 0
+        self._engine.set_weight_version(str(weights.version))
 
 
 def _completion(
@@ -296,11 +375,11 @@ def _completion(
     index: int,
     output: RequestOutput,
     text: str,
-    versions: list[tuple[int, int]],
 ) -> Completion:
     answer = output.outputs[0]
     token_ids = tuple(answer.token_ids)
     assert answer.logprobs is not None and len(answer.logprobs) == len(token_ids)
+    assert answer.weight_versions is not None, "the version is set before the first request"
     return Completion(
         sample_id=f"{submission.group_id}.{index}",
         seed=submission.seeds[index],
@@ -310,5 +389,5 @@ def _completion(
         behavior_logprobs=tuple(
             entry[token].logprob for entry, token in zip(answer.logprobs, token_ids, strict=True)
         ),
-        versions=tuple(span for span in versions if span[0] < len(token_ids)),
+        versions=tuple((span.start, int(span.version)) for span in answer.weight_versions),
     )

@@ -1,4 +1,4 @@
-"""What the cluster sends to learner ranks beside their shards: plain records, so sending needs no torch."""
+"""What the cluster says to actors, and they to it: plain records and errors, without torch or vLLM."""
 
 from __future__ import annotations
 
@@ -31,3 +31,7 @@ class RankPlace:
     """Where the ranks meet: file:///path on one machine (no socket that others could reach), else tcp://."""
     device: str
     num_threads: int
+
+
+class EngineFailedError(RuntimeError):
+    """A generator's engine broke; only another process with a new engine can go on. One text argument."""

@@ -1,9 +1,17 @@
-"""A generator with a known fault, for the tests of the weight proof: its tied head is never repacked."""
+"""Generators with a known fault or a window to look through, for the tests of syncs and of failures."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
+from vllm.engine.arg_utils import EngineArgs
+from vllm.outputs import RequestOutput
+
+import actors.generator
 import actors.weight_transfer
 from actors.generator import GeneratorActor
+from configs.schema import RunConfig
 
 
 def _leave_stale(model: object) -> None:
@@ -16,3 +24,53 @@ class StaleHeadGenerator(GeneratorActor):
     async def load(self, weights: object) -> None:
         actors.weight_transfer.repack_tied_head = _leave_stale
         await super().load(weights)  # type: ignore[arg-type]
+
+
+class ObstructedGenerator(GeneratorActor):
+    """Its engine can be made to hang in a step, and to fail in one."""
+
+    def __init__(self, config: RunConfig, device: str) -> None:
+        super().__init__(config, device)
+        self._free, self._fails = threading.Event(), False
+        self._free.set()
+        step = self._engine.step
+
+        def obstructed() -> object:
+            self._free.wait()
+            if self._fails:
+                raise ValueError("no more")
+            return step()
+
+        self._engine.step = obstructed  # type: ignore[assignment,method-assign]
+
+    async def hang(self) -> None:
+        self._free.clear()
+
+    async def go_on(self) -> None:
+        self._free.set()
+
+    async def fail(self) -> None:
+        self._fails = True
+
+
+class CachingGenerator(GeneratorActor):
+    """Keeps prefixes on CPU too, and tells how many tokens of each prompt it found in its cache."""
+
+    def __init__(self, config: RunConfig, device: str) -> None:
+        plain: Callable[[RunConfig, str], EngineArgs] = actors.generator.engine_args
+
+        def caching(config: RunConfig, device: str) -> EngineArgs:
+            args = plain(config, device)
+            args.enable_prefix_caching, args.block_size = True, 32
+            return args
+
+        actors.generator.engine_args = caching
+        self.num_cached: list[int] = []
+        super().__init__(config, device)
+
+    def _finish(self, output: RequestOutput) -> None:
+        self.num_cached.append(output.num_cached_tokens or 0)
+        super()._finish(output)
+
+    async def cached(self) -> list[int]:
+        return self.num_cached

@@ -4,120 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from actors.generator import checkpoint_names
 from cluster.bind import Engines
-from cluster.hosts import Blueprint, ProcessSetup, host_environment
-from cluster.spawn import RayHandle, spawn_ray
-from configs.schema import RunConfig
-from lab.base_model import save_base
-from lab.tokenizer import make_tokenizer
-from rollouts.records import Completion, Prompt, Sampling, Submission
-from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
-from trainer.policy import PolicyModel, load_policy
+from cluster.spawn import RayHandle
+from tests.engine_process import (
+    PROBES,
+    OwnLearner,
+    engine_config,
+    generate,
+    private_cluster,
+    small_base,
+    start_engine,
+    submission_of,
+)
 from trainer.proof import Published, WeightSyncError, publish
 from trainer.weights import PackedWeights, pack_weights
 
 pytestmark = pytest.mark.engine
-PROMPT = Prompt(prompt_id="p", messages=(), answer=None, domain="test")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-        namespace="engines",
-    )
-    yield
-    ray.shutdown()
-
-
-def _base(folder: Path, tied: bool) -> str:
-    """A random 2-layer model with the lab's tokenizer."""
-    torch.manual_seed(1)
-    tokenizer = make_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer) + (-len(tokenizer)) % 8,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        intermediate_size=128,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    save_base(Qwen3ForCausalLM(config), tokenizer, folder)
-    return str(folder)
-
-
-def _config(path: str) -> RunConfig:
-    config = RunConfig()
-    return replace(
-        config,
-        model=replace(config.model, path=path),
-        rollout=replace(config.rollout, max_prompt_tokens=64, max_tokens=32),
-        generator=replace(config.generator, max_num_seqs=64, kv_cache_bytes=64 * 2**20),
-    )
-
-
-def _engine(config: RunConfig, log: Path, target: str = "actors.generator:GeneratorActor") -> RayHandle:
-    setup = ProcessSetup(label="generator", log_file=str(log), environment=host_environment(1, "cpu"))
-    blueprint = Blueprint(target=target, arguments=(config, "cpu"))
-    return spawn_ray(
-        setup, blueprint, is_async=True, num_cpus=0.5, num_gpus=0, group=None, bundle=-1, limit_s=180.0
-    )
+    with private_cluster():
+        yield
 
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, RayHandle]]:
     folder = tmp_path_factory.mktemp("untied")
-    path = _base(folder / "model", tied=False)
-    handle = _engine(_config(path), folder / "engine.log")
+    path = small_base(folder / "model", tied=False)
+    handle = start_engine(engine_config(path), folder / "engine.log")
     asyncio.run(handle.call("ready"))
     yield path, handle
     handle.kill()
 
 
-def _submission(index: int, length: int, seeds: Sequence[int], max_tokens: int = 24) -> Submission:
-    rng = np.random.default_rng(index)
-    return Submission(
-        submission_index=index,
-        group_id=f"g{index}",
-        prompt=PROMPT,
-        prompt_ids=tuple(int(token) for token in rng.integers(8, 100, length)),
-        seeds=tuple(seeds),
-        sampling=Sampling(temperature=0.9, top_p=1.0, max_tokens=max_tokens),
-    )
-
-
-async def _generate(handle: RayHandle, submissions: Sequence[Submission]) -> list[list[Completion]]:
-    engines = Engines([handle])
-    return list(await asyncio.gather(*(engines.generate(submission) for submission in submissions)))
-
-
 def test_tokens_and_logprobs_do_not_depend_on_company_or_order(untied: tuple[str, RayHandle]) -> None:
     """Bitwise: a submission alone, among 20 others (more sequences than run at once), and reversed."""
     _, handle = untied
-    submissions = [_submission(i, 5 + 2 * i, range(100 * i, 100 * i + 8)) for i in range(20)]
-    together = asyncio.run(_generate(handle, submissions))
-    backwards = asyncio.run(_generate(handle, submissions[::-1]))[::-1]
-    alone = asyncio.run(_generate(handle, submissions[7:8]))[0]
+    submissions = [submission_of(i, 5 + 2 * i, range(100 * i, 100 * i + 8)) for i in range(20)]
+    together = asyncio.run(generate(handle, submissions))
+    backwards = asyncio.run(generate(handle, submissions[::-1]))[::-1]
+    alone = asyncio.run(generate(handle, submissions[7:8]))[0]
     assert together == backwards
     assert together[7] == alone
 
@@ -125,8 +64,8 @@ def test_tokens_and_logprobs_do_not_depend_on_company_or_order(untied: tuple[str
 def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, RayHandle]) -> None:
     """Against a plain Hugging Face forward; a prompt's seeds are all different, and so are its samples."""
     path, handle = untied
-    submission = _submission(3, 12, range(6))
-    completions = asyncio.run(_generate(handle, [submission]))[0]
+    submission = submission_of(3, 12, range(6))
+    completions = asyncio.run(generate(handle, [submission]))[0]
     model = AutoModelForCausalLM.from_pretrained(path)
     assert len({completion.token_ids for completion in completions}) == 6
     for completion in completions:
@@ -150,51 +89,17 @@ def test_a_tied_head_in_the_checkpoint_is_not_expected_of_the_learner(tmp_path: 
         assert sorted(checkpoint_names(str(tmp_path))) == expected
 
 
-class _OwnLearner:
-    """The learner's side of a publish, in this process; `spoil` stands for a fault on the way."""
-
-    def __init__(self, path: str) -> None:
-        self.policy: PolicyModel = load_policy(path, "fp32", 1024, False)
-        self.spoil: Callable[[PackedWeights], PackedWeights] = lambda weights: weights
-        self.last: PackedWeights | None = None
-
-    def learn(self) -> None:
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for _, parameter in self.policy.named_weights():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 2e-3)
-
-    async def publish(self, version: int) -> object:
-        self.last = pack_weights(version, self.policy.named_weights())
-        return self.spoil(self.last)
-
-    async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        return probe_logprobs(self.policy, probes, torch.device("cpu"))
-
-    async def explain(
-        self, probes: Sequence[Probe], observed: np.ndarray, current: object, previous: PackedWeights | None
-    ) -> str:
-        assert self.last is not None
-        fresh = PolicyModel(type(self.policy.model)(self.policy.model.config), 1024)
-        return explain_mismatch(fresh, probes, observed, self.last, previous)
-
-
 def _rename(weights: PackedWeights, change: Callable[[str, Tensor], tuple[str, Tensor]]) -> PackedWeights:
     from trainer.weights import unpack_weights
 
     return pack_weights(weights.version, [change(name, tensor) for name, tensor in unpack_weights(weights)])
 
 
-PROBES = tuple(
-    Probe(token_ids=tuple(int(t) for t in np.random.default_rng(k).integers(8, 100, 20))) for k in range(8)
-)
-
-
 async def _sync_then_fault(
     path: str, handle: RayHandle, fault: Callable[[PackedWeights, PackedWeights], PackedWeights]
 ) -> tuple[dict[str, float], str]:
     """Two good syncs, then one with `fault(current, previous)`: metrics of the good ones, and the refusal."""
-    learner, engines, config = _OwnLearner(path), Engines([handle]), _config(path)
+    learner, engines, config = OwnLearner(path), Engines([handle]), engine_config(path)
     published: Published | None = None
     metrics: dict[str, float] = {}
     for version in (0, 1):
@@ -263,7 +168,7 @@ def test_a_bad_sync_is_caught_by_name(
     """Good syncs agree to 1e-5 nats, a stale step would show 100 times that; a fault stops by its name."""
     path, handle = untied
     if fault in (_dropped, _damaged):  # these leave the engine unusable, as documented: give them their own
-        handle = _engine(_config(path), tmp_path / "engine.log")
+        handle = start_engine(engine_config(path), tmp_path / "engine.log")
     metrics, refusal = asyncio.run(_sync_then_fault(path, handle, fault))
     gap, power = metrics["sync/probe_gap"], metrics["sync/probe_power"]
     assert gap < 1e-5 and 100 * gap + 1e-3 < power
@@ -277,11 +182,11 @@ def test_an_engine_of_two_workers_syncs_and_samples_alike(
 ) -> None:
     """Tensor parallel over two processes: both load the weights, and a stale sync is still caught."""
     path, _ = untied
-    config = _config(path)
+    config = engine_config(path)
     wide = replace(config, generator=replace(config.generator, tensor_parallel=2))
-    handle = _engine(wide, tmp_path / "engine.log")
-    submissions = [_submission(i, 9, range(4)) for i in range(3)]
-    groups = asyncio.run(_generate(handle, submissions))
+    handle = start_engine(wide, tmp_path / "engine.log")
+    submissions = [submission_of(i, 9, range(4)) for i in range(3)]
+    groups = asyncio.run(generate(handle, submissions))
     metrics, refusal = asyncio.run(_sync_then_fault(path, handle, _stale))
     assert metrics["sync/probe_gap"] < 1e-5 and "all weights are one step old" in refusal
     assert {len(group) for group in groups} == {4}
@@ -290,17 +195,17 @@ def test_an_engine_of_two_workers_syncs_and_samples_alike(
 
 def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> None:
     """On CPU vLLM leaves a tied head at the old weights: ours repacks it, and the probe would tell."""
-    path = _base(tmp_path / "model", tied=True)
-    good = _engine(_config(path), tmp_path / "good.log")
+    path = small_base(tmp_path / "model", tied=True)
+    good = start_engine(engine_config(path), tmp_path / "good.log")
     metrics, refusal = asyncio.run(_sync_then_fault(path, good, _stale))
     assert metrics["sync/probe_gap"] < 1e-5 and "one step old" in refusal
     good.kill()
-    bad = _engine(_config(path), tmp_path / "bad.log", "tests.faulty_generator:StaleHeadGenerator")
+    bad = start_engine(engine_config(path), tmp_path / "bad.log", "tests.faulty_generator:StaleHeadGenerator")
 
     async def sync() -> None:
-        learner, engines, published = _OwnLearner(path), Engines([bad]), None
+        learner, engines, published = OwnLearner(path), Engines([bad]), None
         for version in range(3):
-            published, _ = await publish(version, learner, engines, PROBES, published, _config(path))  # type: ignore[arg-type]
+            published, _ = await publish(version, learner, engines, PROBES, published, engine_config(path))  # type: ignore[arg-type]
             learner.learn()
 
     with pytest.raises(WeightSyncError, match="the tied output head is stale"):
