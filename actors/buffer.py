@@ -8,7 +8,7 @@ learner ranks, through `cluster`; a plain class that holds what is on its way an
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,8 +20,12 @@ import pyarrow.compute as pc
 from rollouts.columns import LEARNER_FIELDS, ROLLOUT_SCHEMA
 from rollouts.files import Json
 from rollouts.journal import Journal
-from rollouts.schema import compact, to_batch, validate
-from rollouts.store import commit_step, committed_steps, read_summary
+from rollouts.lock import RunLock
+from rollouts.rewind import rewind, saved_groups
+from rollouts.schema import as_replay, compact, renamed, to_batch, validate
+from rollouts.store import commit_step, committed_steps, read_step, verify_step
+from trainer.replay import Pick
+from trainer.roles import Restored
 
 _INDEX_COLUMNS: Final = (
     "submission_index",
@@ -39,6 +43,8 @@ _INDEX_COLUMNS: Final = (
     "score_status",
 )
 _REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
+LOCK_WAIT_S: Final = 60.0
+"""The buffer of a driver that was killed ends within seconds of it."""
 _NO_VERSION: Final = np.iinfo(np.int64).max
 
 
@@ -46,13 +52,11 @@ _NO_VERSION: Final = np.iinfo(np.int64).max
 class BufferStatus:
     """What the buffer holds.
 
-    `waiting` are the submission indexes that can be taken, ascending; `recovered` how many of the groups
-    came from the journal at start; `bad_files` journal files that were damaged and set aside at start;
-    `num_dropped` the groups dropped as too old since then.
+    `waiting` are the submission indexes that can be taken, ascending; `bad_files` journal files that were
+    damaged and set aside; `num_dropped` the groups dropped as too old.
     """
 
     waiting: tuple[int, ...]
-    recovered: int
     bad_files: tuple[str, ...]
     num_dropped: int
 
@@ -71,42 +75,54 @@ class _Held:
 
 
 class BufferActor:
-    """The buffer of one run. On start, journaled groups that no committed step has used wait again.
+    """The buffer of one run, and the only writer of its `journal/` and `rollouts/`.
+
+    It holds the journal's lock, so that what a killed driver left behind can never write beside its
+    successor. Step `s` (from 0) uses the submissions from s x groups_per_step on; what lies before the first
+    step under way is settled for good. Call `reopen` or `rewind` before anything else.
 
     Raises:
-        ValueError: the journal holds groups of another run_id or schema version.
+        ValueError: another process still holds the journal after `lock_wait_s`.
     """
 
-    def __init__(self, run_dir: str, run_id: str) -> None:
+    def __init__(
+        self, run_dir: str, run_id: str, groups_per_step: int, lock_wait_s: float = LOCK_WAIT_S
+    ) -> None:
         self._run_dir = Path(run_dir)
         self._run_id = run_id
+        self._groups_per_step = groups_per_step
         self._journal = Journal(self._run_dir / "journal")
+        self._lock = RunLock(self._run_dir / "journal" / ".lock", "rollout buffer")
+        self._lock.acquire(lock_wait_s)
+        self._num_dropped = 0
+        self._bad_files: tuple[str, ...] = ()
+        self._forget(0)
+
+    def _forget(self, step: int) -> None:
+        self._cursor = step * self._groups_per_step
         self._waiting: dict[int, _Held] = {}
         self._taken: dict[int, _Held] = {}
         self._taken_rows: pa.RecordBatch | None = None
+        self._take_arguments: tuple[object, ...] = ()
         self._dropped: dict[int, _Held] = {}
-        self._num_dropped = 0
-        self._bad_files = tuple(str(path) for path in self._journal.recover())
-        self._seen = self._settled_groups()
-        self._reload()
-        self._recovered = len(self._waiting)
+        self._seen: dict[int, str] = {}
 
-    def _settled_groups(self) -> dict[int, str]:
-        """submission_index -> group_id of every group that a committed step has used or dropped."""
-        settled: dict[int, str] = {}
-        for step in committed_steps(self._run_dir):
-            summary = read_summary(self._run_dir, step)
-            for key in ("groups_used", "groups_dropped"):
-                records: list[dict[str, int | str]] = summary.get(key, [])  # type: ignore[assignment]
-                settled |= {int(record["submission_index"]): str(record["group_id"]) for record in records}
-        return settled
+    def ready(self) -> None:
+        """Returning means that the journal is this process's."""
 
-    def _reload(self) -> None:
+    def reopen(self, step: int) -> tuple[int, ...]:
+        """Hold what the journal has for the steps after `step`; the submission indexes that wait, ascending.
+
+        Raises:
+            ValueError: the journal holds groups of another run_id or schema version.
+        """
+        self._forget(step)
+        self._bad_files += tuple(str(path) for path in self._journal.recover())
         indexes = self._journal.indexes()
         # a crash may have come between a step's rename and the dropping of its journal files
-        self._journal.drop(index for index in indexes if index in self._seen)
+        self._journal.drop(index for index in indexes if index < self._cursor)
         for index in indexes:
-            if index in self._seen:
+            if index < self._cursor:
                 continue
             batch = self._journal.read(index)
             try:
@@ -114,14 +130,39 @@ class BufferActor:
                 self._hold(index, batch)
             except ValueError as error:
                 raise ValueError(f"{self._journal.path(index)}: {error}") from error
+        return tuple(sorted(self._waiting))
 
-    def ready(self) -> int:
-        """How many groups wait from before; returning means that the journal was read."""
-        return len(self._waiting)
+    def rewind(self, step: int, attempt: int) -> Restored:
+        """Go back to the state after `step`: groups of later steps wait again, their folders go aside."""
+        self._forget(step)
+        self._journal.recover()
+        rewound = rewind(self._run_dir, step, attempt, self._journal, self._cursor)
+        return Restored(
+            waiting=self.reopen(step),
+            abandoned_steps=rewound.abandoned_steps,
+            damaged=(*rewound.damaged, *self._bad_files),
+        )
+
+    def adopt(self, run_dir: str) -> int:
+        """Take in every group of another run, renumbered from 0 in its order; how many there are.
+
+        Raises:
+            ValueError: that run has no groups, or a damaged file.
+        """
+        number = -1
+        for number, batch in enumerate(saved_groups(Path(run_dir))):
+            self.add(_numbered(renamed(batch, self._run_id), number))
+        if number < 0:
+            raise ValueError(f"{run_dir}: must hold rollouts to train on, got none")
+        return number + 1
+
+    def close(self) -> None:
+        """Let another process have the journal."""
+        self._lock.release()
 
     def status(self) -> BufferStatus:
-        """What is waiting, what was recovered and what was dropped."""
-        return BufferStatus(tuple(sorted(self._waiting)), self._recovered, self._bad_files, self._num_dropped)
+        """What is waiting, and what was dropped or set aside."""
+        return BufferStatus(tuple(sorted(self._waiting)), self._bad_files, self._num_dropped)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take in one group (rows of GROUP_SCHEMA that share submission_index and group_id), durably.
@@ -136,6 +177,8 @@ class BufferActor:
         if batch.num_rows == 0:
             raise ValueError("a group must have at least one row, got none")
         index, group_id = batch.column("submission_index")[0].as_py(), batch.column("group_id")[0].as_py()
+        if index < self._cursor:
+            return
         known = self._seen.get(index)
         if known is not None:
             if known != group_id:
@@ -157,21 +200,26 @@ class BufferActor:
         self._waiting[index] = _Held(group_id, int(_row_versions(batch).min()), batch)
         self._seen[index] = group_id
 
-    def take(self, num_groups: int, min_version: int) -> pa.Table | None:
+    def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
         """The index of the next `num_groups` groups in order of submission; None if there are too few.
 
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
-        in the next commit. The index has one row per completion: `row` (for `shard`), submission_index,
-        group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, min_version (null
-        without versions), reward, format_tag, answer, answer_ok, finish_reason, scores, score_status,
-        num_loss_tokens. Taken groups stay taken until `commit`.
+        in the next commit. The groups of earlier steps that `replay` picks are added as rows of origin
+        replay; one that is gone or damaged is left out. The index has one row per completion: `row` (for
+        `shard`), submission_index, group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens,
+        num_tokens, num_loss_tokens, min_version (null without versions), version_tokens (the sum of its
+        tokens' versions), reward, format_tag, answer, answer_ok, finish_reason, scores, score_status. Taken
+        groups stay taken until `commit`; asking again for the same gives the same.
 
         Raises:
-            ValueError: num_groups is not positive, or the groups taken before are not committed yet.
+            ValueError: num_groups is not positive, or other groups were taken and are not committed yet.
         """
         if num_groups < 1:
             raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
+        arguments = (num_groups, min_version, tuple(replay))
         if self._taken:
+            if arguments == self._take_arguments:
+                return _index_of(self._open_rows())
             raise ValueError(f"the groups taken before must be committed first, got {len(self._taken)} open")
         for index in [i for i, held in self._waiting.items() if held.min_version < min_version]:
             self._dropped[index] = self._waiting.pop(index)
@@ -179,9 +227,28 @@ class BufferActor:
         if len(self._waiting) < num_groups:
             return None
         chosen = sorted(self._waiting)[:num_groups]
-        self._taken = {index: self._waiting.pop(index) for index in chosen}
-        self._taken_rows = pa.concat_batches([held.batch for held in self._taken.values()])
+        self._taken, self._take_arguments = {index: self._waiting.pop(index) for index in chosen}, arguments
+        own = [held.batch for held in self._taken.values()]
+        self._taken_rows = pa.concat_batches([*own, *self._replayed(replay)])
         return _index_of(self._taken_rows)
+
+    def _replayed(self, picks: Sequence[Pick]) -> Iterator[pa.RecordBatch]:
+        now = self._cursor // self._groups_per_step + 1
+        for step in sorted({pick.step for pick in picks}):
+            try:
+                rows = read_step(self._run_dir, step)
+            except ValueError:  # gone or damaged: the step goes on with fewer
+                continue
+            for pick in picks:
+                if pick.step == step:
+                    mine = rows.filter(
+                        pc.and_(
+                            pc.equal(rows.column("submission_index"), pick.submission_index),
+                            pc.equal(rows.column("origin"), "policy"),
+                        )
+                    )
+                    if mine.num_rows:
+                        yield as_replay(mine, now)
 
     def shard(self, row_numbers: Sequence[int]) -> pa.RecordBatch:
         """The taken rows with these numbers (the index's `row`), in this order, in buffers of their own.
@@ -210,12 +277,17 @@ class BufferActor:
         without a reward may be missing. `groups_used`, `groups_dropped` and `collection_order` are added
         to `summary`. The journal files of those groups are dropped once the step is durable.
 
+        A step that is on disk already is left as it is: committing again is safe.
+
         Raises:
-            ValueError: nothing is taken, `columns` does not fit the taken rows, or the step exists.
-            OSError: the step could not be written; nothing is forgotten. Unless the step had appeared already
-                (its folder tells), commit may be called again.
+            ValueError: nothing is taken, or `columns` does not fit the taken rows.
+            OSError: the step could not be written; nothing is forgotten, and commit may be called again.
         """
         began = time.perf_counter()
+        if step in committed_steps(self._run_dir):  # the answer to the first call was lost
+            verify_step(self._run_dir, step)
+            self.reopen(step)
+            return time.perf_counter() - began
         table = _join(self._open_rows(), columns, step)
         validate(table)
         used = [held.record(index) for index, held in self._taken.items()]
@@ -233,8 +305,15 @@ class BufferActor:
         )
         settled = [*self._taken, *self._dropped]
         self._taken, self._taken_rows, self._dropped = {}, None, {}
+        self._cursor = step * self._groups_per_step
+        self._seen = {index: name for index, name in self._seen.items() if index >= self._cursor}
         self._journal.drop(settled)
         return time.perf_counter() - began
+
+
+def _numbered(batch: pa.RecordBatch, submission_index: int) -> pa.RecordBatch:
+    column = pa.repeat(pa.scalar(submission_index, pa.int64()), batch.num_rows)
+    return batch.set_column(batch.schema.get_field_index("submission_index"), "submission_index", column)
 
 
 def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
@@ -248,6 +327,20 @@ def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
     return oldest
 
 
+def _version_tokens(rows: pa.RecordBatch) -> np.ndarray:
+    """[N] sum over each row's tokens of the policy_version that sampled them."""
+    column = rows.column("versions")
+    counts = pc.list_value_length(column).to_numpy().astype(np.int64)
+    owner = np.repeat(np.arange(rows.num_rows), counts)
+    spans = pc.list_flatten(column)
+    starts = pc.struct_field(spans, "start").to_numpy(zero_copy_only=False)
+    versions = pc.struct_field(spans, "version").to_numpy(zero_copy_only=False)
+    ends = pc.list_value_length(rows.column("token_ids")).to_numpy().astype(np.int64)[owner]
+    same_row = np.flatnonzero(owner[1:] == owner[:-1])
+    ends[same_row] = starts[same_row + 1]
+    return np.bincount(owner, versions * (ends - starts), rows.num_rows).astype(np.int64)
+
+
 def _index_of(rows: pa.RecordBatch) -> pa.Table:
     versions = _row_versions(rows)
     columns: dict[str, pa.Array] = {"row": pa.array(np.arange(rows.num_rows, dtype=np.int64))}
@@ -259,6 +352,7 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
     counted = pc.list_flatten(masks).to_numpy(zero_copy_only=False)
     columns["num_loss_tokens"] = pa.array(np.bincount(row_of_token, counted, rows.num_rows).astype(np.int64))
     columns["min_version"] = pa.array(versions, mask=versions == _NO_VERSION)
+    columns["version_tokens"] = pa.array(_version_tokens(rows))
     return pa.table(columns)
 
 

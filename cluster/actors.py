@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -13,15 +16,20 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
-from cluster.bind import BufferProxy, Engines, LearnerGroup, ScorerReplicas
+from cluster.bind import BufferProxy, Engines, LearnerGroup, NoEngines, ScorerReplicas
 from cluster.hosts import Blueprint, ProcessSetup, host_environment
-from cluster.placement import Placement, Share
-from cluster.spawn import Handle, spawn_local, spawn_ray
-from configs.entries import loss_options, scorer_options
+from cluster.placement import Cores, Placement, Share, split_cores
+from cluster.spawn import Handle, spawn_local, spawn_ray, wait_ready
+from cluster.supervise import Limits, Supervised, Tell, Watched
+from configs.entries import OwnOptions, loss_options, scorer_options
+from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from trainer.loop import Roles
 from trainer.objective import BoundLoss
 from trainer.rollout import Judges
+
+_RESTART_S = 5.0
+"""What an isolated scorer may need to replace a killed process, for each sample that is killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +40,17 @@ class Site:
     placement: Placement
     group: PlacementGroup | None
     log_dir: Path
+    tell: Tell
 
     def spawn(
         self,
         label: str,
         target: str,
         arguments: tuple[object, ...],
-        share: Share | None,
-        threads: int,
-        is_async: bool,
+        *,
+        share: Share | None = None,
+        threads: int = 1,
+        cores: Cores | None = None,
     ) -> Handle:
         """Start one actor; without a share it asks for no CPU."""
         blueprint = Blueprint(target=target, arguments=arguments)
@@ -49,19 +59,23 @@ class Site:
             label=label,
             log_file="" if local else str(self.log_dir / f"{label}.log"),
             environment=host_environment(threads, self.placement.device),
+            cores=cores,
         )
         if local:
             return spawn_local(setup, blueprint)
         return spawn_ray(
             setup,
             blueprint,
-            is_async=is_async,
             num_cpus=share.num_cpus if share else 0,
             num_gpus=share.num_gpus if share else 0,
             group=self.group if share else None,
             bundle=share.bundle if share else -1,
             limit_s=self.config.cluster.call_timeout_s,
         )
+
+    def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
+        """A replaceable actor that `start` makes."""
+        return Supervised(label, start, Limits.of(self.config.cluster), self.tell)
 
 
 def _free_port() -> int:
@@ -77,7 +91,8 @@ def rendezvous(site: Site) -> str:
         homes = ray.util.placement_group_table(site.group)["bundles_to_node_id"]
     if len(set(homes.values())) <= 1:
         site.log_dir.mkdir(parents=True, exist_ok=True)
-        return f"file://{site.log_dir}/rendezvous"
+        # of its own for every start: ranks that start again must not find the marks of the dead
+        return f"file://{site.log_dir}/rendezvous-{uuid.uuid4().hex[:8]}"
     bundle = site.placement.ranks[0].bundle
     strategy = PlacementGroupSchedulingStrategy(site.group, placement_group_bundle_index=bundle)
     task = ray.remote(_free_port).options(num_cpus=0, scheduling_strategy=strategy)
@@ -95,14 +110,16 @@ def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
     return losses
 
 
-def spawn_learner(site: Site) -> list[Handle]:
-    """All learner ranks. On CPU they split the machine's cores: engines wait while they learn."""
-    config = site.config
+def start_ranks(site: Site) -> list[Handle]:
+    """All learner ranks. On CPU they split the machine's cores, or those that the engines leave them."""
+    config, num_ranks = site.config, site.config.learner.num_ranks
     meeting_point = rendezvous(site)
-    num_ranks = config.learner.num_ranks
-    threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    num_cores = len(os.sched_getaffinity(0))
+    _, cores = split_cores(config, site.placement.device, num_cores)
     handles = []
     for rank, share in enumerate(site.placement.ranks):
+        own = cores[rank] if cores else None
+        threads = own[1] if own else max(1, num_cores // num_ranks)
         place = RankPlace(
             rank=rank,
             world_size=num_ranks,
@@ -111,48 +128,91 @@ def spawn_learner(site: Site) -> list[Handle]:
             num_threads=threads,
         )
         arguments = (config, bound_losses(config), place)
+        target = "actors.learner:LearnerRank"
         handles.append(
-            site.spawn(f"learner-{rank}", "actors.learner:LearnerRank", arguments, share, threads, False)
+            site.spawn(f"learner-{rank}", target, arguments, share=share, threads=threads, cores=own)
         )
     return handles
 
 
-def spawn_engines(site: Site) -> list[Handle]:
+def spawn_engines(site: Site) -> list[Supervised]:
     """All engines, one thread each on CPU (a second brings nothing)."""
-    arguments = (site.config, site.placement.device)
-    target = "actors.generator:GeneratorActor"
-    return [
-        site.spawn(f"generator-{k}", target, arguments, share, 1, True)
-        for k, share in enumerate(site.placement.engines)
-    ]
+    device = site.placement.device
+    cores, _ = split_cores(site.config, device, len(os.sched_getaffinity(0)))
+    engines = []
+    for k, share in enumerate(site.placement.engines):
+        start = partial(
+            site.spawn,
+            f"generator-{k}",
+            "actors.generator:GeneratorActor",
+            (site.config, device),
+            share=share,
+            cores=cores[k] if cores else None,
+        )
+        engines.append(site.supervise(f"generator-{k}", start))
+    return engines
 
 
-def spawn_scorers(site: Site) -> tuple[Judges, list[Handle]]:
+def score_limit_s(config: RunConfig, options: object) -> float:
+    """How long a scorer may take for a group: long enough for its own limit to strike at every sample."""
+    per_sample = getattr(options, "limit_s", 0.0)
+    if isinstance(options, OwnOptions):
+        per_sample = options.options.get("limit_s", CustomOptions().limit_s)
+    slowest = config.rollout.group_size * (float(per_sample) + _RESTART_S) if per_sample else 0.0
+    return max(config.rollout.score_timeout_s, slowest)
+
+
+def spawn_scorers(site: Site) -> tuple[Judges, list[Supervised]]:
     """All scorers with their replicas."""
-    scorers, commons, handles = {}, {}, []
+    scorers, commons, everyone = {}, {}, []
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
-        replicas = [
-            site.spawn(
-                f"scorer-{name}-{k}", "actors.scorer:ScorerActor", (common.kind, options), None, 1, False
-            )
-            for k in range(site.config.cluster.scorer_replicas)
-        ]
-        scorers[name], commons[name] = ScorerReplicas(replicas), common
-        handles.extend(replicas)
-    return Judges(scorers=scorers, commons=commons), handles
+        replicas = []
+        for k in range(site.config.cluster.scorer_replicas):
+            label = f"scorer-{name}-{k}"
+            start = partial(site.spawn, label, "actors.scorer:ScorerActor", (common.kind, options))
+            replicas.append(site.supervise(label, start))
+        scorers[name] = ScorerReplicas(replicas, score_limit_s(site.config, options))
+        commons[name] = common
+        everyone.extend(replicas)
+    return Judges(scorers=scorers, commons=commons), everyone
 
 
-def spawn_run(site: Site, run_dir: Path) -> tuple[Roles, Mapping[str, Sequence[Handle]]]:
-    """Every actor of a training run, started at once, with the roles they play."""
-    engines = spawn_engines(site)
-    ranks = spawn_learner(site)
-    judges, scorers = spawn_scorers(site)
-    keeper = site.spawn(
-        "buffer", "actors.buffer:BufferActor", (str(run_dir), site.config.name), None, 1, False
-    )
-    buffer = BufferProxy(keeper)
-    roles = Roles(
-        generator=Engines(engines), judges=judges, learner=LearnerGroup(ranks, buffer), buffer=buffer
-    )
-    return roles, {"engines": engines, "ranks": ranks, "scorers": scorers, "buffer": [keeper]}
+def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
+    """The buffer of the run."""
+    config = site.config
+    arguments = (str(run_dir), config.name, config.rollout.groups_per_step)
+    start = partial(site.spawn, "buffer", "actors.buffer:BufferActor", arguments)
+    keeper = site.supervise("buffer", start)
+    return BufferProxy(keeper), keeper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """The actors of a run: the roles they play, how to wait for them, and all of them to watch and to end."""
+
+    roles: Roles
+    learner: LearnerGroup
+    buffer: BufferProxy
+    others: Sequence[Supervised]
+
+    @property
+    def everyone(self) -> Sequence[Watched]:
+        return (self.learner, *self.others)
+
+    async def ready(self, limit_s: float) -> int:
+        """Wait for all of them; the number of parameters."""
+        size, _ = await asyncio.gather(self.learner.ready(), wait_ready(self.others, limit_s))
+        return size
+
+
+def spawn_run(site: Site, run_dir: Path, samples: bool = True) -> Crew:
+    """Every actor of a training run, started at once; without engines and scorers if it `samples` nothing."""
+    engines = spawn_engines(site) if samples else []
+    judges, scorers = spawn_scorers(site) if samples else (Judges(scorers={}, commons={}), [])
+    buffer, keeper = spawn_buffer(site, run_dir)
+    limits = Limits.of(site.config.cluster)
+    learner = LearnerGroup(partial(start_ranks, site), buffer, limits, site.tell)
+    generator = Engines(engines) if samples else NoEngines()
+    roles = Roles(generator=generator, judges=judges, learner=learner, buffer=buffer)
+    return Crew(roles=roles, learner=learner, buffer=buffer, others=(*engines, *scorers, keeper))

@@ -6,11 +6,16 @@ because all of them read the environment once, at import.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import os
+import socket
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +25,8 @@ class ProcessSetup:
     label: str
     log_file: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, int] | None = None
+    """(first, number) among the cores this process may use; None leaves it all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +38,10 @@ class Blueprint:
 
 
 def prepare_process(setup: ProcessSetup) -> None:
-    """Apply environment and output redirection to this process."""
+    """Apply cores, environment and output redirection to this process."""
+    if setup.cores is not None:
+        first, number = setup.cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + number])
     os.environ.update(setup.environment)
     if setup.log_file:
         os.makedirs(os.path.dirname(setup.log_file), exist_ok=True)
@@ -49,31 +59,60 @@ def build(blueprint: Blueprint) -> object:
     return getattr(importlib.import_module(module), name)(*blueprint.arguments)
 
 
-class SyncHost:
-    """Hosts an actor with plain methods; calls run one after the other in the order they were made."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """Which process it is, even if its number is given away again: `started` is in ticks since boot."""
+
+    host: str
+    pid: int
+    started: int
+
+
+def started_at(pid: int) -> int | None:
+    """When process `pid` of this machine began; None if there is none (or it is a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def this_process() -> ProcessId:
+    """The process this runs in."""
+    return ProcessId(host=socket.gethostname(), pid=os.getpid(), started=started_at(os.getpid()) or 0)
+
+
+class Host:
+    """Hosts one actor. Plain methods run one at a time on the thread that built it; async ones interleave.
+
+    The process itself stays free to say that it is alive while a plain method works.
+    """
 
     def __init__(self, setup: ProcessSetup, blueprint: Blueprint) -> None:
         prepare_process(setup)
         self._label = setup.label
-        self._actor = build(blueprint)
-
-    def call(self, method: str, *arguments: object) -> object:
-        return getattr(self._actor, method)(*arguments)
-
-    def __repr__(self) -> str:
-        return self._label
-
-
-class AsyncHost:
-    """Hosts an actor with async methods; calls interleave."""
-
-    def __init__(self, setup: ProcessSetup, blueprint: Blueprint) -> None:
-        prepare_process(setup)
-        self._label = setup.label
-        self._actor = build(blueprint)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=setup.label)
+        self._actor = self._thread.submit(build, blueprint).result()
 
     async def call(self, method: str, *arguments: object) -> object:
-        return await getattr(self._actor, method)(*arguments)
+        """The result of a method."""
+        function = getattr(self._actor, method)
+        if inspect.iscoroutinefunction(function):
+            return await function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def keep(self, method: str, *arguments: object) -> tuple[object, None]:
+        """The same as two results: a caller can wait for the second and leave the first where it is."""
+        return await self.call(method, *arguments), None
+
+    async def alive(self) -> float:
+        """Seconds since the actor last moved, by its own account; an answer at all is a sign of life."""
+        own = getattr(self._actor, "alive", None)
+        return await own() if own is not None else 0.0
+
+    async def process(self) -> ProcessId:
+        """Whom to kill."""
+        return this_process()
 
     def __repr__(self) -> str:
         return self._label

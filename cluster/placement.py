@@ -45,28 +45,56 @@ class Placement:
 def plan(config: RunConfig, device: str) -> Placement:
     """The placement of a run on `device`.
 
-    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); an engine that spans
-    several GPUs has a bundle of its own.
+    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); at work at the same time,
+    or when an engine spans several GPUs, each has a bundle of its own.
     """
     engines, ranks = config.generator.num_engines, config.learner.num_ranks
     wide = config.generator.tensor_parallel
     gpu = device == "cuda"
-    if gpu and wide > 1:
-        bundles = [{"CPU": 1.0, "GPU": float(wide)}] * engines + [{"CPU": 1.0, "GPU": 1.0}] * ranks
+    if (gpu and wide > 1) or config.cluster.schedule == "overlap":
+        many, one = (float(wide), 1.0) if gpu else (0.0, 0.0)
+        bundles = [_bundle(many)] * engines + [_bundle(one)] * ranks
         return Placement(
             device=device,
             bundles=tuple(bundles),
-            engines=tuple(Share(bundle=i, num_cpus=1.0, num_gpus=float(wide)) for i in range(engines)),
-            ranks=tuple(Share(bundle=engines + i, num_cpus=1.0, num_gpus=1.0) for i in range(ranks)),
+            engines=tuple(Share(bundle=i, num_cpus=1.0, num_gpus=many) for i in range(engines)),
+            ranks=tuple(Share(bundle=engines + i, num_cpus=1.0, num_gpus=one) for i in range(ranks)),
         )
     half = 0.5 if gpu else 0.0
-    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpu else {})
     return Placement(
         device=device,
-        bundles=(bundle,) * max(engines, ranks),
+        bundles=(_bundle(2 * half),) * max(engines, ranks),
         engines=tuple(Share(bundle=i, num_cpus=0.5, num_gpus=half) for i in range(engines)),
         ranks=tuple(Share(bundle=i, num_cpus=0.5, num_gpus=half) for i in range(ranks)),
     )
+
+
+def _bundle(num_gpus: float) -> dict[str, float]:
+    return {"CPU": 1.0} | ({"GPU": num_gpus} if num_gpus else {})
+
+
+Cores = tuple[int, int]
+"""(first, number) among the cores of a machine."""
+
+
+def split_cores(config: RunConfig, device: str, num_cores: int) -> tuple[list[Cores], list[Cores]]:
+    """Cores of each engine and of each rank when they work at the same time on CPUs; empty otherwise.
+
+    An engine has one (a second brings it nothing), the ranks share the rest.
+
+    Raises:
+        PlacementError: there are fewer cores than engines and ranks.
+    """
+    engines, ranks = config.generator.num_engines, config.learner.num_ranks
+    if device != "cpu" or config.cluster.schedule != "overlap":
+        return [], []
+    if num_cores < engines + ranks:
+        raise PlacementError(
+            f"cluster.schedule overlap needs a core for each of {engines} engines and {ranks} ranks, "
+            f"got {num_cores}: use take_turns, or fewer of them"
+        )
+    each = (num_cores - engines) // ranks
+    return [(k, 1) for k in range(engines)], [(engines + k * each, each) for k in range(ranks)]
 
 
 def table(asked: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:

@@ -1,8 +1,6 @@
 """Starting actors and calling them: in Ray processes, or all in this process for a debugger.
 
-A `Handle` is the only thing the rest of `cluster` knows of an actor. `call` waits for the result; `start`
-returns a reference that can be handed to another actor's call, which then fetches it without a copy through
-the driver.
+A `Handle` is the only thing the rest of `cluster` knows of an actor.
 """
 
 from __future__ import annotations
@@ -11,30 +9,43 @@ import asyncio
 import concurrent.futures
 import inspect
 import os
+import signal
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.hosts import AsyncHost, Blueprint, ProcessSetup, SyncHost, build
+from actors.requests import EngineFailedError
+from cluster.hosts import Blueprint, Host, ProcessId, ProcessSetup, build, started_at
 
 
 class ActorCallError(RuntimeError):
-    """An actor did not answer: it died, or took longer than the limit."""
+    """An actor did not do what it was asked, for good; the message says why."""
+
+
+class ActorLostError(ActorCallError):
+    """An actor died, hangs, or exceeded the limit of a call: another may do its work."""
 
 
 class Handle(Protocol):
-    """One actor."""
+    """One actor. `call` gives a method's result; `keep` waits too, but leaves the result where it was made
+    and gives a reference that other actors' calls take."""
 
     label: str
 
     async def call(self, method: str, *arguments: object) -> Any: ...
 
-    def start(self, method: str, *arguments: object) -> object: ...
+    async def keep(self, method: str, *arguments: object) -> object: ...
 
-    def kill(self) -> None: ...
+    async def alive(self) -> float: ...
+
+    async def ready(self) -> Any: ...
+
+    def kill(self, force: bool = False) -> None: ...
 
 
 class RayHandle:
@@ -42,31 +53,56 @@ class RayHandle:
 
     def __init__(self, label: str, actor: Any, limit_s: float) -> None:
         self.label, self._actor, self._limit_s = label, actor, limit_s
-
-    def start(self, method: str, *arguments: object) -> object:
-        return self._actor.call.remote(method, *arguments)
+        self._process: ProcessId | None = None
 
     async def call(self, method: str, *arguments: object) -> Any:
         """The result of `method`.
 
         Raises:
-            ActorCallError: the actor died or did not answer within the limit.
+            ActorLostError: the actor died, failed beyond use or did not answer within the limit.
             Exception: what the method raised, as it raised it.
         """
-        reference = self.start(method, *arguments)
+        return await self._wait(self._actor.call.remote(method, *arguments), method)
+
+    async def keep(self, method: str, *arguments: object) -> object:
+        """A reference to the result, once it exists; errors as `call`."""
+        result, done = self._actor.keep.options(num_returns=2).remote(method, *arguments)
+        await self._wait(done, method)
+        return result
+
+    async def alive(self) -> float:
+        """Seconds since the actor last moved, by its own account."""
+        return await self._wait(self._actor.alive.remote(), "alive")  # type: ignore[no-any-return]
+
+    async def ready(self) -> Any:
+        """Wait for the constructor and `ready`, and note which process it is; returns what `ready` says."""
+        found = await self.call("ready")
+        self._process = await self._wait(self._actor.process.remote(), "process")
+        return found
+
+    async def _wait(self, reference: Any, method: str) -> Any:
         try:
             return await asyncio.wait_for(_as_future(reference), self._limit_s)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from error
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, EngineFailedError):
+                raise ActorLostError(f"{self.label}: {cause}") from error
+            raise cause from error
         except ray.exceptions.RayActorError as error:
-            raise ActorCallError(f"{self.label} died during {method}: {_why(error)}") from error
+            raise ActorLostError(f"{self.label} died during {method}: {_why(error)}") from error
         except TimeoutError as error:
-            raise ActorCallError(
+            raise ActorLostError(
                 f"{self.label} did not answer {method} within {self._limit_s:g} s"
             ) from error
 
-    def kill(self) -> None:
+    def kill(self, force: bool = False) -> None:
+        """End the process; `force` also ends one that is stopped and would not notice Ray's asking."""
         ray.kill(self._actor)
+        process = self._process
+        if force and process is not None and process.host == socket.gethostname():
+            with suppress(ProcessLookupError):
+                if started_at(process.pid) == process.started:
+                    os.kill(process.pid, signal.SIGKILL)
 
 
 def _why(error: ray.exceptions.RayActorError) -> str:
@@ -86,17 +122,30 @@ class LocalHandle:
         self.label, self._actor = label, actor
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=label)
 
-    def start(self, method: str, *arguments: object) -> object:
-        return asyncio.ensure_future(self.call(method, *arguments))
-
     async def call(self, method: str, *arguments: object) -> Any:
-        ready = [await a if isinstance(a, asyncio.Future) else a for a in arguments]
+        """The result of `method`; an actor that lives here cannot be lost."""
         function = getattr(self._actor, method)
         if inspect.iscoroutinefunction(function):
-            return await function(*ready)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *ready)
+            return await function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    def kill(self) -> None:
+    async def keep(self, method: str, *arguments: object) -> object:
+        """The result itself: nothing lies between two actors of one process."""
+        return await self.call(method, *arguments)
+
+    async def alive(self) -> float:
+        """Always a sign of life."""
+        return 0.0
+
+    async def ready(self) -> Any:
+        """What the actor's `ready` says."""
+        return await self.call("ready")
+
+    def kill(self, force: bool = False) -> None:
+        """Stop taking work and let go of what is held."""
+        close = getattr(self._actor, "close", None)
+        if close is not None and not inspect.iscoroutinefunction(close):
+            close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -104,7 +153,6 @@ def spawn_ray(
     setup: ProcessSetup,
     blueprint: Blueprint,
     *,
-    is_async: bool,
     num_cpus: float,
     num_gpus: float,
     group: PlacementGroup | None,
@@ -116,11 +164,10 @@ def spawn_ray(
     Its environment is set before its Python starts: reading the arguments may import torch, whose OpenMP
     looks at the environment only once.
     """
-    host: type = AsyncHost if is_async else SyncHost
     strategy: Any = "DEFAULT"
     if group is not None:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-    actor_class = ray.remote(host)
+    actor_class = ray.remote(Host)
     options = actor_class.options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
@@ -141,9 +188,9 @@ async def wait_ready(handles: Sequence[Handle], limit_s: float) -> list[Any]:
     """Wait until every actor answers `ready`.
 
     Raises:
-        ActorCallError: naming those that did not within `limit_s`.
+        ActorLostError: naming those that did not within `limit_s`.
     """
-    tasks = [asyncio.create_task(handle.call("ready"), name=handle.label) for handle in handles]
+    tasks = [asyncio.create_task(handle.ready(), name=handle.label) for handle in handles]
     try:
         _, waiting = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION)
         for task in tasks:
@@ -151,7 +198,7 @@ async def wait_ready(handles: Sequence[Handle], limit_s: float) -> list[Any]:
                 task.result()
         if waiting:
             names = ", ".join(sorted({task.get_name() for task in waiting}))
-            raise ActorCallError(f"{names} did not start within cluster.ready_timeout_s = {limit_s:g}")
+            raise ActorLostError(f"{names} did not start within cluster.ready_timeout_s = {limit_s:g}")
         return [task.result() for task in tasks]
     finally:
         for task in tasks:

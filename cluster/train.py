@@ -1,4 +1,4 @@
-"""A training run from config to finished run directory: prompts, placement, actors, the loop, export.
+"""A training run from config to finished run directory: prompts, claim, placement, actors, the loop, export.
 
 Called by the command line, which passes in where to tell about it.
 """
@@ -9,7 +9,7 @@ import asyncio
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,25 +19,41 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from cluster.actors import Site, spawn_run
+from cluster.actors import Crew, Site, spawn_buffer, spawn_engines, spawn_run, spawn_scorers
+from cluster.bind import Engines
+from cluster.claim import (
+    Claim,
+    check_claimable,
+    check_space,
+    claim_run,
+    is_finished,
+    prompts_digest,
+    write_config,
+)
 from cluster.connect import connect, pick_device
-from cluster.placement import Placement, PlacementError, check, plan, reserve
-from cluster.spawn import ActorCallError, Handle, wait_ready
+from cluster.placement import Placement, check, plan, reserve
+from cluster.spawn import ActorCallError, wait_ready
+from cluster.supervise import Fleet
 from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rewards.combine import check_tags
+from rollouts.events import append_event
 from rollouts.files import write_bytes_atomic
-from rollouts.store import check_run_free, create_run_dir
+from rollouts.space import is_disk_full
+from trainer.checkpoint import Checkpoints
+from trainer.collect import collect
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, NoRewardError, Reports, Roles, Run
+from trainer.loop import NonFiniteError, NoRewardError, Reports, Run
 from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
 from trainer.proof import WeightSyncError
 from trainer.rollout import Producer
 
-_TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, PlacementError)
+_TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
 """Reasons to stop that are told by their message alone."""
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_STOP_LIMIT_S = 300.0
+"""For finishing a step that learns already, and for the checkpoint after it."""
 
 
 class Reporter(Protocol):
@@ -48,6 +64,8 @@ class Reporter(Protocol):
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def phase(self, step: int, name: str) -> None: ...
 
 
 class RunError(RuntimeError):
@@ -112,10 +130,19 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
     return _Prompts(train=found["train"], held_out=found["eval"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be done: train; with `learns` false, only sample; with `rollouts_of`, only learn."""
+
+    learns: bool = True
+    rollouts_of: Path | None = None
+
+
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
-    config = local_model(config)
-    check_run_free(Path(config.runs_dir) / config.name)
+    given, config = config, local_model(config)
+    check_claimable(given)
+    check_space(config)
     prompts = load_prompts(config, reporter)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
@@ -126,95 +153,199 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     return 0
 
 
-def train(config: RunConfig, reporter: Reporter) -> Outcome:
-    """Run a training to its end.
+def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outcome:
+    """Run a training to its end, or go on with one that was interrupted.
 
     Raises:
         ValueError: bad input, or a cluster too small (`PlacementError`); nothing was started.
-        RunError: the run had started and was stopped; its folder stays.
+        RunError: the run had started and was stopped; its folder stays, and the same call resumes it.
     """
-    config = local_model(config)
-    check_run_free(Path(config.runs_dir) / config.name)
+    job = job or Job()
+    given, config = config, local_model(config)
+    if is_finished(given):
+        run_dir = (Path(config.runs_dir) / config.name).resolve()
+        reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps goes on with it")
+        return Outcome(exit_code=0, run_dir=run_dir)
+    check_claimable(given)
+    check_space(config)
     check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
     prompts = load_prompts(config, reporter)
     if config.cluster.spawn == "local":
         placement = plan(config, "cuda" if config.cluster.device == "cuda" else "cpu")
-        return asyncio.run(_train(config, prompts, placement, reporter))
+        return asyncio.run(_train(given, config, prompts, placement, reporter, job))
     connect()
     try:
         placement = plan(config, pick_device(config.cluster.device))
         check(placement)
-        return asyncio.run(_train(config, prompts, placement, reporter))
+        return asyncio.run(_train(given, config, prompts, placement, reporter, job))
     finally:
         ray.shutdown()
 
 
-async def _train(config: RunConfig, prompts: _Prompts, placement: Placement, reporter: Reporter) -> Outcome:
-    run_dir = create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
-    write_bytes_atomic(run_dir / "config.yaml", dump_yaml(config).encode())
-    log_dir = run_dir / "logs" / "attempt_1"
-    log_dir.mkdir(parents=True)
-    code = 0
+async def _train(
+    given: RunConfig,
+    config: RunConfig,
+    prompts: _Prompts,
+    placement: Placement,
+    reporter: Reporter,
+    job: Job,
+) -> Outcome:
+    claim = claim_run(given, prompts_digest(prompts.train))
     try:
-        code = await _interruptible(_place_and_run(config, prompts, placement, log_dir, reporter), reporter)
+        write_config(claim.run_dir, config)
+        site = _Site(config, prompts, placement, reporter, claim, job)
+        code = await _interruptible(site, reporter)
     except Exception as error:
-        write_bytes_atomic(log_dir / "driver.log", traceback.format_exc().encode())
-        what = str(error) if isinstance(error, _TOLD) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{what}\nrun folder: {run_dir} (logs in logs/attempt_1)") from error
-    return Outcome(exit_code=code, run_dir=run_dir)
-
-
-async def _place_and_run(
-    config: RunConfig, prompts: _Prompts, placement: Placement, log_dir: Path, reporter: Reporter
-) -> None:
-    group: PlacementGroup | None = None
-    handles: Mapping[str, Sequence[Handle]] = {}
-    run_dir = log_dir.parent.parent
-    try:
-        if config.cluster.spawn == "ray":
-            group = await reserve(placement, config.cluster.ready_timeout_s)
-        site = Site(config=config, placement=placement, group=group, log_dir=log_dir)
-        roles, handles = spawn_run(site, run_dir)
-        everyone = [handle for kind in handles.values() for handle in kind]
-        where = f"their logs are in {log_dir}" if group is not None else "all in this process"
-        reporter.note(f"starting {len(everyone)} actors; {where}")
-        sizes = await wait_ready([*handles["ranks"], *everyone], config.cluster.ready_timeout_s)
-        reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=int(sizes[0]))
-        await _run(config, prompts, roles, run_dir, reporter)
+        write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
+        append_event(claim.run_dir, "stopped", reason=str(error))
+        where = claim.log_dir.relative_to(claim.run_dir)
+        raise RunError(f"{_told(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
     finally:
-        for handle in [handle for kind in handles.values() for handle in kind]:
-            handle.kill()
-        if group is not None:
-            remove_placement_group(group)
+        claim.lock.release()
+    return Outcome(exit_code=code, run_dir=claim.run_dir)
 
 
-async def _run(config: RunConfig, prompts: _Prompts, roles: Roles, run_dir: Path, reporter: Reporter) -> None:
-    order = PromptOrder(prompts.train, config.seed, config.data.shuffle)
-    producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
-    evaluator = Evaluator(config, prompts.held_out, roles.generator, roles.judges, run_dir)
-    run = Run(config, roles, producer, evaluator, Reports(step=reporter.step, note=reporter.note))
-    try:
-        await run.train(prompts.train, run_dir)
-        if config.checkpoint.export_last:
-            folder = run_dir / "export"
-            await roles.learner.export(str(folder))
-            reporter.note(f"final model: {folder}")
-    finally:
-        await producer.close()
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and is_disk_full(error):
+        return f"the disk is full: {error}; what was finished before is whole: make room and run it again"
+    return str(error) if isinstance(error, _TOLD) else f"{type(error).__name__}: {error}"
 
 
-async def _interruptible(work: Coroutine[None, None, None], reporter: Reporter) -> int:
-    """Run `work`; the first SIGINT or SIGTERM drops the step under way, a second ends the process at once."""
+class _Site:
+    """One attempt at a job: reserves, starts, runs, and ends everything it started."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prompts: _Prompts,
+        placement: Placement,
+        reporter: Reporter,
+        claim: Claim,
+        job: Job,
+    ) -> None:
+        self._config, self._prompts, self._placement = config, prompts, placement
+        self._reporter, self._claim, self._job = reporter, claim, job
+        self._run: Run | None = None
+        self._fleet = Fleet(())
+
+    def stop(self) -> bool:
+        """Ask the run to end soon; False if there is none to ask, and all may be dropped at once."""
+        if self._run is None:
+            return False
+        self._run.stop()
+        return True
+
+    async def work(self) -> bool:
+        """Do the job; False if it was asked to stop before its end."""
+        group: PlacementGroup | None = None
+        try:
+            if self._config.cluster.spawn == "ray":
+                group = await reserve(self._placement, self._config.cluster.ready_timeout_s)
+            site = Site(
+                config=self._config,
+                placement=self._placement,
+                group=group,
+                log_dir=self._claim.log_dir,
+                tell=self._tell,
+            )
+            self._reporter.note(f"starting actors; their logs are in {self._claim.log_dir}")
+            return await (self._learn(site) if self._job.learns else self._sample(site))
+        finally:
+            await self._fleet.close()
+            if group is not None:
+                remove_placement_group(group)
+
+    async def _learn(self, site: Site) -> bool:
+        config = self._config
+        crew = spawn_run(site, self._claim.run_dir, samples=self._job.rollouts_of is None)
+        self._fleet = Fleet(crew.everyone)
+        size = await crew.ready(config.cluster.ready_timeout_s)
+        self._fleet.watch()
+        self._reporter.header(run_dir=self._claim.run_dir, model=config.model.path, num_parameters=size)
+        if self._job.rollouts_of is not None:
+            config = await self._adopt(crew, self._job.rollouts_of)
+        self._run = self._make_run(config, crew)
+        finished = await self._run.train(self._prompts.train)
+        if finished and config.checkpoint.export_last:
+            folder = self._claim.run_dir / "export"
+            await crew.learner.export(str(folder))
+            self._reporter.note(f"final model: {folder}")
+        return finished
+
+    async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
+        """Give the buffer another run's groups; the config with as many steps as they last."""
+        config = self._config
+        await crew.roles.buffer.rewind(0, self._claim.attempt)
+        num_groups = await crew.buffer.adopt(str(source.resolve()))
+        num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
+        self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
+        return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
+
+    def _make_run(self, config: RunConfig, crew: Crew) -> Run:
+        roles, reports = crew.roles, self._reports()
+        order = PromptOrder(self._prompts.train, config.seed, config.data.shuffle)
+        producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
+        evaluator = Evaluator(
+            config, self._prompts.held_out, roles.generator, roles.judges, self._claim.run_dir
+        )
+        claim = self._claim
+        checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
+        on_policy = self._job.rollouts_of is None
+        return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy)
+
+    async def _sample(self, site: Site) -> bool:
+        config = self._config
+        engines = spawn_engines(site)
+        judges, scorers = spawn_scorers(site)
+        buffer, keeper = spawn_buffer(site, self._claim.run_dir)
+        everyone = (*engines, *scorers, keeper)
+        self._fleet = Fleet(everyone)
+        await wait_ready(everyone, config.cluster.ready_timeout_s)
+        self._fleet.watch()
+        self._reporter.header(run_dir=self._claim.run_dir, model=config.model.path)
+        order = PromptOrder(self._prompts.train, config.seed, config.data.shuffle)
+        producer = Producer(config, order, Engines(engines), judges, buffer)
+        try:
+            await collect(config, producer, buffer, self._claim.attempt, self._reports())
+        finally:
+            await producer.close()
+        self._reporter.note(f"rollouts: {self._claim.run_dir / 'journal'}")
+        return True
+
+    def _reports(self) -> Reports:
+        return Reports(
+            step=self._step, note=self._reporter.note, event=self._event, phase=self._reporter.phase
+        )
+
+    def _step(self, metrics: Mapping[str, float]) -> None:
+        self._fleet.progress()
+        self._reporter.step(metrics)
+
+    def _tell(self, kind: str, actor: str, **fields: str | float) -> None:
+        self._event(kind, actor=actor, **fields)
+
+    def _event(self, kind: str, **fields: str | float) -> None:
+        append_event(self._claim.run_dir, kind, attempt=self._claim.attempt, **fields)
+        said = ", ".join(f"{name} {value}" for name, value in fields.items())
+        self._reporter.note(f"{kind.replace('_', ' ')}: {said}")
+
+
+async def _interruptible(site: _Site, reporter: Reporter) -> int:
+    """Do the work; the first SIGINT or SIGTERM ends it in order, a second ends the process at once."""
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(site.work())
     caught: list[int] = []
 
     def stop(number: int) -> None:
         caught.append(number)
-        reporter.note("stopping: what is under way is dropped, every finished step is on disk")
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-        task.cancel()
+        if site.stop():
+            reporter.note("stopping: a step that learns is finished, else it is dropped; then a checkpoint")
+            loop.call_later(_STOP_LIMIT_S, task.cancel)
+        else:
+            reporter.note("stopping")
+            task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
@@ -223,5 +354,4 @@ async def _interruptible(work: Coroutine[None, None, None], reporter: Reporter) 
     except asyncio.CancelledError:
         if not caught:
             raise
-        return 128 + caught[0]
-    return 0
+    return 128 + caught[0] if caught and not (task.done() and not task.cancelled() and task.result()) else 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 from configs.schema import RunConfig
 from rollouts.records import Group, Sampling
 from rollouts.schema import group_to_batch
-from rollouts.store import commit_eval
+from rollouts.store import commit_eval, committed_evals
 from trainer.metrics import entropy_of
 from trainer.prompts import TokenPrompt
 from trainer.roles import Generator
@@ -72,9 +72,13 @@ class Evaluator:
         self._prompts = prompts[: config.eval.num_prompts]
 
     def due(self, step: int) -> bool:
-        """Whether step `step` is evaluated: every `eval.every` steps, at step 0 and at the last."""
+        """Whether step `step` wants an evaluation: every `eval.every` steps, at step 0 and at the last.
+
+        One that is on disk already is not made again.
+        """
         every = self._config.eval.every
-        return every > 0 and (step % every == 0 or step == self._config.num_steps)
+        wanted = every > 0 and (step % every == 0 or step == self._config.num_steps)
+        return wanted and step not in committed_evals(self._run_dir)
 
     async def evaluate(self, step: int) -> dict[str, float]:
         """Sample and score the held-out prompts under the published weights and commit `eval/step=N`."""
@@ -92,7 +96,10 @@ class Evaluator:
         ]
         try:
             async with asyncio.timeout(config.eval.timeout_s):
-                groups = await asyncio.gather(*(single_turn(s, self._generator, self._judges) for s in named))
+                limit_s = config.eval.timeout_s
+                groups = await asyncio.gather(
+                    *(single_turn(s, self._generator, self._judges, limit_s) for s in named)
+                )
         except TimeoutError as error:
             raise TimeoutError(
                 f"evaluation after step {step} took longer than eval.timeout_s = {config.eval.timeout_s:g}"

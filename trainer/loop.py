@@ -5,26 +5,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from configs.schema import RunConfig
+from rollouts.files import Json
 from rollouts.records import Sampling
-from rollouts.store import append_metrics
+from trainer.checkpoint import Checkpoints
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
 from trainer.prompts import TokenPrompt
 from trainer.proof import Published, check_mismatch, publish
-from trainer.roles import Buffer, Generator, Learner
+from trainer.replay import choose
+from trainer.roles import Buffer, Generator, Learner, LearnerLostError
 from trainer.rollout import Judges, Producer, make_submission
 from trainer.seeds import derive_seed
 
+_T = TypeVar("_T")
 _MAX_UNREWARDED_STEPS = 3
 _MEASURED = ("mismatch_abs", "mismatch_k3")
 
@@ -45,6 +49,10 @@ class Reports:
 
     step: Callable[[Mapping[str, float]], None]
     note: Callable[[str], None]
+    event: Callable[..., None] = lambda kind, **fields: None
+    """Something went wrong, was mended or resumed: a kind and what there is to say."""
+    phase: Callable[[int, str], None] = lambda step, name: None
+    """What the run does now: generating, scoring, learning, publishing, committing, checkpointing, idle."""
 
 
 class NonFiniteError(RuntimeError):
@@ -53,6 +61,10 @@ class NonFiniteError(RuntimeError):
 
 class NoRewardError(RuntimeError):
     """Several steps in a row brought no reward at all."""
+
+
+class _StoppedError(Exception):
+    """The run was asked to stop."""
 
 
 class Stopwatch:
@@ -95,62 +107,165 @@ def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa
 
 
 class Run:
-    """The state a run carries from step to step."""
+    """The state a run carries from step to step.
+
+    `restore` is how it begins and how it goes on after its learner was lost: the newest whole checkpoint, and
+    the groups of later steps given back to the buffer, which are then trained on without being generated.
+    `on_policy` is false for a run on another's rollouts: they may be of any age and of other weights.
+    """
 
     def __init__(
-        self, config: RunConfig, roles: Roles, producer: Producer, evaluator: Evaluator, reports: Reports
+        self,
+        config: RunConfig,
+        roles: Roles,
+        producer: Producer,
+        evaluator: Evaluator,
+        checkpoints: Checkpoints,
+        reports: Reports,
+        on_policy: bool = True,
     ) -> None:
         self._config, self._roles, self._producer = config, roles, producer
-        self._evaluator, self._reports = evaluator, reports
+        self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
+        self._on_policy = on_policy
+        self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
+        self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
         self._nonfinite_in_a_row = 0
         self._unrewarded_in_a_row = 0
+        self._stopping = asyncio.Event()
 
-    async def train(self, prompts: Sequence[TokenPrompt], run_dir: Path) -> None:
-        """Publish and evaluate the starting weights, then run every step and the evaluations that are due."""
-        self._probes = await make_probes(self._config, prompts, self._roles.generator)
+    def stop(self) -> None:
+        """Ask the run to end: what waits for rollouts is dropped, a step that already learns is finished."""
+        self._stopping.set()
+
+    async def train(self, prompts: Sequence[TokenPrompt]) -> bool:
+        """Run every step that is missing, with its evaluations and checkpoints; False if it was stopped."""
+        while True:
+            try:
+                if self._probes is None:
+                    self._probes = await self._unless_stopped(self._make_probes(prompts))
+                step = await self._unless_stopped(self._restore())
+                return await self._steps(step)
+            except LearnerLostError as error:
+                self._reports.event("learner_lost", reason=str(error))
+                await self._roles.learner.restart()
+            except _StoppedError:
+                return False
+
+    async def _make_probes(self, prompts: Sequence[TokenPrompt]) -> tuple[Probe, ...]:
+        return await make_probes(self._config, prompts, self._roles.generator) if self._on_policy else ()
+
+    async def _restore(self) -> int:
+        """Publish the starting weights, then those of the newest checkpoint; the number of finished steps."""
+        await self._producer.close()
+        self._published = None
         await self._publish(0)
-        await self._evaluate(0)
-        for step in range(self._config.num_steps):
-            metrics = await self._step(step)
-            append_metrics(run_dir, step + 1, metrics)
-            self._reports.step(metrics | {"step": float(step + 1)})
-            await self._evaluate(step + 1)
+        manifest = await self._checkpoints.newest()
+        step = 0
+        if manifest is not None:
+            step = manifest.step
+            await self._roles.learner.load(str(self._checkpoints.folder(step)))
+        self._set_state(manifest.state if manifest is not None else {})
+        restored = await self._roles.buffer.rewind(step, self._checkpoints.attempt)
+        for message in restored.damaged:
+            self._reports.event("rollouts_damaged", reason=message)
+        self._checkpoints.rewound(step)
+        await self._producer.restart(step, restored.waiting)
+        if step:
+            await self._publish(step)
+        if step or restored.waiting:
+            self._reports.event(
+                "resumed",
+                step=step,
+                groups_waiting=len(restored.waiting),
+                steps_trained_again=len(restored.abandoned_steps),
+            )
+        return step
 
-    async def _step(self, step: int) -> dict[str, float]:
+    async def _steps(self, step: int) -> bool:
+        try:
+            await self._unless_stopped(self._evaluate(step))
+            while step < self._config.num_steps:
+                metrics, applied = await self._step(step)
+                step += 1
+                self._checkpoints.log(step, metrics)
+                self._reports.step(metrics | {"step": float(step)})
+                self._watch_rewards(metrics, step)
+                self._guard(applied, step)
+                await self._unless_stopped(self._evaluate(step))
+                if self._checkpoints.due(step):
+                    await self._checkpoint(step)
+                self._reports.phase(step, "idle")
+        except _StoppedError:
+            if self._checkpoints.last < step:
+                await self._checkpoint(step)
+            return False
+        return True
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` returns, or _StoppedError as soon as the run is asked to stop."""
+        if self._stopping.is_set():
+            work.close()
+            raise _StoppedError
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _StoppedError
+            return task.result()
+        finally:
+            for each in (task, stop):
+                each.cancel()
+
+    async def _step(self, step: int) -> tuple[dict[str, float], list[bool]]:
+        """One step (from 0): its metrics, and which of its updates were applied."""
         config, watch = self._config, Stopwatch()
+        self._reports.phase(step, "generating")
         self._producer.top_up(step)
-        watch.phases |= await self._producer.settle(step)
+        watch.phases |= await self._unless_stopped(self._producer.settle(step))
         watch.lap("rollout")
-        index = await self._roles.buffer.take(config.rollout.groups_per_step, step - config.rollout.max_lag)
+        if self._takes_turns:
+            await self._roles.generator.pause()
+        self._reports.phase(step, "learning")
+        oldest = step - config.rollout.max_lag if self._on_policy else 0
+        picks = choose(config, step)
+        index = await self._roles.buffer.take(config.rollout.groups_per_step, oldest, picks)
         assert index is not None, "settled groups are in the buffer"
         batch = collate(index, config)
         watch.lap("take")
+        began, generated_s = time.perf_counter(), self._producer.generating_s()
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
         learnable = with_advantages(batch, columns, config, step)
         metrics = step_metrics(batch, columns)
-        check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
+        if self._on_policy:
+            check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
         updates = await self._roles.learner.update(batch, learnable)
         watch.lap("learn_update")
+        if config.rollout.max_lag and not self._takes_turns:
+            generated_s = self._producer.generating_s() - generated_s
+            metrics["overlap/generating_share"] = generated_s / (time.perf_counter() - began)
         metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
+        self._reports.phase(step, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
         num_tokens = float(index.column("num_tokens").to_numpy().sum())
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
+        self._reports.phase(step, "committing")
         summary = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
         watch.lap("commit")
-        self._watch_rewards(metrics, step + 1)
-        self._guard([update["grad/applied"] > 0 for update in updates], step + 1)
-        return metrics | _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
+        metrics |= _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
+        return metrics, [update["grad/applied"] > 0 for update in updates]
 
     async def _publish(self, version: int) -> dict[str, float]:
+        assert self._probes is not None, "probes are made before anything is published"
         self._published, metrics = await publish(
             version, self._roles.learner, self._roles.generator, self._probes, self._published, self._config
         )
+        await self._roles.generator.resume()
         if metrics.get("sync/proven") == 0.0 and version == 1:
             self._reports.note(
                 "the first step moved the probes too little to tell stale weights by them "
@@ -166,6 +281,28 @@ class Run:
             f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in metrics if "@" in name
         )
         self._reports.note(f"evaluation after step {step}: {shown}")
+
+    async def _checkpoint(self, step: int) -> None:
+        """Write a checkpoint of the state after `step`, then drop what it makes superfluous."""
+        self._reports.phase(step, "checkpointing")
+        folder = self._checkpoints.stage(step)
+        sums = await self._roles.learner.save(str(folder))
+        await self._checkpoints.finish(step, folder, sums, self._state(step))
+
+    def _state(self, step: int) -> dict[str, Json]:
+        """What a checkpoint keeps beside the learner's state. All sampling seeds derive from these."""
+        return {
+            "next_submission": step * self._config.rollout.groups_per_step,
+            "journal_from": step * self._config.rollout.groups_per_step,
+            "seed": self._config.seed,
+            "nonfinite_in_a_row": self._nonfinite_in_a_row,
+            "unrewarded_in_a_row": self._unrewarded_in_a_row,
+            "controllers": {},
+        }
+
+    def _set_state(self, state: Mapping[str, Json]) -> None:
+        self._nonfinite_in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
+        self._unrewarded_in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
 
     def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
         """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""
@@ -189,7 +326,7 @@ class Run:
             self._nonfinite_in_a_row = 0 if each else self._nonfinite_in_a_row + 1
         skipped = len(applied) - sum(applied)
         if skipped:
-            self._reports.note(f"step {step}: {skipped} update(s) skipped, loss or gradient was not finite")
+            self._reports.event("updates_skipped", step=step, updates=skipped)
         if self._nonfinite_in_a_row >= self._config.learner.max_nonfinite_updates:
             raise NonFiniteError(
                 f"{self._nonfinite_in_a_row} updates in a row had a loss or gradient that is not finite "

@@ -7,6 +7,7 @@ hands out for the generators to fetch: the loop passes it on without looking ins
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,22 @@ import pyarrow as pa
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.collate import Batch, Learnable
 from trainer.diagnose import Probe
+from trainer.replay import Pick
 
 WeightsRef = object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a buffer has after it went back: submissions that wait, steps it gave up, damage it found."""
+
+    waiting: tuple[int, ...]
+    abandoned_steps: tuple[int, ...]
+    damaged: tuple[str, ...]
+
+
+class LearnerLostError(RuntimeError):
+    """The learner is gone with what it knew; after `restart` it is as at step 0 and loads a checkpoint."""
 
 
 class Generator(Protocol):
@@ -29,6 +44,12 @@ class Generator(Protocol):
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """Probe logprobs of every engine, in engine order."""
         ...
+
+    async def pause(self) -> None:
+        """Stop sampling; what is in flight stays where it is until `resume`."""
+        ...
+
+    async def resume(self) -> None: ...
 
 
 class Scorer(Protocol):
@@ -56,14 +77,30 @@ class Learner(Protocol):
         self, probes: Sequence[Probe], observed: np.ndarray, current: WeightsRef, previous: WeightsRef | None
     ) -> str: ...
 
+    async def save(self, folder: str) -> Mapping[str, str]:
+        """Write weights and optimiser into the folder; sha256 by file name."""
+        ...
+
+    async def load(self, folder: str) -> None: ...
+
+    async def restart(self) -> None:
+        """After `LearnerLostError`: start it again, as at step 0."""
+        ...
+
     async def export(self, folder: str) -> None: ...
 
 
 class Buffer(Protocol):
     """Groups in, batches out, durable."""
 
+    async def rewind(self, step: int, attempt: int) -> Restored:
+        """Go back to the state after `step`: the groups of later steps wait again."""
+        ...
+
     async def add(self, batch: pa.RecordBatch) -> None: ...
 
-    async def take(self, num_groups: int, min_version: int) -> pa.Table | None: ...
+    async def take(
+        self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()
+    ) -> pa.Table | None: ...
 
     async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from configs.kinds.scorers import ScorerCommon
@@ -29,18 +29,36 @@ class Judges:
     commons: Mapping[str, ScorerCommon]
 
 
-async def single_turn(submission: Submission, generator: Generator, judges: Judges) -> Group:
-    """Generate, score with every scorer at once, combine: the rollout of a single-turn task."""
-    completions = await generator.generate(submission)
+async def single_turn(submission: Submission, generator: Generator, judges: Judges, limit_s: float) -> Group:
+    """Generate, score with every scorer at once, combine: the rollout of a single-turn task.
+
+    A scorer that has not judged `limit_s` after the submission gives nulls with status timeout.
+
+    Raises:
+        TimeoutError: the completions themselves were not there by then.
+    """
+    deadline = asyncio.get_running_loop().time() + limit_s
+    async with asyncio.timeout_at(deadline):
+        completions = await generator.generate(submission)
     names = list(judges.scorers)
     verdicts = await asyncio.gather(
-        *(judges.scorers[name].score(submission.prompt, completions) for name in names)
+        *(_judge(judges.scorers[name], submission, completions, deadline) for name in names)
     )
     samples = []
     for index, completion in enumerate(completions):
         judgements: dict[str, Judgement] = {name: verdicts[k][index] for k, name in enumerate(names)}
         samples.append(combine(completion, judgements, judges.commons))
     return Group(submission=submission, samples=tuple(samples))
+
+
+async def _judge(
+    scorer: Scorer, submission: Submission, completions: list[Completion], deadline: float
+) -> list[Judgement]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await scorer.score(submission.prompt, completions)
+    except TimeoutError:
+        return [Judgement(score=None, status="timeout") for _ in completions]
 
 
 def make_submission(
@@ -58,10 +76,20 @@ def make_submission(
 
 
 class Producer:
-    """Fills the buffer. `clock` keeps, per step, when generation and scoring of its groups ended."""
+    """Fills the buffer, in submission order: step `s` (from 0) uses submissions s x G to (s + 1) x G.
+
+    `notice` is told "scoring" when the first completions of a step are there, `on_group` gets every group
+    that is durable.
+    """
 
     def __init__(
-        self, config: RunConfig, order: PromptOrder, generator: Generator, judges: Judges, buffer: Buffer
+        self,
+        config: RunConfig,
+        order: PromptOrder,
+        generator: Generator,
+        judges: Judges,
+        buffer: Buffer,
+        notice: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._config, self._order = config, order
         self._generator, self._judges, self._buffer = _Timed(generator), judges, buffer
@@ -69,8 +97,17 @@ class Producer:
         self._sampling = Sampling(
             temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
         )
+        self._notice = notice
+        self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._submitted = 0
+        self._waiting: frozenset[int] = frozenset()
+
+    async def restart(self, step: int, waiting: Iterable[int]) -> None:
+        """Go on from `step` finished steps; `waiting` are submissions whose groups the buffer has already."""
+        await self.close()
+        self._submitted = step * self._config.rollout.groups_per_step
+        self._waiting = frozenset(waiting)
 
     def top_up(self, step: int) -> None:
         """Submit every group that step `step` (counted from 0) and the `max_lag` after it may use."""
@@ -78,18 +115,20 @@ class Producer:
         wanted = (step + rollout.max_lag + 1) * rollout.groups_per_step
         wanted = min(wanted, self._config.num_steps * rollout.groups_per_step)
         for index in range(self._submitted, wanted):
-            self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
+            if index not in self._waiting:
+                self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
         self._submitted = max(self._submitted, wanted)
 
     async def settle(self, step: int) -> dict[str, float]:
         """Wait for the groups of step `step`; returns the seconds of generation and of scoring after it.
 
         Raises:
-            TimeoutError: a group took longer than rollout.group_timeout_s.
+            TimeoutError: the completions of a group took longer than rollout.group_timeout_s.
         """
         began = time.perf_counter()
         last = (step + 1) * self._config.rollout.groups_per_step
         mine = [index for index in sorted(self._tasks) if index < last]
+        self._generator.on_reply = lambda: self._notice("scoring")
         # Popped only when all are done: after a failure `close` must still find and cancel the others.
         await asyncio.gather(*(self._tasks[index] for index in mine))
         for index in mine:
@@ -98,36 +137,64 @@ class Producer:
         generated = min(max(self._generator.last_reply, began), ended)
         return {"time/generate_s": generated - began, "time/score_s": ended - generated}
 
+    def generating_s(self) -> float:
+        """Seconds up to now during which at least one submission was with an engine."""
+        return self._generator.busy_s()
+
     async def close(self) -> None:
         """Cancel what is in flight."""
-        for task in self._tasks.values():
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _produce(self, index: int) -> None:
         rollout = self._config.rollout
         prompt = self._order.at(index)
         submission = make_submission(index, prompt, rollout.group_size, self._sampling, self._config.seed)
         try:
-            async with asyncio.timeout(rollout.group_timeout_s):
-                group = await single_turn(submission, self._generator, self._judges)
-                await self._buffer.add(group_to_batch(group, self._config.name))
+            group = await single_turn(submission, self._generator, self._judges, rollout.group_timeout_s)
         except TimeoutError as error:
             raise TimeoutError(
-                f"group {index} (prompt {prompt.prompt.prompt_id}) was not generated and scored within "
+                f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "
                 f"rollout.group_timeout_s = {rollout.group_timeout_s:g}"
             ) from error
+        await self._buffer.add(group_to_batch(group, self._config.name))
+        self.on_group(group)
 
 
 class _Timed:
-    """A generator that remembers when its last answer came."""
+    """A generator that remembers when its last answer came and how long it had something to do."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self.last_reply = 0.0
+        self.on_reply: Callable[[], None] = lambda: None
+        self._in_flight = 0
+        self._busy_s = self._busy_since = 0.0
         self.load, self.probe = generator.load, generator.probe
+        self.pause, self.resume = generator.pause, generator.resume
 
     async def generate(self, submission: Submission) -> list[Completion]:
-        completions = await self._generator.generate(submission)
+        if not self._in_flight:
+            self._busy_since = time.perf_counter()
+        self._in_flight += 1
+        try:
+            completions = await self._generator.generate(submission)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._busy_s += time.perf_counter() - self._busy_since
         self.last_reply = time.perf_counter()
+        self.on_reply()
+        self.on_reply = _no_notice
         return completions
+
+    def busy_s(self) -> float:
+        now = time.perf_counter()
+        return self._busy_s + (now - self._busy_since if self._in_flight else 0.0)
+
+
+def _no_notice() -> None:
+    """Only the first reply of a step is of note."""

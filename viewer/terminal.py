@@ -99,6 +99,9 @@ class StepReporter:
         for line in clean(text).splitlines() or [""]:
             self._line(line, "dim")
 
+    def phase(self, step: int, name: str) -> None:
+        """What the run does now is told by its lines alone."""
+
     def step(self, metrics: Mapping[str, float]) -> None:
         """One line for the step numbered `metrics["step"]` (without that key: the next one). Absent values
         show as `-`.

@@ -1,0 +1,189 @@
+"""Claiming a run directory: a new one, or an unfinished run of the same experiment to go on with.
+
+    runs/<name>/run.json     which experiment this is: its settings, their hash, the digest of its prompts
+    runs/<name>/lock         held by the one driver that works on it
+    runs/<name>/logs/attempt_<n>/    of the n-th driver
+
+Called by `cluster.train` before anything is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safetensors import safe_open
+
+from configs.load import config_hash, dump_yaml, experiment
+from configs.schema import RunConfig
+from rollouts.checkpoints import checkpoint_steps
+from rollouts.files import make_dir_synced, write_bytes_atomic, write_json_atomic
+from rollouts.lock import RunLock
+from rollouts.space import check_free_space
+from rollouts.store import check_run_free, committed_steps, create_run_dir
+from trainer.prompts import TokenPrompt
+
+RUN_FILE: Final = "run.json"
+_FORMAT: Final = 1
+_LOCK_WAIT_S: Final = 3.0
+_STATE_BYTES_PER_PARAMETER: Final = 12
+"""fp32 weights and two moments."""
+_SLACK_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A run directory that is this driver's until `lock` is released."""
+
+    run_dir: Path
+    attempt: int
+    lock: RunLock
+    experiment_hash: str
+
+    @property
+    def log_dir(self) -> Path:
+        """Logs of this attempt."""
+        return self.run_dir / "logs" / f"attempt_{self.attempt}"
+
+
+def prompts_digest(prompts: Sequence[TokenPrompt]) -> str:
+    """sha256 (hex) of the training prompts in order: their ids and tokens."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.prompt.prompt_id}\0{prompt.token_ids}\n".encode())
+    return digest.hexdigest()
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether a run of this name and experiment has made all its steps already."""
+    run_dir = Path(config.runs_dir) / config.name
+    if config.resume == "never" or not (run_dir / RUN_FILE).exists():
+        return False
+    _check_experiment(run_dir, config)
+    exported = not config.checkpoint.export_last or (run_dir / "export").is_dir()
+    return exported and max(checkpoint_steps(run_dir), default=0) >= config.num_steps
+
+
+def check_claimable(config: RunConfig) -> None:
+    """Raise what `claim_run` would raise for the settings, without touching anything."""
+    run_dir = Path(config.runs_dir) / config.name
+    if config.resume == "never":
+        check_run_free(run_dir)
+    elif (run_dir / RUN_FILE).exists():
+        _check_experiment(run_dir, config)
+    elif committed_steps(run_dir) or checkpoint_steps(run_dir):
+        raise ValueError(
+            f"{run_dir}: must have a {RUN_FILE} that says which experiment it is, found none: "
+            "choose another name (name=...), or move or delete that folder"
+        )
+
+
+def claim_run(config: RunConfig, digest: str) -> Claim:
+    """Claim the run directory of `config` (as the user gave it, model path unresolved).
+
+    Raises:
+        ValueError: it is in use, of another experiment (with the differences) or of other prompts, or it
+            exists and `resume` is never.
+    """
+    check_claimable(config)
+    if config.resume == "never":
+        run_dir = create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
+    else:
+        run_dir = (Path(config.runs_dir) / config.name).resolve()
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        make_dir_synced(run_dir)
+    lock = RunLock(run_dir / "lock", "polyphony train")
+    lock.acquire(_LOCK_WAIT_S)
+    try:
+        _identify(run_dir, config, digest)
+        make_dir_synced(run_dir / "journal")
+        attempt = _next_attempt(run_dir / "logs")
+        (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)
+    except BaseException:
+        lock.release()
+        raise
+    return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=config_hash(config))
+
+
+def _identify(run_dir: Path, config: RunConfig, digest: str) -> None:
+    """Write who the run is, or check that it is this one."""
+    if not (run_dir / RUN_FILE).exists():
+        record = {
+            "format": _FORMAT,
+            "experiment_hash": config_hash(config),
+            "experiment": experiment(config),
+            "prompts_sha256": digest,
+        }
+        write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
+        return
+    known = _check_experiment(run_dir, config)
+    if known["prompts_sha256"] != digest:
+        raise ValueError(
+            f"{run_dir / RUN_FILE}: data.train must give the prompts that the run began with, got others "
+            "(the data or the tokenizer has changed): choose another name (name=...)"
+        )
+
+
+def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
+    path = run_dir / RUN_FILE
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        before, hashed = dict(known["experiment"]), known["experiment_hash"]
+        known["prompts_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: must be a run's description, found it damaged: {error!r}") from error
+    if hashed == config_hash(config):
+        return known  # type: ignore[no-any-return]
+    now = json.loads(json.dumps(experiment(config)))
+    lines = [
+        f"  {key}: the run has {before.get(key, 'none')!r}, asked for {now.get(key, 'none')!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    raise ValueError(
+        f"run directory {run_dir} is of another experiment, which cannot be gone on with:\n"
+        + "\n".join(lines)
+        + "\nask for the run's own settings to resume it, or choose another name (name=...)"
+    )
+
+
+def _next_attempt(logs: Path) -> int:
+    numbers = [name.name.removeprefix("attempt_") for name in logs.glob("attempt_*")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0) + 1
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in a model folder's safetensors files, from their headers."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="numpy") as tensors:  # type: ignore[no-untyped-call]
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                size = 1
+                for extent in tensors.get_slice(name).get_shape():
+                    size *= extent
+                total += size
+    return total
+
+
+def check_space(config: RunConfig) -> None:
+    """Refuse to start without room for the checkpoints and the export (`config.model.path` is a folder).
+
+    Raises:
+        ValueError: with how much is needed and how much is free.
+    """
+    parameters = count_parameters(Path(config.model.path))
+    states = config.checkpoint.keep + 1  # an old one goes only after the new one is there
+    needed = parameters * (_STATE_BYTES_PER_PARAMETER * states + 4) + _SLACK_BYTES
+    folder = Path(config.runs_dir).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    check_free_space(folder, needed, f"{states} checkpoints and an export of {parameters:,} parameters")
+
+
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    """Keep the resolved config of the newest attempt."""
+    write_bytes_atomic(run_dir / "config.yaml", dump_yaml(config).encode())

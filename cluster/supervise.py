@@ -1,0 +1,261 @@
+"""Supervision: an actor that dies or hangs is replaced, and the work it had is given to its replacement.
+
+A `Supervised` stands where a `Handle` stands and keeps its promise through deaths: every call is repeated,
+under the same arguments, until an actor has answered it. What is called this way must therefore be safe to
+repeat. Failures are counted per actor; `progress` (a finished step) starts the count again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cluster.spawn import ActorCallError, ActorLostError, Handle, wait_ready
+from configs.schema import ClusterConfig
+
+STALL_S = 5.0
+"""An actor silent for longer is told of, long before it is given up."""
+PING_S = 1.0
+_MAX_BACKOFF_S = 30.0
+
+Prepare = Callable[[Handle], Awaitable[None]]
+
+
+class Tell(Protocol):
+    """Where events of supervision go: a kind, the actor's label, and what else there is to say."""
+
+    def __call__(self, kind: str, actor: str, **fields: str | float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How often an actor may fail within a step, and how long everything may take, in seconds."""
+
+    max_restarts: int
+    backoff_s: float
+    hang_s: float
+    ready_s: float
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> Limits:
+        """The limits a config sets."""
+        return cls(
+            max_restarts=config.max_restarts,
+            backoff_s=config.restart_backoff_s,
+            hang_s=config.hang_timeout_s,
+            ready_s=config.ready_timeout_s,
+        )
+
+
+class Failures:
+    """Counts the failures of one actor (or group of ranks) since the last finished step."""
+
+    def __init__(self, label: str, limits: Limits, tell: Tell) -> None:
+        self.label, self._limits, self._tell = label, limits, tell
+        self._count = 0
+
+    async def note(self, reason: str, counted: bool = True) -> None:
+        """Tell of one more, then wait before a replacement may start.
+
+        Raises:
+            ActorCallError: one too many.
+        """
+        self._count += counted
+        self._tell("actor_lost", self.label, reason=reason)
+        if self._count > self._limits.max_restarts:
+            raise ActorCallError(
+                f"{self.label} failed {self._count} times within one step "
+                f"(cluster.max_restarts = {self._limits.max_restarts}); the last time: {reason}"
+            )
+        if self._count:
+            await asyncio.sleep(min(self._limits.backoff_s * 2 ** (self._count - 1), _MAX_BACKOFF_S))
+
+    def clear(self) -> None:
+        """A step was finished."""
+        self._count = 0
+
+
+async def _nothing_to_prepare(handle: Handle) -> None:
+    """A replacement without a past."""
+
+
+class Supervised:
+    """A `Handle` to whichever actor does the work now. `start` makes one; `prepare` gives it its past."""
+
+    def __init__(
+        self,
+        label: str,
+        start: Callable[[], Handle],
+        limits: Limits,
+        tell: Tell,
+    ) -> None:
+        self.label = label
+        self.prepare: Prepare = _nothing_to_prepare
+        self._start, self._limits, self._tell = start, limits, tell
+        self._failures = Failures(label, limits, tell)
+        self._handle = start()
+        self._life = 0
+        self._replacing: asyncio.Task[None] | None = None
+
+    # -- as a handle -----------------------------------------------------------------------------------------
+
+    async def ready(self) -> Any:
+        """Wait for the first one; a failure now is not mended."""
+        return await self._handle.ready()
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """The result of `method`, from whichever actor lives long enough to give it.
+
+        Raises:
+            ActorCallError: too many of them failed.
+            Exception: what the method raised.
+        """
+        return await self._until_answered(lambda handle: handle.call(method, *arguments))
+
+    async def keep(self, method: str, *arguments: object) -> object:
+        """A reference to the result; otherwise as `call`."""
+        return await self._until_answered(lambda handle: handle.keep(method, *arguments))
+
+    async def alive(self) -> float:
+        """Seconds since the actor last moved, by its own account."""
+        return await self._handle.alive()
+
+    def kill(self, force: bool = False) -> None:
+        """End it for good."""
+        if self._replacing is not None:
+            self._replacing.cancel()
+        self._handle.kill(force)
+
+    # -- more than a handle ----------------------------------------------------------------------------------
+
+    async def once(self, method: str, *arguments: object) -> Any:
+        """One attempt; after ActorLostError the replacement is under way, and the caller decides."""
+        life = await self._settled()
+        try:
+            return await self._handle.call(method, *arguments)
+        except ActorLostError as error:
+            self._begin_replacing(life, str(error))
+            raise
+
+    def replace(self, reason: str, counted: bool = True) -> None:
+        """Kill the actor and start another; calls wait for it."""
+        self._begin_replacing(self._life, reason, counted)
+
+    def progress(self) -> None:
+        """A step was finished: failures count from zero again."""
+        self._failures.clear()
+
+    async def watch(self) -> None:
+        """Look every second whether the actor is alive, until cancelled; replace it when it is not."""
+        while True:
+            await asyncio.sleep(PING_S)
+            life = await self._settled()
+            reason = await quiet_reason(self._handle, self._limits.hang_s, self._tell)
+            if reason:
+                self._begin_replacing(life, reason)
+
+    async def _until_answered(self, act: Callable[[Handle], Coroutine[Any, Any, Any]]) -> Any:
+        while True:
+            life = await self._settled()
+            try:
+                return await act(self._handle)
+            except ActorLostError as error:
+                self._begin_replacing(life, str(error))
+
+    async def _settled(self) -> int:
+        """Wait while a replacement is under way; which life the actor is in then."""
+        while self._replacing is not None:
+            # Shielded: a caller that gives up must not take the replacement away from the others.
+            await asyncio.shield(self._replacing)
+        return self._life
+
+    def _begin_replacing(self, life: int, reason: str, counted: bool = True) -> None:
+        if life != self._life or self._replacing is not None:
+            return
+        self._replacing = asyncio.create_task(self._replace(reason, counted), name=f"replace {self.label}")
+        self._replacing.add_done_callback(self._replaced)
+
+    def _replaced(self, task: asyncio.Task[None]) -> None:
+        # A replacement that failed stays: whoever waits for this actor is told the same reason.
+        if not task.cancelled() and task.exception() is None:
+            self._replacing = None
+
+    async def _replace(self, reason: str, counted: bool) -> None:
+        began = time.perf_counter()
+        while True:
+            self._handle.kill(force=True)
+            await self._failures.note(reason, counted)
+            handle = self._start()
+            try:
+                await wait_ready([handle], self._limits.ready_s)
+                await self.prepare(handle)
+            except ActorLostError as error:
+                handle.kill(force=True)
+                reason, counted = str(error), True
+                continue
+            self._handle = handle
+            self._life += 1
+            self._tell("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
+            return
+
+
+async def quiet_reason(handle: Handle, hang_s: float, tell: Tell) -> str:
+    """Why the actor must be given up, or "" when it answers. A long silence that ends is told of."""
+    asked = time.perf_counter()
+    answer = asyncio.ensure_future(handle.alive())
+    try:
+        await asyncio.wait({answer}, timeout=min(STALL_S, hang_s))
+        if not answer.done() and hang_s > STALL_S:
+            tell("actor_stalled", handle.label, seconds=STALL_S)
+            await asyncio.wait({answer}, timeout=hang_s - STALL_S)
+            if answer.done():
+                tell("actor_answers", handle.label, seconds=round(time.perf_counter() - asked, 3))
+        if not answer.done():
+            return f"{handle.label} gave no sign of life for {hang_s:g} s (cluster.hang_timeout_s)"
+        still = answer.result()
+        moved = still <= hang_s
+        return "" if moved else f"{handle.label} has not moved for {still:.0f} s (cluster.hang_timeout_s)"
+    except ActorLostError as error:
+        return str(error)
+    finally:
+        answer.cancel()
+
+
+class Fleet:
+    """Every supervised actor of a run: watched together, ended together."""
+
+    def __init__(self, watched: Sequence[Watched]) -> None:
+        self._watched = watched
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def watch(self) -> None:
+        """Begin to watch all of them."""
+        self._tasks = [asyncio.create_task(each.watch(), name="watch") for each in self._watched]
+
+    def progress(self) -> None:
+        """A step was finished."""
+        for each in self._watched:
+            each.progress()
+
+    async def close(self) -> None:
+        """Stop watching and kill them all."""
+        for task in self._tasks:
+            task.cancel()
+        for each in self._watched:
+            each.kill()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Watched(Protocol):
+    """What a fleet is made of."""
+
+    async def watch(self) -> None: ...
+
+    def progress(self) -> None: ...
+
+    def kill(self, force: bool = False) -> None: ...
