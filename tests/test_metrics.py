@@ -10,11 +10,14 @@ import pytest
 
 from trainer.batch import BatchPlan
 from trainer.collate import Batch
-from trainer.metrics import entropy_of, step_metrics, update_metrics
+from trainer.metrics import entropy_of, staleness_metrics, step_metrics, update_metrics
 
 
-def step_rows(domains: tuple[str, ...] = ("math",) * 4) -> Batch:
-    """Two groups of two rows with 2, 1, 1 and 4 tokens; the last row's scorer timed out."""
+def step_rows(domains: tuple[str, ...] = ("math",) * 4, origins: tuple[str, ...] = ("policy",) * 4) -> Batch:
+    """Two groups of two rows with 2, 1, 1 and 4 tokens; the last row's scorer timed out.
+
+    Their tokens' versions: 6 7, 5, none, 3 5 5 6.
+    """
     index = pa.table(
         {
             "scores": pa.array(
@@ -31,6 +34,9 @@ def step_rows(domains: tuple[str, ...] = ("math",) * 4) -> Batch:
             "num_loss_tokens": [2, 1, 1, 4],
             "finish_reason": ["stop", "stop", "stop", "length"],
             "domain": list(domains),
+            "origin": list(origins),
+            "min_version": pa.array([6, 5, None, 3], pa.int64()),
+            "version_tokens": [13, 5, 0, 19],
         }
     )
     return Batch(
@@ -64,10 +70,11 @@ def test_step_metrics_by_hand() -> None:
     """8 tokens. Entropy by token (2x1 + 2 + 3 + 4x0.5) / 8 = 9/8, by sequence 6.5/4; at 1: (2+1+1+8)/8.
 
     Group 0 has rewards 1, 0; group 1 only one reward, so no spread: share 1/2. Answers 3 4 / 5 5 have
-    entropies ln 2 and 0. Formats code code prose none: (1/2, 1/4, 1/4) gives 1.5 ln 2.
+    entropies ln 2 and 0. Formats code code prose none: (1/2, 1/4, 1/4) gives 1.5 ln 2. Seven tokens are
+    1 0, 2 and 4 2 2 1 steps older than version 7.
     """
     ln2 = math.log(2)
-    assert step_metrics(step_rows(), columns()) == pytest.approx(
+    assert step_metrics(step_rows(), columns(), 7) == pytest.approx(
         {
             "reward/mean": 2 / 3,
             "reward/null_share": 0.25,
@@ -90,18 +97,27 @@ def test_step_metrics_by_hand() -> None:
             "kl/k3_policy_vs_base": ln2 - 0.5,
             "length/mean_tokens": 2.0,
             "length/truncated_share": 0.25,
+            "staleness/mean": 12 / 7,
+            "staleness/max": 4.0,
         }
     )
 
 
 def test_absent_columns_leave_metrics_out() -> None:
     """No base logprobs, no base KL: a number would be read as one."""
-    assert "kl/k3_policy_vs_base" not in step_metrics(step_rows(), columns(base=False))
+    assert "kl/k3_policy_vs_base" not in step_metrics(step_rows(), columns(base=False), 7)
+
+
+def test_staleness_is_of_policy_tokens() -> None:
+    """Replayed rows are old by intent: rows 0 and 1 stay, with tokens 1, 0 and 2 steps old."""
+    index = step_rows(origins=("policy", "policy", "sft", "replay")).index
+    assert staleness_metrics(index, 7) == {"staleness/mean": 1.0, "staleness/max": 2.0}
+    assert staleness_metrics(index.slice(2), 7) == {}
 
 
 def test_domains_are_repeated_apart() -> None:
     """Rows 0 and 3 are math, 1 and 2 prose: their token entropies are (2 + 2)/6 and (2 + 3)/2."""
-    metrics = step_metrics(step_rows(("math", "poem", "poem", "math")), columns())
+    metrics = step_metrics(step_rows(("math", "poem", "poem", "math")), columns(), 7)
     assert metrics["entropy/token_mean@math"] == pytest.approx(4 / 6)
     assert metrics["entropy/token_mean@poem"] == pytest.approx(5 / 2)
     assert (metrics["reward/mean@math"], metrics["reward/mean@poem"]) == (1.0, 0.5)

@@ -1,4 +1,4 @@
-"""A step's metrics from its rows: rewards, entropies, formats, KL and mismatch. Names are ``area/name``.
+"""A step's metrics from its rows: rewards, entropies, formats, KL, mismatch and age. Names are ``area/name``.
 
 Means over tokens count loss tokens only. A metric whose rows are absent is left out, not set to a number.
 """
@@ -102,8 +102,27 @@ def _token_metrics(columns: pa.Table, counts: np.ndarray) -> dict[str, float]:
     return metrics
 
 
-def step_metrics(batch: Batch, columns: pa.Table) -> dict[str, float]:
+def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
+    """staleness/*: how many steps the sampled tokens of origin policy lag behind weights `version`.
+
+    mean over tokens, by `version_tokens` (the sum of their versions); max from the oldest. Rows of other
+    origins are old by intent, and rows without versions were not sampled by a policy.
+    """
+    mine = pc.and_(pc.equal(index.column("origin"), "policy"), pc.is_valid(index.column("min_version")))
+    rows = index.filter(mine)
+    num_tokens = pc.sum(rows.column("num_tokens")).as_py()
+    if not num_tokens:
+        return {}
+    return {
+        "staleness/mean": version - pc.sum(rows.column("version_tokens")).as_py() / num_tokens,
+        "staleness/max": float(version - pc.min(rows.column("min_version")).as_py()),
+    }
+
+
+def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
+
+    `version` is the one of the learner's weights before the step's updates.
 
     With more than one domain, the main ones are repeated per domain as ``name@domain``.
     """
@@ -111,7 +130,7 @@ def step_metrics(batch: Batch, columns: pa.Table) -> dict[str, float]:
     counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
     tags = index.column("format_tag").to_pylist()
     metrics = reward_metrics(batch) | _format_metrics(tags, batch.reward_N) | _answer_entropy(batch)
-    metrics |= _token_metrics(columns, counts)
+    metrics |= _token_metrics(columns, counts) | staleness_metrics(index, version)
     metrics["length/mean_tokens"] = float(index.column("num_tokens").to_numpy().mean())
     reasons = index.column("finish_reason").to_pylist()
     metrics["length/truncated_share"] = float(np.mean([reason == "length" for reason in reasons]))
