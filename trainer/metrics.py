@@ -119,10 +119,10 @@ def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
     }
 
 
-def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
+def step_metrics(batch: Batch, columns: pa.Table, version: int | None = None) -> dict[str, float]:
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
-    `version` is the one of the learner's weights before the step's updates.
+    `version` is the one of the learner's weights before the step's updates; without it, no staleness.
 
     With more than one domain, the main ones are repeated per domain as ``name@domain``.
     """
@@ -130,7 +130,8 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
     counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
     tags = index.column("format_tag").to_pylist()
     metrics = reward_metrics(batch) | _format_metrics(tags, batch.reward_N) | _answer_entropy(batch)
-    metrics |= _token_metrics(columns, counts) | staleness_metrics(index, version)
+    metrics |= _token_metrics(columns, counts)
+    metrics |= staleness_metrics(index, version) if version is not None else {}
     metrics["length/mean_tokens"] = float(index.column("num_tokens").to_numpy().mean())
     reasons = index.column("finish_reason").to_pylist()
     metrics["length/truncated_share"] = float(np.mean([reason == "length" for reason in reasons]))
