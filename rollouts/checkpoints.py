@@ -24,6 +24,7 @@ from rollouts.files import (
     encode_json,
     fresh_dir,
     fsync_dir,
+    fsync_file,
     make_dir_synced,
     move_dir_synced,
     rename_dir_synced,
@@ -94,21 +95,22 @@ def finish_checkpoint(run_dir: Path, staging: Path, manifest: Manifest, sums: Ma
     staged one goes; a damaged one is moved to abandoned/checkpoints/.
 
     Raises:
-        DamagedError: a staged file is missing, unknown, or not what was meant; nothing appears.
-        OSError: a write failed; nothing appears, and the staged folder is removed.
+        DamagedError: a staged file is missing, unknown, or not what was meant.
+        ValueError: the manifest cannot be JSON.
+        OSError: a write failed. After any of them nothing has appeared and the staged folder is gone.
     """
     final = checkpoint_dir(run_dir, manifest.step)
-    if final.exists() and _is_whole(run_dir, manifest.step):
-        fsync_dir(final.parent)  # an earlier attempt may have failed between its rename and this
-        shutil.rmtree(staging, ignore_errors=True)
-        return final
     try:
+        if final.exists() and _is_whole(run_dir, manifest.step):
+            fsync_dir(final.parent)  # an earlier attempt may have failed between its rename and this
+            shutil.rmtree(staging)
+            return final
         _seal(staging, manifest, sums)
         make_dir_synced(final.parent)
         if final.exists():
             _abandon(run_dir, final)
         rename_dir_synced(staging, final)
-    except OSError:
+    except (OSError, ValueError):
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return final
@@ -129,7 +131,8 @@ def _seal(staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> None:
         if not (staging / name).is_file():
             raise DamagedError(f"{staging / name}: must be a file the learner wrote, got none")
         sizes[name] = (staging / name).stat().st_size
-        found = _digest_on_disk(staging / name)
+        fsync_file(staging / name)
+        found = digest_file(staging / name)
         if found != digest:
             raise DamagedError(f"{staging / name}: must have SHA-256 {digest}, got {found} after writing")
     record: dict[str, Json] = {
@@ -142,17 +145,6 @@ def _seal(staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> None:
     write_bytes_synced(staging / MANIFEST, content)
     write_sums(staging, {**sums, MANIFEST: digest_bytes(content)})
     fsync_dir(staging)
-
-
-def _digest_on_disk(path: Path) -> str:
-    """SHA-256 of a file after its bytes reached the disk, read from there where the system allows."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-    return digest_file(path)
 
 
 def _abandon(run_dir: Path, folder: Path) -> None:
@@ -210,8 +202,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Manifest | None, list[str]]:
 def prune_checkpoints(run_dir: Path, keep: int) -> list[int]:
     """Remove every checkpoint older than the newest `keep` whole ones; returns the steps removed, ascending.
 
-    The ones kept are read and checked first. A folder leaves checkpoints/ by one rename before its files go,
-    so a half-removed one is never seen.
+    The ones kept are read and checked first. A folder leaves checkpoints/ by one rename, durably, before its
+    files go, so a half-removed one is never seen.
     """
     if keep < 1:
         raise ValueError(f"keep must be 1 or more, got {keep}")

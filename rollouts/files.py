@@ -54,11 +54,8 @@ def write_bytes_synced(path: Path, content: Bytes) -> None:
     """Write and fsync, under the final name at once: for files in a folder that is itself renamed later."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = str(path)  # a failed write or fsync knows only a number
-        raise
+        _write_all(descriptor, path, content)
+        _fsync(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -102,9 +99,27 @@ def fsync_dir(path: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file durable that somebody else wrote, and have its next reader read the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _fsync(descriptor, path)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(descriptor: int, path: Path) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # it knows only a number
+        raise
 
 
 def append_line(path: Path, line: str) -> None:
@@ -124,9 +139,8 @@ def append_line(path: Path, line: str) -> None:
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
         try:
-            _write_all(descriptor, line.encode() + b"\n")
-        except OSError as error:
-            error.filename = str(path)
+            _write_all(descriptor, path, line.encode() + b"\n")
+        except OSError:
             os.ftruncate(descriptor, end)
             raise
     finally:
@@ -145,7 +159,11 @@ def _end_of_last_line(descriptor: int) -> int:
     return 0
 
 
-def _write_all(descriptor: int, content: Bytes) -> None:
+def _write_all(descriptor: int, path: Path, content: Bytes) -> None:
     rest = memoryview(content).cast("B")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        error.filename = str(path)
+        raise

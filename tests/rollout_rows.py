@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,17 +137,22 @@ def groups(draw: st.DrawFn) -> Group:
 class DyingDisk:
     """Counts what changes the disk; from call number `fatal` on every one fails, like a dead process.
 
-    The fatal write itself puts half of its bytes on the disk first. `error` is what a failed call raises,
-    OSError unless another type is given; one that is no Exception is caught nowhere, like a kill.
+    The fatal write itself puts half of its bytes on the disk first. `error` makes what a failed call raises:
+    an OSError, unless another is given; one that is no Exception is caught nowhere, like a kill. `names` are
+    the calls that count and fail, all unless some are given: a full disk still renames and deletes.
     """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, fatal: int, error: Callable[[str], BaseException] | None = None
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        fatal: int,
+        error: Callable[[str], BaseException] = lambda text: OSError(5, text),
+        names: Sequence[str] = ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate"),
     ) -> None:
         self.fatal = fatal
         self.calls: list[str] = []
-        self._error = error or (lambda text: OSError(5, text))
-        for name in ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "ftruncate"):
+        self._error = error
+        for name in names:
             monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
 
     def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
