@@ -146,9 +146,12 @@ class BufferActor:
     def adopt(self, run_dir: str) -> int:
         """Take in every group of another run, renumbered from 0 in its order; how many there are.
 
+        Those that this run has or has used already stay as they are.
+
         Raises:
             ValueError: that run has no groups, or a damaged file.
         """
+        self.reopen(max(committed_steps(self._run_dir), default=0))
         number = -1
         for number, batch in enumerate(saved_groups(Path(run_dir))):
             self.add(_numbered(renamed(batch, self._run_id), number))

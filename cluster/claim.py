@@ -82,12 +82,12 @@ def check_claimable(config: RunConfig) -> None:
         )
 
 
-def claim_run(config: RunConfig, digest: str) -> Claim:
+def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
 
     Raises:
-        ValueError: it is in use, of another experiment (with the differences) or of other prompts, or it
-            exists and `resume` is never.
+        ValueError: it is in use, of another experiment (with the differences), another job or other prompts,
+            or it exists and `resume` is never.
     """
     check_claimable(config)
     if config.resume == "never":
@@ -99,7 +99,7 @@ def claim_run(config: RunConfig, digest: str) -> Claim:
     lock = RunLock(run_dir / "lock", "polyphony train")
     lock.acquire(_LOCK_WAIT_S)
     try:
-        _identify(run_dir, config, digest)
+        _identify(run_dir, config, digest, job)
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
         (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)
@@ -109,7 +109,7 @@ def claim_run(config: RunConfig, digest: str) -> Claim:
     return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=config_hash(config))
 
 
-def _identify(run_dir: Path, config: RunConfig, digest: str) -> None:
+def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
     """Write who the run is, or check that it is this one."""
     if not (run_dir / RUN_FILE).exists():
         record = {
@@ -117,10 +117,16 @@ def _identify(run_dir: Path, config: RunConfig, digest: str) -> None:
             "experiment_hash": config_hash(config),
             "experiment": experiment(config),
             "prompts_sha256": digest,
+            "job": job,
         }
         write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
         return
     known = _check_experiment(run_dir, config)
+    if known.get("job") != job:
+        raise ValueError(
+            f"run directory {run_dir} was begun to do another job ({known.get('job')}), now asked to: {job}; "
+            "choose another name (name=...)"
+        )
     if known["prompts_sha256"] != digest:
         raise ValueError(
             f"{run_dir / RUN_FILE}: data.train must give the prompts that the run began with, got others "

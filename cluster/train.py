@@ -137,6 +137,12 @@ class Job:
     learns: bool = True
     rollouts_of: Path | None = None
 
+    def describe(self) -> str:
+        """The job in words that stay the same when it is gone on with."""
+        if self.rollouts_of is not None:
+            return f"train only, on the rollouts of {self.rollouts_of.resolve()}"
+        return "train" if self.learns else "rollouts only"
+
 
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
@@ -190,7 +196,7 @@ async def _train(
     reporter: Reporter,
     job: Job,
 ) -> Outcome:
-    claim = claim_run(given, prompts_digest(prompts.train))
+    claim = claim_run(given, prompts_digest(prompts.train), job.describe())
     try:
         write_config(claim.run_dir, config)
         site = _Site(config, prompts, placement, reporter, claim, job)
@@ -275,7 +281,6 @@ class _Site:
     async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
         """Give the buffer another run's groups; the config with as many steps as they last."""
         config = self._config
-        await crew.roles.buffer.rewind(0, self._claim.attempt)
         num_groups = await crew.buffer.adopt(str(source.resolve()))
         num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")

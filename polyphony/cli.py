@@ -49,25 +49,29 @@ def print_config(config_path: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def run_training(config_path: str, overrides: Sequence[str], dry_run: bool) -> int:
-    """Train, or with `dry_run` only validate and show what would run."""
+def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train, do one half of it (`--rollout-only`, `--train-only RUN`), or only validate (`--dry-run`)."""
     from configs.load import load_config
 
-    config = load_config(config_path, overrides)
-    from cluster.train import RunError, train
-    from cluster.train import dry_run as check_only
+    config = load_config(arguments.config, overrides)
+    from cluster.train import Job, RunError, dry_run, train
+    from rollouts.store import committed_steps
     from viewer.report import write_report
     from viewer.terminal import StepReporter
 
     reporter = StepReporter(config.num_steps, sys.stdout)
-    if dry_run:
-        return check_only(config, reporter)
+    if arguments.dry_run:
+        return dry_run(config, reporter)
+    source = Path(arguments.train_only) if arguments.train_only else None
+    if source is not None and not source.is_dir():
+        raise ValueError(f"--train-only must name a run directory, such as runs/debug-1, got {source}")
     try:
-        outcome = train(config, reporter)
+        outcome = train(config, reporter, Job(learns=not arguments.rollout_only, rollouts_of=source))
     except RunError as error:
         print(f"polyphony: the run was stopped: {error}", file=sys.stderr)
         return 1
-    reporter.note(f"report: {write_report(outcome.run_dir)}")
+    if committed_steps(outcome.run_dir):
+        reporter.note(f"report: {write_report(outcome.run_dir)}")
     return outcome.exit_code
 
 
@@ -91,7 +95,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "config":
             return print_config(arguments.config, [*arguments.overrides, *rest])
         case "train":
-            return run_training(arguments.config, [*arguments.overrides, *rest], arguments.dry_run)
+            return run_training(arguments, [*arguments.overrides, *rest])
         case "lab":
             return run_pretraining(arguments.config, [*arguments.overrides, *rest])
         case "report":
@@ -111,7 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(config.add_parser("print", help="print the resolved config"))
     train = verbs.add_parser("train", help="train a policy")
     _add_config(train)
-    train.add_argument("--dry-run", action="store_true", help="show what would run, start nothing")
+    how = train.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="show what would run, start nothing")
+    how.add_argument(
+        "--rollout-only", action="store_true", help="generate and judge all rollouts, learn nothing"
+    )
+    how.add_argument("--train-only", metavar="RUN", help="learn from the rollouts of another run")
     lab = verbs.add_parser("lab", help="controlled experiments").add_subparsers(
         dest="lab_verb", required=True, metavar="VERB"
     )

@@ -237,7 +237,7 @@ class Run:
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
         learnable = with_advantages(batch, columns, config, step)
-        metrics = step_metrics(batch, columns)
+        metrics = step_metrics(batch, columns, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
