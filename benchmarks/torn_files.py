@@ -164,7 +164,9 @@ def table(kinds: Mapping[str, Counter[str]]) -> str:
     """One row for each kind of file, and their sum."""
     columns = [f"{change}/{name}" for change in ("cut", "flip") for name in OUTCOMES]
     lines = [
-        "| file | files | read as they were | " + " | ".join(column.replace("/", ", ") for column in columns),
+        "| file | files | read as they were | "
+        + " | ".join(column.replace("/", ", ") for column in columns)
+        + " |",
         "|---|" + "---:|" * (len(columns) + 2),
     ]
     for kind, counts in [*kinds.items(), ("all", total(kinds))]:
