@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from rank_process import RankProcess, build_all
+from rank_process import LIMIT_S, RankProcess, build_all
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,8 +21,10 @@ from actors.requests import RankPlace
 from cluster.actors import bound_losses
 from cluster.bind import BufferProxy, LearnerGroup
 from cluster.hosts import Blueprint
+from cluster.supervise import Limits
+from cluster.supervise import Limits
 from configs.kinds.base import Kind
-from configs.schema import KLConfig, LearnerConfig, ModelConfig, RunConfig
+from configs.schema import ClusterConfig, KLConfig, LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import ModelShape, make_base
 from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Submission
 from rollouts.schema import group_to_batch, to_batch, validate
@@ -174,14 +176,22 @@ class Case:
         return replace(batch, plan=BatchPlan(microbatches=tuple(tuple(updates) for updates in per_rank)))
 
 
+def _say_nothing(kind: str, actor: str, **fields: str | float) -> None:
+    """Nothing is lost here."""
+
+
 class Shards(BufferProxy):
     """A buffer of one step's rows."""
 
     def __init__(self, rows: pa.RecordBatch) -> None:
         self._rows = rows
 
-    def start_shard(self, rows: Sequence[int]) -> object:
+    async def shard(self, rows: Sequence[int]) -> object:
         return self._rows.take(pa.array(rows, pa.int64()))
+
+
+def ignore(kind: str, actor: str, **fields: str | float) -> None:
+    """Events go nowhere: these ranks are not watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,17 +237,26 @@ class Ranks:
         assert isinstance(first, PackedWeights) and not any(others)
         return dict(unpack_weights(first))
 
+    def group(self, rows: pa.RecordBatch) -> LearnerGroup:
+        """The ranks as the loop sees them; `rows` are the buffer's."""
+        limits = Limits(max_restarts=0, backoff_s=0.0, hang_s=LIMIT_S, ready_s=LIMIT_S)
+        return LearnerGroup(lambda: self.handles, Shards(rows), limits, ignore)
+
+    def group(self, buffer: BufferProxy) -> LearnerGroup:
+        """The ranks as the loop sees them."""
+        return LearnerGroup(lambda: self.handles, buffer, Limits.of(ClusterConfig()), _say_nothing)
+
     def score(self, case: Case, config: RunConfig, rows: pa.RecordBatch) -> tuple[Batch, pa.Table]:
         """The batch as the case cuts it, and the learner's columns in the rows' order."""
         index = index_of(rows)
         lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
         batch = case.cut(collate(index, config), lengths)
-        columns = asyncio.run(LearnerGroup(self.handles, Shards(rows)).score(batch))
+        columns = asyncio.run(self.group(rows).score(batch))
         return batch, align(index, columns)
 
     def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
         """The step's updates on the rows last scored."""
-        return asyncio.run(LearnerGroup(self.handles, Shards(make_rows(0))).update(batch, learnable))
+        return asyncio.run(self.group(make_rows(0)).update(batch, learnable))
 
     def step(self, case: Case, config: RunConfig, rows: pa.RecordBatch, step: int) -> list[dict[str, float]]:
         """Score, advantages, update."""

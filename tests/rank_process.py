@@ -69,10 +69,16 @@ class RankProcess:
             self._thread, self._exchange, method, arguments
         )
 
-    def start(self, method: str, *arguments: object) -> object:
-        return asyncio.ensure_future(self.call(method, *arguments))
+    async def keep(self, method: str, *arguments: object) -> object:
+        return await self.call(method, *arguments)
 
-    def kill(self) -> None:
+    async def alive(self) -> float:
+        return 0.0
+
+    async def ready(self) -> object:
+        return await self.call("ready")
+
+    def kill(self, force: bool = False) -> None:
         self._process.kill()
         self._process.join()
         self._thread.shutdown(wait=False, cancel_futures=True)
