@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rollouts.columns import LEARNER_FIELDS, ROLLOUT_SCHEMA
+from rollouts.columns import GROUP_SCHEMA, LEARNER_FIELDS, ROLLOUT_SCHEMA
 from rollouts.files import Json
 from rollouts.journal import Journal
 from rollouts.lock import RunLock
@@ -239,7 +239,7 @@ class BufferActor:
         now = self._cursor // self._groups_per_step + 1
         for step in sorted({pick.step for pick in picks}):
             try:
-                rows = read_step(self._run_dir, step)
+                rows = read_step(self._run_dir, step, GROUP_SCHEMA.names)
             except ValueError:  # gone or damaged: the step goes on with fewer
                 continue
             for pick in picks:

@@ -34,6 +34,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "combine": ("sum", "multiply", "gate"),
     "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
     "split": ("train", "heldout", "creative"),
+    "old": ("proximal", "behavior"),
 }
 """The same for options of entries, by the option's name."""
 
@@ -256,6 +257,8 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
     for origin, entry in config.loss.items():  # unlike a scorer, a loss may not be climbed
         if entry["weight"] < 0:
             yield f"loss.{origin}.weight", "must not be negative"
+        if entry.get("old") == "behavior" and origin in ("refined", "sft"):
+            yield f"loss.{origin}.old", "must be proximal: the sampler of these rows saw another context"
     if not any(entry["weight"] > 0 for entry in config.loss.values()):
         yield "loss", "must have a loss with a weight above 0"
     for name, entry in config.scorers.items():

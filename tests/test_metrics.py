@@ -108,11 +108,25 @@ def test_absent_columns_leave_metrics_out() -> None:
     assert "kl/k3_policy_vs_base" not in step_metrics(step_rows(), columns(base=False), 7)
 
 
-def test_staleness_is_of_policy_tokens() -> None:
-    """Replayed rows are old by intent: rows 0 and 1 stay, with tokens 1, 0 and 2 steps old."""
-    index = step_rows(origins=("policy", "policy", "sft", "replay")).index
-    assert staleness_metrics(index, 7) == {"staleness/mean": 1.0, "staleness/max": 2.0}
-    assert staleness_metrics(index.slice(2), 7) == {}
+def test_replayed_rows_are_measured_apart() -> None:
+    """Rows 0 and 1 are the step's own: 3 tokens, 1, 0 and 2 steps old. Rows 2 and 3 are one group of replay.
+
+    Of those row 2 has no versions and row 3 no reward; row 3's tokens are 4 2 2 1 steps older than 7.
+    """
+    batch, every = step_rows(origins=("policy", "policy", "replay", "replay")), columns()
+    metrics = step_metrics(batch, every, 7)
+    own = np.array([0, 1])
+    alone = step_metrics(batch.only(own), every.take(own), 7)
+    assert (alone["staleness/mean"], alone["staleness/max"]) == (1.0, 2.0)
+    assert (alone["reward/mean"], alone["reward/null_share"]) == (0.5, 0.0)
+    assert metrics == alone | {
+        "replay/num_groups": 1.0,
+        "replay/reward_mean": 1.0,
+        "replay/k3_behavior_vs_proximal": 0.0,
+        "replay/staleness_mean": 9 / 4,
+        "replay/staleness_max": 4.0,
+    }
+    assert staleness_metrics(batch.index.slice(2, 1), 7) == {}
 
 
 def test_domains_are_repeated_apart() -> None:

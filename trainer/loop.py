@@ -250,7 +250,7 @@ class Run:
         self._reports.phase(step, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
-        num_tokens = float(index.column("num_tokens").to_numpy().sum())
+        num_tokens = float(index.column("num_tokens").to_numpy()[batch.rows_of("policy")].sum())
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
         self._reports.phase(step, "committing")

@@ -103,13 +103,12 @@ def _token_metrics(columns: pa.Table, counts: np.ndarray) -> dict[str, float]:
 
 
 def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
-    """staleness/*: how many steps the sampled tokens of origin policy lag behind weights `version`.
+    """staleness/*: how many steps the sampled tokens of `index` lag behind weights `version`.
 
-    mean over tokens, by `version_tokens` (the sum of their versions); max from the oldest. Rows of other
-    origins are old by intent, and rows without versions were not sampled by a policy.
+    mean over tokens, by `version_tokens` (the sum of their versions); max from the oldest. Rows without
+    versions were not sampled by a policy.
     """
-    mine = pc.and_(pc.equal(index.column("origin"), "policy"), pc.is_valid(index.column("min_version")))
-    rows = index.filter(mine)
+    rows = index.filter(pc.is_valid(index.column("min_version")))
     num_tokens = pc.sum(rows.column("num_tokens")).as_py()
     if not num_tokens:
         return {}
@@ -119,13 +118,32 @@ def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
     }
 
 
+def _replay_metrics(batch: Batch, columns: pa.Table, version: int | None) -> dict[str, float]:
+    """replay/*: what a step's replayed rows are, and how far the policy is from their samplers."""
+    if not len(batch.reward_N):
+        return {}
+    metrics = {"replay/num_groups": float(batch.group_N.max() + 1)}
+    _put(metrics, "replay/reward_mean", batch.reward_N)
+    total = max(1.0, float(pc.sum(batch.index.column("num_loss_tokens")).as_py()))
+    drift = columns.column("mismatch_k3").to_numpy().sum() / total
+    metrics["replay/k3_behavior_vs_proximal"] = float(drift)
+    ages = staleness_metrics(batch.index, version) if version is not None else {}
+    return metrics | {name.replace("staleness/", "replay/staleness_"): age for name, age in ages.items()}
+
+
 def step_metrics(batch: Batch, columns: pa.Table, version: int | None = None) -> dict[str, float]:
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
     `version` is the one of the learner's weights before the step's updates; without it, no staleness.
-
-    With more than one domain, the main ones are repeated per domain as ``name@domain``.
+    Replayed rows have metrics of their own, replay/*; all others are of the rows of origin policy.
     """
+    own, replayed = batch.rows_of("policy"), batch.rows_of("replay")
+    metrics = _policy_metrics(batch.only(own), columns.take(own), version)
+    return metrics | _replay_metrics(batch.only(replayed), columns.take(replayed), version)
+
+
+def _policy_metrics(batch: Batch, columns: pa.Table, version: int | None) -> dict[str, float]:
+    """With more than one domain, the main ones are repeated per domain as ``name@domain``."""
     index = batch.index
     counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
     tags = index.column("format_tag").to_pylist()
