@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollouts.columns import GROUP_SCHEMA, LEARNER_FIELDS, ROLLOUT_SCHEMA
-from rollouts.files import Json
+from rollouts.files import Json, fsync_dir
 from rollouts.journal import Journal
 from rollouts.lock import RunLock
 from rollouts.rewind import rewind, saved_groups
@@ -289,6 +289,7 @@ class BufferActor:
         began = time.perf_counter()
         if step in committed_steps(self._run_dir):  # the answer to the first call was lost
             verify_step(self._run_dir, step)
+            fsync_dir(self._run_dir / "rollouts")  # before the journal forgets the groups
             self.reopen(step)
             return time.perf_counter() - began
         table = _join(self._open_rows(), columns, step)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,7 +287,11 @@ class Run:
         """Write a checkpoint of the state after `step`, then drop what it makes superfluous."""
         self._reports.phase(step, "checkpointing")
         folder = self._checkpoints.stage(step)
-        sums = await self._roles.learner.save(str(folder))
+        try:
+            sums = await self._roles.learner.save(str(folder))
+        except OSError:  # a full disk needs the room
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         await self._checkpoints.finish(step, folder, sums, self._state(step))
 
     def _state(self, step: int) -> dict[str, Json]:
