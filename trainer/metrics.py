@@ -118,7 +118,7 @@ def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
     }
 
 
-def _replay_metrics(batch: Batch, columns: pa.Table, version: int | None) -> dict[str, float]:
+def _replay_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """replay/*: what a step's replayed rows are, and how far the policy is from their samplers."""
     if not len(batch.reward_N):
         return {}
@@ -127,14 +127,14 @@ def _replay_metrics(batch: Batch, columns: pa.Table, version: int | None) -> dic
     total = max(1.0, float(pc.sum(batch.index.column("num_loss_tokens")).as_py()))
     drift = columns.column("mismatch_k3").to_numpy().sum() / total
     metrics["replay/k3_behavior_vs_proximal"] = float(drift)
-    ages = staleness_metrics(batch.index, version) if version is not None else {}
+    ages = staleness_metrics(batch.index, version)
     return metrics | {name.replace("staleness/", "replay/staleness_"): age for name, age in ages.items()}
 
 
-def step_metrics(batch: Batch, columns: pa.Table, version: int | None = None) -> dict[str, float]:
+def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
-    `version` is the one of the learner's weights before the step's updates; without it, no staleness.
+    `version` is the one of the learner's weights before the step's updates.
     Replayed rows have metrics of their own, replay/*; all others are of the rows of origin policy.
     """
     own, replayed = batch.rows_of("policy"), batch.rows_of("replay")
@@ -142,14 +142,14 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int | None = None) ->
     return metrics | _replay_metrics(batch.only(replayed), columns.take(replayed), version)
 
 
-def _policy_metrics(batch: Batch, columns: pa.Table, version: int | None) -> dict[str, float]:
+def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """With more than one domain, the main ones are repeated per domain as ``name@domain``."""
     index = batch.index
     counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
     tags = index.column("format_tag").to_pylist()
     metrics = reward_metrics(batch) | _format_metrics(tags, batch.reward_N) | _answer_entropy(batch)
     metrics |= _token_metrics(columns, counts)
-    metrics |= staleness_metrics(index, version) if version is not None else {}
+    metrics |= staleness_metrics(index, version)
     metrics["length/mean_tokens"] = float(index.column("num_tokens").to_numpy().mean())
     reasons = index.column("finish_reason").to_pylist()
     metrics["length/truncated_share"] = float(np.mean([reason == "length" for reason in reasons]))
