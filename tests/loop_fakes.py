@@ -1,19 +1,25 @@
-"""Roles in memory that note their calls: generator, scorer, learner and buffer, for the tests of the loop."""
+"""Roles that note their calls, for the tests of the loop: in memory, but for the buffer, which is the real one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from actors.buffer import BufferActor
 from configs.kinds.scorers import ScorerCommon
 from rollouts.records import Completion, Judgement, Prompt, Submission
+from rollouts.sums import digest_bytes
 from trainer.collate import Batch, Learnable
 from trainer.diagnose import Probe
 from trainer.prompts import TokenPrompt
+from trainer.replay import Pick
+from trainer.roles import Restored
 from trainer.rollout import Judges
 
 LOGPROB = -0.5
@@ -37,7 +43,10 @@ def answer_of(weights: object, num_tokens: int) -> np.ndarray:
 
 @dataclass
 class FakeGenerator:
-    """Three tokens per completion, marked with the version loaded; `drift` is added to the probe's answer."""
+    """Three tokens per completion, drawn from its seed and the version loaded, which they are marked with.
+
+    `drift` is added to the probe's answer; a `stale` one keeps the weights of step 0.
+    """
 
     calls: list[str] = field(default_factory=list)
     version: int = -1
@@ -48,15 +57,18 @@ class FakeGenerator:
 
     async def generate(self, submission: Submission) -> list[Completion]:
         self.calls.append(f"generate {submission.group_id}")
+        version = max(self.version, 0)
         return [
             Completion(
                 sample_id=f"{submission.group_id}-{number}",
                 seed=seed,
-                token_ids=(1, 2, 3),
+                token_ids=tuple(
+                    int(token) for token in np.random.default_rng((seed, version)).integers(9, size=3)
+                ),
                 text=f"text {number}",
                 finish_reason="stop",
                 behavior_logprobs=(self.behavior_logprob,) * 3,
-                versions=((0, max(self.version, 0)),),
+                versions=((0, version),),
             )
             for number, seed in enumerate(submission.seeds)
         ]
@@ -72,6 +84,12 @@ class FakeGenerator:
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         count = sum(len(probe.token_ids) - 1 for probe in probes)
         return [answer_of(self.version, count) + np.float32(self.drift)]
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
 
 
 @dataclass
@@ -97,10 +115,14 @@ def judges(scorer: FakeScorer | None = None) -> Judges:
 
 @dataclass
 class FakeLearner:
-    """Agrees with the sampler on every token; `nonfinite_steps` (from 0) have their update skipped."""
+    """Agrees with the sampler on every token; `nonfinite_steps` (from 0) have their update skipped.
+
+    Its `state` is a hash of all that it was trained on, in order, and its losses are read off that.
+    """
 
     calls: list[str] = field(default_factory=list)
     version: int = 0
+    state: str = ""
     nonfinite_steps: frozenset[int] = frozenset()
     learned: list[Learnable] = field(default_factory=list)
 
@@ -112,19 +134,29 @@ class FakeLearner:
         columns = {
             "sample_id": names,
             **dict.fromkeys(("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"), floats),
-            "entropy_mean": pa.array([0.5] * num_rows, pa.float32()),
+            "entropy_mean": pa.array([self._drawn("entropy")] * num_rows, pa.float32()),
             "entropy_mean_t1": pa.array([0.5] * num_rows, pa.float32()),
             "mismatch_abs": zeros,
             "mismatch_k3": zeros,
         }
         return pa.table(columns).take(np.arange(num_rows)[::-1])  # ranks answer in an order of their own
 
+    def _drawn(self, name: str) -> float:
+        """A number from 0 to 1 that depends on everything learned so far."""
+        return int(hashlib.sha256(f"{self.state} {name}".encode()).hexdigest()[:8], 16) / 2**32
+
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
         self.calls.append("update")
         self.learned.append(learnable)
-        applied = float(self.version not in self.nonfinite_steps)
+        applied = self.version not in self.nonfinite_steps
+        if applied:
+            seen = (batch.index.column("sample_id").to_pylist(), learnable.advantage_N.tolist())
+            self.state = hashlib.sha256(
+                f"{self.state} {seen} {learnable.learning_rates}".encode()
+            ).hexdigest()
         self.version += 1
-        return [{"loss/policy": 0.25, "loss/total": 0.25, "grad/norm": 2.0, "grad/applied": applied}]
+        loss = self._drawn("loss")
+        return [{"loss/policy": loss, "loss/total": loss, "grad/norm": 2.0, "grad/applied": float(applied)}]
 
     async def publish(self, version: int) -> object:
         self.calls.append(f"publish {version}")
@@ -139,40 +171,74 @@ class FakeLearner:
     ) -> str:
         return f"explained {current} after {previous}"
 
+    async def save(self, folder: str) -> Mapping[str, str]:
+        self.calls.append("save")
+        content = f"{self.version} {self.state}".encode()
+        (Path(folder) / "learner-00000-of-00001.safetensors").write_bytes(content)
+        return {"learner-00000-of-00001.safetensors": digest_bytes(content)}
+
+    async def load(self, folder: str) -> None:
+        self.calls.append("load state")
+        text = (Path(folder) / "learner-00000-of-00001.safetensors").read_text()
+        version, self.state = text.split(" ")
+        self.version = int(version)
+
+    async def restart(self) -> None:
+        self.calls.append("restart")
+        self.version, self.state = 0, ""
+
     async def export(self, folder: str) -> None:
         self.calls.append("export")
 
 
-@dataclass
-class FakeBuffer:
-    """Groups in a dict; the index has the columns that the loop and its metrics read."""
+class FileBuffer:
+    """The real buffer on real files, called where it is; `lags` are those of all rows that were taken."""
 
-    calls: list[str] = field(default_factory=list)
-    waiting: dict[int, pa.RecordBatch] = field(default_factory=dict)
-    lags: list[int] = field(default_factory=list)
-    committed: list[tuple[int, pa.Table, Mapping[str, object]]] = field(default_factory=list)
+    def __init__(self, run_dir: Path, groups_per_step: int) -> None:
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "journal").mkdir(exist_ok=True)
+        self.actor = BufferActor(str(run_dir), "run", groups_per_step, lock_wait_s=0.0)
+        self.calls: list[str] = []
+        self.lags: list[int] = []
+        self.committed: list[tuple[int, pa.Table, Mapping[str, object]]] = []
+
+    async def rewind(self, step: int, attempt: int) -> Restored:
+        self.calls.append(f"rewind {step}")
+        return self.actor.rewind(step, attempt)
 
     async def add(self, batch: pa.RecordBatch) -> None:
-        index = batch.column("submission_index")[0].as_py()
-        self.calls.append(f"add {index}")
-        self.waiting[index] = batch
+        self.calls.append(f"add {batch.column('submission_index')[0].as_py()}")
+        self.actor.add(batch)
 
-    async def take(self, num_groups: int, min_version: int) -> pa.Table | None:
+    async def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
         self.calls.append(f"take {num_groups} from {min_version}")
-        if len(self.waiting) < num_groups:
-            return None
-        chosen = sorted(self.waiting)[:num_groups]
-        rows = pa.Table.from_batches([self.waiting.pop(index) for index in chosen])
-        versions = [spans[0]["version"] for spans in rows.column("versions").to_pylist()]
-        self.lags.extend(min_version - version for version in versions)
-        lengths = pc.list_value_length(rows.column("token_ids"))
-        return (
-            rows.append_column("num_prompt_tokens", pc.list_value_length(rows.column("prompt_ids")))
-            .append_column("num_tokens", lengths)
-            .append_column("num_loss_tokens", lengths)
-        )
+        index = self.actor.take(num_groups, min_version, replay)
+        if index is not None:
+            versions = pc.drop_null(index.column("min_version")).to_pylist()
+            self.lags.extend(min_version - version for version in versions)
+        return index
 
     async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float:
         self.calls.append(f"commit {step}")
         self.committed.append((step, columns, summary))
-        return 0.0
+        return self.actor.commit(step, columns, summary)  # type: ignore[arg-type]
+
+
+class Observed:
+    """A role whose every call goes through `observe`, which may do something before, after, or instead."""
+
+    def __init__(
+        self,
+        role: object,
+        name: str,
+        observe: Callable[[str, Callable[[], Awaitable[object]]], Awaitable[object]],
+    ) -> None:
+        self._role, self._name, self._observe = role, name, observe
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[object]]:
+        function = getattr(self._role, method)
+
+        async def call(*arguments: object) -> object:
+            return await self._observe(f"{self._name}.{method}", lambda: function(*arguments))
+
+        return call

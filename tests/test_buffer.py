@@ -103,7 +103,7 @@ def test_the_index_says_what_a_batch_is_made_of(tmp_path: Path) -> None:
 
 
 def test_adding_twice_is_adding_once(tmp_path: Path) -> None:
-    """While waiting, taken and committed, and after a restart; another group under an open index is an error."""
+    """While waiting, taken and committed, and after a restart; another group under its index is an error."""
     buffer = open_buffer(tmp_path)
     other = make_batch(0)
     position = other.schema.get_field_index("group_id")
@@ -240,7 +240,7 @@ def test_learner_columns_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_batch_is_open_at_a_time(tmp_path: Path) -> None:
-    """Asking for the same again gives the same; for other groups before the commit is a mistake of the loop."""
+    """Asking for the same gives the same; for other groups before the commit is a mistake of the loop."""
     buffer = open_buffer(tmp_path)
     for index in (0, 1):
         buffer.add(make_batch(index))

@@ -9,10 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from loop_fakes import FakeBuffer, FakeGenerator, FakeLearner, FakeScorer, judges, token_prompts
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, judges, token_prompts
 
-from configs.schema import EvalConfig, LearnerConfig, RolloutConfig, RunConfig, SyncConfig
+from configs.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    EvalConfig,
+    LearnerConfig,
+    RolloutConfig,
+    RunConfig,
+    SyncConfig,
+)
+from rollouts.checkpoints import checkpoint_steps
 from rollouts.store import committed_evals
+from trainer.checkpoint import Checkpoints
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, NoRewardError, Reports, Roles, Run
 from trainer.prompts import PromptOrder
@@ -30,10 +40,15 @@ class Trial:
     generator: FakeGenerator = field(default_factory=FakeGenerator)
     scorer: FakeScorer = field(default_factory=FakeScorer)
     learner: FakeLearner = field(default_factory=FakeLearner)
-    buffer: FakeBuffer = field(default_factory=FakeBuffer)
+    schedule: str = "overlap"
     calls: list[str] = field(default_factory=list)
     lines: list[Mapping[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.buffer = FileBuffer(self.folder, 2)
 
     def train(self) -> None:
         for role in (self.generator, self.learner, self.buffer):
@@ -44,6 +59,8 @@ class Trial:
             learner=LearnerConfig(max_nonfinite_updates=2),
             eval=EvalConfig(every=self.eval_every, num_prompts=1, num_samples=2, pass_at=(1, 2)),
             sync=SyncConfig(num_probes=1),
+            cluster=ClusterConfig(schedule=self.schedule),
+            checkpoint=CheckpointConfig(every=0),
         )
         prompts = token_prompts(4)
         roles = Roles(
@@ -52,8 +69,15 @@ class Trial:
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
         producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
         evaluator = Evaluator(config, prompts, roles.generator, roles.judges, self.folder)
-        reports = Reports(step=self.lines.append, note=self.notes.append)
-        asyncio.run(Run(config, roles, producer, evaluator, reports).train(prompts, self.folder))
+        reports = Reports(
+            step=self.lines.append,
+            note=self.notes.append,
+            event=lambda kind, **fields: self.events.append(" ".join([kind, *map(str, fields.values())])),
+            phase=lambda step, name: self.phases.append((step, name)),
+        )
+        checkpoints = Checkpoints(self.folder, config, "experiment", 1, reports.event)
+        run = Run(config, roles, producer, evaluator, checkpoints, reports)
+        assert asyncio.run(run.train(prompts))
 
     def metric_lines(self) -> list[dict[str, float]]:
         path = self.folder / "metrics.jsonl"
@@ -64,16 +88,20 @@ def step_calls(step: int) -> list[str]:
     """What step `step` (from 0) does at lag 0: its groups first, the commit last, after the new weights."""
     first, second = 2 * step, 2 * step + 1
     made = [f"generate {first:08d}", f"generate {second:08d}", f"add {first}", f"add {second}"]
-    learned = [f"take 2 from {step}", "score", "update", f"publish {step + 1}", f"load {step + 1}"]
+    learned = [f"take 2 from {step}", "score", "update", f"publish {step + 1}", f"load {step + 1}", "resume"]
     return [*made, *learned, f"commit {step + 1}"]
 
 
 def test_order_of_calls(tmp_path: Path) -> None:
-    """A probe sequence, the first weights, then the steps one after the other."""
+    """A probe sequence, the first weights, then the steps one by one, and a checkpoint of the last."""
     trial = Trial(tmp_path)
     trial.train()
-    start = ["generate 00000000", "publish 0", "load 0"]
-    assert trial.calls == start + [call for step in range(3) for call in step_calls(step)]
+    start = ["generate 00000000", "publish 0", "load 0", "resume", "rewind 0"]
+    assert trial.calls == [*start, *(call for step in range(3) for call in step_calls(step)), "save"]
+    assert checkpoint_steps(tmp_path) == [3] and trial.events == []
+    names = ["generating", "learning", "publishing", "committing"]
+    assert [name for step, name in trial.phases if step == 0] == names
+    assert trial.phases[-2:] == [(3, "checkpointing"), (3, "idle")]
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 2])
@@ -84,9 +112,23 @@ def test_lag_bound(tmp_path: Path, max_lag: int) -> None:
     taken = [call for call in trial.calls if call.startswith("take")]
     assert taken == [f"take 2 from {step - max_lag}" for step in range(3)]
     assert max(trial.buffer.lags) == 0
-    assert sum(call.startswith("add") for call in trial.calls) == 6 and not trial.buffer.waiting
+    assert sum(call.startswith("add") for call in trial.calls) == 6
+    assert trial.buffer.actor.status().waiting == ()
     if max_lag:  # the groups after the first step's were made before its update
         assert trial.calls.index("add 3") < trial.calls.index("update")
+
+
+@pytest.mark.parametrize(("schedule", "pauses"), [("take_turns", 3), ("overlap", 0)])
+def test_who_takes_turns_pauses_the_engines_while_it_learns(
+    tmp_path: Path, schedule: str, pauses: int
+) -> None:
+    """From before a step takes its groups until its weights are published; else they sample on."""
+    trial = Trial(tmp_path, max_lag=1, schedule=schedule)
+    trial.train()
+    assert trial.calls.count("pause") == pauses and trial.calls.count("resume") == 4
+    if pauses:
+        assert trial.calls[trial.calls.index("pause") + 1] == "take 2 from -1"
+    assert ("overlap/generating_share" in trial.lines[0]) == (schedule == "overlap")
 
 
 def test_every_row_gets_its_own_advantage(tmp_path: Path) -> None:
@@ -141,7 +183,7 @@ def test_evaluations(tmp_path: Path) -> None:
     assert committed_evals(tmp_path) == [0, 2, 3]
     assert trial.notes[0] == "evaluation after step 0: pass@1 0.500, pass@2 1.000"
     evals = [number for number, call in enumerate(trial.calls) if call.startswith("generate eval")]
-    assert [trial.calls[number - 1] for number in evals] == ["load 0", "commit 2", "commit 3"]
+    assert [trial.calls[number - 1] for number in evals] == ["rewind 0", "commit 2", "commit 3"]
 
 
 def test_nonfinite_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
@@ -150,7 +192,7 @@ def test_nonfinite_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"2 updates in a row.*rows of step 2"):
         trial.train()
     assert [step for step, _, _ in trial.buffer.committed] == [1, 2]
-    assert trial.notes[0] == "step 1: 1 update(s) skipped, loss or gradient was not finite"
+    assert trial.events[0] == "updates_skipped 1 1"
     assert trial.metric_lines()[0]["grad/skipped_updates"] == 1.0
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
-from loop_fakes import FakeBuffer, FakeGenerator, FakeLearner, FakeScorer, judges, token_prompts
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, judges, token_prompts
 
 from configs.schema import RolloutConfig, RunConfig
 from rollouts.records import Completion, Submission
@@ -16,7 +17,7 @@ from trainer.rollout import Producer
 
 
 def make_producer(
-    config: RunConfig, generator: FakeGenerator, buffer: FakeBuffer, scorer: FakeScorer | None = None
+    config: RunConfig, generator: FakeGenerator, buffer: FileBuffer, scorer: FakeScorer | None = None
 ) -> Producer:
     order = PromptOrder(token_prompts(4), config.seed, shuffle=False)
     return Producer(config, order, generator, judges(scorer), buffer)
@@ -39,10 +40,10 @@ class StuckGenerator(FakeGenerator):
         return await FakeGenerator.generate(self, submission)
 
 
-def test_groups_in_flight() -> None:
+def test_groups_in_flight(tmp_path: Path) -> None:
     """(max_lag + 1) x groups_per_step, topped up step by step and never past the last step's."""
     config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
-    buffer = FakeBuffer()
+    buffer = FileBuffer(tmp_path, 2)
 
     async def made_by(producer: Producer) -> list[int]:
         counts = []
@@ -50,16 +51,31 @@ def test_groups_in_flight() -> None:
             producer.top_up(step)
             producer.top_up(step)  # asking twice submits once
             await producer.settle(min(step + 1, 2))
-            counts.append(len(buffer.waiting))
+            counts.append(len(buffer.actor.status().waiting))
         return counts
 
     assert asyncio.run(made_by(make_producer(config, FakeGenerator(), buffer))) == [4, 6, 6]
 
 
-def test_settle_waits_for_its_step_only() -> None:
+def test_groups_the_buffer_has_are_not_made_again(tmp_path: Path) -> None:
+    """After a restart at step 1 with groups 3 and 4 waiting: only 2 and 5 are asked for, of its two steps."""
+    config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
+    generator, made = FakeGenerator(), []
+
+    async def go_on(producer: Producer) -> None:
+        producer.on_group = lambda group: made.append(group.submission.submission_index)
+        await producer.restart(1, [3, 4])
+        producer.top_up(1)
+        await producer.settle(2)
+
+    asyncio.run(go_on(make_producer(config, generator, FileBuffer(tmp_path, 2))))
+    assert generator.calls == ["generate 00000002", "generate 00000005"] and made == [2, 5]
+
+
+def test_settle_waits_for_its_step_only(tmp_path: Path) -> None:
     """The groups of step 1 hang; step 0 is settled all the same, with its seconds."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
-    buffer, generator = FakeBuffer(), StuckGenerator(stuck=("00000002", "00000003"))
+    buffer, generator = FileBuffer(tmp_path, 2), StuckGenerator(stuck=("00000002", "00000003"))
 
     async def run(producer: Producer) -> dict[str, float]:
         producer.top_up(0)
@@ -68,15 +84,15 @@ def test_settle_waits_for_its_step_only() -> None:
         return times
 
     times = asyncio.run(run(make_producer(config, generator, buffer)))
-    assert sorted(buffer.waiting) == [0, 1]
+    assert buffer.actor.status().waiting == (0, 1)
     assert set(times) == {"time/generate_s", "time/score_s"} and min(times.values()) >= 0
     assert sorted(generator.cancelled) == ["00000002", "00000003"]
 
 
-def test_a_stuck_group_is_named() -> None:
+def test_a_stuck_group_is_named(tmp_path: Path) -> None:
     """After rollout.group_timeout_s the error names group, prompt and limit."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2, group_timeout_s=0.05))
-    producer = make_producer(config, StuckGenerator(stuck=("00000001",)), FakeBuffer())
+    producer = make_producer(config, StuckGenerator(stuck=("00000001",)), FileBuffer(tmp_path, 2))
 
     async def run() -> None:
         producer.top_up(0)
@@ -86,12 +102,12 @@ def test_a_stuck_group_is_named() -> None:
         asyncio.run(run())
 
 
-def test_close_cancels_the_other_groups_of_a_failed_step() -> None:
+def test_close_cancels_the_other_groups_of_a_failed_step(tmp_path: Path) -> None:
     """One group fails at once, its sibling hangs: closing must not leave that one behind."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
     generator = StuckGenerator(stuck=("00000001",))
 
-    class FailingBuffer(FakeBuffer):
+    class FailingBuffer(FileBuffer):
         async def add(self, batch: object) -> None:
             raise OSError("disk full")
 
@@ -102,16 +118,16 @@ def test_close_cancels_the_other_groups_of_a_failed_step() -> None:
         await producer.close()
         return list(generator.cancelled)
 
-    assert asyncio.run(run(make_producer(config, generator, FailingBuffer()))) == ["00000001"]
+    assert asyncio.run(run(make_producer(config, generator, FailingBuffer(tmp_path, 2)))) == ["00000001"]
 
 
-def test_a_missing_score_is_data() -> None:
+def test_a_missing_score_is_data(tmp_path: Path) -> None:
     """Scores 1, 0, null, 0: the third row has no reward, no advantage and no weight; the others stand alone.
 
     Their mean is 1/3 and std sqrt(1/3): 1.1547, -0.5774, -0.5774; 3 rows x 3 tokens weigh 1/9 each.
     """
     config = RunConfig(rollout=RolloutConfig(group_size=4, groups_per_step=1))
-    buffer = FakeBuffer()
+    buffer = FileBuffer(tmp_path, 1)
     scorer = FakeScorer(fails=lambda completion: completion.sample_id.endswith("-2"))
 
     async def run(producer: Producer) -> None:
