@@ -27,11 +27,11 @@ class StaleHeadGenerator(GeneratorActor):
 
 
 class ObstructedGenerator(GeneratorActor):
-    """Its engine can be made to hang in a step, and to fail in one."""
+    """Its engine can be made to hang in a step, to fail in one, and to pause after some."""
 
     def __init__(self, config: RunConfig, device: str) -> None:
         super().__init__(config, device)
-        self._free, self._fails = threading.Event(), False
+        self._free, self._fails, self._steps_left = threading.Event(), False, 0
         self._free.set()
         step = self._engine.step
 
@@ -39,7 +39,10 @@ class ObstructedGenerator(GeneratorActor):
             self._free.wait()
             if self._fails:
                 raise ValueError("no more")
-            return step()
+            found = step()
+            self._steps_left -= 1
+            self._paused = self._paused or self._steps_left == 0
+            return found
 
         self._engine.step = obstructed  # type: ignore[assignment,method-assign]
 
@@ -52,8 +55,20 @@ class ObstructedGenerator(GeneratorActor):
     async def fail(self) -> None:
         self._fails = True
 
+    async def run_steps(self, number: int) -> None:
+        """Go on for that many steps."""
+        self._steps_left = number
+        await self.resume()
 
-class CachingGenerator(GeneratorActor):
+    async def paused(self) -> bool:
+        return self._paused
+
+    async def num_queued(self) -> int:
+        """Completions that wait for a seat."""
+        return len(self._queued)
+
+
+class CachingGenerator(ObstructedGenerator):
     """Keeps prefixes on CPU too, and tells how many tokens of each prompt it found in its cache."""
 
     def __init__(self, config: RunConfig, device: str) -> None:
