@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -202,8 +203,9 @@ async def _train(
         site = _Site(config, prompts, placement, reporter, claim, job)
         code = await _interruptible(site, reporter)
     except Exception as error:
-        write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
-        append_event(claim.run_dir, "stopped", reason=str(error))
+        with suppress(OSError):  # a full disk must not keep the reason from being told
+            write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
+            append_event(claim.run_dir, "stopped", reason=str(error))
         where = claim.log_dir.relative_to(claim.run_dir)
         raise RunError(f"{_told(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
     finally:
