@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -93,6 +94,7 @@ class ScorerReplicas:
     ) -> list[Judgement]:
         status: Status = "crashed"
         for _ in range(_SCORE_ATTEMPTS):
+            await replica.settled()  # the limit is for judging, not for starting a replacement
             try:
                 return await asyncio.wait_for(replica.once("score", prompt, completions), self._limit_s)
             except TimeoutError:
@@ -193,6 +195,7 @@ class LearnerGroup:
         return int((await wait_ready(self._handles, self._limits.ready_s))[0])
 
     async def restart(self) -> None:
+        began = time.perf_counter()
         while True:
             await self._failures.note(self._lost or "asked for")
             self._handles = self._start()
@@ -203,7 +206,7 @@ class LearnerGroup:
                 self.kill(force=True)
                 continue
             self._lost = ""
-            self._tell("actor_replaced", "learner")
+            self._tell("actor_replaced", "learner", seconds=round(time.perf_counter() - began, 3))
             return
 
     def progress(self) -> None:

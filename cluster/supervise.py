@@ -134,7 +134,7 @@ class Supervised:
 
     async def once(self, method: str, *arguments: object) -> Any:
         """One attempt; after ActorLostError the replacement is under way, and the caller decides."""
-        life = await self._settled()
+        life = await self.settled()
         try:
             return await self._handle.call(method, *arguments)
         except ActorLostError as error:
@@ -145,6 +145,17 @@ class Supervised:
         """Kill the actor and start another; calls wait for it."""
         self._begin_replacing(self._life, reason, counted)
 
+    async def settled(self) -> int:
+        """Wait while a replacement is under way; which life the actor is in then.
+
+        Raises:
+            ActorCallError: too many of them failed.
+        """
+        while self._replacing is not None:
+            # Shielded: a caller that gives up must not take the replacement away from the others.
+            await asyncio.shield(self._replacing)
+        return self._life
+
     def progress(self) -> None:
         """A step was finished: failures count from zero again."""
         self._failures.clear()
@@ -153,38 +164,26 @@ class Supervised:
         """Look every second whether the actor is alive, until cancelled; replace it when it is not."""
         while True:
             await asyncio.sleep(PING_S)
-            life = await self._settled()
+            life = await self.settled()
             reason = await quiet_reason(self._handle, self._limits.hang_s, self._tell)
             if reason:
                 self._begin_replacing(life, reason)
 
     async def _until_answered(self, act: Callable[[Handle], Coroutine[Any, Any, Any]]) -> Any:
         while True:
-            life = await self._settled()
+            life = await self.settled()
             try:
                 return await act(self._handle)
             except ActorLostError as error:
                 self._begin_replacing(life, str(error))
 
-    async def _settled(self) -> int:
-        """Wait while a replacement is under way; which life the actor is in then."""
-        while self._replacing is not None:
-            # Shielded: a caller that gives up must not take the replacement away from the others.
-            await asyncio.shield(self._replacing)
-        return self._life
-
     def _begin_replacing(self, life: int, reason: str, counted: bool = True) -> None:
         if life != self._life or self._replacing is not None:
             return
         self._replacing = asyncio.create_task(self._replace(reason, counted), name=f"replace {self.label}")
-        self._replacing.add_done_callback(self._replaced)
-
-    def _replaced(self, task: asyncio.Task[None]) -> None:
-        # A replacement that failed stays: whoever waits for this actor is told the same reason.
-        if not task.cancelled() and task.exception() is None:
-            self._replacing = None
 
     async def _replace(self, reason: str, counted: bool) -> None:
+        """Start others until one is ready. A failure stays: whoever calls this actor is told the reason."""
         began = time.perf_counter()
         while True:
             self._handle.kill(force=True)
@@ -197,8 +196,13 @@ class Supervised:
                 handle.kill(force=True)
                 reason, counted = str(error), True
                 continue
+            except BaseException:
+                handle.kill(force=True)
+                raise
             self._handle = handle
             self._life += 1
+            # Here, not once the task is done: a caller that came in between would wait for what is over.
+            self._replacing = None
             self._tell("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
             return
 

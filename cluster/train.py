@@ -39,7 +39,7 @@ from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rewards.combine import check_tags
-from rollouts.events import append_event
+from rollouts.events import append_event, describe_event
 from rollouts.files import write_bytes_atomic
 from rollouts.space import is_disk_full
 from trainer.checkpoint import Checkpoints
@@ -333,8 +333,7 @@ class _Site:
 
     def _event(self, kind: str, **fields: str | float) -> None:
         append_event(self._claim.run_dir, kind, attempt=self._claim.attempt, **fields)
-        said = ", ".join(f"{name} {value}" for name, value in fields.items())
-        self._reporter.note(f"{kind.replace('_', ' ')}: {said}")
+        self._reporter.note(describe_event(kind, fields))
 
 
 async def _interruptible(site: _Site, reporter: Reporter) -> int:

@@ -7,6 +7,7 @@ checkpoint, a rewind, a skipped update), read by whoever asks what a run went th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,17 @@ from typing import Final
 from rollouts.files import Json, append_line
 
 EVENTS: Final = "events.jsonl"
+_WORDS: Final = {
+    "actor_lost": "{reason}; another is started",
+    "actor_replaced": "{actor} was replaced after {seconds} s and has its work again",
+    "actor_stalled": "{actor} has not answered for {seconds} s",
+    "actor_answers": "{actor} answers again, after {seconds} s",
+    "checkpoint_damaged": "a damaged checkpoint is passed over: {reason}",
+    "rollouts_damaged": "damaged rollouts are set aside and made again: {reason}",
+    "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} of the steps "
+    "after it are trained on again",
+    "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",
+}
 
 
 def append_event(run_dir: Path, kind: str, **fields: Json) -> None:
@@ -53,3 +65,10 @@ def read_events(run_dir: Path) -> list[dict[str, Json]]:
             raise ValueError(f"{path}, line {number}: must be a JSON object, got {type(event).__name__}")
         events.append(event)
     return events
+
+
+def describe_event(kind: str, fields: Mapping[str, Json]) -> str:
+    """An event in a sentence."""
+    if kind in _WORDS:
+        return _WORDS[kind].format(**fields)
+    return f"{kind.replace('_', ' ')}: " + ", ".join(f"{name} {value}" for name, value in fields.items())

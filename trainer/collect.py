@@ -20,7 +20,7 @@ async def collect(
     restored = await buffer.rewind(0, attempt)
     await producer.restart(0, restored.waiting)
     if restored.waiting:
-        reports.event("resumed", step=0, groups_waiting=len(restored.waiting))
+        reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)
     groups: list[Group] = []
     producer.on_group = groups.append
     for step in range(config.num_steps):

@@ -147,8 +147,7 @@ class Run:
                     self._probes = await self._unless_stopped(self._make_probes(prompts))
                 step = await self._unless_stopped(self._restore())
                 return await self._steps(step)
-            except LearnerLostError as error:
-                self._reports.event("learner_lost", reason=str(error))
+            except LearnerLostError:
                 await self._roles.learner.restart()
             except _StoppedError:
                 return False
@@ -175,11 +174,9 @@ class Run:
         if step:
             await self._publish(step)
         if step or restored.waiting:
+            again = len(restored.abandoned_steps)
             self._reports.event(
-                "resumed",
-                step=step,
-                groups_waiting=len(restored.waiting),
-                steps_trained_again=len(restored.abandoned_steps),
+                "resumed", step=step, groups_waiting=len(restored.waiting), steps_to_train_again=again
             )
         return step
 
