@@ -22,7 +22,7 @@ _WORDS: Final = {
     "actor_answers": "{actor} answers again, after {seconds} s",
     "checkpoint_damaged": "a damaged checkpoint is passed over: {reason}",
     "rollouts_damaged": "damaged rollouts are set aside and made again: {reason}",
-    "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} of the steps "
+    "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
     "after it are trained on again",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",
 }
