@@ -243,8 +243,9 @@ class LearnerGroup:
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            failed = any(task.done() and task.exception() for task in tasks)
-            if failed:  # a rank's complaint may only be the echo of another's death
+            failures = [error for task in tasks if task.done() and (error := task.exception())]
+            if failures and not any(isinstance(error, ActorLostError) for error in failures):
+                # a rank's complaint may only be the echo of another's death
                 await asyncio.wait(tasks, timeout=_OTHER_RANKS_S)
         finally:
             for task in tasks:
