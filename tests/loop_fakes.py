@@ -1,4 +1,4 @@
-"""Roles that note their calls, for the tests of the loop: in memory, but for the buffer, which is the real one."""
+"""Roles that note their calls, for the tests of the loop: in memory, but for the buffer, which is real."""
 
 from __future__ import annotations
 
