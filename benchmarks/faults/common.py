@@ -1,0 +1,301 @@
+"""What the fault scripts share: runs of the real command, what a run is in hashes, and a file per case.
+
+A finished case is one small JSON in the output folder and is not done again; `--table` shows what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
+from rollouts.events import read_events
+from rollouts.files import Json, write_json_atomic
+from rollouts.store import committed_evals, committed_steps, read_eval, read_step, read_summary
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+GROUPS: Final = 4
+UNTIMED: Final = ("time/", "throughput/", "overlap/")
+"""Metrics that measure the machine and not the run."""
+_MARK: Final = "POLYPHONY_FAULTS_MARK"
+_LIMIT_S: Final = 900.0
+
+
+def settings(runs_dir: Path, name: str, num_steps: int, *more: str) -> list[str]:
+    """Arguments of the command for a small run of debug.yaml; what comes later wins."""
+    fixed = [
+        f"name={name}",
+        f"runs_dir={runs_dir}",
+        f"num_steps={num_steps}",
+        f"rollout.groups_per_step={GROUPS}",
+        "eval.every=6",
+        "eval.num_prompts=4",
+        "checkpoint.every=4",
+        "checkpoint.keep=2",
+    ]
+    return ["train", "configs/debug.yaml", *fixed, *more]
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """The real command in a process of its own; everything it starts carries `mark` in its environment."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, mark: str) -> None:
+        self.mark = mark
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # Ray's sockets need short paths; its session folders go with the case's.
+        environment = {**os.environ, _MARK: mark, "RAY_TMPDIR": ray_folder(mark)}
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "polyphony", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> bool:
+        """kill -9; True if the driver was alive until then."""
+        if self.process.poll() is not None:
+            return False
+        os.kill(self.process.pid, signal.SIGKILL)
+        return self.process.wait() == -signal.SIGKILL
+
+    def wait(self, limit_s: float = _LIMIT_S) -> int:
+        """The exit code; a driver past its limit is killed and gives -9."""
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
+
+
+def ray_folder(mark: str) -> str:
+    """Where Ray keeps the session of the runs with this mark."""
+    return f"/tmp/pf-{mark}"
+
+
+def marked(mark: str) -> list[int]:
+    """Live processes that were started, at any remove, by a run with this mark."""
+    found = []
+    wanted = f"{_MARK}={mark}".encode()
+    for pid in all_pids():
+        with suppress(OSError):
+            known = wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if known and pid != os.getpid() and state_of(pid) not in "ZX":
+                found.append(pid)
+    return found
+
+
+def all_pids() -> list[int]:
+    """Every process of this machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def state_of(pid: int) -> str:
+    """The one letter of /proc/<pid>/stat (T is stopped, Z a zombie), X if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def actor_pids(run_dir: Path) -> dict[str, int]:
+    """Label -> process of every live actor of a run in Ray, by the log file that it writes to."""
+    logs = f"{run_dir.resolve()}/logs/"
+    found: dict[str, int] = {}
+    for pid in all_pids():
+        with suppress(OSError):
+            output = os.readlink(f"/proc/{pid}/fd/1")
+            if not output.startswith(logs) or state_of(pid) in "ZX":
+                continue
+            # an actor's own children write to the same file
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                found[Path(output).stem] = pid
+    return found
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float, every_s: float = 0.05) -> bool:
+    """Whether the condition came true within the limit."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_s)
+    return True
+
+
+def end_marked(mark: str, limit_s: float = 30.0) -> int:
+    """Wait for a run's processes to end by themselves, kill those that do not; how many those were."""
+    wait_until(lambda: not marked(mark), limit_s, 0.2)
+    left = marked(mark)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not marked(mark), 10.0, 0.1)
+    shutil.rmtree(ray_folder(mark), ignore_errors=True)
+    return len(left)
+
+
+@contextmanager
+def workshop() -> Iterator[tuple[Path, str]]:
+    """A folder for a case's runs and a mark for its processes; both are gone afterwards."""
+    mark = uuid.uuid4().hex[:8]
+    folder = Path(tempfile.mkdtemp(prefix=f"faults-{mark}-"))
+    try:
+        yield folder, mark
+    finally:
+        end_marked(mark)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- what a run is -------------------------------------------------------------------------------------------
+
+
+def sha256(content: bytes) -> str:
+    """In hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def rows_hash(table: pa.Table) -> str:
+    """Of every column and row, sorted by sample_id; what lies under a null does not count."""
+    ordered = table.sort_by("sample_id")
+    digest = hashlib.sha256()
+    for name in sorted(ordered.column_names):
+        digest.update(f"{name}\0{ordered.column(name).to_pylist()!r}\0".encode())
+    return digest.hexdigest()
+
+
+def all_rows(run_dir: Path) -> pa.Table:
+    """Every column of every committed step."""
+    return pa.concat_tables([read_step(run_dir, step) for step in committed_steps(run_dir)])
+
+
+def metrics_lines(run_dir: Path) -> list[dict[str, Json]]:
+    """metrics.jsonl without what depends on the machine."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if not key.startswith(UNTIMED)}
+        for line in lines
+    ]  # fmt: skip
+
+
+def fingerprint(run_dir: Path) -> dict[str, str]:
+    """A finished run in hashes: final weights, learner's state, metrics, rows, evaluations."""
+    last = checkpoint_steps(run_dir)[-1]
+    state = sorted(checkpoint_dir(run_dir, last).glob("learner-*.safetensors"))
+    evals = pa.concat_tables(
+        [read_eval(run_dir, step) for step in committed_evals(run_dir)] or [pa.table({})]
+    )
+    return {
+        "weights": sha256((run_dir / "export" / "model.safetensors").read_bytes()),
+        "learner": f"step {last}: " + " ".join(sha256(path.read_bytes()) for path in state),
+        "metrics": sha256(json.dumps(metrics_lines(run_dir), sort_keys=True).encode()),
+        "rows": rows_hash(all_rows(run_dir)),
+        "evals": f"{committed_evals(run_dir)}: " + (rows_hash(evals) if evals.num_rows else "none"),
+    }
+
+
+def equality(run_dir: Path, baseline: Mapping[str, str]) -> dict[str, Json]:
+    """What of the run is bitwise as in the baseline."""
+    found = fingerprint(run_dir)
+    return {name: found[name] == value for name, value in baseline.items()}
+
+
+def lost_and_doubled(run_dir: Path, num_steps: int, groups: int = GROUPS) -> tuple[int, int]:
+    """(samples missing, samples there more than once) among the committed policy rows of `num_steps` steps.
+
+    A step that trained on another step's groups counts too: step s (from 0) has submissions s x G on.
+    """
+    seen: Counter[tuple[int, int, str]] = Counter()
+    for step in committed_steps(run_dir):
+        rows = read_step(run_dir, step, ["submission_index", "sample_id", "origin"]).to_pylist()
+        for row in rows:
+            if row["origin"] == "policy":
+                seen[step, row["submission_index"], row["sample_id"]] += 1
+        used = read_summary(run_dir, step)["groups_used"]
+        assert isinstance(used, list) and len({group["submission_index"] for group in used}) == len(used)
+    per_group = Counter(index for _, index, _ in seen)
+    size = max(per_group.values(), default=0)
+    lost = sum(
+        max(0, size - sum(1 for s, i, _ in seen if i == index and s == index // groups + 1))
+        for index in range(num_steps * groups)
+    )
+    ids = Counter(sample for _, _, sample in seen.elements())
+    return lost, sum(count - 1 for count in ids.values())
+
+
+def event_counts(run_dir: Path) -> dict[str, Json]:
+    """How often each kind of event was recorded."""
+    return dict(sorted(Counter(str(event["kind"]) for event in read_events(run_dir)).items()))
+
+
+# -- cases ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A folder with one JSON per finished case; a case that failed is told of and stays undone."""
+
+    folder: Path
+    only: str = ""
+    failed: list[str] = field(default_factory=list)
+
+    def wants(self, case: str) -> bool:
+        """Whether the case is asked for and not done yet."""
+        return self.only in case and not self._path(case).exists()
+
+    def do(self, case: str, work: Callable[[], Mapping[str, Json]]) -> None:
+        """Do a case that is wanted, and keep what it found."""
+        if not self.wants(case):
+            return
+        began = time.monotonic()
+        print(f"{case} ...", flush=True)
+        found = {"case": case, **work(), "wall_s": round(time.monotonic() - began, 1)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self._path(case), found)
+        if found.get("ok") is not True:
+            self.failed.append(case)
+        print(f"{case}: {'ok' if found.get('ok') else found}  ({found['wall_s']} s)", flush=True)
+
+    def all(self) -> list[dict[str, Json]]:
+        """Every finished case."""
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
+    def _path(self, case: str) -> Path:
+        return self.folder / (case.replace("/", "_").replace(" ", "_") + ".json")
+
+
+def arguments_of(text: str | None, name: str) -> argparse.ArgumentParser:
+    """The arguments every script takes."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.faults.{name}", description=text)
+    parser.add_argument("--out", type=Path, required=True, help="folder with a JSON per finished case")
+    parser.add_argument("--only", default="", help="do the cases whose name holds this text")
+    parser.add_argument("--table", action="store_true", help="print what is there as Markdown, do nothing")
+    return parser
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
