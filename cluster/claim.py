@@ -184,10 +184,8 @@ def check_space(config: RunConfig) -> None:
     parameters = count_parameters(Path(config.model.path))
     states = config.checkpoint.keep + 1  # an old one goes only after the new one is there
     needed = parameters * (_STATE_BYTES_PER_PARAMETER * states + 4) + _SLACK_BYTES
-    folder = Path(config.runs_dir).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    check_free_space(folder, needed, f"{states} checkpoints and an export of {parameters:,} parameters")
+    purpose = f"{states} checkpoints and an export of {parameters:,} parameters"
+    check_free_space(Path(config.runs_dir), needed, purpose)
 
 
 def write_config(run_dir: Path, config: RunConfig) -> None:
