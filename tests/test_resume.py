@@ -39,7 +39,7 @@ class Killed(BaseException):
 class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
-    `act` is called at every call of a role, by number from 0, with its name and whether that is yet to be made.
+    `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
     folder: Path

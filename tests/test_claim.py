@@ -1,0 +1,188 @@
+"""Who may work on a run directory: a new run, the same experiment again, and nobody else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loop_fakes import token_prompts
+from run_files import save_checkpoint, save_step
+from safetensors.numpy import save_file
+
+from cluster import claim as module
+from cluster.claim import (
+    check_claimable,
+    check_space,
+    claim_run,
+    count_parameters,
+    is_finished,
+    prompts_digest,
+    write_config,
+)
+from configs.load import config_hash, dump_yaml
+from configs.schema import CheckpointConfig, ModelConfig, RunConfig
+
+DIGEST = prompts_digest(token_prompts(3))
+
+
+def config_in(folder: Path, **changes: object) -> RunConfig:
+    """A run `run` below `folder`."""
+    return replace(RunConfig(runs_dir=str(folder)), **changes)  # type: ignore[arg-type]
+
+
+def claimed(config: RunConfig, digest: str = DIGEST, job: str = "train") -> Path:
+    """Claim and let go again, as a driver that ends does."""
+    claim = claim_run(config, digest, job)
+    claim.lock.release()
+    return claim.run_dir
+
+
+def test_a_new_run_is_named_and_locked(tmp_path: Path) -> None:
+    """Its folder holds who it is, the lock and the logs of attempt 1; the parents of it are made."""
+    config = config_in(tmp_path / "some" / "runs")
+    claim = claim_run(config, DIGEST, "train")
+    assert claim.run_dir == tmp_path / "some" / "runs" / "run" and claim.attempt == 1
+    assert claim.log_dir.is_dir() and claim.log_dir == claim.run_dir / "logs" / "attempt_1"
+    assert (claim.run_dir / "journal").is_dir() and claim.experiment_hash == config_hash(config)
+    record = json.loads((claim.run_dir / "run.json").read_text())
+    assert record["experiment_hash"] == config_hash(config) and record["prompts_sha256"] == DIGEST
+    assert record["experiment"]["learner.lr"] == 3e-4 and "num_steps" not in record["experiment"]
+    write_config(claim.run_dir, config)
+    assert (claim.run_dir / "config.yaml").read_text() == dump_yaml(config)
+    claim.lock.release()
+
+
+def test_the_same_experiment_goes_on(tmp_path: Path) -> None:
+    """More steps, other limits, another placement: attempt 2, under the name it had."""
+    first = claimed(config_in(tmp_path))
+    save_step(first, 1)
+    other = config_in(tmp_path, num_steps=700, checkpoint=CheckpointConfig(every=1))
+    other = replace(other, learner=replace(other.learner, num_ranks=4, zero_stage=3))
+    claim = claim_run(other, DIGEST, "train")
+    assert (claim.run_dir, claim.attempt) == (first, 2)
+    claim.lock.release()
+
+
+def test_a_driver_that_died_while_it_claimed_hurts_nobody(tmp_path: Path) -> None:
+    """There is a folder with a lock and no description yet: the next one writes it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    assert (claimed(config_in(tmp_path)) / "run.json").exists()
+
+
+def test_another_experiment_is_told_every_difference(tmp_path: Path) -> None:
+    """By key, with both values, and what to do about it; nothing in the folder changes."""
+    run_dir = claimed(config_in(tmp_path))
+    before = sorted(str(path) for path in run_dir.rglob("*"))
+    other = config_in(tmp_path, seed=7)
+    other = replace(other, learner=replace(other.learner, lr=1e-5))
+    for refuse in (lambda: check_claimable(other), lambda: claim_run(other, DIGEST, "train")):
+        with pytest.raises(ValueError) as error:
+            refuse()
+        assert str(error.value).splitlines() == [
+            f"run directory {run_dir} is of another experiment, which cannot be gone on with:",
+            "  learner.lr: the run has 0.0003, asked for 1e-05",
+            "  seed: the run has 0, asked for 7",
+            "ask for the run's own settings to resume it, or choose another name (name=...)",
+        ]
+    assert sorted(str(path) for path in run_dir.rglob("*")) == before
+
+
+def test_never_takes_new_names_only(tmp_path: Path) -> None:
+    """resume = never: the first time it runs, the second time the name is taken."""
+    config = config_in(tmp_path, resume="never")
+    run_dir = claimed(config)
+    for refuse in (lambda: check_claimable(config), lambda: claim_run(config, DIGEST, "train")):
+        with pytest.raises(ValueError, match=rf"run directory {run_dir} must be new or empty"):
+            refuse()
+    assert not is_finished(config)
+
+
+def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second is refused; when the first one lets go, the next gets it."""
+    monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.0)
+    claim = claim_run(config_in(tmp_path), DIGEST, "train")
+    with pytest.raises(ValueError, match=r"is in use by polyphony train \(pid \d+, host "):
+        claim_run(config_in(tmp_path), DIGEST, "train")
+    assert not (claim.run_dir / "logs" / "attempt_2").exists()
+    claim.lock.release()
+    claimed(config_in(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("digest", "job", "message"),
+    [
+        ("0" * 64, "train", r"run\.json: data\.train must give the prompts that the run began with"),
+        (DIGEST, "rollouts only", r"begun to do another job \(train\), now asked to: rollouts only"),
+    ],
+)
+def test_other_prompts_or_another_job_are_refused(
+    tmp_path: Path, digest: str, job: str, message: str
+) -> None:
+    """The settings are the same, what they stand for is not; the lock is given back."""
+    claimed(config_in(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        claim_run(config_in(tmp_path), digest, job)
+    claimed(config_in(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"experiment": 3, "experiment_hash": "x"}'])
+def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
+    """It cannot be told which experiment it was, so nobody may go on with it."""
+    run_dir = claimed(config_in(tmp_path))
+    (run_dir / "run.json").write_text(content)
+    for refuse in (
+        lambda: check_claimable(config_in(tmp_path)),
+        lambda: claim_run(config_in(tmp_path), DIGEST, "train"),
+        lambda: is_finished(config_in(tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=r"run\.json: must be a run's description, found it damaged"):
+            refuse()
+
+
+def test_steps_without_a_description_are_nobodys(tmp_path: Path) -> None:
+    """A folder with committed steps or checkpoints that says nothing of its experiment is left alone."""
+    for name, make in (("steps", save_step), ("checkpoints", save_checkpoint)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, 1)
+        with pytest.raises(ValueError, match=r"must have a run\.json"):
+            claim_run(config_in(tmp_path, name=name), DIGEST, "train")
+
+
+def test_the_digest_is_of_ids_and_tokens_in_order() -> None:
+    """One prompt more, or the same in another order, are other prompts."""
+    prompts = token_prompts(3)
+    assert len({prompts_digest(each) for each in (prompts, prompts[::-1], prompts[:2], [])}) == 4
+    assert prompts_digest(token_prompts(3)) == DIGEST
+
+
+def test_when_a_run_is_finished(tmp_path: Path) -> None:
+    """A checkpoint of the last step and the export; more steps, or no export yet, and it is not."""
+    config = config_in(tmp_path, num_steps=2)
+    assert not is_finished(config)
+    run_dir = claimed(config)
+    save_checkpoint(run_dir, 2)
+    assert not is_finished(config) and is_finished(
+        replace(config, checkpoint=CheckpointConfig(export_last=False))
+    )
+    (run_dir / "export").mkdir()
+    assert is_finished(config) and not is_finished(replace(config, num_steps=3))
+    with pytest.raises(ValueError, match="of another experiment"):
+        is_finished(replace(config, seed=1))
+
+
+def test_room_for_checkpoints_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three states of 12 bytes a parameter and an export of 4."""
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float32)}, model / "model.safetensors")
+    assert count_parameters(model) == 22
+    asked: list[tuple[Path, int, str]] = []
+    monkeypatch.setattr(module, "check_free_space", lambda *arguments: asked.append(arguments))
+    check_space(config_in(tmp_path / "runs", model=ModelConfig(path=str(model))))
+    assert asked == [
+        (tmp_path, 22 * (12 * 3 + 4) + (64 << 20), "3 checkpoints and an export of 22 parameters")
+    ]
