@@ -17,9 +17,7 @@ from benchmarks.faults.common import Driver, Records, arguments_of, fingerprint,
 from rollouts.files import Json
 
 STEPS = 12
-SCORER = (
-    "scorers.slow={{kind: 'benchmarks.faults.slow_scorer:linger', weight: 0.5, delay_s: 0.0, jitter_s: {}}}"
-)
+SCORER = "scorers.slow={{kind: 'benchmarks.faults.slow_scorer:linger', weight: 0.5, options: {{delay_s: 0.0, jitter_s: {}}}}}"
 CASES: Mapping[str, tuple[str, ...]] = {
     "seed 0, first": (SCORER.format(0.0),),
     "seed 0, second": (SCORER.format(0.0),),
@@ -53,7 +51,7 @@ def run(more: tuple[str, ...]) -> dict[str, Json]:
         arguments = settings(folder, "same", STEPS, "allow=[benchmarks]", *more)
         code = Driver(arguments, folder / "driver.log", mark).wait()
         if code:
-            return {"ok": False, "exit_code": code, "log": (folder / "driver.log").read_text()[-2000:]}
+            raise RuntimeError(f"exit code {code}: {(folder / 'driver.log').read_text()[-2000:]}")
         return {"ok": True, "settings": list(more), "hashes": dict(fingerprint(Path(folder / "same")))}
 
 
