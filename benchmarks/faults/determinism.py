@@ -17,7 +17,8 @@ from benchmarks.faults.common import Driver, Records, arguments_of, fingerprint,
 from rollouts.files import Json
 
 STEPS = 12
-SCORER = "scorers.slow={{kind: 'benchmarks.faults.slow_scorer:linger', weight: 0.5, options: {{delay_s: 0.0, jitter_s: {}}}}}"
+KIND = "benchmarks.faults.slow_scorer:linger"
+SCORER = f"scorers.slow={{{{kind: '{KIND}', weight: 0.5, options: {{{{delay_s: 0.0, jitter_s: {{}}}}}}}}}}"
 CASES: Mapping[str, tuple[str, ...]] = {
     "seed 0, first": (SCORER.format(0.0),),
     "seed 0, second": (SCORER.format(0.0),),
