@@ -184,5 +184,5 @@ def test_room_for_checkpoints_is_asked_for_first(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "check_free_space", lambda *arguments: asked.append(arguments))
     check_space(config_in(tmp_path / "runs", model=ModelConfig(path=str(model))))
     assert asked == [
-        (tmp_path, 22 * (12 * 3 + 4) + (64 << 20), "3 checkpoints and an export of 22 parameters")
+        (tmp_path / "runs", 22 * (12 * 3 + 4) + (64 << 20), "3 checkpoints and an export of 22 parameters")
     ]

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -26,11 +27,28 @@ def run_python(arguments: Sequence[str], folder: Path) -> subprocess.CompletedPr
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What `cluster.train.Job` carries from the command line."""
+
+    learns: bool = True
+    rollouts_of: Path | None = None
+
+
 def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: object) -> None:
     """Stand a module with these attributes in for `name`, so that a verb's target need not run."""
     module = ModuleType(name)
     vars(module).update(attributes)
     monkeypatch.setitem(sys.modules, name, module)
+
+
+def replace_training(
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[..., object] = lambda *arguments: pytest.fail("must not train"),
+    dry_run: Callable[..., object] = lambda *arguments: pytest.fail("must not check"),
+) -> None:
+    """Stand these in for what the verb `train` calls."""
+    replace_module(monkeypatch, "cluster.train", train=train, dry_run=dry_run, RunError=RuntimeError, Job=Job)
 
 
 def test_help_lists_the_verbs_and_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -98,7 +116,8 @@ def test_train_hands_over_the_config_and_the_flag(
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text("{}\n")
 
-    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+        assert job == Job()
         calls.append((config.num_steps, False))
         return SimpleNamespace(exit_code=3, run_dir=run_dir)
 
@@ -106,10 +125,46 @@ def test_train_hands_over_the_config_and_the_flag(
         calls.append((config.num_steps, True))
         return 3
 
-    replace_module(monkeypatch, "cluster.train", train=train, dry_run=check_only, RunError=RuntimeError)
+    replace_training(monkeypatch, train, check_only)
     assert main(arguments) == 3
     assert calls == [(7, dry_run)]
-    assert (run_dir / "report.html").exists() != dry_run
+    assert not (run_dir / "report.html").exists(), "no step was committed"
+
+
+@pytest.mark.parametrize(
+    ("flags", "job"),
+    [
+        (["--rollout-only"], Job(learns=False)),
+        (["--train-only", "saved"], Job(rollouts_of=Path("saved"))),
+    ],
+)
+def test_one_half_of_the_work_can_be_asked_for(
+    flags: list[str], job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only rollouts, or only learning from another run's, which must be there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    jobs: list[Job] = []
+
+    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+        jobs.append(job)
+        return SimpleNamespace(exit_code=0, run_dir=tmp_path)
+
+    replace_training(monkeypatch, train)
+    assert main(["train", "debug", *flags]) == 0
+    assert jobs == [job]
+
+
+def test_a_run_to_learn_from_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused by name before anything is started."""
+    replace_training(monkeypatch)
+    assert main(["train", "debug", "--train-only", "runs/absent"]) == 2
+    assert (
+        "--train-only must name a run directory, such as runs/debug-1, got runs/absent"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_was_stopped_says_why_and_exits_1(
@@ -117,10 +172,10 @@ def test_a_run_that_was_stopped_says_why_and_exits_1(
 ) -> None:
     """One message without a traceback: the reason is the run's, not the program's."""
 
-    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
         raise RuntimeError("engine 0 and learner differ")
 
-    replace_module(monkeypatch, "cluster.train", train=train, dry_run=train, RunError=RuntimeError)
+    replace_training(monkeypatch, train)
     assert main(["train", "debug"]) == 1
     assert capsys.readouterr().err == "polyphony: the run was stopped: engine 0 and learner differ\n"
 
@@ -188,9 +243,9 @@ def test_an_interrupt_before_the_run_exits_130(
 ) -> None:
     """Ctrl-C while things are still being loaded: one line, no traceback."""
 
-    def train(config: RunConfig, reporter: object) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
         raise KeyboardInterrupt
 
-    replace_module(monkeypatch, "cluster.train", train=train, dry_run=train, RunError=RuntimeError)
+    replace_training(monkeypatch, train)
     assert main(["train", "debug"]) == 130
     assert capsys.readouterr().err == "polyphony: interrupted\n"
