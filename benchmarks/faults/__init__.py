@@ -1,1 +1,1 @@
-"""Faults on purpose, in real runs: `python -m benchmarks.faults.<name> --out FOLDER [--only TEXT] [--table]`."""
+"""Faults on purpose, in real runs: `python -m benchmarks.faults.<name> --out FOLDER`."""

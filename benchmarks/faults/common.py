@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+from safetensors.numpy import load_file
 
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.events import read_events
@@ -203,17 +204,28 @@ def metrics_lines(run_dir: Path) -> list[dict[str, Json]]:
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """A finished run in hashes: final weights, learner's state, metrics, rows, evaluations."""
     last = checkpoint_steps(run_dir)[-1]
-    state = sorted(checkpoint_dir(run_dir, last).glob("learner-*.safetensors"))
+    state, random = _learner_hashes(checkpoint_dir(run_dir, last))
     evals = pa.concat_tables(
         [read_eval(run_dir, step) for step in committed_evals(run_dir)] or [pa.table({})]
     )
     return {
         "weights": sha256((run_dir / "export" / "model.safetensors").read_bytes()),
-        "learner": f"step {last}: " + " ".join(sha256(path.read_bytes()) for path in state),
+        "learner": f"step {last}: {state}",
+        "learner_random": random,
         "metrics": sha256(json.dumps(metrics_lines(run_dir), sort_keys=True).encode()),
         "rows": rows_hash(all_rows(run_dir)),
         "evals": f"{committed_evals(run_dir)}: " + (rows_hash(evals) if evals.num_rows else "none"),
     }
+
+
+def _learner_hashes(folder: Path) -> tuple[str, str]:
+    """Of the learner's weights and moments, and of its random state."""
+    state, random = hashlib.sha256(), hashlib.sha256()
+    for path in sorted(folder.glob("learner-*.safetensors")):
+        for name, values in sorted(load_file(path).items()):
+            digest = random if name.startswith("rng") else state
+            digest.update(f"{path.name} {name} {values.shape}".encode() + values.tobytes())
+    return state.hexdigest(), random.hexdigest()
 
 
 def equality(run_dir: Path, baseline: Mapping[str, str]) -> dict[str, Json]:

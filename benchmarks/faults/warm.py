@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults.warm     reads a JSON object a line, answers each with one
 
-In: {"arguments": [...], "log": path, "run_dir": path, "stop": {sequence, number, when} or null, "calls": path}.
+In: {"arguments": [...], "log": path, "run_dir": path, "calls": path, "stop": {sequence, number, when}}.
 Out: {"code": what the process ended with, negative for a signal}. Used by `benchmarks.faults.crash`, whose
 cases start hundreds of drivers; a fork differs from a fresh `python -m polyphony` in its imports alone.
 """
@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,13 +88,10 @@ def main() -> int:
 
 
 def _import_engines() -> None:
-    import actors.buffer
-    import actors.generator
-    import actors.learner
-    import actors.scorer
-    import cluster.train
-    import polyphony.cli
-    import viewer.report  # noqa: F401
+    for name in ("buffer", "generator", "learner", "scorer"):
+        import_module(f"actors.{name}")
+    for name in ("cluster.train", "polyphony.cli", "viewer.report"):
+        import_module(name)
 
 
 def _drive(asked: dict[str, Any]) -> None:
