@@ -60,14 +60,14 @@ def settings(runs_dir: Path, name: str, num_steps: int, *more: str) -> list[str]
 class Driver:
     """The real command in a process of its own; everything it starts carries `mark` in its environment."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, mark: str) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, mark: str, module: str = "polyphony") -> None:
         self.mark = mark
         log.parent.mkdir(parents=True, exist_ok=True)
         # Ray's sockets need short paths; its session folders go with the case's.
         environment = {**os.environ, _MARK: mark, "RAY_TMPDIR": ray_folder(mark)}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "polyphony", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
@@ -163,11 +163,14 @@ def workshop() -> Iterator[tuple[Path, str]]:
     """A folder for a case's runs and a mark for its processes; both are gone afterwards."""
     mark = uuid.uuid4().hex[:8]
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{mark}-"))
+    # a script that is asked to end must still end what it started
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield folder, mark
     finally:
-        end_marked(mark)
+        end_marked(mark, 5.0 if sys.exc_info()[0] else 30.0)
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 # -- what a run is -------------------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""One run of `benchmarks.faults.matrix`: a driver that hurts one of its own actors, once in every phase.
+
+    python -m benchmarks.faults.matrix_run FAULTS.json train configs/debug.yaml ...
+
+FAULTS.json: {"actor": label or "", "signal": "SIGKILL" or "SIGSTOP", "stop_s": seconds, "out": path}. The
+phases are what the run tells its reporter. A fault hit if the actor's process was seen stopped, ending or
+gone while the phase was still under way; one that came too late is tried again in a later step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import cluster.train
+from benchmarks.faults.common import actor_pids, state_of
+from cluster.hosts import started_at
+from configs.load import load_config
+from rollouts.files import Json, write_json_atomic
+from trainer.rollout import Producer
+
+PHASES: Final = ("idle", "generating", "scoring", "learning", "publishing", "committing")
+QUIET_STEPS: Final = 3
+"""Finished steps between two faults, for the recovery to be over and the pace to be known."""
+_WITHIN: Final = (0.4, 0.15, 0.0)
+"""Share of a phase's usual length to wait before the first, second and any later attempt."""
+_EXITING: Final = 0x4
+_PROOF_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class Hit:
+    """One fault that was tried; times by the wall clock, so that they compare with the run's events."""
+
+    phase: str
+    step: int
+    pid: int
+    at: float
+    finished: int
+    proven: str = ""
+    """What was seen while the phase was under way; empty if it had ended before anything was."""
+    waited_share: float = 0.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """When which step was finished (the last time, if it was trained again), and how long phases took."""
+
+    finished: dict[int, float] = field(default_factory=dict)
+    phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Saboteur:
+    """A reporter that injects: called by the run as it goes, it acts on a thread of its own."""
+
+    def __init__(self, run_dir: Path, actor: str, number: int, stop_s: float) -> None:
+        self._run_dir, self._actor, self._number, self._stop_s = run_dir, actor, number, stop_s
+        self._todo = list(PHASES) if actor else []
+        self._now: tuple[int, str, float] = (0, "", 0.0)
+        self._quiet_from = QUIET_STEPS
+        self._attempts = 0
+        self._victim: tuple[int, int | None] | None = None
+        self._thread: threading.Thread | None = None
+        self.hits: list[Hit] = []
+        self.pace = Pace()
+
+    # -- as a reporter ---------------------------------------------------------------------------------------
+
+    def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None:
+        """Nothing to do."""
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """A step is finished."""
+        step = int(metrics["step"])
+        self.pace.finished[step] = time.time()
+        print(f"step {step}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Into the log."""
+        print(text, flush=True)
+
+    def phase(self, step: int, name: str) -> None:
+        """Where the run is now; `idle` is between two steps and has no length, so it is hit at once."""
+        was, now = self._now, time.monotonic()
+        if was[1] and not self._busy():
+            self.pace.phases[was[1]].append(now - was[2])
+        self._now = (step, name, now)
+        if not self._todo or self._busy() or max(self.pace.finished, default=0) < self._quiet_from:
+            return
+        if name == "idle" or self._victim is None:
+            self._victim = self._find()
+        if self._victim is None or name != self._todo[0]:
+            return
+        self._thread = threading.Thread(target=self._inject, args=(step, name), daemon=True)
+        self._thread.start()
+        if name == "idle":
+            time.sleep(0.2)
+
+    def scoring(self, name: str) -> None:
+        """The step under way has its first completions."""
+        self.phase(self._now[0], name)
+
+    # -- injecting -------------------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _find(self) -> tuple[int, int | None] | None:
+        pid = actor_pids(self._run_dir).get(self._actor)
+        return None if pid is None else (pid, started_at(pid))
+
+    def _inject(self, step: int, name: str) -> None:
+        share = _WITHIN[min(self._attempts, len(_WITHIN) - 1)] if name != "idle" else 0.0
+        usual = statistics.median(self.pace.phases[name]) if self.pace.phases[name] else 0.0
+        time.sleep(share * usual)
+        victim, self._victim = self._victim, None
+        if victim is None or self._now[:2] != (step, name) or started_at(victim[0]) != victim[1]:
+            self._attempts += 1
+            return
+        pid, finished = victim[0], max(self.pace.finished)
+        hit = Hit(name, step, pid, time.time(), finished, waited_share=share)
+        os.kill(pid, self._number)
+        deadline = time.monotonic() + _PROOF_S
+        while not (seen := condition(pid)) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        hit.proven = seen if self._now[:2] == (step, name) else ""
+        self.hits.append(hit)
+        self._attempts = 0 if hit.proven else self._attempts + 1
+        if hit.proven:
+            self._todo.pop(0)
+        self._quiet_from = finished + 1 + QUIET_STEPS
+        if self._number == signal.SIGSTOP:
+            time.sleep(self._stop_s)
+            if started_at(pid) == victim[1]:  # else it was replaced
+                os.kill(pid, signal.SIGCONT)
+
+
+def condition(pid: int) -> str:
+    """`stopped`, `exiting` or `gone`; empty if the process is none of these."""
+    state = state_of(pid)
+    if state in "ZX":
+        return "gone"
+    if state in "Tt":
+        return "stopped"
+    try:
+        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+    except OSError:
+        return "gone"
+    return "exiting" if flags & _EXITING else ""
+
+
+def main() -> int:
+    """Run to the end and tell what was hit."""
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    config = load_config(sys.argv[3], sys.argv[4:])
+    number = signal.Signals[asked["signal"]] if asked["actor"] else signal.SIGKILL
+    run_dir = Path(config.runs_dir) / config.name
+    saboteur = Saboteur(run_dir, asked["actor"], number, asked["stop_s"])
+    cluster.train.Producer = partial(Producer, notice=saboteur.scoring)  # type: ignore[misc, assignment]
+    code = cluster.train.train(config, saboteur).exit_code
+    found: dict[str, Json] = {
+        "hits": [asdict(hit) for hit in saboteur.hits],
+        "finished": sorted(saboteur.pace.finished.items()),
+        "phases": {name: statistics.median(times) for name, times in saboteur.pace.phases.items()},
+    }
+    write_json_atomic(Path(asked["out"]), found)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
