@@ -139,15 +139,20 @@ def _judged(hit: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path, fau
         if hit["at"] <= datetime.fromisoformat(str(event["at"])).timestamp() < until
     ]
     mended = {"actor_replaced", "resumed", "actor_answers"} & set(kinds)
-    next_step = next((at for step, at in found["finished"] if step == hit["finished"] + 1), None)
-    recovery_s = None if next_step is None else round(next_step - hit["at"] - _step_s(found), 2)
     return {
         **hit,
         "at": round(hit["at"], 3),
         "events": kinds,
-        "recovery_s": recovery_s,
+        "recovery_s": _recovery_s(hit, found),
         "counts": bool(hit["proven"] and mended),
     }
+
+
+def _recovery_s(hit: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Seconds by which the step under way or the one after it, whichever was more, came late."""
+    finished, step_s = dict(found["finished"]), _step_s(found)
+    late = [finished[hit["finished"] + k] - hit["at"] - k * step_s for k in (1, 2)]
+    return round(max(late), 2)
 
 
 def _step_s(found: Mapping[str, Any]) -> float:
