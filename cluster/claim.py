@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from configs.load import config_hash, dump_yaml, experiment
 from configs.schema import RunConfig
-from rollouts.checkpoints import checkpoint_steps
+from rollouts.checkpoints import checkpoint_steps, newest_checkpoint
 from rollouts.files import make_dir_synced, write_bytes_atomic, write_json_atomic
 from rollouts.lock import RunLock
 from rollouts.space import check_free_space
@@ -87,7 +87,7 @@ def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
 
     Raises:
         ValueError: it is in use, of another experiment (with the differences), another job or other prompts,
-            or it exists and `resume` is never.
+            it has checkpoints of which none is whole, or it exists and `resume` is never.
     """
     check_claimable(config)
     if config.resume == "never":
@@ -100,6 +100,7 @@ def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
     lock.acquire(_LOCK_WAIT_S)
     try:
         _identify(run_dir, config, digest, job)
+        newest_checkpoint(run_dir)  # refused before anything is started
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
         (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loop_fakes import token_prompts
-from run_files import save_checkpoint, save_step
+from run_files import damage, save_checkpoint, save_step
 from safetensors.numpy import save_file
 
 from cluster import claim as module
@@ -141,6 +141,16 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
     ):
         with pytest.raises(ValueError, match=r"run\.json: must be a run's description, found it damaged"):
             refuse()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path) -> None:
+    """It would start from scratch in silence, or not at all; while one is whole it may go on."""
+    run_dir = claimed(config_in(tmp_path))
+    damage(save_checkpoint(run_dir, 2) / "manifest.json")
+    with pytest.raises(ValueError, match="must hold a whole checkpoint, got 1 damaged"):
+        claimed(config_in(tmp_path))
+    save_checkpoint(run_dir, 1)
+    claimed(config_in(tmp_path))
 
 
 def test_steps_without_a_description_are_nobodys(tmp_path: Path) -> None:
