@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.events import read_events
 from rollouts.files import Json, write_json_atomic
-from rollouts.store import committed_evals, committed_steps, read_eval, read_step, read_summary
+from rollouts.store import committed_evals, committed_steps, read_eval, read_step
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 GROUPS: Final = 4
@@ -248,14 +248,9 @@ def lost_and_doubled(run_dir: Path, num_steps: int, groups: int = GROUPS) -> tup
         for row in rows:
             if row["origin"] == "policy":
                 seen[step, row["submission_index"], row["sample_id"]] += 1
-        used = read_summary(run_dir, step)["groups_used"]
-        assert isinstance(used, list) and len({group["submission_index"] for group in used}) == len(used)
-    per_group = Counter(index for _, index, _ in seen)
+    per_group = Counter((step, index) for step, index, _ in seen)
     size = max(per_group.values(), default=0)
-    lost = sum(
-        max(0, size - sum(1 for s, i, _ in seen if i == index and s == index // groups + 1))
-        for index in range(num_steps * groups)
-    )
+    lost = sum(max(0, size - per_group[index // groups + 1, index]) for index in range(num_steps * groups))
     ids = Counter(sample for _, _, sample in seen.elements())
     return lost, sum(count - 1 for count in ids.values())
 
