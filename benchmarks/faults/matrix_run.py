@@ -141,7 +141,9 @@ class Saboteur:
             self._todo.pop(0)
         self._quiet_from = finished + 1 + QUIET_STEPS
         if self._number == signal.SIGSTOP:
-            time.sleep(self._stop_s)
+            goes_on = time.monotonic() + self._stop_s
+            while time.monotonic() < goes_on and started_at(pid) == victim[1]:
+                time.sleep(0.05)
             if started_at(pid) == victim[1]:  # else it was replaced
                 os.kill(pid, signal.SIGCONT)
 
