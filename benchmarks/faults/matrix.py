@@ -150,8 +150,11 @@ def _judged(hit: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path, fau
 
 def _recovery_s(hit: Mapping[str, Any], found: Mapping[str, Any]) -> float:
     """Seconds by which the step under way or the one after it, whichever was more, came late."""
-    finished, step_s = dict(found["finished"]), _step_s(found)
-    late = [finished[hit["finished"] + k] - hit["at"] - k * step_s for k in (1, 2)]
+    after = [(step, at) for step, at in found["finished"] if at > hit["at"]]
+    late = []
+    for k in (1, 2):  # the first time: a later fault may have it trained again
+        times = [at for step, at in after if step == hit["finished"] + k]
+        late += [times[0] - hit["at"] - k * _step_s(found)] if times else []
     return round(max(late), 2)
 
 

@@ -55,9 +55,9 @@ class Hit:
 
 @dataclass(slots=True)
 class Pace:
-    """When which step was finished (the last time, if it was trained again), and how long phases took."""
+    """When which step was finished, again too if it was trained again, and how long phases took."""
 
-    finished: dict[int, float] = field(default_factory=dict)
+    finished: list[tuple[int, float]] = field(default_factory=list)
     phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -83,7 +83,7 @@ class Saboteur:
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step is finished."""
         step = int(metrics["step"])
-        self.pace.finished[step] = time.time()
+        self.pace.finished.append((step, time.time()))
         print(f"step {step}", flush=True)
 
     def note(self, text: str) -> None:
@@ -96,7 +96,7 @@ class Saboteur:
         if was[1] and not self._busy():
             self.pace.phases[was[1]].append(now - was[2])
         self._now = (step, name, now)
-        if not self._todo or self._busy() or max(self.pace.finished, default=0) < self._quiet_from:
+        if not self._todo or self._busy() or self._last_finished() < self._quiet_from:
             return
         if name == "idle" or self._victim is None:
             self._victim = self._find()
@@ -113,6 +113,9 @@ class Saboteur:
 
     # -- injecting -------------------------------------------------------------------------------------------
 
+    def _last_finished(self) -> int:
+        return max((step for step, _ in self.pace.finished), default=0)
+
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
@@ -128,7 +131,7 @@ class Saboteur:
         if victim is None or self._now[:2] != (step, name) or started_at(victim[0]) != victim[1]:
             self._attempts += 1
             return
-        pid, finished = victim[0], max(self.pace.finished)
+        pid, finished = victim[0], self._last_finished()
         hit = Hit(name, step, pid, time.time(), finished, waited_share=share)
         os.kill(pid, self._number)
         deadline = time.monotonic() + _PROOF_S
@@ -173,7 +176,7 @@ def main() -> int:
     code = cluster.train.train(config, saboteur).exit_code
     found: dict[str, Json] = {
         "hits": [asdict(hit) for hit in saboteur.hits],
-        "finished": sorted(saboteur.pace.finished.items()),
+        "finished": saboteur.pace.finished,
         "phases": {name: statistics.median(times) for name, times in saboteur.pace.phases.items()},
     }
     write_json_atomic(Path(asked["out"]), found)
