@@ -108,7 +108,7 @@ def forge_reply(prompt: Prompt, completions: Sequence[Completion], options: obje
         message = len(forged).to_bytes(4, "big") + forged
     else:
         message = b"\xff\xff\xff\xff"  # announces 4 GiB
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 1024):
         try:
             os.write(descriptor, message)
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,7 @@ class FileBuffer:
         run_dir.mkdir(exist_ok=True)
         (run_dir / "journal").mkdir(exist_ok=True)
         self.actor = BufferActor(str(run_dir), "run", groups_per_step, lock_wait_s=0.0)
+        weakref.finalize(self, self.actor.close)  # a test that is over holds no lock
         self.calls: list[str] = []
         self.lags: list[int] = []
         self.committed: list[tuple[int, pa.Table, Mapping[str, object]]] = []

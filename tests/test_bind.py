@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -283,6 +284,7 @@ class MortalBuffer(FakeHandle):
         super().__init__(label="buffer")
         self._fate = fate
         self._actor = BufferActor(str(run_dir), RUN, 2, lock_wait_s=0.0)
+        weakref.finalize(self, self._actor.close)  # a test that is over holds no lock
 
     async def call(self, method: str, *arguments: object) -> Any:
         if self.dead.is_set():

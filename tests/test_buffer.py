@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from trainer.replay import Pick
 def open_buffer(folder: Path, step: int = 0, groups_per_step: int = 1) -> BufferActor:
     """A buffer that goes on after `step` finished steps."""
     buffer = BufferActor(str(folder), RUN, groups_per_step, lock_wait_s=0.0)
+    weakref.finalize(buffer, buffer._lock.release)  # a test that is over holds no lock
     buffer.reopen(step)
     return buffer
 
