@@ -191,10 +191,8 @@ def table(cases: Sequence[Mapping[str, Json]]) -> str:
     """Cases by kind: how many, how many as they must be, lost, doubled, and what differed."""
     kinds: dict[str, list[Mapping[str, Json]]] = {}
     for case in cases:
-        parts = str(case["case"]).split("/")
-        kinds.setdefault(
-            "/".join(parts[:2]) if parts[0] != "lag0" or "check" in parts[1] else "lag0", []
-        ).append(case)
+        kind = "/".join(str(case["case"]).split("/")[:2])
+        kinds.setdefault("lag0/at a step" if kind.startswith("lag0/step") else kind, []).append(case)
     rows = []
     for kind, mine in kinds.items():
         differs = sorted({str(k) for each in mine for k, same in _equal(each).items() if not same})
