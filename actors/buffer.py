@@ -24,6 +24,7 @@ from rollouts.lock import RunLock
 from rollouts.rewind import rewind, saved_groups
 from rollouts.schema import as_replay, compact, renamed, to_batch, validate
 from rollouts.store import commit_step, committed_steps, read_step, verify_step
+from rollouts.sums import DamagedError
 from trainer.replay import Pick
 from trainer.roles import Restored
 
@@ -104,7 +105,7 @@ class BufferActor:
         self._taken: dict[int, _Held] = {}
         self._taken_rows: pa.RecordBatch | None = None
         self._take_arguments: tuple[object, ...] = ()
-        self._dropped: dict[int, _Held] = {}
+        self._dropped: list[dict[str, Json]] = []
         self._seen: dict[int, str] = {}
 
     def ready(self) -> None:
@@ -135,12 +136,12 @@ class BufferActor:
     def rewind(self, step: int, attempt: int) -> Restored:
         """Go back to the state after `step`: groups of later steps wait again, their folders go aside."""
         self._forget(step)
-        self._journal.recover()
+        set_aside = tuple(f"{path}: damaged" for path in self._journal.recover())
         rewound = rewind(self._run_dir, step, attempt, self._journal, self._cursor)
         return Restored(
             waiting=self.reopen(step),
             abandoned_steps=rewound.abandoned_steps,
-            damaged=(*rewound.damaged, *self._bad_files),
+            damaged=(*rewound.damaged, *set_aside),
         )
 
     def adopt(self, run_dir: str) -> int:
@@ -151,13 +152,26 @@ class BufferActor:
         Raises:
             ValueError: that run has no groups, or a damaged file.
         """
-        self.reopen(max(committed_steps(self._run_dir), default=0))
+        self.reopen(self._whole_steps())
         number = -1
         for number, batch in enumerate(saved_groups(Path(run_dir))):
             self.add(_numbered(renamed(batch, self._run_id), number))
         if number < 0:
             raise ValueError(f"{run_dir}: must hold rollouts to train on, got none")
         return number + 1
+
+    def _whole_steps(self) -> int:
+        """The last step up to which all are committed and whole."""
+        for step in committed_steps(self._run_dir):
+            try:
+                verify_step(self._run_dir, step)
+            except DamagedError:
+                return step - 1
+        return max(committed_steps(self._run_dir), default=0)
+
+    def waiting(self) -> tuple[int, ...]:
+        """The submission indexes that can be taken, ascending."""
+        return tuple(sorted(self._waiting))
 
     def close(self) -> None:
         """Let another process have the journal."""
@@ -204,11 +218,12 @@ class BufferActor:
         self._seen[index] = group_id
 
     def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
-        """The index of the next `num_groups` groups in order of submission; None if there are too few.
+        """The index of the next `num_groups` groups in order of submission; None if one of them is not here.
 
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
-        in the next commit. The groups of earlier steps that `replay` picks are added as rows of origin
-        replay; one that is gone or damaged is left out. The index has one row per completion: `row` (for
+        in the next commit; they may be submitted again. The groups of earlier steps that `replay` picks are
+        added as rows of origin replay; one that is gone or damaged is left out. The index has one row per
+        completion: `row` (for
         `shard`), submission_index, group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens,
         num_tokens, num_loss_tokens, min_version (null without versions), version_tokens (the sum of its
         tokens' versions), reward, format_tag, answer, answer_ok, finish_reason, scores, score_status. Taken
@@ -224,23 +239,30 @@ class BufferActor:
             if arguments == self._take_arguments:
                 return _index_of(self._open_rows())
             raise ValueError(f"the groups taken before must be committed first, got {len(self._taken)} open")
-        for index in [i for i, held in self._waiting.items() if held.min_version < min_version]:
-            self._dropped[index] = self._waiting.pop(index)
-            self._num_dropped += 1
-        if len(self._waiting) < num_groups:
+        self._drop_older(min_version)
+        chosen = range(self._cursor, self._cursor + num_groups)
+        if not self._waiting.keys() >= set(chosen):
             return None
-        chosen = sorted(self._waiting)[:num_groups]
         self._taken, self._take_arguments = {index: self._waiting.pop(index) for index in chosen}, arguments
         own = [held.batch for held in self._taken.values()]
         self._taken_rows = pa.concat_batches([*own, *self._replayed(replay)])
         return _index_of(self._taken_rows)
+
+    def _drop_older(self, min_version: int) -> None:
+        old = [index for index, held in self._waiting.items() if held.min_version < min_version]
+        for index in old:
+            self._dropped.append(self._waiting.pop(index).record(index))
+            del self._seen[index]
+        self._num_dropped += len(old)
+        if old:
+            self._journal.drop(old)
 
     def _replayed(self, picks: Sequence[Pick]) -> Iterator[pa.RecordBatch]:
         now = self._cursor // self._groups_per_step + 1
         for step in sorted({pick.step for pick in picks}):
             try:
                 rows = read_step(self._run_dir, step, GROUP_SCHEMA.names)
-            except ValueError:  # gone or damaged: the step goes on with fewer
+            except DamagedError:  # the step goes on with fewer, and the loop tells
                 continue
             for pick in picks:
                 if pick.step == step:
@@ -295,7 +317,6 @@ class BufferActor:
         table = _join(self._open_rows(), columns, step)
         validate(table)
         used = [held.record(index) for index, held in self._taken.items()]
-        dropped = [held.record(index) for index, held in sorted(self._dropped.items())]
         commit_step(
             self._run_dir,
             step,
@@ -303,12 +324,12 @@ class BufferActor:
             {
                 **summary,
                 "groups_used": used,
-                "groups_dropped": dropped,
+                "groups_dropped": self._dropped,
                 "collection_order": list(self._taken),
             },
         )
-        settled = [*self._taken, *self._dropped]
-        self._taken, self._taken_rows, self._dropped = {}, None, {}
+        settled = list(self._taken)
+        self._taken, self._taken_rows, self._dropped = {}, None, []
         self._cursor = step * self._groups_per_step
         self._seen = {index: name for index, name in self._seen.items() if index >= self._cursor}
         self._journal.drop(settled)

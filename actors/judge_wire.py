@@ -19,6 +19,7 @@ from rollouts.records import Completion, Judgement, Prompt, Span, Status
 HEADER = struct.Struct(">I")
 """Number of bytes of JSON that follow."""
 MAX_REPLY_BYTES = 1 << 24
+MAX_SPAN_END = (1 << 31) - 1
 
 JsonObject = dict[str, object]
 _INVALID = Judgement(score=None, status="invalid")
@@ -138,9 +139,20 @@ def _checked(result: object) -> Judgement:
     answer_ok = isinstance(result.answer, (str, type(None))) and isinstance(
         result.answer_ok, (bool, type(None))
     )
-    if score is None or not (tags_ok and spans_ok and answer_ok):
+    if score is None or not (tags_ok and spans_ok and answer_ok) or not _is_storable(result):
         return _INVALID
     return dataclasses.replace(result, score=score)
+
+
+def _is_storable(judgement: Judgement) -> bool:
+    """Whether its texts are Unicode and its spans fit a row's columns."""
+    texts = [judgement.answer or "", *judgement.tags, *judgement.tags.values()]
+    texts += [span.label for span in judgement.spans]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return all(span.end <= MAX_SPAN_END for span in judgement.spans)
 
 
 def _is_span(span: object) -> bool:

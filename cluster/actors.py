@@ -51,8 +51,9 @@ class Site:
         share: Share | None = None,
         threads: int = 1,
         cores: Cores | None = None,
+        limited: bool = True,
     ) -> Handle:
-        """Start one actor; without a share it asks for no CPU."""
+        """Start one actor; without a share it asks for no CPU, not `limited` its calls may take for ever."""
         blueprint = Blueprint(target=target, arguments=arguments)
         local = self.config.cluster.spawn == "local"
         setup = ProcessSetup(
@@ -70,7 +71,7 @@ class Site:
             num_gpus=share.num_gpus if share else 0,
             group=self.group if share else None,
             bundle=share.bundle if share else -1,
-            limit_s=self.config.cluster.call_timeout_s,
+            limit_s=self.config.cluster.call_timeout_s if limited else None,
         )
 
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
@@ -148,6 +149,7 @@ def spawn_engines(site: Site) -> list[Supervised]:
             (site.config, device),
             share=share,
             cores=cores[k] if cores else None,
+            limited=False,  # a queue of requests is no fault: `alive` tells whether its thread moves
         )
         engines.append(site.supervise(f"generator-{k}", start))
     return engines
@@ -194,6 +196,7 @@ class Crew:
     roles: Roles
     learner: LearnerGroup
     buffer: BufferProxy
+    scorers: Sequence[Supervised]
     others: Sequence[Supervised]
 
     @property
@@ -215,4 +218,5 @@ def spawn_run(site: Site, run_dir: Path, samples: bool = True) -> Crew:
     learner = LearnerGroup(partial(start_ranks, site), buffer, limits, site.tell)
     generator = Engines(engines) if samples else NoEngines()
     roles = Roles(generator=generator, judges=judges, learner=learner, buffer=buffer)
-    return Crew(roles=roles, learner=learner, buffer=buffer, others=(*engines, *scorers, keeper))
+    others = (*engines, *scorers, keeper)
+    return Crew(roles=roles, learner=learner, buffer=buffer, scorers=scorers, others=others)

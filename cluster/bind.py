@@ -84,10 +84,10 @@ class ScorerReplicas:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
         replica = await self._idle.get()
-        try:
-            return await self._judge(replica, prompt, completions)
-        finally:
-            self._idle.put_nowait(replica)
+        work = asyncio.ensure_future(self._judge(replica, prompt, completions))
+        work.add_done_callback(lambda _: self._idle.put_nowait(replica))
+        # A caller that gives up leaves the replica busy: its next group must not wait for this one's end.
+        return await asyncio.shield(work)
 
     async def _judge(
         self, replica: Supervised, prompt: Prompt, completions: Sequence[Completion]
@@ -145,6 +145,9 @@ class BufferProxy:
 
     async def add(self, batch: pa.RecordBatch) -> None:
         await self._keeper.call("add", batch)
+
+    async def waiting(self) -> tuple[int, ...]:
+        return await self._keeper.call("waiting")  # type: ignore[no-any-return]
 
     async def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
         arguments = (num_groups, min_version, tuple(replay))

@@ -28,6 +28,8 @@ from rollouts.store import check_run_free, committed_steps, create_run_dir
 from trainer.prompts import TokenPrompt
 
 RUN_FILE: Final = "run.json"
+FINISHED_FILE: Final = "finished.json"
+_SAMPLED_BYTES: Final = 1 << 20
 _FORMAT: Final = 1
 _LOCK_WAIT_S: Final = 3.0
 _STATE_BYTES_PER_PARAMETER: Final = 12
@@ -44,38 +46,61 @@ class Claim:
     lock: RunLock
     experiment_hash: str
 
+    def note_finished(self, num_steps: int) -> None:
+        """Keep that the run has made its steps and its export."""
+        write_json_atomic(self.run_dir / FINISHED_FILE, {"num_steps": num_steps})
+
     @property
     def log_dir(self) -> Path:
         """Logs of this attempt."""
         return self.run_dir / "logs" / f"attempt_{self.attempt}"
 
 
-def prompts_digest(prompts: Sequence[TokenPrompt]) -> str:
-    """sha256 (hex) of the training prompts in order: their ids and tokens."""
+def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
+    """sha256 (hex) of what a run is made from: every training prompt with its answer, and the model's files.
+
+    Of a model file the name, the size, and the first and the last MiB count.
+    """
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(f"{prompt.prompt.prompt_id}\0{prompt.token_ids}\n".encode())
+        row = prompt.prompt
+        told = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
+        digest.update(f"{told}\n".encode(errors="surrogatepass"))
+    for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode() + file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(file.read())
     return digest.hexdigest()
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether a run of this name and experiment has made all its steps already."""
+def is_finished(config: RunConfig, job: str) -> bool:
+    """Whether a run of this name, experiment and job has made all its steps, and its export, already."""
     run_dir = Path(config.runs_dir) / config.name
     if config.resume == "never" or not (run_dir / RUN_FILE).exists():
         return False
-    _check_experiment(run_dir, config)
+    if _check_experiment(run_dir, config).get("job") != job or not (run_dir / FINISHED_FILE).exists():
+        return False
+    try:
+        made = int(json.loads((run_dir / FINISHED_FILE).read_text(encoding="utf-8"))["num_steps"])
+    except (ValueError, KeyError, TypeError):
+        return False  # its steps are looked at instead
     exported = not config.checkpoint.export_last or (run_dir / "export").is_dir()
-    return exported and max(checkpoint_steps(run_dir), default=0) >= config.num_steps
+    return exported and made >= config.num_steps
 
 
 def check_claimable(config: RunConfig) -> None:
     """Raise what `claim_run` would raise for the settings, without touching anything."""
     run_dir = Path(config.runs_dir) / config.name
+    for folder in (run_dir, *run_dir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"runs_dir and name must be a folder, got the file {folder}")
     if config.resume == "never":
         check_run_free(run_dir)
     elif (run_dir / RUN_FILE).exists():
         _check_experiment(run_dir, config)
-    elif committed_steps(run_dir) or checkpoint_steps(run_dir):
+    elif committed_steps(run_dir) or checkpoint_steps(run_dir) or any(run_dir.glob("journal/*.arrow")):
         raise ValueError(
             f"{run_dir}: must have a {RUN_FILE} that says which experiment it is, found none: "
             "choose another name (name=...), or move or delete that folder"
@@ -90,14 +115,12 @@ def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
             it has checkpoints of which none is whole, or it exists and `resume` is never.
     """
     check_claimable(config)
-    if config.resume == "never":
-        run_dir = create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
-    else:
-        run_dir = (Path(config.runs_dir) / config.name).resolve()
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        make_dir_synced(run_dir)
-    lock = RunLock(run_dir / "lock", "polyphony train")
-    lock.acquire(_LOCK_WAIT_S)
+    try:
+        run_dir = _open_run_dir(config)
+        lock = RunLock(run_dir / "lock", "polyphony train")
+        lock.acquire(_LOCK_WAIT_S)
+    except OSError as error:
+        raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
         _identify(run_dir, config, digest, job)
         newest_checkpoint(run_dir)  # refused before anything is started
@@ -110,6 +133,15 @@ def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
     return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=config_hash(config))
 
 
+def _open_run_dir(config: RunConfig) -> Path:
+    if config.resume == "never":
+        return create_run_dir(Path(config.runs_dir), config.name, numbered=False).resolve()
+    run_dir = (Path(config.runs_dir) / config.name).resolve()
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    make_dir_synced(run_dir)
+    return run_dir
+
+
 def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
     """Write who the run is, or check that it is this one."""
     if not (run_dir / RUN_FILE).exists():
@@ -117,7 +149,7 @@ def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
             "format": _FORMAT,
             "experiment_hash": config_hash(config),
             "experiment": experiment(config),
-            "prompts_sha256": digest,
+            "source_sha256": digest,
             "job": job,
         }
         write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
@@ -128,10 +160,10 @@ def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
             f"run directory {run_dir} was begun to do another job ({known.get('job')}), now asked to: {job}; "
             "choose another name (name=...)"
         )
-    if known["prompts_sha256"] != digest:
+    if known["source_sha256"] != digest:
         raise ValueError(
-            f"{run_dir / RUN_FILE}: data.train must give the prompts that the run began with, got others "
-            "(the data or the tokenizer has changed): choose another name (name=...)"
+            f"{run_dir / RUN_FILE}: data.train and model.path must be what the run began with, got others "
+            "(prompts, answers, tokenizer or model files have changed): choose another name (name=...)"
         )
 
 
@@ -140,7 +172,7 @@ def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         before, hashed = dict(known["experiment"]), known["experiment_hash"]
-        known["prompts_sha256"]
+        known["source_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: must be a run's description, found it damaged: {error!r}") from error
     if hashed == config_hash(config):

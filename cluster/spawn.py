@@ -51,7 +51,7 @@ class Handle(Protocol):
 class RayHandle:
     """An actor in a Ray process."""
 
-    def __init__(self, label: str, actor: Any, limit_s: float) -> None:
+    def __init__(self, label: str, actor: Any, limit_s: float | None) -> None:
         self.label, self._actor, self._limit_s = label, actor, limit_s
         self._process: ProcessId | None = None
 
@@ -90,10 +90,10 @@ class RayHandle:
             raise cause from error
         except ray.exceptions.RayActorError as error:
             raise ActorLostError(f"{self.label} died during {method}: {_why(error)}") from error
+        except ray.exceptions.RayError as error:  # its node, its memory, its result: it cannot be asked again
+            raise ActorLostError(f"{self.label} was lost during {method}: {type(error).__name__}") from error
         except TimeoutError as error:
-            raise ActorLostError(
-                f"{self.label} did not answer {method} within {self._limit_s:g} s"
-            ) from error
+            raise ActorLostError(f"{self.label} did not answer {method} within {self._limit_s} s") from error
 
     def kill(self, force: bool = False) -> None:
         """End the process; `force` also ends one that is stopped and would not notice Ray's asking."""
@@ -157,7 +157,7 @@ def spawn_ray(
     num_gpus: float,
     group: PlacementGroup | None,
     bundle: int,
-    limit_s: float,
+    limit_s: float | None,
 ) -> RayHandle:
     """Start an actor process. It dies with the driver: nothing is detached.
 

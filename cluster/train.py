@@ -28,13 +28,13 @@ from cluster.claim import (
     check_space,
     claim_run,
     is_finished,
-    prompts_digest,
+    source_digest,
     write_config,
 )
 from cluster.connect import connect, pick_device
 from cluster.placement import Placement, check, plan, reserve
 from cluster.spawn import ActorCallError, wait_ready
-from cluster.supervise import Fleet
+from cluster.supervise import Fleet, Supervised
 from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
@@ -53,6 +53,7 @@ from trainer.rollout import Producer
 _TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
 """Reasons to stop that are told by their message alone."""
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_CLOSE_LIMIT_S = 5.0
 _STOP_LIMIT_S = 300.0
 """For finishing a step that learns already, and for the checkpoint after it."""
 
@@ -169,7 +170,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     """
     job = job or Job()
     given, config = config, local_model(config)
-    if is_finished(given):
+    if is_finished(given, job.describe()):
         run_dir = (Path(config.runs_dir) / config.name).resolve()
         reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps goes on with it")
         return Outcome(exit_code=0, run_dir=run_dir)
@@ -197,7 +198,7 @@ async def _train(
     reporter: Reporter,
     job: Job,
 ) -> Outcome:
-    claim = claim_run(given, prompts_digest(prompts.train), job.describe())
+    claim = claim_run(given, source_digest(prompts.train, Path(config.model.path)), job.describe())
     try:
         write_config(claim.run_dir, config)
         site = _Site(config, prompts, placement, reporter, claim, job)
@@ -234,7 +235,9 @@ class _Site:
         self._config, self._prompts, self._placement = config, prompts, placement
         self._reporter, self._claim, self._job = reporter, claim, job
         self._run: Run | None = None
+        self._furthest = 0.0
         self._fleet = Fleet(())
+        self._scorers: Sequence[Supervised] = ()
 
     def stop(self) -> bool:
         """Ask the run to end soon; False if there is none to ask, and all may be dropped at once."""
@@ -259,25 +262,32 @@ class _Site:
             self._reporter.note(f"starting actors; their logs are in {self._claim.log_dir}")
             return await (self._learn(site) if self._job.learns else self._sample(site))
         finally:
+            await self._close_scorers()
             await self._fleet.close()
             if group is not None:
                 remove_placement_group(group)
 
+    async def _close_scorers(self) -> None:
+        """Let scorers end what their code has started, before their processes are killed."""
+        with suppress(Exception):
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                await asyncio.gather(*(each.once("close") for each in self._scorers), return_exceptions=True)
+
     async def _learn(self, site: Site) -> bool:
         config = self._config
         crew = spawn_run(site, self._claim.run_dir, samples=self._job.rollouts_of is None)
-        self._fleet = Fleet(crew.everyone)
+        self._fleet, self._scorers = Fleet(crew.everyone), crew.scorers
         size = await crew.ready(config.cluster.ready_timeout_s)
         self._fleet.watch()
         self._reporter.header(run_dir=self._claim.run_dir, model=config.model.path, num_parameters=size)
         if self._job.rollouts_of is not None:
             config = await self._adopt(crew, self._job.rollouts_of)
         self._run = self._make_run(config, crew)
-        finished = await self._run.train(self._prompts.train)
-        if finished and config.checkpoint.export_last:
-            folder = self._claim.run_dir / "export"
-            await crew.learner.export(str(folder))
-            self._reporter.note(f"final model: {folder}")
+        export = self._claim.run_dir / "export" if config.checkpoint.export_last else None
+        finished = await self._run.train(self._prompts.train, str(export or ""))
+        if finished:
+            self._claim.note_finished(self._config.num_steps)
+            self._reporter.note(f"final model: {export}" if export else "finished")
         return finished
 
     async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
@@ -285,6 +295,10 @@ class _Site:
         config = self._config
         num_groups = await crew.buffer.adopt(str(source.resolve()))
         num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
+        if not num_steps:
+            raise ValueError(
+                f"{source}: must have the {config.rollout.groups_per_step} groups of a step, got {num_groups}"
+            )
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
         return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
 
@@ -306,7 +320,7 @@ class _Site:
         judges, scorers = spawn_scorers(site)
         buffer, keeper = spawn_buffer(site, self._claim.run_dir)
         everyone = (*engines, *scorers, keeper)
-        self._fleet = Fleet(everyone)
+        self._fleet, self._scorers = Fleet(everyone), scorers
         await wait_ready(everyone, config.cluster.ready_timeout_s)
         self._fleet.watch()
         self._reporter.header(run_dir=self._claim.run_dir, model=config.model.path)
@@ -325,7 +339,9 @@ class _Site:
         )
 
     def _step(self, metrics: Mapping[str, float]) -> None:
-        self._fleet.progress()
+        if metrics["step"] > self._furthest:  # a step trained again is no progress
+            self._furthest = metrics["step"]
+            self._fleet.progress()
         self._reporter.step(metrics)
 
     def _tell(self, kind: str, actor: str, **fields: str | float) -> None:

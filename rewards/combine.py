@@ -88,13 +88,14 @@ def _reward(judgements: Mapping[str, Judgement], commons: Mapping[str, ScorerCom
 
 
 def _merge_tags(judgements: Mapping[str, Judgement]) -> dict[str, str]:
-    giver: dict[str, str] = {}
+    """All tags; one that an earlier scorer gave already goes under `<scorer>.<tag>`.
+
+    `check_tags` refuses kinds that are known to clash before a run; a user's own may still do so in it.
+    """
     tags: dict[str, str] = {}
     for name, judgement in judgements.items():
         for tag, value in judgement.tags.items():
-            if tag in tags:
-                raise _clash(tag, giver[tag], name)
-            giver[tag], tags[tag] = name, value
+            tags[f"{name}.{tag}" if tag in tags else tag] = value
     return tags
 
 

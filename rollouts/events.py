@@ -24,6 +24,8 @@ _WORDS: Final = {
     "rollouts_damaged": "damaged rollouts are set aside and made again: {reason}",
     "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
     "after it are trained on again",
+    "groups_missing": "step {step}: {groups} group(s) were not there or too old and are sampled again",
+    "replay_left_out": "step {step}: {groups} group(s) to replay are gone or damaged and were left out",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",
 }
 

@@ -22,9 +22,8 @@ from cluster.actors import bound_losses
 from cluster.bind import BufferProxy, LearnerGroup
 from cluster.hosts import Blueprint
 from cluster.supervise import Limits
-from cluster.supervise import Limits
 from configs.kinds.base import Kind
-from configs.schema import ClusterConfig, KLConfig, LearnerConfig, ModelConfig, RunConfig
+from configs.schema import KLConfig, LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import ModelShape, make_base
 from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Submission
 from rollouts.schema import group_to_batch, to_batch, validate
@@ -176,10 +175,6 @@ class Case:
         return replace(batch, plan=BatchPlan(microbatches=tuple(tuple(updates) for updates in per_rank)))
 
 
-def _say_nothing(kind: str, actor: str, **fields: str | float) -> None:
-    """Nothing is lost here."""
-
-
 class Shards(BufferProxy):
     """A buffer of one step's rows."""
 
@@ -241,10 +236,6 @@ class Ranks:
         """The ranks as the loop sees them; `rows` are the buffer's."""
         limits = Limits(max_restarts=0, backoff_s=0.0, hang_s=LIMIT_S, ready_s=LIMIT_S)
         return LearnerGroup(lambda: self.handles, Shards(rows), limits, ignore)
-
-    def group(self, buffer: BufferProxy) -> LearnerGroup:
-        """The ranks as the loop sees them."""
-        return LearnerGroup(lambda: self.handles, buffer, Limits.of(ClusterConfig()), _say_nothing)
 
     def score(self, case: Case, config: RunConfig, rows: pa.RecordBatch) -> tuple[Batch, pa.Table]:
         """The batch as the case cuts it, and the learner's columns in the rows' order."""

@@ -51,20 +51,20 @@ def commit_next(buffer: BufferActor, step: int, num_groups: int, min_version: in
 def test_groups_come_in_order_of_submission(tmp_path: Path) -> None:
     """Whatever the order of arrival; nothing is handed out before there are enough."""
     buffer = open_buffer(tmp_path)
-    buffer.add(make_batch(5))
-    assert buffer.take(2, 0) is None
-    buffer.add(make_batch(9))
-    buffer.add(make_batch(2))
+    for index in (1, 2):
+        buffer.add(make_batch(index))
+    assert buffer.take(2, 0) is None, "two groups wait, but the first one is not among them"
+    buffer.add(make_batch(0))
     index = buffer.take(2, 0)
     assert index is not None
-    assert index.column("submission_index").to_pylist() == [2, 2, 5, 5]
+    assert index.column("submission_index").to_pylist() == [0, 0, 1, 1]
     assert index.column("row").to_pylist() == [0, 1, 2, 3]
-    assert buffer.status().waiting == (9,)
+    assert buffer.status().waiting == buffer.waiting() == (2,)
 
 
 def test_the_index_says_what_a_batch_is_made_of(tmp_path: Path) -> None:
     """All columns of one row, with a null reward kept null and a row without versions null there."""
-    buffer = open_buffer(tmp_path)
+    buffer = open_buffer(tmp_path, step=1)
     buffer.add(group_to_batch(make_group(1, (make_sample("s", 2, reward=None, version=4),)), RUN))
     buffer.add(
         sft_batch(
@@ -142,33 +142,35 @@ def test_bad_groups_are_refused_before_they_are_durable(tmp_path: Path) -> None:
 
 
 def test_groups_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
-    """A group is as old as its oldest token; supervised rows have no age; the commit names the dropped."""
-    buffer = open_buffer(tmp_path)
+    """A group is as old as its oldest token; the next commit names the dropped, which may come again."""
+    buffer = open_buffer(tmp_path, step=1)
     for index, version in ((1, 3), (2, 5), (3, 4)):
         buffer.add(make_batch(index, version=version))
     mixed = (make_sample("a", 1, version=9), make_sample("b", 1, version=3))
     buffer.add(group_to_batch(make_group(4, mixed), RUN))
-    assert buffer.take(3, 4) is None
+    assert buffer.take(2, 4) is None
     assert (buffer.status().waiting, buffer.status().num_dropped) == ((2, 3), 2)
-    commit_next(buffer, 6, 2, min_version=4)
-    summary = read_summary(tmp_path, 6)
+    assert journal_files(tmp_path) == ["000000000002.arrow", "000000000003.arrow"]
+    buffer.add(make_batch(1, version=6))
+    commit_next(buffer, 3, 2, min_version=4)
+    summary = read_summary(tmp_path, 3)
     assert summary["groups_dropped"] == [
         {"submission_index": 1, "group_id": "g1", "min_version": 3},
         {"submission_index": 4, "group_id": "g4", "min_version": 3},
     ]
     assert summary["groups_used"] == [
+        {"submission_index": 1, "group_id": "g1", "min_version": 6},
         {"submission_index": 2, "group_id": "g2", "min_version": 5},
-        {"submission_index": 3, "group_id": "g3", "min_version": 4},
     ]
-    assert summary["collection_order"] == [2, 3]
-    assert journal_files(tmp_path) == []
+    assert summary["collection_order"] == [1, 2]
+    assert journal_files(tmp_path) == ["000000000003.arrow"]
     buffer.add(make_batch(1, version=3))
-    assert buffer.status().waiting == ()
+    assert buffer.status().waiting == (3,)
 
 
 def test_shards_are_the_rows_asked_for(tmp_path: Path) -> None:
     """In the order given, with their own buffers, of GROUP_SCHEMA."""
-    buffer = open_buffer(tmp_path)
+    buffer = open_buffer(tmp_path, step=1)
     with pytest.raises(ValueError, match="must be taken first"):
         buffer.shard([0])
     for index in (1, 2):
@@ -186,7 +188,7 @@ def test_shards_are_the_rows_asked_for(tmp_path: Path) -> None:
 
 def test_commit_joins_by_sample_id(tmp_path: Path) -> None:
     """Learner rows in any order and float width meet their completions; unscored null-reward rows stay."""
-    buffer = open_buffer(tmp_path)
+    buffer = open_buffer(tmp_path, step=1)
     samples = (make_sample("a", 2), make_sample("b", 1, reward=None), make_sample("c", 0))
     buffer.add(group_to_batch(make_group(1, samples), RUN))
     buffer.take(1, 0)
@@ -213,7 +215,7 @@ def test_commit_joins_by_sample_id(tmp_path: Path) -> None:
 
 def test_learner_columns_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """Unknown names, strangers, duplicates, wrong lengths, unscored rows: nothing is committed."""
-    buffer = open_buffer(tmp_path)
+    buffer = open_buffer(tmp_path, step=1)
     buffer.add(make_batch(1))
     rows = take_rows(buffer, 1)
     good = learner_columns(rows)
@@ -401,7 +403,7 @@ def commit_after_adding(buffer: BufferActor, indexes: tuple[int, ...], step: int
 
 def test_a_failed_write_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk that is freed costs nothing: the same group is taken in, the same step committed."""
-    buffer = open_buffer(tmp_path)
+    buffer = open_buffer(tmp_path, step=1)
     with monkeypatch.context() as patch:
         DyingDisk(patch, 0)
         with pytest.raises(OSError, match="injected"):

@@ -19,13 +19,13 @@ from cluster.claim import (
     claim_run,
     count_parameters,
     is_finished,
-    prompts_digest,
+    source_digest,
     write_config,
 )
 from configs.load import config_hash, dump_yaml
 from configs.schema import CheckpointConfig, ModelConfig, RunConfig
 
-DIGEST = prompts_digest(token_prompts(3))
+DIGEST = source_digest(token_prompts(3), Path("no-model"))
 
 
 def config_in(folder: Path, **changes: object) -> RunConfig:
@@ -48,7 +48,7 @@ def test_a_new_run_is_named_and_locked(tmp_path: Path) -> None:
     assert claim.log_dir.is_dir() and claim.log_dir == claim.run_dir / "logs" / "attempt_1"
     assert (claim.run_dir / "journal").is_dir() and claim.experiment_hash == config_hash(config)
     record = json.loads((claim.run_dir / "run.json").read_text())
-    assert record["experiment_hash"] == config_hash(config) and record["prompts_sha256"] == DIGEST
+    assert record["experiment_hash"] == config_hash(config) and record["source_sha256"] == DIGEST
     assert record["experiment"]["learner.lr"] == 3e-4 and "num_steps" not in record["experiment"]
     write_config(claim.run_dir, config)
     assert (claim.run_dir / "config.yaml").read_text() == dump_yaml(config)
@@ -98,7 +98,7 @@ def test_never_takes_new_names_only(tmp_path: Path) -> None:
     for refuse in (lambda: check_claimable(config), lambda: claim_run(config, DIGEST, "train")):
         with pytest.raises(ValueError, match=rf"run directory {run_dir} must be new or empty"):
             refuse()
-    assert not is_finished(config)
+    assert not is_finished(config, "train")
 
 
 def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("digest", "job", "message"),
     [
-        ("0" * 64, "train", r"run\.json: data\.train must give the prompts that the run began with"),
+        ("0" * 64, "train", r"run\.json: data\.train and model\.path must be what the run began with"),
         (DIGEST, "rollouts only", r"begun to do another job \(train\), now asked to: rollouts only"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
     for refuse in (
         lambda: check_claimable(config_in(tmp_path)),
         lambda: claim_run(config_in(tmp_path), DIGEST, "train"),
-        lambda: is_finished(config_in(tmp_path)),
+        lambda: is_finished(config_in(tmp_path), "train"),
     ):
         with pytest.raises(ValueError, match=r"run\.json: must be a run's description, found it damaged"):
             refuse()
@@ -162,26 +162,52 @@ def test_steps_without_a_description_are_nobodys(tmp_path: Path) -> None:
             claim_run(config_in(tmp_path, name=name), DIGEST, "train")
 
 
-def test_the_digest_is_of_ids_and_tokens_in_order() -> None:
-    """One prompt more, or the same in another order, are other prompts."""
+def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> None:
+    """One prompt more, another order, another answer or another weight are another source."""
     prompts = token_prompts(3)
-    assert len({prompts_digest(each) for each in (prompts, prompts[::-1], prompts[:2], [])}) == 4
-    assert prompts_digest(token_prompts(3)) == DIGEST
+    other = [replace(each, prompt=replace(each.prompt, answer="4")) for each in prompts]
+    found = {source_digest(each, tmp_path) for each in (prompts, prompts[::-1], prompts[:2], [], other)}
+    assert len(found) == 5 and source_digest(token_prompts(3), tmp_path) == DIGEST
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = source_digest(prompts, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"heavier")
+    assert len({DIGEST, first, source_digest(prompts, tmp_path)}) == 3
 
 
 def test_when_a_run_is_finished(tmp_path: Path) -> None:
-    """A checkpoint of the last step and the export; more steps, or no export yet, and it is not."""
+    """When it has said so, and its export is there; not for more steps, or to do another job."""
     config = config_in(tmp_path, num_steps=2)
-    assert not is_finished(config)
-    run_dir = claimed(config)
-    save_checkpoint(run_dir, 2)
-    assert not is_finished(config) and is_finished(
-        replace(config, checkpoint=CheckpointConfig(export_last=False))
-    )
-    (run_dir / "export").mkdir()
-    assert is_finished(config) and not is_finished(replace(config, num_steps=3))
+    assert not is_finished(config, "train")
+    claim = claim_run(config, DIGEST, "train")
+    save_checkpoint(claim.run_dir, 2)
+    (claim.run_dir / "export").mkdir()
+    assert not is_finished(config, "train")  # the export may be an older one
+    claim.note_finished(2)
+    claim.lock.release()
+    assert is_finished(config, "train") and not is_finished(config, "rollouts only")
+    assert not is_finished(replace(config, num_steps=3), "train")
     with pytest.raises(ValueError, match="of another experiment"):
-        is_finished(replace(config, seed=1))
+        is_finished(replace(config, seed=1), "train")
+    (claim.run_dir / "export").rmdir()
+    assert not is_finished(config, "train")
+    (claim.run_dir / "finished.json").write_text("{")
+    assert not is_finished(replace(config, checkpoint=CheckpointConfig(export_last=False)), "train")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    """runs_dir or the run itself is a file: nothing is started."""
+    (tmp_path / "file").write_text("")
+    for runs_dir, name in ((tmp_path / "file", "run"), (tmp_path, "file")):
+        with pytest.raises(ValueError, match="must be a folder, got the file"):
+            check_claimable(config_in(runs_dir, name=name))
+
+
+def test_a_journal_without_a_description_is_nobodys(tmp_path: Path) -> None:
+    """Its groups could be of any settings."""
+    (tmp_path / "run" / "journal").mkdir(parents=True)
+    (tmp_path / "run" / "journal" / "000000000000.arrow").touch()
+    with pytest.raises(ValueError, match=r"must have a run\.json"):
+        check_claimable(config_in(tmp_path))
 
 
 def test_room_for_checkpoints_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

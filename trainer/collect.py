@@ -18,6 +18,8 @@ async def collect(
     Groups that the journal holds from before are not made again.
     """
     restored = await buffer.rewind(0, attempt)
+    for message in restored.damaged:
+        reports.event("rollouts_damaged", reason=message)
     await producer.restart(0, restored.waiting)
     if restored.waiting:
         reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs.schema import RunConfig
 from rollouts.files import Json
@@ -139,14 +140,20 @@ class Run:
         """Ask the run to end: what waits for rollouts is dropped, a step that already learns is finished."""
         self._stopping.set()
 
-    async def train(self, prompts: Sequence[TokenPrompt]) -> bool:
-        """Run every step that is missing, with its evaluations and checkpoints; False if it was stopped."""
+    async def train(self, prompts: Sequence[TokenPrompt], export_to: str = "") -> bool:
+        """Run every step that is missing, with its evaluations and checkpoints; False if it was stopped.
+
+        With `export_to` the final model is then written there.
+        """
         while True:
             try:
                 if self._probes is None:
                     self._probes = await self._unless_stopped(self._make_probes(prompts))
                 step = await self._unless_stopped(self._restore())
-                return await self._steps(step)
+                finished = await self._steps(step)
+                if finished and export_to:
+                    await self._roles.learner.export(export_to)
+                return finished
             except LearnerLostError:
                 await self._roles.learner.restart()
             except _StoppedError:
@@ -226,9 +233,7 @@ class Run:
             await self._roles.generator.pause()
         self._reports.phase(step, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
-        picks = choose(config, step)
-        index = await self._roles.buffer.take(config.rollout.groups_per_step, oldest, picks)
-        assert index is not None, "settled groups are in the buffer"
+        index = await self._take(step, oldest)
         batch = collate(index, config)
         watch.lap("take")
         began, generated_s = time.perf_counter(), self._producer.generating_s()
@@ -257,6 +262,23 @@ class Run:
         watch.lap("commit")
         metrics |= _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
         return metrics, [update["grad/applied"] > 0 for update in updates]
+
+    async def _take(self, step: int, oldest: int) -> pa.Table:
+        """The step's groups; what the buffer lacks (damaged on disk, or too old) is sampled again."""
+        size, picks = self._config.rollout.groups_per_step, choose(self._config, step)
+        while (index := await self._roles.buffer.take(size, oldest, picks)) is None:
+            waiting = await self._roles.buffer.waiting()
+            again = self._producer.submit_again(step, waiting)
+            self._reports.event("groups_missing", step=step, groups=len(again))
+            if self._takes_turns:
+                await self._roles.generator.resume()
+            await self._unless_stopped(self._producer.settle(step))
+            if self._takes_turns:
+                await self._roles.generator.pause()
+        found = index.filter(pc.equal(index.column("origin"), "replay")).column("submission_index")
+        if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
+            self._reports.event("replay_left_out", step=step, groups=missing)
+        return index
 
     async def _publish(self, version: int) -> dict[str, float]:
         assert self._probes is not None, "probes are made before anything is published"

@@ -99,6 +99,10 @@ class Buffer(Protocol):
 
     async def add(self, batch: pa.RecordBatch) -> None: ...
 
+    async def waiting(self) -> tuple[int, ...]:
+        """The submissions whose groups can be taken."""
+        ...
+
     async def take(
         self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()
     ) -> pa.Table | None: ...

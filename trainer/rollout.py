@@ -56,9 +56,15 @@ async def _judge(
 ) -> list[Judgement]:
     try:
         async with asyncio.timeout_at(deadline):
-            return await scorer.score(submission.prompt, completions)
+            found = await scorer.score(submission.prompt, completions)
     except TimeoutError:
         return [Judgement(score=None, status="timeout") for _ in completions]
+    return [
+        Judgement(score=None, status="invalid")
+        if any(span.end > len(completion.token_ids) for span in judgement.spans)
+        else judgement
+        for judgement, completion in zip(found, completions, strict=True)
+    ]
 
 
 def make_submission(
@@ -118,6 +124,14 @@ class Producer:
             if index not in self._waiting:
                 self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
         self._submitted = max(self._submitted, wanted)
+
+    def submit_again(self, step: int, waiting: Iterable[int]) -> list[int]:
+        """Submit what step `step` lacks beside the groups that wait; which they are."""
+        size, have = self._config.rollout.groups_per_step, set(waiting)
+        missing = [i for i in range(step * size, (step + 1) * size) if i not in have and i not in self._tasks]
+        for index in missing:
+            self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
+        return missing
 
     async def settle(self, step: int) -> dict[str, float]:
         """Wait for the groups of step `step`; returns the seconds of generation and of scoring after it.

@@ -23,7 +23,7 @@ STEPS, GROUPS, SAMPLES, LIMIT_S, RESTART_S = 3, 4, 4, 0.5, 2.0
 HERE = "benchmarks.faults.hostile_scorers"
 PER_SAMPLE = ("catastrophic_regex", "ignores_sigterm", "leaves_children", "not_a_number")
 EXPECTED = {
-    **dict.fromkeys(PER_SAMPLE[:3], {"timeout": STEPS * GROUPS * SAMPLES}),
+    **{name: {"timeout": STEPS * GROUPS * SAMPLES} for name in PER_SAMPLE[:3]},
     "not_a_number": {"invalid": STEPS * GROUPS * SAMPLES},
     "wrong_length": {"invalid": STEPS * GROUPS * SAMPLES},
     "correct": {"ok": STEPS * GROUPS * SAMPLES},
