@@ -30,7 +30,7 @@ from trainer.batch import Microbatch, build_microbatch
 from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
 from trainer.export import export_model
 from trainer.logprobs import TokenScores
-from trainer.objective import BoundLoss, TokenColumns, microbatch_loss
+from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 from trainer.policy import PolicyModel, load_policy
 from trainer.prepare import TokenTable, prepare_columns
 from trainer.rows import RankRows, read_rows, score_columns
@@ -119,10 +119,14 @@ class LearnerRank:
         """Run the step's updates on the rows last scored; one dict of sums per update (add over ranks)."""
         assert self._rows is not None, "update follows score"
         results = []
+        entropy_coef = self._config.entropy.coef
+        objective = Objective(losses=self._losses, kl=self._config.kl, entropy_coef=entropy_coef)
+        objective = objective.with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
-            results.append(self._update_once(batch, microbatches, self._prepare(batch, microbatches)))
+            prepared = self._prepare(batch, microbatches, objective)
+            results.append(self._update_once(batch, microbatches, prepared, objective))
         return results
 
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
@@ -132,7 +136,11 @@ class LearnerRank:
         return self.update(batch)
 
     def _update_once(
-        self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], prepared: Mapping[str, TokenTable]
+        self,
+        batch: RankUpdate,
+        microbatches: Sequence[Sequence[int]],
+        prepared: Mapping[str, TokenTable],
+        objective: Objective,
     ) -> dict[str, float]:
         assert self._rows is not None
         sums: dict[str, float] = {}
@@ -142,7 +150,7 @@ class LearnerRank:
             num_tokens = scores.logprobs.shape[0]
             columns = self._columns(batch, chosen, prepared, slice(done, done + num_tokens))
             done += num_tokens
-            loss, part = microbatch_loss(scores, columns, self._losses, self._config.kl)
+            loss, part = microbatch_loss(scores, columns, objective)
             # DeepSpeed averages over ranks; our weights already count all of them.
             self._engine.backward(loss * self._place.world_size, scale_wrt_gas=False)
             for name, value in part.items():
@@ -191,10 +199,12 @@ class LearnerRank:
             },
         )
 
-    def _prepare(self, batch: RankUpdate, microbatches: Sequence[Sequence[int]]) -> dict[str, TokenTable]:
+    def _prepare(
+        self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
+    ) -> dict[str, TokenTable]:
         """Batch statistics of the losses that ask for them, over all rows of the update on all ranks."""
         assert self._rows is not None
-        wanting = {origin: loss for origin, loss in self._losses.items() if loss.kind.prepare}
+        wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
         if not wanting:
             return {}
         order = [row for micro in microbatches for row in micro]

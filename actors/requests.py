@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class RankUpdate:
     advantages_N: np.ndarray
     row_weights_N: np.ndarray
     learning_rates: tuple[float, ...]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the objective that a controller moved, by dotted config key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

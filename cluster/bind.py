@@ -283,6 +283,7 @@ class LearnerGroup:
                 advantages_N=learnable.advantage_N[rows],
                 row_weights_N=learnable.row_weight_N[rows],
                 learning_rates=learnable.learning_rates,
+                settings=learnable.settings,
             )
             updates.append((update,))
         return [add_sums(parts) for parts in zip(*await self._each("update", updates), strict=True)]

@@ -106,6 +106,14 @@ class KLConfig:
 
 
 @dataclass
+class EntropyConfig:
+    """A bonus for the policy's exact token entropy, as a term of the loss."""
+
+    coef: float = 0.0
+    """Taken times the entropy in nats off every policy token's loss; negative values push entropy down."""
+
+
+@dataclass
 class EvalConfig:
     """Held-out evaluation."""
 
@@ -185,6 +193,7 @@ class RunConfig:
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -78,7 +78,7 @@ def test_a_rank_numbers_its_rows_as_its_shard_holds_them() -> None:
 
 def test_sums_add_over_ranks_and_the_norm_does_not() -> None:
     """1 + 2 tokens, 0.5 + 0.25 of the loss; the gradient norm is global already."""
-    one = {"loss/total": 0.5, "sum/policy_tokens": 1.0, "rank/grad_norm": 3.0, "rank/applied": 1.0}
-    two = {"loss/total": 0.25, "sum/policy_tokens": 2.0, "rank/grad_norm": 3.0, "rank/applied": 1.0}
+    one = {"loss/total": 0.5, "tokens/policy": 1.0, "rank/grad_norm": 3.0, "rank/applied": 1.0}
+    two = {"loss/total": 0.25, "tokens/policy": 2.0, "rank/grad_norm": 3.0, "rank/applied": 1.0}
     total = add_sums([one, two])
-    assert total == {"loss/total": 0.75, "sum/policy_tokens": 3.0, "grad/norm": 3.0, "grad/applied": 1.0}
+    assert total == {"loss/total": 0.75, "tokens/policy": 3.0, "grad/norm": 3.0, "grad/applied": 1.0}

@@ -150,9 +150,9 @@ def test_entropy_of(labels: str, entropy: float) -> None:
 def test_update_metrics_by_hand() -> None:
     """Means over updates; a skipped one has no gradient norm; drift is by token: (1 + 3) / (10 + 10)."""
     updates = [
-        {"loss/policy": 1.0, "grad/norm": 3.0, "grad/applied": 1.0, "sum/policy_tokens": 10.0}
+        {"loss/policy": 1.0, "grad/norm": 3.0, "grad/applied": 1.0, "tokens/policy": 10.0}
         | {"sum/k3_proximal_vs_policy": 1.0},
-        {"loss/policy": 3.0, "grad/norm": math.nan, "grad/applied": 0.0, "sum/policy_tokens": 10.0}
+        {"loss/policy": 3.0, "grad/norm": math.nan, "grad/applied": 0.0, "tokens/policy": 10.0}
         | {"sum/k3_proximal_vs_policy": 3.0},
     ]
     assert update_metrics(updates) == pytest.approx(

@@ -11,7 +11,7 @@ from torch import Tensor
 from configs.kinds.losses import LOSSES, LossCommon, NllOptions, PpoClipOptions
 from configs.schema import KLConfig
 from trainer.logprobs import TokenScores
-from trainer.objective import BoundLoss, TokenColumns, microbatch_loss
+from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 
 torch.set_num_threads(1)
 BOUND = {
@@ -46,7 +46,9 @@ def token_columns(part: slice = slice(None), ref: Tensor | None = None) -> Token
 def test_by_hand() -> None:
     """On policy a token's loss is -A: (-2 + 1)/4; sft: (2 + 3)/2 = 2.5; the masked -inf counts nowhere."""
     logprobs = POLICY.clone().requires_grad_()
-    total, sums = microbatch_loss(token_scores(logprobs), token_columns(), BOUND, KLConfig())
+    total, sums = microbatch_loss(
+        token_scores(logprobs), token_columns(), Objective(losses=BOUND, kl=KLConfig())
+    )
     total.backward()
     assert total.item() == pytest.approx(2.25)
     assert sums == pytest.approx(
@@ -54,8 +56,9 @@ def test_by_hand() -> None:
             "loss/policy": -0.25,
             "loss/sft": 2.5,
             "loss/total": 2.25,
+            "tokens/sft": 2.0,
             "sum/k3_proximal_vs_policy": 0.0,
-            "sum/policy_tokens": 2.0,
+            "tokens/policy": 2.0,
         }
     )
     assert logprobs.grad is not None
@@ -66,7 +69,9 @@ def test_kl_anchor_by_hand() -> None:
     """Reference ln 2 below the policy: k3 = ln 2 - 1/2, x coef 0.1 x weights 1/4 + 1/4; policy rows only."""
     ref = POLICY - math.log(2)
     with_kl = KLConfig(estimator="k3", coef=0.1, place="loss")
-    total, sums = microbatch_loss(token_scores(POLICY), token_columns(ref=ref), BOUND, with_kl)
+    total, sums = microbatch_loss(
+        token_scores(POLICY), token_columns(ref=ref), Objective(losses=BOUND, kl=with_kl)
+    )
     assert sums["loss/kl"] == pytest.approx(0.05 * (math.log(2) - 0.5))
     assert total.item() == pytest.approx(2.25 + sums["loss/kl"])
 
@@ -77,7 +82,9 @@ def test_cutting_the_microbatch_changes_nothing(cut: int) -> None:
     logprobs = POLICY.clone().requires_grad_()
     parts = (slice(0, cut), slice(cut, None))
     losses = [
-        microbatch_loss(token_scores(logprobs[part]), token_columns(part), BOUND, KLConfig())[0]
+        microbatch_loss(
+            token_scores(logprobs[part]), token_columns(part), Objective(losses=BOUND, kl=KLConfig())
+        )[0]
         for part in parts
     ]
     total = losses[0] + losses[1]
@@ -90,6 +97,8 @@ def test_cutting_the_microbatch_changes_nothing(cut: int) -> None:
 def test_nothing_to_learn_stays_in_the_graph() -> None:
     """A padding microbatch: loss 0 that can still be sent backward, as every rank must."""
     logprobs = torch.zeros(0, requires_grad=True)
-    total, _ = microbatch_loss(token_scores(logprobs), token_columns(slice(0, 0)), BOUND, KLConfig())
+    total, _ = microbatch_loss(
+        token_scores(logprobs), token_columns(slice(0, 0)), Objective(losses=BOUND, kl=KLConfig())
+    )
     total.backward()
     assert total.item() == 0.0 and logprobs.grad is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,8 @@ class Learnable:
     advantage_N: np.ndarray
     row_weight_N: np.ndarray
     learning_rates: tuple[float, ...]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the objective that a controller moved, by dotted config key."""
 
 
 def origins_of(index: pa.Table) -> np.ndarray:

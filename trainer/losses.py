@@ -1,7 +1,8 @@
 """Losses per token, chosen by `loss.<origin>.kind`. `trainer.objective` calls, masks, weights and sums them.
 
-A loss is ``per_token(inputs, options) -> [T]`` over the completion tokens of a microbatch laid end to end,
-plus an optional ``prepare(columns, options) -> columns`` that sees all rows of all ranks before the update.
+A loss is ``per_token(inputs, options) -> [T]`` over the completion tokens of a microbatch laid end to end (a
+`TokenLoss` if it also has something to log), plus an optional ``prepare(columns, options) -> columns`` that
+sees all rows of all ranks before the update.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ import torch
 from torch import Tensor
 
 from configs.kinds.losses import NllOptions, PpoClipOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLoss:
+    """A loss per token [T], and what it did to them: boolean [T] by name, logged as share of the tokens."""
+
+    loss: Tensor
+    marks: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,8 +171,20 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         _put(metrics, name, np.array([update.get(name, np.nan) for update in updates]))
     _put(metrics, "grad/norm", np.array([update["grad/norm"] for update in updates]))
     metrics["grad/skipped_updates"] = float(sum(1.0 - update["grad/applied"] for update in updates))
-    tokens = sum(update.get("sum/policy_tokens", 0.0) for update in updates)
+    metrics |= _mark_shares(updates)
+    tokens = sum(update.get("tokens/policy", 0.0) for update in updates)
     drift = sum(update.get("sum/k3_proximal_vs_policy", 0.0) for update in updates)
     if tokens:
         metrics["kl/k3_proximal_vs_policy"] = drift / tokens
     return metrics
+
+
+def _mark_shares(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """clip/<mark> (clip/<origin>/<mark> beside policy): the share of the step's loss tokens a loss marked."""
+    shares = {}
+    for name in sorted({name for update in updates for name in update if name.startswith("mark/")}):
+        _, origin, mark = name.split("/", 2)
+        tokens = sum(update.get(f"tokens/{origin}", 0.0) for update in updates)
+        place = f"clip/{mark}" if origin == "policy" else f"clip/{origin}/{mark}"
+        shares[place] = sum(update.get(name, 0.0) for update in updates) / tokens if tokens else 0.0
+    return shares

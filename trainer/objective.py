@@ -7,7 +7,7 @@ update gives the update's loss, whatever the cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from configs.kinds.losses import LossCommon
 from configs.schema import KLConfig
 from trainer.kl import ESTIMATORS, k3
 from trainer.logprobs import TokenScores
-from trainer.losses import LossInputs
+from trainer.losses import LossInputs, TokenLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,43 @@ class BoundLoss:
     kind: Kind
     options: Any
 
-    def per_token(self, inputs: LossInputs) -> Tensor:
-        return load_target(self.kind.target)(inputs, self.options)  # type: ignore[no-any-return]
+    def per_token(self, inputs: LossInputs) -> TokenLoss:
+        """The loss and its marks; a function that gives the loss alone has none."""
+        found = load_target(self.kind.target)(inputs, self.options)
+        return found if isinstance(found, TokenLoss) else TokenLoss(loss=found, marks={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Everything an update minimises: losses by origin, and what is added for rows of origin policy."""
+
+    losses: Mapping[str, BoundLoss]
+    kl: KLConfig
+    entropy_coef: float = 0.0
+
+    def with_settings(self, settings: Mapping[str, float]) -> Objective:
+        """This objective with numbers that a controller moved, by dotted config key.
+
+        Keys are kl.coef, entropy.coef and loss.<origin>.<option>.
+
+        Raises:
+            ValueError: a key that names no number of the objective.
+        """
+        changed = self
+        for key, value in settings.items():
+            section, _, name = key.partition(".")
+            origin, _, option = name.partition(".")
+            if key == "entropy.coef":
+                changed = replace(changed, entropy_coef=value)
+            elif key == "kl.coef":
+                changed = replace(changed, kl=replace(changed.kl, coef=value))
+            elif section == "loss" and hasattr(getattr(changed.losses.get(origin), "options", None), option):
+                loss = changed.losses[origin]
+                moved = replace(loss, options=replace(loss.options, **{option: value}))
+                changed = replace(changed, losses={**changed.losses, origin: moved})
+            else:
+                raise ValueError(f"setting must be a number of the objective, got {key!r}")
+        return changed
 
 
 def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Tensor) -> LossInputs:
@@ -62,22 +97,26 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
 
 
 def microbatch_loss(
-    scores: TokenScores, columns: TokenColumns, losses: Mapping[str, BoundLoss], kl: KLConfig
+    scores: TokenScores, columns: TokenColumns, objective: Objective
 ) -> tuple[Tensor, dict[str, float]]:
     """The microbatch's share of the loss (a scalar) and of the metrics (sums over microbatches and ranks)."""
     # An empty sum keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs; unlike zero times
     # the sum it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()
     sums: dict[str, float] = {}
-    for origin, loss in losses.items():
+    kl = objective.kl
+    for origin, loss in objective.losses.items():
         present = columns.origins.get(origin)
         if present is None:
             continue
         chosen = present & (columns.weights > 0)
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
-        part = (weights * loss.per_token(inputs)).sum()
+        found = loss.per_token(inputs)
+        part = (weights * found.loss).sum()
         sums[f"loss/{origin}"] = part.item()
+        sums[f"tokens/{origin}"] = float(chosen.sum().item())
+        sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in found.marks.items()}
         total = total + part
         if origin != "policy":
             continue
@@ -87,9 +126,12 @@ def microbatch_loss(
             anchor = kl.coef * (weights * penalty).sum()
             sums["loss/kl"] = anchor.item()
             total = total + anchor
+        if objective.entropy_coef:
+            bonus = -objective.entropy_coef * (weights * inputs.entropy).sum()
+            sums["loss/entropy"] = bonus.item()
+            total = total + bonus
         with torch.no_grad():
             drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
         sums["sum/k3_proximal_vs_policy"] = drift.sum().item()
-        sums["sum/policy_tokens"] = float(chosen.sum().item())
     sums["loss/total"] = total.item()
     return total, sums

@@ -19,7 +19,10 @@ class Kind:
     options: type
     target: str
     prepare: str = ""
-    """Losses only: "module:attr" of the function that needs all rows of all ranks."""
+    """Losses only: "module:attr" of the function that needs all rows of all ranks. Its table has sample_id,
+    position, origin, weight (0 where nothing is learned), advantage and, per token, policy_logprobs (of the
+    weights that the update starts from), proximal_logprobs, behavior_logprobs, entropy and what else was
+    scored. It returns columns of the same length."""
 
 
 def load_target(target: str) -> Callable[..., Any]:
