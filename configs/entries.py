@@ -17,9 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import Kind, find_kind
+from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.datasets import DATASETS
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import SCORERS, ScorerCommon
+from configs.kinds.shapes import SHAPES
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
@@ -48,7 +50,12 @@ class Role:
     common: type
 
 
-NAMED_ENTRIES: dict[str, Role] = {"scorers": Role(SCORERS, ScorerCommon), "loss": Role(LOSSES, LossCommon)}
+NAMED_ENTRIES: dict[str, Role] = {
+    "scorers": Role(SCORERS, ScorerCommon),
+    "loss": Role(LOSSES, LossCommon),
+    "shape": Role(SHAPES, KindOnly),
+    "controllers": Role(CONTROLLERS, KindOnly),
+}
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
     "advantage": Role(ADVANTAGES, KindOnly),
@@ -137,13 +144,15 @@ def complete(config: RunConfig, provenance: Provenance) -> RunConfig:
         filled = {**cast(Tree, common), **cast(Tree, options)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
 
-    scorers = {name: fill(f"scorers.{name}", entry) for name, entry in config.scorers.items()}
-    loss = {name: fill(f"loss.{name}", entry) for name, entry in config.loss.items()}
+    named: dict[str, Any] = {
+        section: {name: fill(f"{section}.{name}", entry) for name, entry in getattr(config, section).items()}
+        for section in NAMED_ENTRIES
+    }
     advantage = fill("advantage", config.advantage)
     train, evaluation = fill("data.train", config.data.train), fill("data.eval", config.data.eval)
     raise_if_any(problems)
     data = replace(config.data, train=train, eval=evaluation)
-    return replace(config, scorers=scorers, loss=loss, advantage=advantage, data=data)
+    return replace(config, **named, advantage=advantage, data=data)
 
 
 def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
@@ -198,6 +207,20 @@ def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]
 def advantage_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
     """(common keys, options of the kind, kind) of `advantage`; raises like `kind_options`."""
     common, options, kind = _parsed(entry, SINGLE_ENTRIES["advantage"], "advantage")
+    assert isinstance(common, KindOnly), "the role's common keys"
+    return common, options, kind
+
+
+def shape_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
+    """(common keys, options of the kind, kind) of one entry under `shape`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, NAMED_ENTRIES["shape"], "shape")
+    assert isinstance(common, KindOnly), "the role's common keys"
+    return common, options, kind
+
+
+def controller_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
+    """(common keys, options, kind) of one entry under `controllers`; raises like `kind_options`."""
+    common, options, kind = _parsed(entry, NAMED_ENTRIES["controllers"], "controller")
     assert isinstance(common, KindOnly), "the role's common keys"
     return common, options, kind
 

@@ -138,7 +138,8 @@ def _entry_defaults() -> Tree:
     """The entries that class defaults give, to be merged over like a file's."""
     config = RunConfig()
     data: Tree = {"train": config.data.train, "eval": config.data.eval}
-    return {"scorers": config.scorers, "loss": config.loss, "advantage": config.advantage, "data": data}
+    named: Tree = {section: getattr(config, section) for section in NAMED_ENTRIES}
+    return {**named, "advantage": config.advantage, "data": data}
 
 
 def _schema(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:

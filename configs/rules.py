@@ -119,7 +119,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    for rules in (_names, _sampling, _learning, _reward, _places, _replay):
+    for rules in (_names, _sampling, _learning, _reward, _places, _replay, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -213,6 +213,32 @@ def _replay(config: RunConfig) -> Iterator[Broken]:
         yield "replay.groups_per_step", "must have a loss to train with: loss.replay"
     if not asked and "replay" in config.loss:
         yield "loss.replay", "must have rows: replay.groups_per_step is 0"
+
+
+def _controllers(config: RunConfig) -> Iterator[Broken]:
+    """A controller may move a number of the objective, within bounds that hold its start."""
+    taken: dict[str, str] = {}
+    for name, entry in config.controllers.items():
+        setting = str(entry.get("setting", "entropy.coef" if entry["kind"] == "adaptive_entropy" else ""))
+        key = f"controllers.{name}" + (".setting" if "setting" in entry else "")
+        if not _is_movable(config, setting):
+            yield key, "must be entropy.coef, kl.coef or a number under loss.<origin> or shape.<name>"
+        if setting in taken:
+            yield key, f"must move another setting than controllers.{taken[setting]}"
+        taken[setting] = name
+        low, high, initial = (_number(entry.get(bound, 0.0)) for bound in ("low", "high", "initial"))
+        if not low <= initial <= high:
+            yield f"controllers.{name}.initial", f"must be within low and high ({low:g} to {high:g})"
+
+
+def _is_movable(config: RunConfig, setting: str) -> bool:
+    section, _, rest = setting.partition(".")
+    if setting in ("entropy.coef", "kl.coef"):
+        return True
+    name, _, option = rest.partition(".")
+    entries = {"loss": config.loss, "shape": config.shape}.get(section, {})
+    value = entries.get(name, {}).get(option)
+    return isinstance(value, int | float) and option not in ("weight" if section == "loss" else "",)
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:

@@ -191,6 +191,10 @@ class RunConfig:
     advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
     loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Changes of the policy rows' advantages, token by token, in order: {name: {kind, ...options}}."""
+    controllers: dict[str, Any] = field(default_factory=dict)
+    """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)

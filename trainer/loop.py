@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
+from trainer.controllers import make_controllers
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
@@ -129,6 +130,7 @@ class Run:
         self._config, self._roles, self._producer = config, roles, producer
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
         self._on_policy = on_policy
+        self._controllers = make_controllers(config)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
@@ -239,7 +241,8 @@ class Run:
         began, generated_s = time.perf_counter(), self._producer.generating_s()
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
-        learnable = with_advantages(batch, columns, config, step)
+        settings = self._settings()
+        learnable = replace(with_advantages(batch, columns, config, step), settings=settings)
         metrics = step_metrics(batch, columns, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
@@ -250,6 +253,9 @@ class Run:
             generated_s = self._producer.generating_s() - generated_s
             metrics["overlap/generating_share"] = generated_s / (time.perf_counter() - began)
         metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
+        metrics |= {f"control/{key}": value for key, value in settings.items()}
+        for controller in self._controllers.values():
+            controller.observe(metrics)
         self._reports.phase(step, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
@@ -279,6 +285,11 @@ class Run:
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
         return index
+
+    def _settings(self) -> dict[str, float]:
+        """What the controllers want of the step to come."""
+        controllers = self._controllers.values()
+        return {key: value for each in controllers for key, value in each.settings().items()}
 
     async def _publish(self, version: int) -> dict[str, float]:
         assert self._probes is not None, "probes are made before anything is published"
@@ -321,12 +332,15 @@ class Run:
             "seed": self._config.seed,
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
             "unrewarded_in_a_row": self._unrewarded_in_a_row,
-            "controllers": {},
+            "controllers": {name: each.state() for name, each in self._controllers.items()},
         }
 
     def _set_state(self, state: Mapping[str, Json]) -> None:
         self._nonfinite_in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
         self._unrewarded_in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
+        known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
+        for name, controller in self._controllers.items():
+            controller.restore(known.get(name, {}))
 
     def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
         """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""

@@ -1,0 +1,90 @@
+"""Controllers by hand: what they want of the next step after what they saw; their state goes along."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import ConfigError
+from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions
+from configs.load import load_config
+from trainer.controllers import AdaptiveEntropy, AdaptiveSetting, Controller, make_controllers
+
+
+def after(controller: Controller, entropies: list[float]) -> dict[str, float]:
+    for entropy in entropies:
+        controller.observe({"entropy/token_mean": entropy})
+    return dict(controller.settings())
+
+
+def test_adaptive_entropy_by_hand() -> None:
+    """Target 0.2, delta 0.1, at most 0.25. Entropies 0.1 0.1 0.1 0.3 0.1: the coefficient goes 0.1, 0.2, 0.25
+    (held), 0.15, 0.25; the bonus is off before the first step and after the fourth, whose entropy was high.
+    """
+    options = AdaptiveEntropyOptions(target=0.2, delta=0.1, high=0.25)
+    wanted = [0.0, 0.1, 0.2, 0.25, 0.0, 0.25]
+    for count, coef in enumerate(wanted):
+        found = after(AdaptiveEntropy(options), [0.1, 0.1, 0.1, 0.3, 0.1][:count])
+        assert found == pytest.approx({"entropy.coef": coef})
+
+
+def test_adaptive_setting_by_hand() -> None:
+    """Doubling between 0.01 and 0.08 from 0.02 towards half of the first value, 0.4: at 0.4 and 0.3 it halves
+    (0.01, 0.01 held), at 0.1 four times it doubles (0.02, 0.04, 0.08, 0.08 held).
+    """
+    options = AdaptiveSettingOptions(
+        setting="shape.repo.zeta", target=0.5, relative=True, initial=0.02, low=0.01, high=0.08
+    )
+    seen = [0.4, 0.3, 0.1, 0.1, 0.1, 0.1]
+    values = [after(AdaptiveSetting(options), seen[:count])["shape.repo.zeta"] for count in range(7)]
+    assert values == pytest.approx([0.02, 0.01, 0.01, 0.02, 0.04, 0.08, 0.08])
+
+
+def test_lowered_below_the_target() -> None:
+    """lambda of positive advantages: 1.0 - 0.05 below the entropy target, + 0.05 above it."""
+    options = AdaptiveSettingOptions(
+        setting="shape.positive.weight", target=0.2, raise_below=False, delta=0.05, initial=1.0, high=2.0
+    )
+    assert after(AdaptiveSetting(options), [0.1])["shape.positive.weight"] == pytest.approx(0.95)
+    assert after(AdaptiveSetting(options), [0.3, 0.3])["shape.positive.weight"] == pytest.approx(1.10)
+
+
+@given(st.lists(st.floats(0.0, 2.0) | st.just(math.nan), max_size=12), st.integers(0, 12))
+def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -> None:
+    """Saved and restored anywhere, also past steps without an entropy."""
+    for make in (
+        lambda: AdaptiveEntropy(AdaptiveEntropyOptions()),
+        lambda: AdaptiveSetting(
+            AdaptiveSettingOptions(setting="kl.coef", target=0.5, relative=True, initial=0.1, high=1.0)
+        ),
+    ):
+        whole, first, second = make(), make(), make()
+        after(whole, seen)
+        after(first, seen[:cut])
+        second.restore(first.state())
+        assert after(second, seen[cut:]) == dict(whole.settings())
+        assert all(math.isfinite(value) for value in whole.settings().values())
+
+
+def test_from_a_config() -> None:
+    config = load_config("debug", ["controllers.bonus={kind: adaptive_entropy, target: 0.1}"])
+    assert make_controllers(config)["bonus"].settings() == {"entropy.coef": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        ("{kind: adaptive_setting, setting: learner.lr}", "must be entropy.coef, kl.coef or a number"),
+        (
+            "{kind: adaptive_setting, setting: kl.coef, initial: 2.0, high: 1.0}",
+            "must be within low and high",
+        ),
+        ("{kind: adaptive_setting, setting: loss.policy.kind}", "must be entropy.coef, kl.coef or a number"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused(entry: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        load_config("debug", [f"controllers.mine={entry}"])

@@ -1,0 +1,112 @@
+"""Controllers: what moves a setting of the objective from step to step. Called by the loop.
+
+A controller sees a step's metrics after it and says what the next step is made with. It is a pure function of
+the metrics it has seen, so a run that goes back and trains the same rows again moves alike; its state is
+kept in checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from configs.entries import controller_options
+from configs.kinds.base import load_target
+from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions
+from configs.schema import RunConfig
+from rollouts.files import Json
+
+
+class Controller(Protocol):
+    """One controller of a run."""
+
+    def settings(self) -> Mapping[str, float]:
+        """Settings of the step to come, by dotted config key."""
+        ...
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """See the metrics of the step that was made with them."""
+        ...
+
+    def state(self) -> Mapping[str, Json]: ...
+
+    def restore(self, state: Mapping[str, Json]) -> None: ...
+
+
+class AdaptiveEntropy:
+    """c += delta if H < target else c -= delta, within [low, high]; the bonus acts only while H < target.
+
+    Skywork-OR1, arXiv 2505.22312, section 4: an entropy bonus that is off whenever entropy is high enough.
+    """
+
+    def __init__(self, options: AdaptiveEntropyOptions) -> None:
+        self._options = options
+        self._coef = options.initial
+        self._acts = False
+
+    def settings(self) -> Mapping[str, float]:
+        return {"entropy.coef": self._coef if self._acts else 0.0}
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        entropy, options = metrics["entropy/token_mean"], self._options
+        if not math.isfinite(entropy):  # a step without a learned token says nothing
+            return
+        self._acts = entropy < options.target
+        moved = self._coef + (options.delta if self._acts else -options.delta)
+        self._coef = min(max(moved, options.low), options.high)
+
+    def state(self) -> Mapping[str, Json]:
+        return {"coef": self._coef, "acts": self._acts}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        self._coef = float(state.get("coef", self._options.initial))  # type: ignore[arg-type]
+        self._acts = bool(state.get("acts", False))
+
+
+class AdaptiveSetting:
+    """x += delta (or x *= factor) on one side of the target, the reverse on the other, within [low, high].
+
+    With delta this is the adaptive weight of arXiv 2511.05993 (lambda +- 0.05), with a factor of 2 the
+    controller of REPO-R, arXiv 2603.11682 (zeta doubled or halved).
+    """
+
+    def __init__(self, options: AdaptiveSettingOptions) -> None:
+        self._options = options
+        self._value = options.initial
+        self._first: float | None = None
+
+    def settings(self) -> Mapping[str, float]:
+        return {self._options.setting: self._value}
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        options = self._options
+        found = metrics.get(options.metric, math.nan)
+        if not math.isfinite(found):
+            return
+        if self._first is None:
+            self._first = found
+        target = options.target * self._first if options.relative else options.target
+        up = (found < target) == options.raise_below
+        if options.delta:
+            moved = self._value + (options.delta if up else -options.delta)
+        else:
+            moved = self._value * options.factor if up else self._value / options.factor
+        self._value = min(max(moved, options.low), options.high)
+
+    def state(self) -> Mapping[str, Json]:
+        return {"value": self._value, "first": self._first}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        first = state.get("first")
+        self._value = float(state.get("value", self._options.initial))  # type: ignore[arg-type]
+        self._first = None if first is None else float(first)  # type: ignore[arg-type]
+
+
+def make_controllers(config: RunConfig) -> dict[str, Controller]:
+    """The controllers of a config, by name."""
+    made: dict[str, Controller] = {}
+    for name, entry in config.controllers.items():
+        _, options, kind = controller_options(entry)
+        made[name] = load_target(kind.target)(options)
+    return made
