@@ -32,8 +32,9 @@ from trainer.export import export_model
 from trainer.logprobs import TokenScores
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 from trainer.policy import PolicyModel, load_policy
-from trainer.prepare import TokenTable, prepare_columns
+from trainer.prepare import Prepared, TokenTable, prepare_origin
 from trainer.rows import RankRows, read_rows, score_columns
+from trainer.seeds import derive_seed
 from trainer.weights import PackedWeights, pack_weights
 
 
@@ -62,6 +63,7 @@ class LearnerRank:
         """Drop the rows last scored: their scores are of other weights."""
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
+        self._scores_are_current = False
         self._built.clear()
 
     def ready(self) -> int:
@@ -110,7 +112,7 @@ class LearnerRank:
                 _scatter(columns, found, chosen, rows)
         if self._anchor is not None:
             columns["ref_logprobs"] = columns["base_logprobs"]  # the reference is the base until it is reset
-        self._rows, self._scored = rows, columns
+        self._rows, self._scored, self._scores_are_current = rows, columns, True
         return score_columns(rows, columns)
 
     # -- updating --------------------------------------------------------------------------------------------
@@ -126,20 +128,21 @@ class LearnerRank:
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
             prepared = self._prepare(batch, microbatches, objective)
-            results.append(self._update_once(batch, microbatches, prepared, objective))
+            sums = self._update_once(batch, microbatches, prepared, objective)
+            results.append(sums | self._share_of_stats(prepared))
         return results
 
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
         """Update on rows that need no scores (sft only): pretraining's way, which saves the extra forward."""
-        self._rows, self._scored = read_rows(shard), {}
-        self._built.clear()
+        self._forget()
+        self._rows = read_rows(shard)
         return self.update(batch)
 
     def _update_once(
         self,
         batch: RankUpdate,
         microbatches: Sequence[Sequence[int]],
-        prepared: Mapping[str, TokenTable],
+        prepared: Mapping[str, Prepared],
         objective: Objective,
     ) -> dict[str, float]:
         assert self._rows is not None
@@ -156,12 +159,13 @@ class LearnerRank:
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         self._engine.step()
+        self._scores_are_current = False
         applied = self._engine.was_step_applied()
         norm = float(self._engine.get_global_grad_norm() or 0.0) if applied else float("nan")
         return sums | {"rank/grad_norm": norm, "rank/applied": float(applied)}
 
     def _columns(
-        self, batch: RankUpdate, chosen: Sequence[int], prepared: Mapping[str, TokenTable], tokens: slice
+        self, batch: RankUpdate, chosen: Sequence[int], prepared: Mapping[str, Prepared], tokens: slice
     ) -> TokenColumns:
         rows = self._rows
         assert rows is not None
@@ -193,25 +197,49 @@ class LearnerRank:
             },
             prepared={
                 origin: {
-                    name: torch.from_numpy(values[tokens]).to(self._device) for name, values in table.items()
+                    name: torch.from_numpy(values[tokens]).to(self._device)
+                    for name, values in found.columns.items()
                 }
-                for origin, table in prepared.items()
+                for origin, found in prepared.items()
             },
         )
 
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
-    ) -> dict[str, TokenTable]:
+    ) -> dict[str, Prepared]:
         """Batch statistics of the losses that ask for them, over all rows of the update on all ranks."""
         assert self._rows is not None
         wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
         if not wanting:
             return {}
         order = [row for micro in microbatches for row in micro]
-        table = _token_table(self._rows, self._scored, batch, order)
+        scored = self._scored | {"policy_logprobs": self._logprobs_now(self._rows, microbatches)}
+        table = _token_table(self._rows, scored, batch, order, self._config.seed)
         return {
-            origin: prepare_columns(table, _gather, partial(_call_prepare, loss))
+            origin: prepare_origin(table, origin, _gather, partial(_call_prepare, loss))
             for origin, loss in wanting.items()
+        }
+
+    def _logprobs_now(self, rows: RankRows, microbatches: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logprobs under the weights that an update starts from: at first those of `score` themselves.
+
+        Later updates of a step take one more forward of their microbatches, of which all ranks have as many.
+        """
+        if self._scores_are_current:
+            return self._scored["proximal_logprobs"]
+        columns = {"policy_logprobs": [np.zeros(0, np.float32)] * len(rows)}
+        with torch.no_grad():
+            for chosen in microbatches:
+                scores = TokenScores(*self._engine(self._microbatch(rows, chosen)))
+                _scatter(columns, {"policy_logprobs": scores.logprobs}, chosen, rows)
+        return columns["policy_logprobs"]
+
+    def _share_of_stats(self, prepared: Mapping[str, Prepared]) -> dict[str, float]:
+        """This rank's share of numbers that all ranks found alike, so that adding over ranks gives them."""
+        return {
+            f"stat/{origin}/{name}": value / self._place.world_size
+            for origin, found in prepared.items()
+            for name, value in found.stats.items()
         }
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -287,22 +315,29 @@ def _scatter(
 
 
 def _token_table(
-    rows: RankRows, scored: Mapping[str, list[np.ndarray]], batch: RankUpdate, order: Sequence[int]
+    rows: RankRows, scored: Mapping[str, list[np.ndarray]], batch: RankUpdate, order: Sequence[int], seed: int
 ) -> TokenTable:
+    """The columns that `configs.kinds.base.Kind.prepare` names, for the rows of `order` laid end to end."""
     counts = [len(rows.tokens[row]) for row in order]
 
-    def flat(values: Sequence[np.ndarray]) -> np.ndarray:
+    def flat(values: Mapping[int, np.ndarray] | Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([values[row] for row in order]) if order else np.zeros(0)
 
     return {
         "sample_id": np.repeat(np.array([rows.sample_ids[row] for row in order], dtype=np.str_), counts),
-        "position": np.concatenate([np.arange(count) for count in counts])
-        if order
-        else np.zeros(0, np.int64),
-        "weight": flat([rows.loss_masks[row] * batch.row_weights_N[row] for row in range(len(rows))]),
+        "position": flat({row: np.arange(len(rows.tokens[row])) for row in order}).astype(np.int64),
+        "origin": np.repeat(np.array([rows.origins[row] for row in order], dtype=np.str_), counts),
+        "weight": flat({row: rows.loss_masks[row] * batch.row_weights_N[row] for row in order}),
         "advantage": np.repeat(batch.advantages_N[list(order)], counts),
+        "behavior_logprobs": flat(rows.behavior_logprobs),
+        "draw": flat({row: _draws(seed, rows.sample_ids[row], len(rows.tokens[row])) for row in order}),
         **{name: flat(values) for name, values in scored.items()},
     }
+
+
+def _draws(seed: int, sample_id: str, count: int) -> np.ndarray:
+    """A uniform number in [0, 1) for every token of a sample, wherever and whenever it is looked at."""
+    return np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(count)
 
 
 def _gather(table: TokenTable) -> list[TokenTable]:
@@ -311,5 +346,5 @@ def _gather(table: TokenTable) -> list[TokenTable]:
     return tables
 
 
-def _call_prepare(loss: BoundLoss, union: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def _call_prepare(loss: BoundLoss, union: Mapping[str, np.ndarray]) -> Prepared | Mapping[str, np.ndarray]:
     return load_target(loss.kind.prepare)(union, loss.options)  # type: ignore[no-any-return]

@@ -385,7 +385,7 @@ def take_seen() -> list[int]:
 
 def select_top(columns: Mapping[str, np.ndarray], options: TopOptions) -> dict[str, np.ndarray]:
     """Marks the tokens to learn; `number` and `logprob` let the loss see that its tokens are its own."""
-    entropy = np.where(columns["weight"] > 0, columns["entropy"], -np.inf)
+    entropy = columns["entropy"]
     selected = np.zeros(len(entropy), np.float32)
     selected[np.argsort(-entropy, kind="stable")[: options.count]] = 1.0
     return {

@@ -122,8 +122,8 @@ def top_tokens(rows: pa.RecordBatch, columns: pa.Table) -> set[int]:
     tokens = []
     for row, found in zip(rows.to_pylist(), columns.to_pylist(), strict=True):
         for position, entropy in enumerate(found["entropy"]):
-            learned = row["reward"] is not None and row["loss_mask"][position]
-            tokens.append((row["sample_id"], position, entropy if learned else -1.0))
+            if row["reward"] is not None and row["loss_mask"][position]:
+                tokens.append((row["sample_id"], position, entropy))
     tokens.sort()
     ranked = sorted(range(len(tokens)), key=lambda number: -tokens[number][2])
     return set(ranked[: TopOptions().count])
@@ -158,7 +158,9 @@ def top_loss(rows: pa.RecordBatch, columns: pa.Table) -> float:
         rewards = [r["reward"] for r, _ in pairs if r["group_id"] == row["group_id"]]
         valid = np.array([reward for reward in rewards if reward is not None])
         learned += sum(row["loss_mask"]) if row["reward"] is not None else 0
-        for logprob in found["proximal_logprobs"]:
+        for position, logprob in enumerate(found["proximal_logprobs"]):
+            if row["reward"] is None or not row["loss_mask"][position]:
+                continue
             if number in top:
                 total -= (row["reward"] - valid.mean()) / (valid.std(ddof=1) + 1e-6) * logprob
             number += 1

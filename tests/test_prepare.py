@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.prepare import TokenTable, prepare_columns
+from trainer.prepare import Prepared, TokenTable, prepare_columns, prepare_origin
 
 Rows = list[tuple[str, list[int]]]
 """(sample_id, one value per token)."""
@@ -43,7 +43,7 @@ def select(shards: list[Rows], prepare: object) -> set[tuple[str, int]]:
     tables = [table(rows) for rows in shards]
     chosen = set()
     for local in tables:
-        found = prepare_columns(local, lambda _: tables, prepare)["chosen"]
+        found = prepare_columns(local, lambda _: tables, prepare).columns["chosen"]
         assert len(found) == len(local["value"])
         keys = zip(local["sample_id"].tolist(), local["position"].tolist(), strict=True)
         chosen |= {key for key, hit in zip(keys, found, strict=True) if hit}
@@ -80,3 +80,34 @@ def test_positions_past_nine_are_numbers() -> None:
     """Position 10 comes after 9, not after 1: the eleventh and twelfth token are chosen only when largest."""
     rows: Rows = [("a", [0] * 2 + [5] + [0] * 7 + [5, 5])]
     assert select([rows], top_two) == {("a", 2), ("a", 10)}
+
+
+def test_an_origin_sees_its_own_learned_tokens_alone() -> None:
+    """Of a: 5 1 4 the first has no weight, b: 9 is replay: what is left is 1 and 4, mean 2.5.
+
+    Tokens that were not shown get NaN, 0 or False; the number to log comes through as it was returned.
+    """
+    local = table([("b", [9]), ("a", [5, 1, 4])])
+    local["origin"] = np.array(["replay", "policy", "policy", "policy"])
+    local["weight"] = np.array([0.5, 0.0, 0.25, 0.25])
+
+    def prepare(columns: Mapping[str, np.ndarray]) -> Prepared:
+        assert columns["value"].tolist() == [1, 4]
+        return Prepared(
+            columns={"value": columns["value"], "number": np.arange(1, 3), **top_two(columns)},
+            stats={"mean": float(columns["value"].mean())},
+        )
+
+    found = prepare_origin(local, "policy", lambda part: [part], prepare)
+    assert found.stats == {"mean": 2.5}
+    assert np.array_equal(found.columns["value"], [np.nan, np.nan, 1, 4], equal_nan=True)
+    assert found.columns["number"].tolist() == [0, 0, 1, 2]
+    assert found.columns["chosen"].tolist() == [False, False, True, True]
+
+
+def test_an_origin_without_tokens_takes_part() -> None:
+    """A rank without tokens of the origin, or without any, still answers with columns of its own length."""
+    local = table([("a", [5, 1])]) | {"origin": np.array(["policy"] * 2), "weight": np.ones(2)}
+    for part in (local, {name: column[:0] for name, column in local.items()}):
+        found = prepare_origin(part, "replay", lambda own: [own], top_two)
+        assert found.columns["chosen"].tolist() == [False] * len(part["value"])

@@ -172,6 +172,10 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     _put(metrics, "grad/norm", np.array([update["grad/norm"] for update in updates]))
     metrics["grad/skipped_updates"] = float(sum(1.0 - update["grad/applied"] for update in updates))
     metrics |= _mark_shares(updates)
+    for name in sorted({name for update in updates for name in update if name.startswith("stat/")}):
+        _, origin, stat = name.split("/", 2)
+        place = f"prepare/{stat}" if origin == "policy" else f"prepare/{origin}/{stat}"
+        _put(metrics, place, np.array([update.get(name, np.nan) for update in updates]))
     tokens = sum(update.get("tokens/policy", 0.0) for update in updates)
     drift = sum(update.get("sum/k3_proximal_vs_policy", 0.0) for update in updates)
     if tokens:

@@ -19,10 +19,13 @@ class Kind:
     options: type
     target: str
     prepare: str = ""
-    """Losses only: "module:attr" of the function that needs all rows of all ranks. Its table has sample_id,
-    position, origin, weight (0 where nothing is learned), advantage and, per token, policy_logprobs (of the
-    weights that the update starts from), proximal_logprobs, behavior_logprobs, entropy and what else was
-    scored. It returns columns of the same length."""
+    """Losses only: "module:attr" of the function that needs all rows of all ranks.
+
+    Its table holds the learned tokens of the loss's origin, ordered by sample_id and position: those two,
+    origin, weight, advantage, draw (a uniform number in [0, 1) of each token's own), policy_logprobs (of the
+    weights that the update starts from), behavior_logprobs and what else was scored: proximal_logprobs,
+    entropy, ref_logprobs. It returns columns of the same length, or a `trainer.prepare.Prepared`.
+    """
 
 
 def load_target(target: str) -> Callable[..., Any]:
