@@ -119,7 +119,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    for rules in (_names, _sampling, _learning, _reward, _places, _replay, _controllers):
+    for rules in (_names, _sampling, _learning, _reward, _covariance, _places, _replay, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -293,6 +293,23 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
     effects = (entry["weight"] != 0 or entry["combine"] != "sum" for entry in config.scorers.values())
     if set(config.loss) != {"sft"} and not any(effects):
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
+
+
+def _covariance(config: RunConfig) -> Iterator[Broken]:
+    """Clip-Cov and KL-Cov, and where they cannot act."""
+    for origin, entry in config.loss.items():
+        key, kind = f"loss.{origin}", entry["kind"]
+        if kind not in ("clip_cov", "kl_cov"):
+            continue
+        if not 0 < entry["fraction"] <= 1:
+            yield f"{key}.fraction", "must be above 0 and at most 1"
+        if kind == "clip_cov" and not entry["lower"] < entry["upper"]:
+            yield f"{key}.lower", f"must be below upper ({entry['upper']:g})"
+        if kind == "kl_cov" and entry["beta"] <= 0:
+            yield f"{key}.beta", "must be above 0"
+        is_own = entry["old"] == "proximal" or (origin == "policy" and config.rollout.max_lag == 0)
+        if kind == "kl_cov" and config.learner.updates_per_step == 1 and is_own:
+            yield f"{key}.kind", "must not be kl_cov: it has zero gradient when each step makes one update"
 
 
 def _places(config: RunConfig) -> Iterator[Broken]:
