@@ -1,4 +1,4 @@
-"""Losses per token: numbers by hand, a scalar loop, finite differences, the clip regions, and whose ratio."""
+"""PPO's clip to either old policy, and nll: numbers by hand, a scalar loop, finite differences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_cases import loss_inputs
+from torch import Tensor
 
 from configs.kinds.losses import NllOptions, PpoClipOptions
 from trainer.losses import LossInputs, nll, ppo_clip, ratio
@@ -18,44 +20,8 @@ OPTIONS = PpoClipOptions(clip_low=0.2, clip_high=0.3)
 TO_BEHAVIOR = PpoClipOptions(clip_low=0.2, clip_high=0.3, old="behavior")
 
 
-def loss_inputs(policy: list[float], proximal: list[float], advantages: list[float]) -> LossInputs:
-    policy_T = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
-    rest = torch.full_like(policy_T, float("nan")).detach()
-    return LossInputs(
-        policy_logprobs=policy_T,
-        entropy=rest,
-        proximal_logprobs=torch.tensor(proximal, dtype=torch.float64),
-        behavior_logprobs=rest,
-        advantages=torch.tensor(advantages, dtype=torch.float64),
-        rows=torch.zeros(len(policy), dtype=torch.long),
-        prepared={},
-    )
-
-
-def by_ratio(r: float, advantage: float) -> tuple[float, float]:
-    """Loss and its gradient with respect to the policy's logprob where policy / proximal is `r`."""
-    inputs = loss_inputs([math.log(r) - 1.0], [-1.0], [advantage])
-    loss = ppo_clip(inputs, OPTIONS)
-    (grad,) = torch.autograd.grad(loss.sum(), inputs.policy_logprobs)
-    return loss.item(), grad.item()
-
-
-@pytest.mark.parametrize(
-    ("r", "advantage", "loss", "grad"),
-    [
-        (1.0, 2.0, -2.0, -2.0),  # on policy: -A, and the plain policy gradient -A
-        (1.1, 2.0, -2.2, -2.2),  # inside: -r A, gradient -r A
-        (1.5, 2.0, -2.6, 0.0),  # above 1 + 0.3 with A > 0: -1.3 A, no gradient
-        (0.5, 2.0, -1.0, -1.0),  # below with A > 0: min picks r A, gradient stays
-        (0.9, -2.0, 1.8, 1.8),  # inside, A < 0
-        (0.5, -2.0, 1.6, 0.0),  # below 1 - 0.2 with A < 0: -0.8 A, no gradient
-        (1.5, -2.0, 3.0, 3.0),  # above with A < 0: min picks r A, gradient stays
-    ],
-)
-def test_clip_regions(r: float, advantage: float, loss: float, grad: float) -> None:
-    """d(-r A)/d log pi = -r A where the clip is not active; with A = +-2, bounds 0.8 and 1.3."""
-    found_loss, found_grad = by_ratio(r, advantage)
-    assert found_loss == pytest.approx(loss) and found_grad == pytest.approx(grad)
+def ppo_loss(inputs: LossInputs, options: PpoClipOptions) -> Tensor:
+    return ppo_clip(inputs, options).loss
 
 
 def scalar_ppo(policy: float, proximal: float, advantage: float, low: float, high: float) -> float:
@@ -73,7 +39,7 @@ ADVANTAGES = st.floats(-5, 5)
 def test_ppo_against_the_scalar_loop(tokens: list[tuple[float, float, float]]) -> None:
     """Each token alone gives what the vector gives: nothing is averaged or masked here."""
     policy, proximal, advantages = (list(column) for column in zip(*tokens, strict=True))
-    found = ppo_clip(loss_inputs(policy, proximal, advantages), OPTIONS)
+    found = ppo_loss(loss_inputs(policy, proximal, advantages), OPTIONS)
     wanted = [scalar_ppo(*token, 0.2, 0.3) for token in tokens]
     assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
@@ -86,7 +52,7 @@ def test_ppo_gradient_against_finite_differences(policy: float, drift: float, ad
         return
     proximal, step = policy - drift, 1e-6
     inputs = loss_inputs([policy], [proximal], [advantage])
-    (grad,) = torch.autograd.grad(ppo_clip(inputs, OPTIONS).sum(), inputs.policy_logprobs)
+    (grad,) = torch.autograd.grad(ppo_loss(inputs, OPTIONS).sum(), inputs.policy_logprobs)
     up, down = (scalar_ppo(policy + s * step, proximal, advantage, 0.2, 0.3) for s in (1, -1))
     assert grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-4)
 
@@ -104,11 +70,11 @@ def test_the_ratio_to_the_sampler_by_hand() -> None:
     """
     policy, behavior = [math.log(p) for p in (0.25, 0.5, 0.45)], [math.log(p) for p in (0.5, 0.25, 0.5)]
     inputs = replayed(policy, behavior, [2.0, -1.0, 1.0])
-    loss = ppo_clip(inputs, TO_BEHAVIOR)
+    loss = ppo_loss(inputs, TO_BEHAVIOR)
     (grad,) = torch.autograd.grad(loss.sum(), inputs.policy_logprobs)
     assert loss.tolist() == pytest.approx([-1.0, 2.0, -0.9])
     assert grad.tolist() == pytest.approx([-1.0, 2.0, -0.9])
-    assert ppo_clip(inputs, OPTIONS).tolist() == pytest.approx([-2.0, 1.0, -1.0])
+    assert ppo_loss(inputs, OPTIONS).tolist() == pytest.approx([-2.0, 1.0, -1.0])
 
 
 def test_the_ratio_to_the_sampler_is_unbiased() -> None:
@@ -129,7 +95,7 @@ def test_the_ratio_to_the_sampler_is_unbiased() -> None:
             policy_logprobs=policy,
             proximal_logprobs=policy.detach(),
         )
-        loss = (sampler * ppo_clip(inputs, PpoClipOptions(**wide, old=old))).sum()
+        loss = (sampler * ppo_loss(inputs, PpoClipOptions(**wide, old=old))).sum()
         (gradients[old],) = torch.autograd.grad(-loss, logits, retain_graph=True)
     assert gradients["behavior"].tolist() == pytest.approx(wanted.tolist())
     assert (gradients["proximal"] - wanted).abs().max() > 0.01
@@ -145,7 +111,7 @@ def test_gradient_to_the_sampler_against_finite_differences(
         return
     behavior, step = policy - drift, 1e-6
     inputs = replayed([policy], [behavior], [advantage])
-    (grad,) = torch.autograd.grad(ppo_clip(inputs, TO_BEHAVIOR).sum(), inputs.policy_logprobs)
+    (grad,) = torch.autograd.grad(ppo_loss(inputs, TO_BEHAVIOR).sum(), inputs.policy_logprobs)
     up, down = (scalar_ppo(policy + s * step, behavior, advantage, 0.2, 0.3) for s in (1, -1))
     assert grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-4)
 
@@ -156,17 +122,17 @@ def test_only_the_chosen_old_logprobs_count(tokens: list[tuple[float, float, flo
     policy, old, advantages = (list(column) for column in zip(*tokens, strict=True))
     to_behavior = replayed(policy, old, advantages)
     elsewhere = torch.full_like(to_behavior.behavior_logprobs, other)
-    found = ppo_clip(to_behavior, TO_BEHAVIOR)
-    assert torch.equal(found, ppo_clip(replace(to_behavior, proximal_logprobs=elsewhere), TO_BEHAVIOR))
+    found = ppo_loss(to_behavior, TO_BEHAVIOR)
+    assert torch.equal(found, ppo_loss(replace(to_behavior, proximal_logprobs=elsewhere), TO_BEHAVIOR))
     to_proximal = loss_inputs(policy, old, advantages)
-    assert torch.equal(found, ppo_clip(to_proximal, OPTIONS))
-    assert torch.equal(found, ppo_clip(replace(to_proximal, behavior_logprobs=elsewhere), OPTIONS))
+    assert torch.equal(found, ppo_loss(to_proximal, OPTIONS))
+    assert torch.equal(found, ppo_loss(replace(to_proximal, behavior_logprobs=elsewhere), OPTIONS))
 
 
 def test_no_sampler_no_ratio() -> None:
     """A token without behaviour logprob is not quietly given the proximal policy's."""
     with pytest.raises(AssertionError, match="learned tokens have behaviour logprobs"):
-        ppo_clip(replayed([-1.0, -1.0], [-1.0, math.nan], [1.0, 1.0]), TO_BEHAVIOR)
+        ppo_loss(replayed([-1.0, -1.0], [-1.0, math.nan], [1.0, 1.0]), TO_BEHAVIOR)
 
 
 def test_nll() -> None:

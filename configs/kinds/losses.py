@@ -27,7 +27,7 @@ class LossCommon:
 
 @dataclass
 class PpoClipOptions:
-    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)."""
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A); PPO, arXiv 1707.06347."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -36,6 +36,69 @@ class PpoClipOptions:
 
     Rows of older weights (replay, rollout.max_lag above 0) need behavior for a ratio that corrects for them.
     """
+    dual_clip: float = 0.0
+    """Where A < 0 the loss is held to dual_clip |A| (arXiv 1912.09729; verl's default is 3); 0 is off."""
+
+
+@dataclass
+class GspoOptions:
+    """GSPO, arXiv 2507.18071: PPO's clip on the ratio of the whole sequence, normalised by its length.
+
+    The bounds are those of the paper's section 5.1; its objective is `aggregate: sequence_mean`.
+    """
+
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    old: str = "proximal"
+    """As in ppo_clip."""
+
+
+@dataclass
+class CispoOptions:
+    """CISPO, MiniMax-M1, arXiv 2506.13585: a held ratio as the weight of A log pi, so no token is dropped.
+
+    The paper sets no lower bound and gives no number for the upper one. The ratio is held to [0, 5] as in
+    ScaleRL, arXiv 2510.13786, where 4, 5 and 8 did equally well.
+    """
+
+    clip_low: float = 1.0
+    clip_high: float = 4.0
+    old: str = "proximal"
+    """As in ppo_clip."""
+
+
+@dataclass
+class GppoOptions:
+    """GPPO, arXiv 2508.07629: the value of PPO's clip, with the bound as gradient weight beyond it.
+
+    Bounds as in CE-GPPO; dual_clip as in the released scripts (3 in the released code).
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 10.0
+    """As in ppo_clip."""
+    old: str = "proximal"
+    """As in ppo_clip."""
+
+
+@dataclass
+class CeGppoOptions:
+    """CE-GPPO, arXiv 2509.20712: GPPO with the two sides' gradients scaled by beta_low and beta_high.
+
+    Defaults are those of the paper's 1.5B run; its 7B run has beta_low 0.75.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta_low: float = 0.5
+    """Of tokens with A < 0 below the bound: a larger one lowers entropy."""
+    beta_high: float = 1.0
+    """Of tokens with A > 0 above the bound: a larger one raises entropy."""
+    dual_clip: float = 10.0
+    """As in ppo_clip."""
+    old: str = "proximal"
+    """As in ppo_clip."""
 
 
 @dataclass
@@ -77,6 +140,10 @@ class KlCovOptions:
 
 LOSSES: dict[str, Kind] = {
     "ppo_clip": Kind(PpoClipOptions, "trainer.losses:ppo_clip"),
+    "gspo": Kind(GspoOptions, "trainer.losses:gspo"),
+    "cispo": Kind(CispoOptions, "trainer.losses:cispo"),
+    "gppo": Kind(GppoOptions, "trainer.losses:gppo"),
+    "ce_gppo": Kind(CeGppoOptions, "trainer.losses:ce_gppo"),
     "nll": Kind(NllOptions, "trainer.losses:nll"),
     "clip_cov": Kind(ClipCovOptions, "trainer.covariance:clip_cov", "trainer.covariance:select_in_band"),
     "kl_cov": Kind(KlCovOptions, "trainer.covariance:kl_cov", "trainer.covariance:select_top"),

@@ -1,0 +1,205 @@
+"""Policy losses by hand: per kind a table of tokens with the loss, gradient weight and marks of each.
+
+Bounds are 0.8 and 1.3 (low 0.2, high 0.3), advantages +-2. Used by the tests of the losses and by the check
+that these numbers notice every changed sign, comparison and bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.kinds.base import load_target
+from configs.kinds.losses import (
+    LOSSES,
+    CeGppoOptions,
+    CispoOptions,
+    GppoOptions,
+    GspoOptions,
+    PpoClipOptions,
+)
+from trainer.losses import LossInputs, TokenLoss
+
+torch.set_num_threads(1)
+BOUNDS = {"clip_low": 0.2, "clip_high": 0.3}
+OPTIONS: dict[str, object] = {
+    "ppo_clip": PpoClipOptions(**BOUNDS, dual_clip=3.0),
+    "gspo": GspoOptions(**BOUNDS),
+    "cispo": CispoOptions(**BOUNDS),
+    "gppo": GppoOptions(**BOUNDS, dual_clip=3.0),
+    "ce_gppo": CeGppoOptions(**BOUNDS, beta_low=0.5, beta_high=0.75, dual_clip=3.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token alone: its ratio and advantage; the loss, d loss / d log pi, and which marks it has."""
+
+    ratio: float
+    advantage: float
+    loss: float
+    grad: float
+    marks: tuple[str, ...] = ()
+
+
+PPO = (
+    Token(1.0, 2.0, -2.0, -2.0),  # on policy: -A, and the plain policy gradient -A
+    Token(1.1, 2.0, -2.2, -2.2),  # inside: -r A, gradient -r A
+    Token(1.5, 2.0, -2.6, 0.0, ("clip_high",)),  # above 1 + 0.3 with A > 0: -1.3 A, no gradient
+    Token(0.5, 2.0, -1.0, -1.0),  # below with A > 0: min picks r A, gradient stays
+    Token(0.9, -2.0, 1.8, 1.8),  # inside, A < 0
+    Token(0.5, -2.0, 1.6, 0.0, ("clip_low",)),  # below 1 - 0.2 with A < 0: -0.8 A, no gradient
+    Token(1.5, -2.0, 3.0, 3.0),  # above with A < 0: min picks r A, gradient stays
+    Token(2.5, -2.0, 5.0, 5.0),  # the same, not yet at the dual clip
+    Token(4.0, -2.0, 6.0, 0.0, ("clip_dual",)),  # r > 3 with A < 0: held to 3 |A|, no gradient
+    Token(4.0, 2.0, -2.6, 0.0, ("clip_high",)),  # the dual clip is for A < 0 only
+    Token(math.exp(25), -2.0, 6.0, 0.0, ("clip_dual",)),
+    Token(1.5, 0.0, 0.0, 0.0),
+)
+# What PPO's clip drops keeps the bound as its weight: 1.3 A above, 0.8 A below; the rest is PPO's.
+GPPO = tuple(
+    {
+        PPO[2]: Token(1.5, 2.0, -2.6, -2.6, ("clip_high",)),
+        PPO[5]: Token(0.5, -2.0, 1.6, 1.6, ("clip_low",)),
+        PPO[9]: Token(4.0, 2.0, -2.6, -2.6, ("clip_high",)),
+    }.get(token, token)
+    for token in PPO
+)
+# With beta 1/2 below and 3/4 above: 0.5 x 0.8 x 2 and 0.75 x 1.3 x 2.
+CE_GPPO = tuple(
+    {
+        PPO[2]: Token(1.5, 2.0, -1.95, -1.95, ("clip_high",)),
+        PPO[5]: Token(0.5, -2.0, 0.8, 0.8, ("clip_low",)),
+        PPO[9]: Token(4.0, 2.0, -1.95, -1.95, ("clip_high",)),
+    }.get(token, token)
+    for token in PPO
+)
+
+
+def cispo_token(ratio: float, advantage: float, grad: float, *marks: str) -> Token:
+    """The loss is the gradient weight times log pi, which is ln r - 1 in these tables."""
+    return Token(ratio, advantage, grad * (math.log(ratio) - 1.0), grad, marks)
+
+
+CISPO = (
+    cispo_token(1.0, 2.0, -2.0),
+    cispo_token(1.1, 2.0, -2.2),
+    cispo_token(1.5, 2.0, -2.6, "clip_high"),  # the weight is held to 1.3 and stays
+    cispo_token(1.5, -2.0, 2.6, "clip_high"),  # whatever the sign of A
+    cispo_token(0.5, 2.0, -1.6, "clip_low"),
+    cispo_token(0.5, -2.0, 1.6, "clip_low"),
+    cispo_token(1.5, 0.0, 0.0, "clip_high"),
+)
+# One token is a sequence of its own: GSPO is PPO without a dual clip.
+GSPO = tuple(token for token in PPO if "clip_dual" not in token.marks)
+TABLES = {"ppo_clip": PPO, "gspo": GSPO, "cispo": CISPO, "gppo": GPPO, "ce_gppo": CE_GPPO}
+
+
+def loss_inputs(
+    policy: Sequence[float],
+    old: Sequence[float],
+    advantages: Sequence[float],
+    rows: Sequence[int] | None = None,
+    to: str = "proximal",
+) -> LossInputs:
+    """Tokens whose ratio is to `old`; the other old logprobs are NaN, as is the entropy."""
+    policy_T = torch.tensor(list(policy), dtype=torch.float64, requires_grad=True)
+    unknown = torch.full_like(policy_T, float("nan")).detach()
+    old_T = torch.tensor(list(old), dtype=torch.float64)
+    return LossInputs(
+        policy_logprobs=policy_T,
+        entropy=unknown,
+        proximal_logprobs=old_T if to == "proximal" else unknown,
+        behavior_logprobs=old_T if to == "behavior" else unknown,
+        advantages=torch.tensor(list(advantages), dtype=torch.float64),
+        rows=torch.tensor(list(range(len(policy_T))) if rows is None else list(rows), dtype=torch.long),
+        prepared={},
+    )
+
+
+def call(kind: str, inputs: LossInputs, options: object) -> TokenLoss:
+    """The loss of this kind, found as an objective finds it."""
+    found = load_target(LOSSES[kind].target)(inputs, options)
+    assert isinstance(found, TokenLoss)
+    return found
+
+
+def gradient(found: TokenLoss, inputs: LossInputs) -> Tensor:
+    """d(sum of the losses) / d log pi, per token."""
+    (grad,) = torch.autograd.grad(found.loss.sum(), inputs.policy_logprobs)
+    return grad
+
+
+def check_table(kind: str) -> None:
+    """Every token of the kind's table, all at once and each a row of its own."""
+    table = TABLES[kind]
+    inputs = loss_inputs(
+        [math.log(token.ratio) - 1.0 for token in table],
+        [-1.0] * len(table),
+        [token.advantage for token in table],
+    )
+    found = call(kind, inputs, OPTIONS[kind])
+    assert found.loss.tolist() == pytest.approx([token.loss for token in table])
+    assert gradient(found, inputs).tolist() == pytest.approx([token.grad for token in table])
+    for name in ("clip_high", "clip_low", "clip_dual"):
+        wanted = [name in token.marks for token in table]
+        assert found.marks.get(name, torch.zeros(len(table))).tolist() == wanted, name
+
+
+def check_gspo_rows() -> None:
+    """Two rows of two tokens, mixed up. Ratios 2 and 1: s = sqrt 2 > 1.3, so with A = 2 the row is at -2.6
+    and has no gradient, though its second token alone would be inside. Ratios 0.9 and 1.6: s = 1.2 though the
+    second alone would be clipped; -2.4 and gradient -2.4 for each.
+    """
+    ratios, rows = (2.0, 0.9, 1.6, 1.0), (5, 3, 3, 5)
+    inputs = loss_inputs([math.log(r) - 1.0 for r in ratios], [-1.0] * 4, [2.0] * 4, rows)
+    found = call("gspo", inputs, OPTIONS["gspo"])
+    assert found.loss.tolist() == pytest.approx([-2.6, -2.4, -2.4, -2.6])
+    assert gradient(found, inputs).tolist() == pytest.approx([0.0, -2.4, -2.4, 0.0])
+    assert found.marks["clip_high"].tolist() == [True, False, False, True]
+    assert not found.marks["clip_low"].any()
+
+
+def check_stray_tokens() -> None:
+    """A log-ratio of +-1000 is held to +-20: values exp(20) = 4.85e8 and exp(-20), and no gradient."""
+    for kind in ("ppo_clip", "gppo", "ce_gppo"):
+        bounds = {"clip_low": 2.0, "clip_high": 1e9, "dual_clip": 0.0}
+        inputs = loss_inputs([0.0, -1000.0], [-1000.0, 0.0], [2.0, 2.0])
+        found = call(kind, inputs, type(OPTIONS[kind])(**bounds))
+        assert found.loss.tolist() == pytest.approx([-2.0 * math.exp(20), -2.0 * math.exp(-20)])
+        assert gradient(found, inputs).tolist() == [0.0, 0.0]
+
+
+def check_which_old() -> None:
+    """`old` names the column that counts: the other is NaN here; a missing sampler's logprob is refused."""
+    for kind in TABLES:
+        for to in ("proximal", "behavior"):
+            options = type(OPTIONS[kind])(**BOUNDS, old=to)
+            inputs = loss_inputs([math.log(1.1) - 1.0], [-1.0], [2.0], to=to)
+            found = call(kind, inputs, options)
+            assert gradient(found, inputs).tolist() == pytest.approx([-2.2])
+        inputs = loss_inputs([-1.0, -1.0], [-1.0, math.nan], [2.0, 2.0], to="behavior")
+        with pytest.raises(AssertionError, match="learned tokens have behaviour logprobs"):
+            call(kind, inputs, options)
+
+
+CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
+    "log_ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
+    "ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
+    "old_logprobs": (check_which_old,),
+    "clip_marks": (lambda: check_table("ppo_clip"),),
+    "hold_losses": (lambda: check_table("ppo_clip"),),
+    "ppo_clip": (lambda: check_table("ppo_clip"),),
+    "mean_by_row": (check_gspo_rows,),
+    "gspo": (lambda: check_table("gspo"), check_gspo_rows),
+    "cispo": (lambda: check_table("cispo"),),
+    "_preserved": (lambda: check_table("gppo"), lambda: check_table("ce_gppo")),
+    "gppo": (lambda: check_table("gppo"),),
+    "ce_gppo": (lambda: check_table("ce_gppo"),),
+}
+"""By function of `trainer.losses`: what must fail when anything in it is changed."""
