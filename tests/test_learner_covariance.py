@@ -1,0 +1,102 @@
+"""Clip-Cov and KL-Cov in the real learner: the same tokens and model under any cut and number of ranks."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from covariance_cases import CovarianceCase, Key, Plain, train_plainly
+from learner_cases import Bench, Outcome, distance, make_rows, reversed_rows, shared_bench
+from reference_covariance import Token
+
+from trainer.metrics import update_metrics
+
+pytestmark = pytest.mark.engine
+
+TWO_UPDATES = ((0, 1, 2), (3, 4))
+ONE_UPDATE = ((0, 1, 2, 3, 4),)
+
+
+@pytest.fixture(scope="module")
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return shared_bench(request.config, tmp_path_factory)
+
+
+@cache
+def plain(base: Path, kind: str, updates: tuple[tuple[int, ...], ...], draws: tuple) -> Plain:
+    return train_plainly(base, make_rows(0).to_pylist(), kind, updates, dict(draws))
+
+
+def run(
+    bench: Bench, case: CovarianceCase, reverse: bool = False
+) -> tuple[list[list[Token]], list[dict[str, float]], Outcome]:
+    """One step on the rows of step 0; checks that every selected token was learned once, where it is held."""
+    ranks = bench.ranks(case)
+    config = ranks.build(case, bench.base)
+    ranks.ask("covariance_cases:take_seen")
+    rows = reversed_rows(make_rows(0)) if reverse else make_rows(0)
+    sums = ranks.step(case, config, rows, 0)
+    seen = ranks.ask("covariance_cases:take_seen")
+    tables = seen[0][0]
+    assert all(other == tables for other, _ in seen), "every rank prepares the same table"
+    learned = sorted(number for _, numbers in seen for number in numbers)
+    assert learned == sorted(n for table in tables for n, token in enumerate(table) if token["selected"])
+    losses, norms = ([update[name] for update in sums] for name in ("loss/total", "grad/norm"))
+    return tables, sums, Outcome(losses=np.array(losses), norms=np.array(norms), weights=ranks.weights())
+
+
+def chosen(tables: list[list[Token]]) -> list[set[Key]]:
+    return [{(t["sample_id"], t["position"]) for t in table if t["selected"]} for table in tables]
+
+
+CASES = [
+    ("kl_cov", 0, 1, 17, False, 2),
+    ("kl_cov", 1, 2, 1, True, 2),
+    ("kl_cov", 3, 2, 2, False, 2),
+    ("clip_cov", 3, 1, 5, True, 2),
+    ("clip_cov", 2, 2, 3, False, 2),
+    ("clip_cov", 0, 1, 9, False, 1),
+    ("clip_cov", 3, 2, 2, False, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "stage", "num_ranks", "rows", "reverse", "updates"), CASES)
+def test_cut_ranks_and_order_change_nothing(
+    bench: Bench, kind: str, stage: int, num_ranks: int, rows: int, reverse: bool, updates: int
+) -> None:
+    """1 to 8 microbatches on 1 and 2 ranks, rows in either order: tokens, losses and model of plain torch.
+
+    The second update selects under weights that the first has moved.
+    """
+    case = CovarianceCase(
+        kind=kind, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, updates_per_step=updates
+    )
+    tables, sums, outcome = run(bench, case, reverse)
+    draws = {(t["sample_id"], t["position"]): t["draw"] for table in tables for t in table}
+    groups = TWO_UPDATES if updates == 2 else ONE_UPDATE
+    expected = plain(bench.base, kind, groups, tuple(sorted(draws.items())))
+    assert chosen(tables) == expected.chosen and all(expected.chosen)
+    wanted = Outcome(
+        losses=np.array(expected.losses), norms=np.array(expected.norms), weights=expected.weights
+    )
+    found = distance(outcome, wanted, bench.start)
+    print(case, found, [len(keys) for keys in expected.chosen])
+    assert found.loss < 1e-4 and found.norm < 1e-4, found
+    assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
+    metrics = update_metrics(sums)
+    num_chosen, num_tokens = sum(map(len, expected.chosen)), sum(map(len, tables))
+    assert metrics["clip/cov"] == pytest.approx(num_chosen / num_tokens)
+    spread = [metrics[f"prepare/cov_{name}"] for name in ("q50", "q80", "q98", "q99.8")]
+    assert spread == sorted(spread) and spread[0] < spread[-1]
+
+
+def test_logprobs_are_those_of_the_updates_weights(bench: Bench) -> None:
+    """At first they are the scores, bit for bit; the second update's weights have moved away from them."""
+    tables, _, _ = run(bench, CovarianceCase(stage=1, num_ranks=1))
+    first, second = ([(t["logp"], t["old"]) for t in table] for table in tables)
+    assert all(now == old for now, old in first)
+    assert max(abs(now - old) for now, old in second) > 1e-3
+    draws = [t["draw"] for table in tables for t in table]
+    assert len(set(draws)) == len(draws) and min(draws) >= 0 and max(draws) < 1
