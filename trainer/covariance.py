@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from configs.kinds.losses import ClipCovOptions, KlCovOptions
-from trainer.losses import LossInputs, TokenLoss, ratio
+from trainer.losses import LossInputs, TokenLoss, clip_marks, log_ratio, old_logprobs, ratio
 from trainer.prepare import Prepared
 
 QUANTILES = {"q50": 0.5, "q80": 0.8, "q98": 0.98, "q99.8": 0.998}
@@ -25,16 +24,12 @@ def clip_cov(inputs: LossInputs, options: ClipCovOptions) -> TokenLoss:
 
     Clip-Cov, arXiv 2505.22617; shapes [T]. `select_in_band` selected before the update.
     """
-    old = _old_logprobs(inputs, options.old)
+    old = old_logprobs(inputs, options.old)
     r, advantages = ratio(inputs.policy_logprobs, old), inputs.advantages
     low, high = 1.0 - options.clip_low, 1.0 + options.clip_high
     selected = inputs.prepared["selected"].bool()
     clipped = -torch.minimum(r * advantages, r.clamp(low, high) * advantages)
-    marks = {
-        "clip_high": (advantages > 0) & (r > high),
-        "clip_low": (advantages < 0) & (r < low),
-        "cov": selected,
-    }
+    marks = clip_marks(r, advantages, options.clip_low, options.clip_high) | {"cov": selected}
     return TokenLoss(loss=torch.where(selected, torch.zeros_like(clipped), clipped), marks=marks)
 
 
@@ -44,21 +39,14 @@ def kl_cov(inputs: LossInputs, options: KlCovOptions) -> TokenLoss:
     KL-Cov, arXiv 2505.22617; shapes [T]. `select_top` selected before the update. The term's
     gradient at r = 1 is 0: it holds nothing back in the first update after the old logprobs were taken.
     """
-    old = _old_logprobs(inputs, options.old)
+    old = old_logprobs(inputs, options.old)
     selected = inputs.prepared["selected"].bool()
-    drift = (inputs.policy_logprobs - old).clamp(-20.0, 20.0).abs()
+    drift = log_ratio(inputs.policy_logprobs, old).abs()
     loss = -ratio(inputs.policy_logprobs, old) * inputs.advantages
     return TokenLoss(
         loss=loss + options.beta * torch.where(selected, drift, torch.zeros_like(drift)),
         marks={"cov": selected},
     )
-
-
-def _old_logprobs(inputs: LossInputs, old: str) -> Tensor:
-    assert old in ("proximal", "behavior"), old
-    logprobs = inputs.behavior_logprobs if old == "behavior" else inputs.proximal_logprobs
-    assert old == "proximal" or not logprobs.isnan().any(), "learned tokens have behaviour logprobs"
-    return logprobs
 
 
 def covariances(columns: Mapping[str, np.ndarray]) -> np.ndarray:
