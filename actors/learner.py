@@ -35,6 +35,7 @@ from trainer.policy import PolicyModel, load_policy
 from trainer.prepare import Prepared, TokenTable, prepare_origin
 from trainer.rows import RankRows, read_rows, score_columns
 from trainer.seeds import derive_seed
+from trainer.shapes import bound_shapes
 from trainer.weights import PackedWeights, pack_weights
 
 
@@ -121,9 +122,12 @@ class LearnerRank:
         """Run the step's updates on the rows last scored; one dict of sums per update (add over ranks)."""
         assert self._rows is not None, "update follows score"
         results = []
-        entropy_coef = self._config.entropy.coef
-        objective = Objective(losses=self._losses, kl=self._config.kl, entropy_coef=entropy_coef)
-        objective = objective.with_settings(batch.settings)
+        objective = Objective(
+            losses=self._losses,
+            kl=self._config.kl,
+            entropy_coef=self._config.entropy.coef,
+            shapes=bound_shapes(self._config),
+        ).with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr

@@ -105,7 +105,9 @@ ENTRY_POSITIVE = frozenset(
     }
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
-ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps"})
+ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
+RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
+"""Losses that differ from ppo_clip only where ratios are not 1."""
 
 
 def check(config: RunConfig, provenance: Provenance | None = None) -> None:
@@ -119,7 +121,8 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    for rules in (_names, _sampling, _learning, _reward, _covariance, _places, _replay, _controllers):
+    of_losses = (_reward, _ratios, _covariance, _shapes)
+    for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -293,6 +296,29 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
     effects = (entry["weight"] != 0 or entry["combine"] != "sum" for entry in config.scorers.values())
     if set(config.loss) != {"sft"} and not any(effects):
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
+
+
+def _ratios(config: RunConfig) -> Iterator[Broken]:
+    """Bounds of the ratio, and losses that would all be the same."""
+    for origin, entry in config.loss.items():
+        key, kind = f"loss.{origin}", entry["kind"]
+        if entry.get("dual_clip", 0) and not entry["dual_clip"] > 1:
+            yield f"{key}.dual_clip", "must be 0 (off) or above 1"
+        if kind in RATIO_KINDS and entry["old"] == "proximal" and config.learner.updates_per_step == 1:
+            rule = f"must not be {kind}: when each step makes one update every ratio is 1, as in ppo_clip"
+            yield f"{key}.kind", f"{rule} (or learner.updates_per_step above 1, or old: behavior)"
+
+
+def _shapes(config: RunConfig) -> Iterator[Broken]:
+    """Shapes change the advantages of policy rows, for a loss that looks at them."""
+    if config.shape and "policy" not in config.loss:
+        yield "shape", "must have rows to act on: there is no loss.policy"
+    elif config.shape and config.loss["policy"]["kind"] == "nll":
+        yield "shape", "must have a loss.policy that uses advantages: nll does not"
+    for name, entry in config.shape.items():
+        for option in ("weight", "beta"):
+            if entry.get(option, 0) < 0:
+                yield f"shape.{name}.{option}", "must not be negative"
 
 
 def _covariance(config: RunConfig) -> Iterator[Broken]:

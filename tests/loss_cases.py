@@ -23,7 +23,9 @@ from configs.kinds.losses import (
     GspoOptions,
     PpoClipOptions,
 )
+from configs.kinds.shapes import SHAPES, PositiveReweightOptions, RepoOptions, RepoROptions
 from trainer.losses import LossInputs, TokenLoss
+from trainer.shapes import BoundShape, apply_shapes, positive_reweight, repo, repo_r
 
 torch.set_num_threads(1)
 BOUNDS = {"clip_low": 0.2, "clip_high": 0.3}
@@ -203,3 +205,43 @@ CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
     "ce_gppo": (lambda: check_table("ce_gppo"),),
 }
 """By function of `trainer.losses`: what must fail when anything in it is changed."""
+
+
+def check_positive_reweight() -> None:
+    """A quarter of what is above 0; -2 and 0 stay."""
+    inputs = loss_inputs([-1.0] * 3, [-1.0] * 3, [2.0, -2.0, 0.0])
+    found = positive_reweight(inputs, PositiveReweightOptions(weight=0.25))
+    assert found.tolist() == [0.5, -2.0, 0.0] and not found.requires_grad
+
+
+def check_repo() -> None:
+    """log pi = -3, beta 1/2: +3/2 on every advantage."""
+    inputs = loss_inputs([-3.0] * 3, [-1.0] * 3, [2.0, -2.0, 0.0])
+    found = repo(inputs, RepoOptions(beta=0.5))
+    assert found.tolist() == [3.5, -0.5, 1.5] and not found.requires_grad
+
+
+def check_repo_r() -> None:
+    """log pi = -3, zeta 1/2: +3/2 |A|, which is 3 for A = +-2."""
+    inputs = loss_inputs([-3.0] * 3, [-1.0] * 3, [2.0, -2.0, 0.0])
+    found = repo_r(inputs, RepoROptions(zeta=0.5))
+    assert found.tolist() == [5.0, 1.0, 0.0] and not found.requires_grad
+
+
+def check_order() -> None:
+    """First half of A = 4, then + 1/2: 5/2; the other way round 9/4."""
+    halve = BoundShape(kind=SHAPES["positive_reweight"], options=PositiveReweightOptions(weight=0.5))
+    push = BoundShape(kind=SHAPES["repo"], options=RepoOptions(beta=0.5))
+    inputs = loss_inputs([-1.0], [-1.0], [4.0])
+    assert apply_shapes(inputs, {"a": halve, "b": push}).advantages.tolist() == [2.5]
+    assert apply_shapes(inputs, {"a": push, "b": halve}).advantages.tolist() == [2.25]
+    assert apply_shapes(inputs, {}).advantages.tolist() == [4.0]
+
+
+SHAPE_CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
+    "positive_reweight": (check_positive_reweight,),
+    "repo": (check_repo,),
+    "repo_r": (check_repo_r,),
+    "apply_shapes": (check_order,),
+}
+"""The same for `trainer.shapes`."""

@@ -59,6 +59,8 @@ def test_by_hand() -> None:
             "tokens/sft": 2.0,
             "sum/k3_proximal_vs_policy": 0.0,
             "tokens/policy": 2.0,
+            "mark/policy/clip_high": 0.0,
+            "mark/policy/clip_low": 0.0,
         }
     )
     assert logprobs.grad is not None

@@ -7,7 +7,7 @@ update gives the update's loss, whatever the cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from configs.schema import KLConfig
 from trainer.kl import ESTIMATORS, k3
 from trainer.logprobs import TokenScores
 from trainer.losses import LossInputs, TokenLoss
+from trainer.shapes import BoundShape, apply_shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,27 +59,32 @@ class Objective:
     losses: Mapping[str, BoundLoss]
     kl: KLConfig
     entropy_coef: float = 0.0
+    shapes: Mapping[str, BoundShape] = field(default_factory=dict)
+    """Changes of the advantages of origin policy, in order."""
 
     def with_settings(self, settings: Mapping[str, float]) -> Objective:
         """This objective with numbers that a controller moved, by dotted config key.
 
-        Keys are kl.coef, entropy.coef and loss.<origin>.<option>.
+        Keys are kl.coef, entropy.coef, loss.<origin>.<option> and shape.<name>.<option>.
 
         Raises:
             ValueError: a key that names no number of the objective.
         """
         changed = self
         for key, value in settings.items():
-            section, _, name = key.partition(".")
-            origin, _, option = name.partition(".")
+            section, _, rest = key.partition(".")
+            name, _, option = rest.partition(".")
+            losses, shapes = changed.losses, changed.shapes
             if key == "entropy.coef":
                 changed = replace(changed, entropy_coef=value)
             elif key == "kl.coef":
                 changed = replace(changed, kl=replace(changed.kl, coef=value))
-            elif section == "loss" and hasattr(getattr(changed.losses.get(origin), "options", None), option):
-                loss = changed.losses[origin]
-                moved = replace(loss, options=replace(loss.options, **{option: value}))
-                changed = replace(changed, losses={**changed.losses, origin: moved})
+            elif section == "loss" and hasattr(getattr(losses.get(name), "options", None), option):
+                moved = replace(losses[name].options, **{option: value})
+                changed = replace(changed, losses={**losses, name: replace(losses[name], options=moved)})
+            elif section == "shape" and hasattr(getattr(shapes.get(name), "options", None), option):
+                moved = replace(shapes[name].options, **{option: value})
+                changed = replace(changed, shapes={**shapes, name: replace(shapes[name], options=moved)})
             else:
                 raise ValueError(f"setting must be a number of the objective, got {key!r}")
         return changed
@@ -112,6 +118,8 @@ def microbatch_loss(
         chosen = present & (columns.weights > 0)
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
+        if origin == "policy":
+            inputs = apply_shapes(inputs, objective.shapes)
         found = loss.per_token(inputs)
         part = (weights * found.loss).sum()
         sums[f"loss/{origin}"] = part.item()
