@@ -24,10 +24,11 @@ from configs.kinds.losses import (
     PpoClipOptions,
 )
 from configs.kinds.shapes import SHAPES, PositiveReweightOptions, RepoOptions, RepoROptions
-from trainer.losses import LossInputs, TokenLoss
+from trainer.losses import LossInputs, TokenLoss, mean_by_row
 from trainer.shapes import BoundShape, apply_shapes, positive_reweight, repo, repo_r
 
 torch.set_num_threads(1)
+Check = Callable[[], None]
 BOUNDS = {"clip_low": 0.2, "clip_high": 0.3}
 OPTIONS: dict[str, object] = {
     "ppo_clip": PpoClipOptions(**BOUNDS, dual_clip=3.0),
@@ -62,6 +63,8 @@ PPO = (
     Token(4.0, 2.0, -2.6, 0.0, ("clip_high",)),  # the dual clip is for A < 0 only
     Token(math.exp(25), -2.0, 6.0, 0.0, ("clip_dual",)),
     Token(1.5, 0.0, 0.0, 0.0),
+    Token(0.75, -2.0, 1.6, 0.0, ("clip_low",)),  # below 0.8, not below 0.7: whose bound is whose
+    Token(1.25, 2.0, -2.5, -2.5),  # above 1.2, not above 1.3
 )
 # What PPO's clip drops keeps the bound as its weight: 1.3 A above, 0.8 A below; the rest is PPO's.
 GPPO = tuple(
@@ -69,6 +72,7 @@ GPPO = tuple(
         PPO[2]: Token(1.5, 2.0, -2.6, -2.6, ("clip_high",)),
         PPO[5]: Token(0.5, -2.0, 1.6, 1.6, ("clip_low",)),
         PPO[9]: Token(4.0, 2.0, -2.6, -2.6, ("clip_high",)),
+        PPO[12]: Token(0.75, -2.0, 1.6, 1.6, ("clip_low",)),
     }.get(token, token)
     for token in PPO
 )
@@ -78,6 +82,7 @@ CE_GPPO = tuple(
         PPO[2]: Token(1.5, 2.0, -1.95, -1.95, ("clip_high",)),
         PPO[5]: Token(0.5, -2.0, 0.8, 0.8, ("clip_low",)),
         PPO[9]: Token(4.0, 2.0, -1.95, -1.95, ("clip_high",)),
+        PPO[12]: Token(0.75, -2.0, 0.8, 0.8, ("clip_low",)),
     }.get(token, token)
     for token in PPO
 )
@@ -96,6 +101,8 @@ CISPO = (
     cispo_token(0.5, 2.0, -1.6, "clip_low"),
     cispo_token(0.5, -2.0, 1.6, "clip_low"),
     cispo_token(1.5, 0.0, 0.0, "clip_high"),
+    cispo_token(0.75, -2.0, 1.6, "clip_low"),
+    cispo_token(1.25, 2.0, -2.5),
 )
 # One token is a sequence of its own: GSPO is PPO without a dual clip.
 GSPO = tuple(token for token in PPO if "clip_dual" not in token.marks)
@@ -167,6 +174,14 @@ def check_gspo_rows() -> None:
     assert not found.marks["clip_low"].any()
 
 
+def check_mean_by_row() -> None:
+    """Rows 2 and 0 of float32: means of (1, 3) and of 5, in float64; of no tokens at all, none."""
+    found = mean_by_row(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([2, 0, 2]))
+    assert found.dtype == torch.float64 and found.tolist() == [2.0, 5.0, 2.0]
+    none = mean_by_row(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    assert none.dtype == torch.float64 and none.shape == (0,)
+
+
 def check_stray_tokens() -> None:
     """A log-ratio of +-1000 is held to +-20: values exp(20) = 4.85e8 and exp(-20), and no gradient."""
     for kind in ("ppo_clip", "gppo", "ce_gppo"):
@@ -190,14 +205,14 @@ def check_which_old() -> None:
             call(kind, inputs, options)
 
 
-CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
+CHECKS: dict[str, tuple[Check, ...]] = {
     "log_ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
     "ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
     "old_logprobs": (check_which_old,),
     "clip_marks": (lambda: check_table("ppo_clip"),),
     "hold_losses": (lambda: check_table("ppo_clip"),),
     "ppo_clip": (lambda: check_table("ppo_clip"),),
-    "mean_by_row": (check_gspo_rows,),
+    "mean_by_row": (check_mean_by_row, check_gspo_rows),
     "gspo": (lambda: check_table("gspo"), check_gspo_rows),
     "cispo": (lambda: check_table("cispo"),),
     "_preserved": (lambda: check_table("gppo"), lambda: check_table("ce_gppo")),
@@ -238,7 +253,7 @@ def check_order() -> None:
     assert apply_shapes(inputs, {}).advantages.tolist() == [4.0]
 
 
-SHAPE_CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
+SHAPE_CHECKS: dict[str, tuple[Check, ...]] = {
     "positive_reweight": (check_positive_reweight,),
     "repo": (check_repo,),
     "repo_r": (check_repo_r,),

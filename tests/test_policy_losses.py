@@ -33,6 +33,7 @@ def test_regions_by_hand(kind: str) -> None:
 
 
 def test_a_row_is_clipped_as_a_whole() -> None:
+    loss_cases.check_mean_by_row()
     loss_cases.check_gspo_rows()
 
 
