@@ -1,0 +1,78 @@
+"""Every loss and shape has a page: its equation and papers stand in the code, and its config loads.
+
+A page docs/methods/<kind>.md has a line ``Equation: `...` ``, a line ``Source: ...`` and a yaml block, and
+says what to watch and when not to use the method.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.kinds.base import Kind, load_target
+from configs.kinds.losses import LOSSES
+from configs.kinds.shapes import SHAPES
+from configs.load import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "methods"
+KINDS = LOSSES | SHAPES
+ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
+
+
+def page(kind: str) -> str:
+    return (PAGES / f"{kind}.md").read_text(encoding="utf-8")
+
+
+def line(text: str, name: str) -> str:
+    """What follows ``name:`` at the start of a line."""
+    found = re.search(rf"^{name}: (.+)$", text, flags=re.MULTILINE)
+    assert found, f"the page lacks a line {name}: ..."
+    return found[1]
+
+
+def plain(text: str) -> str:
+    """One space between words."""
+    return " ".join(text.split())
+
+
+def docstring(kind: Kind) -> str:
+    return plain(load_target(kind.target).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_equation_and_papers_are_those_of_the_code(name: str) -> None:
+    """The docstring opens with the equation and names the same paper first."""
+    equation = plain(line(page(name), "Equation").strip("`"))
+    assert docstring(KINDS[name]).startswith(equation)
+    source = ARXIV.findall(line(page(name), "Source"))
+    assert source or name == "nll"
+    assert source[:1] == ARXIV.findall(docstring(KINDS[name]))[:1]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_config_of_the_page_loads(name: str, tmp_path: Path) -> None:
+    """Over the debug preset; it uses the kind, and no option that is not shown is needed."""
+    block = re.search(r"^```yaml\n(.+?)^```$", page(name), flags=re.MULTILINE | re.DOTALL)
+    assert block, "the page lacks a yaml block"
+    path = tmp_path / "page.yaml"
+    path.write_text(f"base: {ROOT / 'configs' / 'debug.yaml'}\n{block[1]}", encoding="utf-8")
+    config = load_config(str(path))
+    entries = [*config.loss.values(), *config.shape.values()]
+    assert name in [entry["kind"] for entry in entries]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_page_says_when(name: str) -> None:
+    text = page(name)
+    assert text.startswith(f"# {name}: ")
+    assert "**What to watch.**" in text and "**When not to use it.**" in text
+
+
+def test_the_list_of_pages_is_complete() -> None:
+    """docs/methods/README.md links every kind's page and nothing else lies there."""
+    listed = set(re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \|", page("README"), flags=re.MULTILINE))
+    assert listed == {(name, name) for name in KINDS}
+    assert {path.stem for path in PAGES.glob("*.md")} == {*KINDS, "README"}
