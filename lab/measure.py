@@ -61,7 +61,7 @@ def measure_base(
         num_tokens += int((tokens_NT != tokenizer.pad_token_id).sum())
         texts = tokenizer.batch_decode(tokens_NT, skip_special_tokens=True)
         tags += [tag(text, FORMATS) for text in texts]
-        correct += _answer_scores(part, texts, config.num_samples)
+        correct += answer_scores(part, texts, config.num_samples)
     return _report(
         [value / len(prompts) for value in first.tolist()],
         tags,
@@ -113,7 +113,7 @@ def _first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.convert_tokens_to_ids(FIRST_TOKENS[name]) for name in FORMATS]
 
 
-def _answer_scores(prompts: Sequence[Prompt], texts: Sequence[str], num_samples: int) -> list[float]:
+def answer_scores(prompts: Sequence[Prompt], texts: Sequence[str], num_samples: int) -> list[float]:
     """The lab's own scorer on every text; texts come `num_samples` per prompt."""
     scores: list[float] = []
     for index, prompt in enumerate(prompts):

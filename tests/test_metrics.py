@@ -158,3 +158,11 @@ def test_update_metrics_by_hand() -> None:
     assert update_metrics(updates) == pytest.approx(
         {"loss/policy": 2.0, "grad/norm": 3.0, "grad/skipped_updates": 1.0, "kl/k3_proximal_vs_policy": 0.2}
     )
+
+
+def test_numbers_that_a_loss_prepared_are_averaged_over_updates() -> None:
+    """Updates with 1 and 3, one without any: 2, under prepare/<name>, or prepare/<origin>/<name>."""
+    rest = {"grad/norm": 1.0, "grad/applied": 1.0}
+    updates = [{"stat/policy/q": 1.0, "stat/replay/q": 5.0} | rest, {"stat/policy/q": 3.0} | rest, rest]
+    metrics = update_metrics(updates)
+    assert metrics["prepare/q"] == 2.0 and metrics["prepare/replay/q"] == 5.0
