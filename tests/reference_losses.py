@@ -13,7 +13,7 @@ Floats = Sequence[float]
 
 
 def dual(loss: float, advantage: float, c: float) -> float:
-    """arXiv 1912.09729, eq. 5: for A < 0 the objective is max(min(r A, clip(r) A), c A); c = 0 is off."""
+    """arXiv 1912.09729: for A < 0 the objective is max(min(r A, clip(r) A), c A); c = 0 is off."""
     return -max(-loss, c * advantage) if c and advantage < 0 else loss
 
 
@@ -28,7 +28,7 @@ def ppo(policy: float, old: float, advantage: float, low: float, high: float, c:
 
 
 def gspo_sequence(policy: Floats, old: Floats, advantage: float, low: float, high: float) -> float:
-    """arXiv 2507.18071, eq. 5 and 7: one sequence, s = (pi(y) / pi_old(y)) ** (1 / |y|)."""
+    """arXiv 2507.18071: one sequence, s = (pi(y) / pi_old(y)) ** (1 / |y|)."""
     s = (math.exp(math.fsum(policy)) / math.exp(math.fsum(old))) ** (1.0 / len(policy))
     return -min(s * advantage, clip(s, low, high) * advantage)
 
@@ -36,7 +36,7 @@ def gspo_sequence(policy: Floats, old: Floats, advantage: float, low: float, hig
 def gspo_token(
     policy: Floats, old: Floats, advantages: Floats, low: float, high: float, frozen: Floats | None = None
 ) -> list[float]:
-    """arXiv 2507.18071, eq. 13 and 14: s_t = sg[s] pi_t / sg[pi_t], each token with its own advantage."""
+    """arXiv 2507.18071, GSPO-token: s_t = sg[s] pi_t / sg[pi_t], each token with its own advantage."""
     frozen = policy if frozen is None else frozen
     s = math.exp(math.fsum(p - q for p, q in zip(frozen, old, strict=True)) / len(policy))
     losses = []

@@ -98,7 +98,7 @@ def test_gradient_against_finite_differences(
     ADVANTAGES,
 )
 def test_gspo_averages_to_the_sequence(tokens: list[tuple[float, float]], advantage: float) -> None:
-    """sequence_mean of the token form: the loss of eq. 5, and its gradient by finite differences."""
+    """sequence_mean of the token form: the loss of the sequence, and its gradient by finite differences."""
     policy, old = [p for p, _ in tokens], [p - d for p, d in tokens]
     inputs = loss_inputs(policy, old, [advantage] * len(tokens), rows=[7] * len(tokens))
     found = call("gspo", inputs, OPTIONS["gspo"])
@@ -121,7 +121,7 @@ def test_gspo_averages_to_the_sequence(tokens: list[tuple[float, float]], advant
 
 @given(TOKENS, st.lists(st.integers(0, 2), min_size=6, max_size=6))
 def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: list[int]) -> None:
-    """Whatever else lies in the microbatch, and per-token advantages as in eq. 13 and 14."""
+    """Whatever else lies in the microbatch, and per-token advantages as in GSPO-token."""
     policy, old, advantages = (
         [p for p, _, _ in tokens],
         [p - d for p, d, _ in tokens],

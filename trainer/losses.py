@@ -85,7 +85,7 @@ def clip_marks(r: Tensor, advantages: Tensor, clip_low: float, clip_high: float)
 def hold_losses(found: TokenLoss, advantages: Tensor, dual_clip: float) -> TokenLoss:
     """Dual clip: where A < 0, min(loss, c |A|) with c = `dual_clip`; 0 leaves the loss as it is.
 
-    arXiv 1912.09729, eq. 5. A token of negative advantage that has become much likelier has an unbounded loss
+    arXiv 1912.09729. A token of negative advantage that has become much likelier has an unbounded loss
     -r A under PPO's min; beyond r = c it is held there and has no gradient (mark clip_dual).
     """
     if not dual_clip:
@@ -126,8 +126,8 @@ def mean_by_row(values: Tensor, rows: Tensor) -> Tensor:
 def gspo(inputs: LossInputs, options: GspoOptions) -> TokenLoss:
     """-min(s A, clip(s, 1 - low, 1 + high) A) with s = sg(exp(mean_t log r_t)) r_t / sg(r_t). [T] -> [T]
 
-    GSPO, arXiv 2507.18071, eq. 5 to 7 (the ratio of the sequence, length-normalised) in the token form of its
-    eq. 13 and 14 (GSPO-token); r as in `ppo_clip`, sg stops the gradient.
+    GSPO, arXiv 2507.18071 (the ratio of the sequence, length-normalised), in the form of its GSPO-token;
+    r as in `ppo_clip`, sg stops the gradient.
 
     Every token of a row has the row's ratio, so the row is clipped as a whole. With equal advantages, tokens
     and their gradients average to the sequence's own -min(s A, clip(s) A), whose gradient is
