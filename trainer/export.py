@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from configs.schema import ModelConfig
+from rollouts.files import fsync_dir, fsync_file, rename_dir_synced
 
 
 def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> None:
@@ -29,8 +29,9 @@ def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> 
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, weights, metadata={"format": "pt"}
     )
-    with weights.open("rb") as written:
-        os.fsync(written.fileno())
+    for written in staging.iterdir():
+        fsync_file(written)
+    fsync_dir(staging)
     if folder.exists():
         shutil.rmtree(folder)
-    staging.rename(folder)
+    rename_dir_synced(staging, folder)
