@@ -21,11 +21,11 @@ from cluster.hosts import Blueprint, ProcessSetup, host_environment
 from cluster.placement import Cores, Placement, Share, split_cores
 from cluster.spawn import Handle, spawn_local, spawn_ray, wait_ready
 from cluster.supervise import Limits, Supervised, Tell, Watched
-from configs.entries import OwnOptions, loss_options, scorer_options
+from configs.entries import OwnOptions, scorer_options
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from trainer.loop import Roles
-from trainer.objective import BoundLoss
+from trainer.objective import bound_losses
 from trainer.rollout import Judges
 
 _RESTART_S = 5.0
@@ -100,15 +100,6 @@ def rendezvous(site: Site) -> str:
     port: int = ray.get(task.remote(), timeout=60)
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
     return f"tcp://{addresses[homes[bundle]]}:{port}"
-
-
-def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
-    """The losses of a config, by origin."""
-    losses = {}
-    for origin, entry in config.loss.items():
-        common, options, kind = loss_options(entry)
-        losses[origin] = BoundLoss(common=common, kind=kind, options=options)
-    return losses
 
 
 def start_ranks(site: Site) -> list[Handle]:

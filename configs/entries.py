@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +25,7 @@ from configs.kinds.shapes import SHAPES
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
+CommonT = TypeVar("CommonT")
 ASSIGN_ERRORS = (OmegaConfBaseException, ValueError, TypeError, OverflowError)
 
 
@@ -181,62 +182,36 @@ def describe(hint: object) -> str:
     return words.get(hint, "a mapping")
 
 
-def kind_options(entry: Mapping[str, object], table: Mapping[str, Kind], common: type) -> object:
-    """The options dataclass of a kind, made from a config entry.
+def scorer_options(entry: Mapping[str, object]) -> tuple[ScorerCommon, object, Kind]:
+    """(common keys, options of the kind, kind) of one entry under `scorers`.
 
     Raises:
         ConfigError: unknown kind or key, or a value of the wrong type.
     """
-    return _parsed(entry, Role(table, common), "entry")[1]
-
-
-def scorer_options(entry: Mapping[str, object]) -> tuple[ScorerCommon, object, Kind]:
-    """(common keys, options of the kind, kind) of one entry under `scorers`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, NAMED_ENTRIES["scorers"], "scorer")
-    assert isinstance(common, ScorerCommon), "the role's common keys"
-    return common, options, kind
+    return _parsed(entry, "scorers", ScorerCommon)
 
 
 def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]:
-    """(common keys, options of the kind, kind) of one entry under `loss`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, NAMED_ENTRIES["loss"], "loss")
-    assert isinstance(common, LossCommon), "the role's common keys"
-    return common, options, kind
+    """(common keys, options of the kind, kind) of one entry under `loss`; raises like `scorer_options`."""
+    return _parsed(entry, "loss", LossCommon)
 
 
-def advantage_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
-    """(common keys, options of the kind, kind) of `advantage`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, SINGLE_ENTRIES["advantage"], "advantage")
-    assert isinstance(common, KindOnly), "the role's common keys"
-    return common, options, kind
+def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Kind]:
+    """(options of the kind, kind) of an entry without common keys; raises like `scorer_options`.
+
+    `section` says what it is: advantage, shape, controllers, data.train or data.eval.
+    """
+    return _parsed(entry, section, KindOnly)[1:]
 
 
-def shape_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
-    """(common keys, options of the kind, kind) of one entry under `shape`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, NAMED_ENTRIES["shape"], "shape")
-    assert isinstance(common, KindOnly), "the role's common keys"
-    return common, options, kind
-
-
-def controller_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
-    """(common keys, options, kind) of one entry under `controllers`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, NAMED_ENTRIES["controllers"], "controller")
-    assert isinstance(common, KindOnly), "the role's common keys"
-    return common, options, kind
-
-
-def dataset_options(entry: Mapping[str, object]) -> tuple[KindOnly, object, Kind]:
-    """(common keys, options of the kind, kind) of `data.train` or `data.eval`; raises like `kind_options`."""
-    common, options, kind = _parsed(entry, SINGLE_ENTRIES["data.train"], "dataset")
-    assert isinstance(common, KindOnly), "the role's common keys"
-    return common, options, kind
-
-
-def _parsed(entry: Mapping[str, object], role: Role, key: str) -> tuple[object, object, Kind]:
-    parsed, problems = parse_entry(entry, role, key, Provenance())
+def _parsed(entry: Mapping[str, object], section: str, common: type[CommonT]) -> tuple[CommonT, object, Kind]:
+    role = (NAMED_ENTRIES | SINGLE_ENTRIES)[section]
+    parsed, problems = parse_entry(entry, role, section, Provenance())
     raise_if_any(problems)
     assert parsed is not None, "an entry without problems is parsed"
-    return OmegaConf.to_object(parsed.common), OmegaConf.to_object(parsed.options), parsed.kind
+    given = OmegaConf.to_object(parsed.common)
+    assert isinstance(given, common), f"the common keys of {section}"
+    return given, OmegaConf.to_object(parsed.options), parsed.kind
 
 
 def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[str, str]:

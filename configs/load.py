@@ -20,16 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from configs.entries import (
     ASSIGN_ERRORS,
     NAMED_ENTRIES,
-    KindOnly,
-    OwnOptions,
-    advantage_options,
     assign,
     complete,
-    dataset_options,
-    kind_options,
-    loss_options,
     merge_trees,
-    scorer_options,
 )
 from configs.errors import ConfigError, Problem, nearest_key, raise_if_any
 from configs.redact import redact
@@ -49,18 +42,11 @@ from configs.sources import (
 
 __all__ = [
     "ConfigError",
-    "KindOnly",
-    "OwnOptions",
-    "advantage_options",
     "config_hash",
-    "dataset_options",
     "dump_yaml",
     "experiment",
-    "kind_options",
     "load_config",
-    "loss_options",
     "preset_names",
-    "scorer_options",
 ]
 
 NOT_HASHED = (

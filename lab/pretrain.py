@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from actors.learner import LearnerRank
 from actors.requests import RankPlace, RankUpdate
-from configs.entries import loss_options
 from configs.schema import LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import make_base
 from lab.corpus import CREATIVE, CorpusRow, make_corpus
@@ -32,7 +31,7 @@ from lab.recipe import Recipe, TrainingConfig, load_recipe, recipe_hash
 from lab.tokenizer import make_tokenizer
 from rollouts.schema import sft_batch
 from trainer.batch import split_rows
-from trainer.objective import BoundLoss
+from trainer.objective import BoundLoss, bound_losses
 from trainer.reduce import row_weights
 from trainer.schedule import learning_rate
 
@@ -114,7 +113,6 @@ def plan_updates(lengths_N: np.ndarray, config: TrainingConfig) -> Iterator[np.n
 def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig) -> float:
     """Train `fresh` into `trained`; returns the mean loss per token of the last call, in nats."""
     run = _run_config(fresh, config)
-    common, options, kind = loss_options(run.loss["sft"])
     place = RankPlace(
         rank=0,
         world_size=1,
@@ -122,7 +120,7 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
         device="cpu",
         num_threads=config.num_threads,
     )
-    losses = {"sft": BoundLoss(common=common, kind=kind, options=options)}
+    losses = bound_losses(run)
     learner = LearnerRank(run, losses, place)
     print(f"pretraining {learner.ready()} parameters on {len(tokens.rows)} rows")
     updates = plan_updates(tokens.lengths_N, config)

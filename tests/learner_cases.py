@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from actors.requests import RankPlace
-from cluster.actors import bound_losses
 from cluster.bind import BufferProxy, LearnerGroup
 from cluster.hosts import Blueprint
 from cluster.supervise import Limits
@@ -30,7 +29,7 @@ from rollouts.schema import group_to_batch, to_batch, validate
 from trainer.batch import BatchPlan, deal_rows
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
 from trainer.losses import LossInputs
-from trainer.objective import BoundLoss
+from trainer.objective import BoundLoss, bound_losses
 from trainer.weights import PackedWeights, unpack_weights
 
 GROUP_SIZES = (4, 4, 3, 3, 3)

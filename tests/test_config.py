@@ -7,22 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.entries import OwnOptions, loss_options, plain_options, scorer_options
 from configs.kinds.advantages import GrpoOptions
 from configs.kinds.datasets import FileOptions
 from configs.kinds.losses import PpoClipOptions
 from configs.kinds.scorers import SCORERS, CustomOptions, RandomOptions, ScorerCommon
 from configs.load import (
     ConfigError,
-    OwnOptions,
-    advantage_options,
     config_hash,
-    dataset_options,
     dump_yaml,
-    kind_options,
     load_config,
-    loss_options,
     preset_names,
-    scorer_options,
 )
 from configs.redact import redact
 from configs.rules import check
@@ -105,10 +100,9 @@ def test_helpers_give_the_typed_options_of_an_entry() -> None:
     assert common == ScorerCommon(kind="random", weight=0.5)
     assert (options, kind) == (RandomOptions(probability=0.25), SCORERS["random"])
     assert loss_options({"kind": "ppo_clip", "clip_high": 0.3})[1] == PpoClipOptions(clip_high=0.3)
-    assert advantage_options({"kind": "grpo"})[1] == GrpoOptions()
-    assert dataset_options({"kind": "file", "path": "a"})[1] == FileOptions(path="a")
-    assert kind_options({"kind": "random", "seed": 3}, SCORERS, ScorerCommon) == RandomOptions(seed=3)
-    with pytest.raises(ConfigError, match=r"did you mean scorer\.probability"):
+    assert plain_options({"kind": "grpo"}, "advantage")[0] == GrpoOptions()
+    assert plain_options({"kind": "file", "path": "a"}, "data.train")[0] == FileOptions(path="a")
+    with pytest.raises(ConfigError, match=r"did you mean scorers\.probability"):
         scorer_options({"kind": "random", "probabilty": 0.5})
 
 

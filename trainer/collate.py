@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.entries import advantage_options, loss_options
+from configs.entries import loss_options, plain_options
 from configs.kinds.base import load_target
 from configs.kinds.losses import LossCommon
 from configs.schema import RunConfig
@@ -114,7 +114,7 @@ def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: in
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
     `columns` are the learner's scores in the index's row order; `step` counts from 0.
     """
-    _, options, kind = advantage_options(config.advantage)
+    options, kind = plain_options(config.advantage, "advantage")
     reward = batch.reward_N.copy()
     if config.kl.coef > 0 and config.kl.place == "reward":
         reward -= config.kl.coef * _sequence_kl(columns)

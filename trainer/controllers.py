@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
-from configs.entries import controller_options
+from configs.entries import plain_options
 from configs.kinds.base import load_target
 from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions
 from configs.schema import RunConfig
@@ -107,6 +107,6 @@ def make_controllers(config: RunConfig) -> dict[str, Controller]:
     """The controllers of a config, by name."""
     made: dict[str, Controller] = {}
     for name, entry in config.controllers.items():
-        _, options, kind = controller_options(entry)
+        options, kind = plain_options(entry, "controllers")
         made[name] = load_target(kind.target)(options)
     return made

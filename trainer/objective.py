@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.entries import loss_options
 from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import LossCommon
-from configs.schema import KLConfig
+from configs.schema import KLConfig, RunConfig
 from trainer.kl import ESTIMATORS, k3
 from trainer.logprobs import TokenScores
 from trainer.losses import LossInputs, TokenLoss
@@ -50,6 +51,15 @@ class BoundLoss:
         """The loss and its marks; a function that gives the loss alone has none."""
         found = load_target(self.kind.target)(inputs, self.options)
         return found if isinstance(found, TokenLoss) else TokenLoss(loss=found, marks={})
+
+
+def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
+    """The losses of a config, by origin."""
+    losses = {}
+    for origin, entry in config.loss.items():
+        common, options, kind = loss_options(entry)
+        losses[origin] = BoundLoss(common=common, kind=kind, options=options)
+    return losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

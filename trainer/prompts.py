@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from configs.entries import dataset_options
+from configs.entries import plain_options
 from configs.kinds.base import load_target
 from configs.schema import ModelConfig
 from rollouts.records import Prompt
@@ -44,7 +44,7 @@ def load_dataset(entry: dict[str, object]) -> list[Prompt]:
     Raises:
         ValueError: the dataset is empty or names a prompt twice.
     """
-    _, options, kind = dataset_options(entry)
+    options, kind = plain_options(entry, "data.train")
     prompts: list[Prompt] = load_target(kind.target)(options)
     if not prompts:
         raise ValueError(f"a dataset must have at least one prompt, got none from {entry}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.entries import shape_options
+from configs.entries import plain_options
 from configs.kinds.base import Kind, load_target
 from configs.kinds.shapes import PositiveReweightOptions, RepoOptions, RepoROptions
 from configs.schema import RunConfig
@@ -32,7 +32,7 @@ def bound_shapes(config: RunConfig) -> dict[str, BoundShape]:
     """The shapes of a config by name, in its order."""
     shapes = {}
     for name, entry in config.shape.items():
-        _, options, kind = shape_options(entry)
+        options, kind = plain_options(entry, "shape")
         shapes[name] = BoundShape(kind=kind, options=options)
     return shapes
 
