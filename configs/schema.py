@@ -43,7 +43,7 @@ class RolloutConfig:
     max_lag: int = 0
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = 300.0
-    """Limit of one group from its submission until it is judged and durable."""
+    """Limit of one group from its submission until it is judged; while engines are paused it stands still."""
     score_timeout_s: float = 60.0
     """Limit of one scorer on one group; past it the group's scores are null with status timeout."""
 

@@ -144,3 +144,55 @@ def test_a_missing_score_is_data(tmp_path: Path) -> None:
         assert learnable.row_weight_N.tolist() == pytest.approx([1 / 9, 1 / 9, 0.0, 1 / 9])
 
     asyncio.run(run(make_producer(config, FakeGenerator(), buffer, scorer)))
+
+
+def test_a_pause_does_not_count_against_the_limit(tmp_path: Path) -> None:
+    """Limit 0.1 s: a wait of 0.3 s in a pause is none; unpaused it is too long."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=1, group_timeout_s=0.1))
+
+    class WaitingGenerator(FakeGenerator):
+        async def generate(self, submission: Submission) -> list[Completion]:
+            await gates[-1].wait()
+            return await FakeGenerator.generate(self, submission)
+
+    gates: list[asyncio.Event] = []
+
+    async def run(producer: Producer, pauses: bool) -> None:
+        gates.append(asyncio.Event())
+        producer.top_up(0)
+        await asyncio.sleep(0)
+        if pauses:
+            await producer.pause()
+        await asyncio.sleep(0.3)
+        if pauses:
+            await producer.resume()
+        gates[-1].set()
+        await producer.settle(0)
+
+    buffer = FileBuffer(tmp_path, 1)
+    asyncio.run(run(make_producer(config, WaitingGenerator(), buffer), True))
+    assert buffer.actor.status().waiting == (0,)
+    with pytest.raises(TimeoutError, match="group 0"):
+        asyncio.run(run(make_producer(config, WaitingGenerator(), buffer), False))
+
+
+def test_the_first_completions_of_a_step_begin_its_scoring(tmp_path: Path) -> None:
+    """Two groups a step: the phase is told once per step, with the step."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
+    order, told = PromptOrder(token_prompts(4), config.seed, shuffle=False), []
+    producer = Producer(
+        config,
+        order,
+        FakeGenerator(),
+        judges(None),
+        FileBuffer(tmp_path, 2),
+        lambda step, name: told.append((step, name)),
+    )
+
+    async def run() -> None:
+        for step in range(2):
+            producer.top_up(step)
+            await producer.settle(step)
+
+    asyncio.run(run())
+    assert told == [(0, "scoring"), (1, "scoring")]

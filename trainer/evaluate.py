@@ -14,6 +14,7 @@ from configs.schema import RunConfig
 from rollouts.records import Group, Sampling
 from rollouts.schema import group_to_batch
 from rollouts.store import commit_eval, committed_evals
+from trainer.clock import Clock
 from trainer.metrics import entropy_of
 from trainer.prompts import TokenPrompt
 from trainer.roles import Generator
@@ -96,9 +97,9 @@ class Evaluator:
         ]
         try:
             async with asyncio.timeout(config.eval.timeout_s):
-                limit_s = config.eval.timeout_s
+                limit_s, clock = config.eval.timeout_s, Clock()
                 groups = await asyncio.gather(
-                    *(single_turn(s, self._generator, self._judges, limit_s) for s in named)
+                    *(single_turn(s, self._generator, self._judges, limit_s, clock) for s in named)
                 )
         except TimeoutError as error:
             raise TimeoutError(

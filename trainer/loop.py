@@ -232,7 +232,7 @@ class Run:
         watch.phases |= await self._unless_stopped(self._producer.settle(step))
         watch.lap("rollout")
         if self._takes_turns:
-            await self._roles.generator.pause()
+            await self._producer.pause()
         self._reports.phase(step, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
         index = await self._take(step, oldest)
@@ -277,10 +277,10 @@ class Run:
             again = self._producer.submit_again(step, waiting)
             self._reports.event("groups_missing", step=step, groups=len(again))
             if self._takes_turns:
-                await self._roles.generator.resume()
+                await self._producer.resume()
             await self._unless_stopped(self._producer.settle(step))
             if self._takes_turns:
-                await self._roles.generator.pause()
+                await self._producer.pause()
         found = index.filter(pc.equal(index.column("origin"), "replay")).column("submission_index")
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
@@ -296,7 +296,7 @@ class Run:
         self._published, metrics = await publish(
             version, self._roles.learner, self._roles.generator, self._probes, self._published, self._config
         )
-        await self._roles.generator.resume()
+        await self._producer.resume()
         if metrics.get("sync/proven") == 0.0 and version == 1:
             self._reports.note(
                 "the first step moved the probes too little to tell stale weights by them "

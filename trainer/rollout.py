@@ -16,6 +16,7 @@ from configs.schema import RunConfig
 from rewards.combine import combine
 from rollouts.records import Completion, Group, Judgement, Sampling, Submission
 from rollouts.schema import group_to_batch
+from trainer.clock import Clock
 from trainer.prompts import PromptOrder, TokenPrompt
 from trainer.roles import Buffer, Generator, Scorer
 from trainer.seeds import derive_seed
@@ -29,20 +30,22 @@ class Judges:
     commons: Mapping[str, ScorerCommon]
 
 
-async def single_turn(submission: Submission, generator: Generator, judges: Judges, limit_s: float) -> Group:
+async def single_turn(
+    submission: Submission, generator: Generator, judges: Judges, limit_s: float, clock: Clock
+) -> Group:
     """Generate, score with every scorer at once, combine: the rollout of a single-turn task.
 
-    A scorer that has not judged `limit_s` after the submission gives nulls with status timeout.
+    A scorer that has not judged `limit_s` (by `clock`) after the submission gives nulls with status timeout.
 
     Raises:
         TimeoutError: the completions themselves were not there by then.
     """
-    deadline = asyncio.get_running_loop().time() + limit_s
-    async with asyncio.timeout_at(deadline):
+    deadline = clock.now() + limit_s
+    async with clock.timeout_at(deadline):
         completions = await generator.generate(submission)
     names = list(judges.scorers)
     verdicts = await asyncio.gather(
-        *(_judge(judges.scorers[name], submission, completions, deadline) for name in names)
+        *(_judge(judges.scorers[name], submission, completions, clock, deadline) for name in names)
     )
     samples = []
     for index, completion in enumerate(completions):
@@ -52,10 +55,10 @@ async def single_turn(submission: Submission, generator: Generator, judges: Judg
 
 
 async def _judge(
-    scorer: Scorer, submission: Submission, completions: list[Completion], deadline: float
+    scorer: Scorer, submission: Submission, completions: list[Completion], clock: Clock, deadline: float
 ) -> list[Judgement]:
     try:
-        async with asyncio.timeout_at(deadline):
+        async with clock.timeout_at(deadline):
             found = await scorer.score(submission.prompt, completions)
     except TimeoutError:
         return [Judgement(score=None, status="timeout") for _ in completions]
@@ -84,8 +87,8 @@ def make_submission(
 class Producer:
     """Fills the buffer, in submission order: step `s` (from 0) uses submissions s x G to (s + 1) x G.
 
-    `notice` is told "scoring" when the first completions of a step are there, `on_group` gets every group
-    that is durable.
+    `phase` is told (step, "scoring") when the first completions of a step are there, `on_group` gets every
+    group that is durable.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Producer:
         generator: Generator,
         judges: Judges,
         buffer: Buffer,
-        notice: Callable[[str], None] = lambda phase: None,
+        phase: Callable[[int, str], None] = lambda step, name: None,
     ) -> None:
         self._config, self._order = config, order
         self._generator, self._judges, self._buffer = _Timed(generator), judges, buffer
@@ -103,7 +106,7 @@ class Producer:
         self._sampling = Sampling(
             temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
         )
-        self._notice = notice
+        self._phase, self._clock = phase, Clock()
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._submitted = 0
@@ -142,7 +145,7 @@ class Producer:
         began = time.perf_counter()
         last = (step + 1) * self._config.rollout.groups_per_step
         mine = [index for index in sorted(self._tasks) if index < last]
-        self._generator.on_reply = lambda: self._notice("scoring")
+        self._generator.on_reply = lambda: self._phase(step, "scoring")
         # Popped only when all are done: after a failure `close` must still find and cancel the others.
         await asyncio.gather(*(self._tasks[index] for index in mine))
         for index in mine:
@@ -154,6 +157,16 @@ class Producer:
     def generating_s(self) -> float:
         """Seconds up to now during which at least one submission was with an engine."""
         return self._generator.busy_s()
+
+    async def pause(self) -> None:
+        """Stop the engines and the clock of what is in flight, until `resume`."""
+        self._clock.pause()
+        await self._generator.pause()
+
+    async def resume(self) -> None:
+        """Go on after `pause`; not paused is fine."""
+        await self._generator.resume()
+        self._clock.resume()
 
     async def close(self) -> None:
         """Cancel what is in flight."""
@@ -168,7 +181,8 @@ class Producer:
         prompt = self._order.at(index)
         submission = make_submission(index, prompt, rollout.group_size, self._sampling, self._config.seed)
         try:
-            group = await single_turn(submission, self._generator, self._judges, rollout.group_timeout_s)
+            limit_s = rollout.group_timeout_s
+            group = await single_turn(submission, self._generator, self._judges, limit_s, self._clock)
         except TimeoutError as error:
             raise TimeoutError(
                 f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "
