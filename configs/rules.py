@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from configs.entries import complete, entry_keys, scorer_options
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
+from configs.kinds.losses import LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from configs.sources import Provenance
@@ -241,7 +242,8 @@ def _is_movable(config: RunConfig, setting: str) -> bool:
     name, _, option = rest.partition(".")
     entries = {"loss": config.loss, "shape": config.shape}.get(section, {})
     value = entries.get(name, {}).get(option)
-    return isinstance(value, int | float) and option not in ("weight" if section == "loss" else "",)
+    common = {item.name for item in fields(LossCommon)} if section == "loss" else set()
+    return isinstance(value, int | float) and not isinstance(value, bool) and option not in common
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:

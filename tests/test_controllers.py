@@ -83,6 +83,10 @@ def test_from_a_config() -> None:
             "must be within low and high",
         ),
         ("{kind: adaptive_setting, setting: loss.policy.kind}", "must be entropy.coef, kl.coef or a number"),
+        (
+            "{kind: adaptive_setting, setting: loss.policy.sum_constant}",
+            "must be entropy.coef, kl.coef or a number",
+        ),
     ],
 )
 def test_what_cannot_be_moved_is_refused(entry: str, rule: str) -> None:
