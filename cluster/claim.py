@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,6 +89,23 @@ def is_finished(config: RunConfig, job: str) -> bool:
         return False  # its steps are looked at instead
     exported = not config.checkpoint.export_last or (run_dir / "export").is_dir()
     return exported and made >= config.num_steps
+
+
+@contextmanager
+def reading(run_dir: Path) -> Iterator[None]:
+    """Keep a run whose rollouts are read from being gone on with meanwhile.
+
+    Raises:
+        ValueError: a driver is at work on it.
+    """
+    lock = RunLock(run_dir / "lock", "a reader", shared=True)
+    if lock.path.exists():
+        with suppress(OSError):  # who cannot write a lock there cannot go on with the run either
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_claimable(config: RunConfig) -> None:

@@ -28,6 +28,7 @@ from cluster.claim import (
     check_space,
     claim_run,
     is_finished,
+    reading,
     source_digest,
     write_config,
 )
@@ -176,6 +177,9 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         return Outcome(exit_code=0, run_dir=run_dir)
     check_claimable(given)
     check_space(config)
+    if job.rollouts_of is not None:
+        with reading(job.rollouts_of):
+            pass
     check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
     prompts = load_prompts(config, reporter)
     if config.cluster.spawn == "local":
@@ -293,7 +297,8 @@ class _Site:
     async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
         """Give the buffer another run's groups; the config with as many steps as they last."""
         config = self._config
-        num_groups = await crew.buffer.adopt(str(source.resolve()))
+        with reading(source):
+            num_groups = await crew.buffer.adopt(str(source.resolve()))
         num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
         if not num_steps:
             raise ValueError(
@@ -305,7 +310,7 @@ class _Site:
     def _make_run(self, config: RunConfig, crew: Crew) -> Run:
         roles, reports = crew.roles, self._reports()
         order = PromptOrder(self._prompts.train, config.seed, config.data.shuffle)
-        producer = Producer(config, order, roles.generator, roles.judges, roles.buffer)
+        producer = Producer(config, order, roles.generator, roles.judges, roles.buffer, reports.phase)
         evaluator = Evaluator(
             config, self._prompts.held_out, roles.generator, roles.judges, self._claim.run_dir
         )
@@ -325,7 +330,7 @@ class _Site:
         self._fleet.watch()
         self._reporter.header(run_dir=self._claim.run_dir, model=config.model.path)
         order = PromptOrder(self._prompts.train, config.seed, config.data.shuffle)
-        producer = Producer(config, order, Engines(engines), judges, buffer)
+        producer = Producer(config, order, Engines(engines), judges, buffer, self._reporter.phase)
         try:
             await collect(config, producer, buffer, self._claim.attempt, self._reports())
         finally:

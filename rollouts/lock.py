@@ -24,12 +24,13 @@ _POLL_S: Final = 0.05
 class RunLock:
     """The lock at `path` (its folder must exist), asked for in the name of `holder`; not held at first.
 
-    As a context manager it is acquired without waiting and released at the end.
+    A `shared` one is for readers: any number hold it at once, and none beside a writer. As a context manager
+    it is acquired without waiting and released at the end.
     """
 
-    def __init__(self, path: Path, holder: str) -> None:
+    def __init__(self, path: Path, holder: str, shared: bool = False) -> None:
         self.path = path
-        self._holder = holder
+        self._holder, self._shared = holder, shared
         self._descriptor: int | None = None
 
     def acquire(self, wait_s: float = 0.0) -> None:
@@ -44,11 +45,12 @@ class RunLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + wait_s
         try:
-            while not _try_lock(descriptor):
+            while not _try_lock(descriptor, self._shared):
                 if time.monotonic() >= deadline:
                     raise ValueError(self._refusal(descriptor))
                 time.sleep(_POLL_S)
-            self._sign(descriptor)
+            if not self._shared:
+                self._sign(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -87,9 +89,9 @@ class RunLock:
         return f"run directory {self.path.parent} is in use by {who}"
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, shared: bool) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False

@@ -19,11 +19,13 @@ from cluster.claim import (
     claim_run,
     count_parameters,
     is_finished,
+    reading,
     source_digest,
     write_config,
 )
 from configs.load import config_hash, dump_yaml
 from configs.schema import CheckpointConfig, ModelConfig, RunConfig
+from rollouts.lock import RunLock
 
 DIGEST = source_digest(token_prompts(3), Path("no-model"))
 
@@ -222,3 +224,16 @@ def test_room_for_checkpoints_is_asked_for_first(tmp_path: Path, monkeypatch: py
     assert asked == [
         (tmp_path / "runs", 22 * (12 * 3 + 4) + (64 << 20), "3 checkpoints and an export of 22 parameters")
     ]
+
+
+def test_a_run_at_work_is_not_read(tmp_path: Path) -> None:
+    """--train-only of a run that a driver still works on; afterwards, and without a lock file, it may."""
+    with reading(tmp_path):
+        assert not list(tmp_path.iterdir())
+    lock = RunLock(tmp_path / "lock", "polyphony train")
+    lock.acquire()
+    with pytest.raises(ValueError, match="in use by polyphony train"), reading(tmp_path):
+        pass
+    lock.release()
+    with reading(tmp_path), reading(tmp_path), pytest.raises(ValueError, match="in use"):
+        lock.acquire()

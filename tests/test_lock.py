@@ -144,3 +144,21 @@ def test_an_unsigned_lock_still_refuses(tmp_path: Path) -> None:
         (tmp_path / "lock").write_bytes(b"")
         with pytest.raises(ValueError, match="is in use by another process"):
             RunLock(tmp_path / "lock", "b").acquire()
+
+
+def test_readers_share_and_keep_a_writer_out(tmp_path: Path) -> None:
+    """Two readers at once; a writer waits for both, and no reader comes beside it."""
+    first, second = (RunLock(tmp_path / "lock", "reader", shared=True) for _ in range(2))
+    writer = RunLock(tmp_path / "lock", "writer")
+    first.acquire()
+    second.acquire()
+    with pytest.raises(ValueError, match="in use by another process"):
+        writer.acquire()
+    first.release()
+    with pytest.raises(ValueError, match="in use"):
+        writer.acquire()
+    second.release()
+    writer.acquire()
+    with pytest.raises(ValueError, match=r"in use by writer \(pid"):
+        first.acquire()
+    writer.release()

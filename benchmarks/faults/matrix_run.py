@@ -19,16 +19,14 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
-import cluster.train
 from benchmarks.faults.common import actor_pids, state_of
 from cluster.hosts import started_at
+from cluster.train import train
 from configs.load import load_config
 from rollouts.files import Json, write_json_atomic
-from trainer.rollout import Producer
 
 PHASES: Final = ("idle", "generating", "scoring", "learning", "publishing", "committing")
 QUIET_STEPS: Final = 3
@@ -107,10 +105,6 @@ class Saboteur:
         if name == "idle":
             time.sleep(0.2)
 
-    def scoring(self, name: str) -> None:
-        """The step under way has its first completions."""
-        self.phase(self._now[0], name)
-
     # -- injecting -------------------------------------------------------------------------------------------
 
     def _last_finished(self) -> int:
@@ -172,8 +166,7 @@ def main() -> int:
     number = signal.Signals[asked["signal"]] if asked["actor"] else signal.SIGKILL
     run_dir = Path(config.runs_dir) / config.name
     saboteur = Saboteur(run_dir, asked["actor"], number, asked["stop_s"])
-    cluster.train.Producer = partial(Producer, notice=saboteur.scoring)  # type: ignore[misc, assignment]
-    code = cluster.train.train(config, saboteur).exit_code
+    code = train(config, saboteur).exit_code
     found: dict[str, Json] = {
         "hits": [asdict(hit) for hit in saboteur.hits],
         "finished": saboteur.pace.finished,
