@@ -121,6 +121,15 @@ def state_of(pid: int) -> str:
         return "X"
 
 
+def command_of(pid: int) -> str:
+    """The beginning of the command line of a process, without folders; "gone" if there is none."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "gone"
+    return " ".join(word.rpartition("/")[2] for word in words)[:120]
+
+
 def actor_pids(run_dir: Path) -> dict[str, int]:
     """Label -> process of every live actor of a run in Ray, by the log file that it writes to."""
     logs = f"{run_dir.resolve()}/logs/"
@@ -146,16 +155,17 @@ def wait_until(condition: Callable[[], bool], limit_s: float, every_s: float = 0
     return True
 
 
-def end_marked(mark: str, limit_s: float = 30.0) -> int:
-    """Wait for a run's processes to end by themselves, kill those that do not; how many those were."""
+def end_marked(mark: str, limit_s: float = 30.0) -> list[Json]:
+    """Wait for a run's processes to end by themselves, kill those that do not; what those were."""
     wait_until(lambda: not marked(mark), limit_s, 0.2)
-    left = marked(mark)
-    for pid in left:
+    left: list[Json] = []
+    for pid in marked(mark):
+        left.append(f"{state_of(pid)}: {command_of(pid)}")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not marked(mark), 10.0, 0.1)
     shutil.rmtree(ray_folder(mark), ignore_errors=True)
-    return len(left)
+    return left
 
 
 @contextmanager
