@@ -1,30 +1,42 @@
-"""The frozen model of step 0 on a learner rank: base and reference logprobs. Used by `actors.learner`."""
+"""The frozen models of a learner rank: base and reference, and their logprobs. Used by `actors.learner`.
+
+The base is the model of step 0 for good. The reference is the base until it is reset to the policy of some
+step; only then is there a second copy. Both are sharded under ZeRO-3 and whole on every rank otherwise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from actors.deepspeed_engine import start_frozen
+from actors.deepspeed_engine import full_parameters, start_frozen, write_parameters
+from actors.learner_state import save_tensors
+from actors.requests import RankPlace
+from configs.entries import is_anchored
 from configs.schema import RunConfig
 from trainer.batch import Microbatch
 from trainer.policy import load_policy
 
+REFERENCE_FILE: Final = "reference.safetensors"
+
 
 class Anchor:
-    """One frozen copy, sharded under ZeRO-3; in host memory between uses if `learner.offload_anchor`."""
+    """One frozen copy; in host memory between uses if `learner.offload_anchor`."""
 
-    def __init__(self, path: str, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
         model, learner = config.model, config.learner
-        policy = load_policy(path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
+        policy = load_policy(model.path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
         # ZeRO-3 offloads its shards itself; a whole copy is moved by us.
         self._moves = learner.offload_anchor and learner.zero_stage < 3
-        self._device = device
-        home = torch.device("cpu") if self._moves else device
-        self._model = start_frozen(policy.to(home), learner.zero_stage, model.dtype, learner.offload_anchor)
+        self._device, self._zero_stage = device, learner.zero_stage
+        self._policy = policy.to(torch.device("cpu") if self._moves else device)
+        self._model = start_frozen(self._policy, learner.zero_stage, model.dtype, learner.offload_anchor)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -39,3 +51,86 @@ class Anchor:
         """Logprobs [T] of the microbatch's completion tokens, at the rows' temperatures."""
         with torch.no_grad():
             return self._model(batch)[0]  # type: ignore[no-any-return]
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace all weights, by Hugging Face names; under ZeRO-3 a collective that takes rank 0's."""
+        write_parameters(self._policy.named_weights(), weights, self._zero_stage)
+
+    def read(self, keep: bool) -> dict[str, Tensor]:
+        """All weights by name (a collective under ZeRO-3); none where `keep` is false."""
+        return dict(full_parameters(self._policy.named_weights(), self._zero_stage, keep))
+
+
+class Anchors:
+    """What a config asks of both. `columns` are the token columns that `logprobs` gives.
+
+    Raises:
+        ValueError: (from `load`) a saved reference is not of this model.
+    """
+
+    def __init__(self, config: RunConfig, place: RankPlace) -> None:
+        self._config, self._rank, self._device = config, place.rank, torch.device(place.device)
+        always = config.learner.base_logprobs
+        self._wants_base = always or is_anchored(config, "kl_base")
+        self._wants_ref = always or is_anchored(config, "kl")
+        names = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
+        self.columns = tuple(name for name, wanted in names.items() if wanted)
+        self._base = self._new() if self.columns else None
+        self._reference: Anchor | None = None
+
+    def _new(self) -> Anchor:
+        return Anchor(self._config, self._device)
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Bring offloaded copies to the device for as long as the block lasts."""
+        with ExitStack() as stack:
+            for anchor in (self._base, self._reference):
+                if anchor is not None:
+                    stack.enter_context(anchor.on_device())
+            yield
+
+    def logprobs(self, batch: Microbatch) -> dict[str, Tensor]:
+        """Logprobs [T] of the microbatch's completion tokens, by column."""
+        base = self._base.logprobs(batch) if self._base is not None else None
+        reference = self._reference.logprobs(batch) if self._reference is not None else base
+        found = {"base_logprobs": base, "ref_logprobs": reference}
+        return {name: values for name in self.columns if (values := found[name]) is not None}
+
+    def reset_reference(self, policy: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Make the policy, as it is now, the reference (a collective under ZeRO-3)."""
+        stage = self._config.learner.zero_stage
+        keep = stage < 3 or self._rank == 0
+        self._own_reference().write(dict(full_parameters(iter(policy), stage, keep)))
+
+    def _own_reference(self) -> Anchor:
+        """The reference as a copy of its own; a base that nothing else looks at becomes it."""
+        if self._reference is None and not self._wants_base:
+            self._reference, self._base = self._base, None
+        if self._reference is None:
+            self._reference = self._new()
+        return self._reference
+
+    def forget_reference(self) -> None:
+        """The reference is the base again."""
+        if self._reference is not None and self._base is None:
+            self._base = self._new()
+        self._reference = None
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write a reference that is not the base (rank 0 does); sha256 by file name."""
+        if self._reference is None:
+            return {}
+        weights = self._reference.read(keep=self._rank == 0)
+        return {REFERENCE_FILE: save_tensors(folder / REFERENCE_FILE, weights)} if weights else {}
+
+    def load(self, folder: Path) -> None:
+        """The reference of a saved state: its own file, or else the base."""
+        path = folder / REFERENCE_FILE
+        if not path.exists():
+            self.forget_reference()
+            return
+        try:
+            self._own_reference().write(load_file(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

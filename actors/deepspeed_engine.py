@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -155,3 +156,26 @@ def full_parameters(
     with gather:
         # ZeRO-3 frees the gathered tensors on exit, so they are copied inside.
         return [(name, parameter.detach().cpu().clone()) for name, parameter in pairs] if keep else []
+
+
+def write_parameters(
+    named: Iterator[tuple[str, nn.Parameter]], values: Mapping[str, Tensor], zero_stage: int
+) -> None:
+    """Replace parameters by full tensors of the same names; under ZeRO-3 a collective that takes rank 0's.
+
+    Raises:
+        ValueError: `values`, where they are taken, lack a parameter, know another, or have another shape.
+    """
+    pairs = list(named)
+    takes = zero_stage < 3 or dist.get_rank() == 0
+    shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in pairs}
+    if takes and {name: tuple(value.shape) for name, value in values.items()} != shapes:
+        wrong = sorted(name for name in shapes.keys() ^ values.keys()) or "shapes"
+        raise ValueError(f"weights must be those of this model, got others: see {wrong}")
+    parameters = [parameter for _, parameter in pairs]
+    whole = (
+        deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if zero_stage == 3 else nullcontext()
+    )
+    with whole, torch.no_grad():
+        for name, parameter in pairs if takes else ():
+            parameter.copy_(values[name])

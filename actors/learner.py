@@ -8,7 +8,6 @@ nll loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.adam_shares import Holdings, clear_moments, holdings_of, set_weight
-from actors.anchor import Anchor
+from actors.anchor import Anchors
 from actors.deepspeed_engine import full_parameters, init_distributed, start_engine
 from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
 from trainer.batch import Microbatch, build_microbatch
+from trainer.collate import ANCHOR_COLUMNS
 from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
 from trainer.export import export_model
 from trainer.logprobs import TokenScores
@@ -49,8 +49,7 @@ class LearnerRank:
         init_distributed(place, config.cluster.call_timeout_s)
         self._policy = self._start_policy().to(self._device)
         self._engine = start_engine(self._policy, config.learner, config.model.dtype)
-        wanted = config.learner.base_logprobs or config.kl.coef > 0
-        self._anchor = Anchor(config.model.path, config, self._device) if wanted else None
+        self._anchors = Anchors(config, place)
         self._built: dict[tuple[int, ...], Microbatch] = {}
         self._forget()
 
@@ -86,7 +85,7 @@ class LearnerRank:
         return self._built[key]
 
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
-        """Forward only: logprobs and exact entropies of every completion token, and the anchor's logprobs.
+        """Forward only: logprobs and exact entropies of every completion token, and the anchors' logprobs.
 
         Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
         """
@@ -94,12 +93,10 @@ class LearnerRank:
         self._built.clear()
         columns: dict[str, list[np.ndarray]] = {
             name: [np.zeros(0, np.float32)] * len(rows)
-            for name in ("proximal_logprobs", "entropy", "entropy_t1")
+            for name in ("proximal_logprobs", "entropy", "entropy_t1", *self._anchors.columns)
         }
-        if self._anchor is not None:
-            columns["base_logprobs"] = [np.zeros(0, np.float32)] * len(rows)
         chosen_rows = [micro for update in microbatches for micro in update]
-        with torch.no_grad(), self._anchor.on_device() if self._anchor is not None else nullcontext():
+        with torch.no_grad(), self._anchors.on_device():
             for chosen in chosen_rows:
                 batch = self._microbatch(rows, chosen)
                 scores = TokenScores(*self._engine(batch))
@@ -107,12 +104,8 @@ class LearnerRank:
                     "proximal_logprobs": scores.logprobs,
                     "entropy": scores.entropy,
                     "entropy_t1": scores.entropy_t1,
-                }
-                if self._anchor is not None:
-                    found["base_logprobs"] = self._anchor.logprobs(batch)
+                } | self._anchors.logprobs(batch)
                 _scatter(columns, found, chosen, rows)
-        if self._anchor is not None:
-            columns["ref_logprobs"] = columns["base_logprobs"]  # the reference is the base until it is reset
         self._rows, self._scored, self._scores_are_current = rows, columns, True
         return score_columns(rows, columns)
 
@@ -124,7 +117,7 @@ class LearnerRank:
         results = []
         objective = Objective(
             losses=self._losses,
-            kl=self._config.kl,
+            anchors={"kl": self._config.kl, "kl_base": self._config.kl_base},
             entropy_coef=self._config.entropy.coef,
             shapes=bound_shapes(self._config),
         ).with_settings(batch.settings)
@@ -191,7 +184,11 @@ class LearnerRank:
         return TokenColumns(
             proximal_logprobs=scored("proximal_logprobs"),
             behavior_logprobs=tensor([rows.behavior_logprobs[row] for row in chosen]),
-            ref_logprobs=scored("ref_logprobs") if "ref_logprobs" in self._scored else None,
+            anchor_logprobs={
+                section: scored(column)
+                for section, column in ANCHOR_COLUMNS.items()
+                if column in self._scored
+            },
             advantages=tensor(advantages),
             weights=tensor(weights),
             rows=torch.from_numpy(index).to(self._device),
@@ -285,19 +282,27 @@ class LearnerRank:
     def save(self, folder: str) -> dict[str, str]:
         """Write this rank's part of the learner's state into an existing folder; see `actors.learner_state`.
 
-        Returns its file's name and the sha256 of what was to be written.
+        Returns the sha256 of what was to be written, by file name.
         """
         name = file_name(self._place.rank, self._place.world_size)
-        return {name: save_state(Path(folder), self._held(), self._place)}
+        reference = self._anchors.save(Path(folder))
+        return reference | {name: save_state(Path(folder), self._held(), self._place)}
 
     def load(self, folder: str) -> None:
-        """Go on from a saved state, of any number of ranks and any ZeRO stage; the anchor stays the base.
+        """Go on from a saved state, of any number of ranks and any ZeRO stage; the base stays the base.
 
         Raises:
             ValueError: the files are not one whole state of this model; nothing was changed.
         """
         load_state(Path(folder), self._held(), self._place)
+        self._anchors.load(Path(folder))
         self._forget()
+
+    def reset_reference(self, with_optimizer: bool) -> None:
+        """Make the policy as it is now the reference; with the optimizer, clear its moments and step too."""
+        self._anchors.reset_reference(self._policy.named_weights())
+        if with_optimizer:
+            clear_moments(self._held(), steps=0)
 
     def reset(self) -> None:
         """Go back to the model of step 0 and a new optimizer, as if this rank had just been built."""
@@ -306,6 +311,7 @@ class LearnerRank:
         for share in held.shares:
             set_weight(share, start[share.name])
         clear_moments(held, steps=0)
+        self._anchors.forget_reference()
         self._forget()
 
 

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ FORMAT: Final = "1"
 _KINDS: Final = ("param", *MOMENTS)
 _FILE_NAME: Final = re.compile(r"learner-(\d{5})-of-(\d{5})\.safetensors")
 _BUCKET_NUMEL: Final = 16 * 2**20
-_DTYPES: Final = {torch.float32: "F32", torch.uint8: "U8"}
+_DTYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
 
 Chunk = tuple[int, Tensor]
 """The rank that keeps a gathered bucket, and its bytes there (empty elsewhere)."""
@@ -85,6 +85,17 @@ def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
     finally:
         for _ in gathered:
             pass
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write and fsync whole tensors in host memory as safetensors; the sha256 of what was meant.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    header = _header(entries, {"format": "pt"})
+    return _write_hashed(path, chain([header], map(_bytes_of, tensors.values())))
 
 
 def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:

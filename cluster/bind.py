@@ -306,5 +306,8 @@ class LearnerGroup:
     async def load(self, folder: str) -> None:
         await self._all("load", folder)
 
+    async def reset_reference(self, with_optimizer: bool) -> None:
+        await self._all("reset_reference", with_optimizer)
+
     async def export(self, folder: str) -> None:
         await self._all("export", folder)

@@ -204,6 +204,17 @@ def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Ki
     return _parsed(entry, section, KindOnly)[1:]
 
 
+def moved_setting(entry: Mapping[str, object]) -> str:
+    """The dotted key that an entry under `controllers` moves."""
+    return str(entry.get("setting", "entropy.coef"))
+
+
+def is_anchored(config: RunConfig, section: str) -> bool:
+    """Whether `kl` or `kl_base` (the section) acts, or may do so by a controller's hand."""
+    moved = {moved_setting(entry) for entry in config.controllers.values()}
+    return getattr(config, section).coef > 0 or f"{section}.coef" in moved
+
+
 def _parsed(entry: Mapping[str, object], section: str, common: type[CommonT]) -> tuple[CommonT, object, Kind]:
     role = (NAMED_ENTRIES | SINGLE_ENTRIES)[section]
     parsed, problems = parse_entry(entry, role, section, Provenance())

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 
-from configs.entries import complete, entry_keys, scorer_options
+from configs.entries import complete, entry_keys, is_anchored, moved_setting, scorer_options
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LossCommon
@@ -26,6 +26,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
     "kl.estimator": ("k1", "k2", "k3"),
     "kl.place": ("loss", "reward"),
+    "kl_base.estimator": ("k1", "k2", "k3"),
+    "kl_base.place": ("loss", "reward"),
     "cluster.spawn": ("ray", "local"),
     "cluster.schedule": ("take_turns", "overlap"),
     "cluster.device": ("auto", "cpu", "cuda"),
@@ -80,6 +82,9 @@ NOT_NEGATIVE = [
     "learner.warmup_steps",
     "learner.weight_decay",
     "kl.coef",
+    "kl_base.coef",
+    "reference.reset_every",
+    "reference.plateau_steps",
     "eval.every",
     "sync.tolerance",
     "cluster.max_restarts",
@@ -107,6 +112,8 @@ ENTRY_POSITIVE = frozenset(
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
 ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
+MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef")
+"""Sections' keys that a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
 
@@ -122,7 +129,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_reward, _ratios, _covariance, _shapes)
+    of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
     for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -223,10 +230,10 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
     """A controller may move a number of the objective, within bounds that hold its start."""
     taken: dict[str, str] = {}
     for name, entry in config.controllers.items():
-        setting = str(entry.get("setting", "entropy.coef" if entry["kind"] == "adaptive_entropy" else ""))
+        setting = moved_setting(entry)
         key = f"controllers.{name}" + (".setting" if "setting" in entry else "")
         if not _is_movable(config, setting):
-            yield key, "must be entropy.coef, kl.coef or a number under loss.<origin> or shape.<name>"
+            yield key, f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>"
         if setting in taken:
             yield key, f"must move another setting than controllers.{taken[setting]}"
         taken[setting] = name
@@ -237,7 +244,7 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
 
 def _is_movable(config: RunConfig, setting: str) -> bool:
     section, _, rest = setting.partition(".")
-    if setting in ("entropy.coef", "kl.coef"):
+    if setting in MOVABLE:
         return True
     name, _, option = rest.partition(".")
     entries = {"loss": config.loss, "shape": config.shape}.get(section, {})
@@ -278,10 +285,22 @@ def _learning(config: RunConfig) -> Iterator[Broken]:
     if learner.microbatch_tokens < longest:
         rule = f"must hold one row: rollout.max_prompt_tokens + rollout.max_tokens is {longest}"
         yield "learner.microbatch_tokens", rule
-    if config.kl.coef > 0 and config.kl.place == "loss" and config.kl.estimator == "k1":
-        yield "kl.estimator", "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
-    if config.kl.coef > 0 and config.kl.place == "reward" and config.kl.estimator != "k1":
-        yield "kl.estimator", "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
+
+
+def _anchors(config: RunConfig) -> Iterator[Broken]:
+    """KL anchors, and resets of a reference that nothing is held to."""
+    for section, anchor in (("kl", config.kl), ("kl_base", config.kl_base)):
+        if not is_anchored(config, section):
+            continue
+        if anchor.place == "loss" and anchor.estimator == "k1":
+            rule = "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
+            yield f"{section}.estimator", rule
+        if anchor.place == "reward" and anchor.estimator != "k1":
+            rule = "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
+            yield f"{section}.estimator", rule
+    for name in ("reset_every", "plateau_steps"):
+        if getattr(config.reference, name) > 0 and not is_anchored(config, "kl"):
+            yield f"reference.{name}", "must have an anchor to reset: kl.coef is 0"
 
 
 def _reward(config: RunConfig) -> Iterator[Broken]:

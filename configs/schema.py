@@ -97,7 +97,10 @@ class ReplayConfig:
 
 @dataclass
 class KLConfig:
-    """A Kullback-Leibler anchor to the reference model."""
+    """coef x k per policy token, with d = log pi - log anchor: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
+
+    Section `kl` is the anchor to the reference, `kl_base` the one to the model of step 0.
+    """
 
     estimator: str = "k3"
     coef: float = 0.0
@@ -106,8 +109,32 @@ class KLConfig:
 
 
 @dataclass
+class ReferenceConfig:
+    """When the reference of `kl`, at first the model of step 0, becomes the policy of that moment.
+
+    Both conditions may be set. ProRL (arXiv 2505.24864) resets reference and optimizer when validation stops
+    improving, and reports no numbers for it.
+    """
+
+    reset_every: int = 0
+    """Steps from one reset to the next; 0 resets on no schedule."""
+    plateau_steps: int = 0
+    """Reset when the metric's mean over so many steps is at most `plateau_gain` above that of as many before.
+
+    0 never does. Counted anew after every reset.
+    """
+    plateau_metric: str = "reward/mean"
+    plateau_gain: float = 0.0
+    reset_optimizer: bool = False
+    """Whether a reset clears Adam's moments and step as well."""
+
+
+@dataclass
 class EntropyConfig:
-    """A bonus for the policy's exact token entropy, as a term of the loss."""
+    """-coef x H per policy token, with H the exact entropy of the policy's next token in nats
+
+    A term of the loss beside all others.
+    """
 
     coef: float = 0.0
     """Taken times the entropy in nats off every policy token's loss; negative values push entropy down."""
@@ -197,6 +224,8 @@ class RunConfig:
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    kl_base: KLConfig = field(default_factory=KLConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)

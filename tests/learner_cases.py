@@ -125,6 +125,7 @@ class Case:
     kind: str = "ppo_clip"
     aggregate: str = "token_mean"
     dtype: str = "fp32"
+    kl_base_coef: float = 0.0
     base_logprobs: bool = False
     offload_anchor: bool = False
 
@@ -148,6 +149,7 @@ class Case:
             learner=learner,
             loss={self.origin: {"kind": self.kind, "aggregate": self.aggregate}},
             kl=KLConfig(coef=self.kl_coef),
+            kl_base=KLConfig(coef=self.kl_base_coef),
         )
 
     def losses(self, config: RunConfig) -> dict[str, BoundLoss]:

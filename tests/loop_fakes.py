@@ -184,6 +184,9 @@ class FakeLearner:
         version, self.state = text.split(" ")
         self.version = int(version)
 
+    async def reset_reference(self, with_optimizer: bool) -> None:
+        self.calls.append(f"reset reference {with_optimizer}")
+
     async def restart(self) -> None:
         self.calls.append("restart")
         self.version, self.state = 0, ""

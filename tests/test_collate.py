@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import LearnerConfig, RunConfig
+from configs.schema import KLConfig, LearnerConfig, RunConfig
 from trainer.collate import Batch, collate, with_advantages
 
 REPLAY = {"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip", "weight": 0.5, "old": "behavior"}}
@@ -105,3 +106,24 @@ def test_the_rows_of_one_origin_alone() -> None:
     policy = batch.only(batch.rows_of("policy"))
     assert policy.group_N.tolist() == [0, 1, 1] and np.isnan(policy.reward_N[1])
     assert batch.only(batch.rows_of("sft")).index.num_rows == 0
+
+
+def test_anchors_in_the_reward_by_hand() -> None:
+    """Rewards 1, 0; log-ratios of the sequences 1, 0 to the reference and 0, 3 to the base.
+
+    A controller wants 0.5 of the reference, the config 0.1 of the base: 0.5 and -0.3, so advantages +-0.4.
+    """
+    kl_base = KLConfig(estimator="k1", coef=0.1, place="reward")
+    config = replace(make_config(1), kl=KLConfig(estimator="k1", place="reward"), kl_base=kl_base)
+    batch = collate(make_index([(0, "policy", (1.0, 0.0))]), config)
+    logprobs = {
+        "proximal_logprobs": [[-0.5, -1.0, -0.5], [-1.0, -0.5, -0.5]],
+        "ref_logprobs": [[-1.5, -1.0, -0.5], [-1.0, -0.25, -0.75]],
+        "base_logprobs": [[-0.5, -0.5, -1.0], [-2.0, -1.5, -1.5]],
+    }
+    columns = pa.table({name: pa.array(rows, pa.list_(pa.float32())) for name, rows in logprobs.items()})
+    learnable = with_advantages(batch, columns, config, 0, {"kl.coef": 0.5})
+    assert learnable.advantage_N.tolist() == pytest.approx([0.4, -0.4])
+    assert learnable.settings == {"kl.coef": 0.5}
+    plain = with_advantages(batch, columns, config, 0)
+    assert plain.advantage_N.tolist() == pytest.approx([0.65, -0.65])

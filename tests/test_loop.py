@@ -16,6 +16,7 @@ from configs.schema import (
     ClusterConfig,
     EvalConfig,
     LearnerConfig,
+    ReferenceConfig,
     RolloutConfig,
     RunConfig,
     SyncConfig,
@@ -41,6 +42,7 @@ class Trial:
     scorer: FakeScorer = field(default_factory=FakeScorer)
     learner: FakeLearner = field(default_factory=FakeLearner)
     schedule: str = "overlap"
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     calls: list[str] = field(default_factory=list)
     lines: list[Mapping[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -61,6 +63,7 @@ class Trial:
             sync=SyncConfig(num_probes=1),
             cluster=ClusterConfig(schedule=self.schedule),
             checkpoint=CheckpointConfig(every=0),
+            reference=self.reference,
         )
         prompts = token_prompts(4)
         roles = Roles(
@@ -102,6 +105,19 @@ def test_order_of_calls(tmp_path: Path) -> None:
     names = ["generating", "learning", "publishing", "committing"]
     assert [name for step, name in trial.phases if step == 0] == names
     assert trial.phases[-2:] == [(3, "checkpointing"), (3, "idle")]
+
+
+def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:
+    """Every second of three steps: once, on the weights that are then published, and the run says so."""
+    trial = Trial(tmp_path, reference=ReferenceConfig(reset_every=2, reset_optimizer=True))
+    trial.train()
+    at = trial.calls.index("reset reference True")
+    assert trial.calls[at - 1 : at + 2] == ["update", "reset reference True", "publish 2"]
+    assert trial.calls.count("reset reference True") == 1
+    assert [line["reference/resets"] for line in trial.lines] == [0.0, 1.0, 1.0]
+    assert [note for note in trial.notes if "reference" in note] == [
+        "step 2: the reference of the KL anchor is now this step's policy"
+    ]
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 2])

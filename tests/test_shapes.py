@@ -60,7 +60,7 @@ THEN = HALF | {"push": bound("repo_r", RepoROptions(zeta=0.25))}
 def objective(shapes: dict[str, BoundShape], origin: str = "policy") -> Objective:
     common = LossCommon(kind="ppo_clip")
     loss = BoundLoss(common=common, kind=LOSSES["ppo_clip"], options=PpoClipOptions())
-    return Objective(losses={origin: loss}, kl=KLConfig(), shapes=shapes)
+    return Objective(losses={origin: loss}, anchors={"kl": KLConfig()}, shapes=shapes)
 
 
 def loss_and_gradient(found: Objective, origin: str = "policy") -> list[float]:
@@ -70,7 +70,7 @@ def loss_and_gradient(found: Objective, origin: str = "policy") -> list[float]:
     columns = TokenColumns(
         proximal_logprobs=logprobs.detach(),
         behavior_logprobs=unknown,
-        ref_logprobs=None,
+        anchor_logprobs={},
         advantages=torch.tensor([2.0, -1.0]),
         weights=torch.tensor([0.5, 0.5]),
         rows=torch.tensor([0, 1]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from configs.entries import loss_options, plain_options
 from configs.kinds.base import load_target
 from configs.kinds.losses import LossCommon
-from configs.schema import RunConfig
+from configs.schema import KLConfig, RunConfig
 from trainer.batch import BatchPlan, plan_batch
 from trainer.reduce import row_weights
 from trainer.schedule import learning_rate
@@ -98,26 +99,37 @@ def align(index: pa.Table, columns: pa.Table) -> pa.Table:
     return columns.take(position)
 
 
-def _sequence_kl(columns: pa.Table) -> np.ndarray:
-    """Sum over each row's tokens of log policy - log reference (k1), [N]."""
-    policy, reference = columns.column("proximal_logprobs"), columns.column("ref_logprobs")
+ANCHOR_COLUMNS: Final = {"kl": "ref_logprobs", "kl_base": "base_logprobs"}
+"""The learner's column of each KL anchor, by its section of the config."""
+
+
+def _sequence_kl(columns: pa.Table, anchor: str) -> np.ndarray:
+    """Sum over each row's tokens of log policy - log anchor (k1), [N]."""
+    policy, held_to = columns.column("proximal_logprobs"), columns.column(anchor)
     counts = pc.list_value_length(policy).to_numpy()
     rows = np.repeat(np.arange(len(columns)), counts)
-    difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(reference).to_numpy()
+    difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(held_to).to_numpy()
     return np.bincount(rows, difference, len(columns))
 
 
-def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: int) -> Learnable:
+def with_advantages(
+    batch: Batch, columns: pa.Table, config: RunConfig, step: int, settings: Mapping[str, float] | None = None
+) -> Learnable:
     """Advantages of the rows that have a reward, and the weight of every row in its update's loss.
 
     A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
-    `columns` are the learner's scores in the index's row order; `step` counts from 0.
+    `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
+    controllers want of this step, by dotted config key.
     """
     options, kind = plain_options(config.advantage, "advantage")
     reward = batch.reward_N.copy()
-    if config.kl.coef > 0 and config.kl.place == "reward":
-        reward -= config.kl.coef * _sequence_kl(columns)
+    settings = settings or {}
+    for section, column in ANCHOR_COLUMNS.items():
+        anchor: KLConfig = getattr(config, section)
+        coef = settings.get(f"{section}.coef", anchor.coef)
+        if coef > 0 and anchor.place == "reward":
+            reward -= coef * _sequence_kl(columns, column)
     valid = np.isfinite(reward)
     advantage = np.zeros(len(reward))
     if valid.any():
@@ -132,4 +144,5 @@ def with_advantages(batch: Batch, columns: pa.Table, config: RunConfig, step: in
         advantage_N=advantage,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
         learning_rates=(rate,) * config.learner.updates_per_step,
+        settings=settings,
     )

@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
 from trainer.prompts import TokenPrompt
 from trainer.proof import Published, check_mismatch, publish
+from trainer.reference import Reference
 from trainer.replay import choose
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError
 from trainer.rollout import Judges, Producer, make_submission
@@ -131,6 +132,7 @@ class Run:
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
         self._on_policy = on_policy
         self._controllers = make_controllers(config)
+        self._reference = Reference(config.reference)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
@@ -242,7 +244,7 @@ class Run:
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
         settings = self._settings()
-        learnable = replace(with_advantages(batch, columns, config, step), settings=settings)
+        learnable = with_advantages(batch, columns, config, step, settings)
         metrics = step_metrics(batch, columns, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
@@ -256,6 +258,7 @@ class Run:
         metrics |= {f"control/{key}": value for key, value in settings.items()}
         for controller in self._controllers.values():
             controller.observe(metrics)
+        metrics |= await self._reset_reference(step + 1, metrics)
         self._reports.phase(step, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
@@ -285,6 +288,15 @@ class Run:
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
         return index
+
+    async def _reset_reference(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Make the policy after `step` the reference of the KL anchor if it is time."""
+        if not self._reference.is_used:
+            return {}
+        if self._reference.observe(metrics):
+            await self._roles.learner.reset_reference(self._config.reference.reset_optimizer)
+            self._reports.note(f"step {step}: the reference of the KL anchor is now this step's policy")
+        return {"reference/resets": float(self._reference.num_resets)}
 
     def _settings(self) -> dict[str, float]:
         """What the controllers want of the step to come."""
@@ -333,6 +345,7 @@ class Run:
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
             "unrewarded_in_a_row": self._unrewarded_in_a_row,
             "controllers": {name: each.state() for name, each in self._controllers.items()},
+            "reference": self._reference.state(),
         }
 
     def _set_state(self, state: Mapping[str, Json]) -> None:
@@ -341,6 +354,7 @@ class Run:
         known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
         for name, controller in self._controllers.items():
             controller.restore(known.get(name, {}))
+        self._reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
 
     def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
         """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""

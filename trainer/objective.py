@@ -29,7 +29,8 @@ class TokenColumns:
 
     proximal_logprobs: Tensor
     behavior_logprobs: Tensor
-    ref_logprobs: Tensor | None
+    anchor_logprobs: Mapping[str, Tensor]
+    """By the anchor's section of the config: `kl` (the reference), `kl_base` (the model of step 0)."""
     advantages: Tensor
     weights: Tensor
     rows: Tensor
@@ -67,7 +68,8 @@ class Objective:
     """Everything an update minimises: losses by origin, and what is added for rows of origin policy."""
 
     losses: Mapping[str, BoundLoss]
-    kl: KLConfig
+    anchors: Mapping[str, KLConfig]
+    """By section: `kl` and `kl_base`; those of place loss are terms of it."""
     entropy_coef: float = 0.0
     shapes: Mapping[str, BoundShape] = field(default_factory=dict)
     """Changes of the advantages of origin policy, in order."""
@@ -75,7 +77,7 @@ class Objective:
     def with_settings(self, settings: Mapping[str, float]) -> Objective:
         """This objective with numbers that a controller moved, by dotted config key.
 
-        Keys are kl.coef, entropy.coef, loss.<origin>.<option> and shape.<name>.<option>.
+        Keys are kl.coef, kl_base.coef, entropy.coef, loss.<origin>.<option> and shape.<name>.<option>.
 
         Raises:
             ValueError: a key that names no number of the objective.
@@ -84,11 +86,12 @@ class Objective:
         for key, value in settings.items():
             section, _, rest = key.partition(".")
             name, _, option = rest.partition(".")
-            losses, shapes = changed.losses, changed.shapes
+            losses, shapes, anchors = changed.losses, changed.shapes, changed.anchors
             if key == "entropy.coef":
                 changed = replace(changed, entropy_coef=value)
-            elif key == "kl.coef":
-                changed = replace(changed, kl=replace(changed.kl, coef=value))
+            elif section in anchors and rest == "coef":
+                moved_anchor = replace(anchors[section], coef=value)
+                changed = replace(changed, anchors={**anchors, section: moved_anchor})
             elif section == "loss" and hasattr(getattr(losses.get(name), "options", None), option):
                 moved = replace(losses[name].options, **{option: value})
                 changed = replace(changed, losses={**losses, name: replace(losses[name], options=moved)})
@@ -120,7 +123,6 @@ def microbatch_loss(
     # the sum it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()
     sums: dict[str, float] = {}
-    kl = objective.kl
     for origin, loss in objective.losses.items():
         present = columns.origins.get(origin)
         if present is None:
@@ -138,12 +140,13 @@ def microbatch_loss(
         total = total + part
         if origin != "policy":
             continue
-        if kl.coef > 0 and kl.place == "loss":
-            assert columns.ref_logprobs is not None, "a KL anchor needs reference logprobs"
-            penalty = ESTIMATORS[kl.estimator](inputs.policy_logprobs, columns.ref_logprobs[chosen])
-            anchor = kl.coef * (weights * penalty).sum()
-            sums["loss/kl"] = anchor.item()
-            total = total + anchor
+        for section, anchor in objective.anchors.items():
+            if anchor.coef > 0 and anchor.place == "loss":
+                known = columns.anchor_logprobs[section][chosen]
+                pull = ESTIMATORS[anchor.estimator](inputs.policy_logprobs, known)
+                term = anchor.coef * (weights * pull).sum()
+                sums[f"loss/{section}"] = term.item()
+                total = total + term
         if objective.entropy_coef:
             bonus = -objective.entropy_coef * (weights * inputs.entropy).sum()
             sums["loss/entropy"] = bonus.item()

@@ -87,6 +87,10 @@ class Learner(Protocol):
         """After `LearnerLostError`: start it again, as at step 0."""
         ...
 
+    async def reset_reference(self, with_optimizer: bool) -> None:
+        """Make the policy as it is now the reference; with the optimizer, clear its moments too."""
+        ...
+
     async def export(self, folder: str) -> None: ...
 
 

@@ -25,7 +25,7 @@ class AdaptiveSettingOptions:
     """Any setting of the objective, moved by a fixed amount or factor towards a target of any metric."""
 
     setting: str = ""
-    """What is moved: entropy.coef, kl.coef, loss.<origin>.<option> or shape.<name>.<option>."""
+    """What is moved: entropy.coef, kl.coef, kl_base.coef, loss.<origin>.<option> or shape.<name>.<option>."""
     metric: str = "entropy/token_mean"
     target: float = 0.0
     """A value of the metric, or with `relative` a multiple of its value in the first step."""

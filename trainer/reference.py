@@ -1,0 +1,59 @@
+"""When the reference of the KL anchor becomes the policy of that moment. Called by the loop after each step.
+
+A pure function of the metrics it has seen, like a controller: its state is kept in checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from configs.schema import ReferenceConfig
+from rollouts.files import Json
+
+
+class Reference:
+    """Counts steps and remembers a metric since the last reset; `num_resets` of the run so far."""
+
+    def __init__(self, config: ReferenceConfig) -> None:
+        self._config = config
+        self._steps = self.num_resets = 0
+        self._seen: list[float] = []
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the reference is ever reset."""
+        return self._config.reset_every > 0 or self._config.plateau_steps > 0
+
+    def observe(self, metrics: Mapping[str, float]) -> bool:
+        """See a step's metrics; True if the reference is to be reset now.
+
+        A step without the metric counts for the schedule and is passed over for the plateau.
+        """
+        config = self._config
+        self._steps += 1
+        found = metrics.get(config.plateau_metric, math.nan)
+        if config.plateau_steps and math.isfinite(found):
+            self._seen = [*self._seen, found][-2 * config.plateau_steps :]
+        if not (self._steps == config.reset_every or self._is_flat()):
+            return False
+        self._steps, self._seen = 0, []
+        self.num_resets += 1
+        return True
+
+    def _is_flat(self) -> bool:
+        size = self._config.plateau_steps
+        if not size or len(self._seen) < 2 * size:
+            return False
+        before, after = (math.fsum(part) / size for part in (self._seen[:size], self._seen[size:]))
+        return after <= before + self._config.plateau_gain
+
+    def state(self) -> dict[str, Json]:
+        """What a checkpoint keeps."""
+        return {"steps": self._steps, "seen": list(self._seen), "num_resets": self.num_resets}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Go on from a checkpoint's state; from none, as at the start."""
+        self._steps = int(state.get("steps", 0))  # type: ignore[arg-type]
+        self._seen = [float(value) for value in state.get("seen", ())]  # type: ignore[union-attr, arg-type]
+        self.num_resets = int(state.get("num_resets", 0))  # type: ignore[arg-type]
