@@ -25,6 +25,7 @@ from benchmarks.faults.common import (
     GROUPS,
     Driver,
     Records,
+    actor_pids,
     arguments_of,
     end_marked,
     equality,
@@ -32,7 +33,6 @@ from benchmarks.faults.common import (
     fingerprint,
     lost_and_doubled,
     markdown,
-    marked,
     rows_hash,
     settings,
     wait_until,
@@ -110,7 +110,7 @@ def crash_at_step(
         killed = driver.kill()
         began, before = time.monotonic(), None
         if baseline is None:
-            wait_until(lambda: not marked(mark), 60.0)  # what the orphans still write is durable too
+            wait_until(lambda: not actor_pids(run_dir), 60.0)  # what the orphans still write is durable too
             orphans_s = round(time.monotonic() - began, 1)
             before = durable(run_dir)
         finished = committed_steps(run_dir)
