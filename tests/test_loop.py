@@ -120,6 +120,16 @@ def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:
     ]
 
 
+def test_a_metric_that_no_step_has_is_told_of(tmp_path: Path) -> None:
+    """Once, after the first step, with the nearest name: such a controller would move nothing, silently."""
+    wrong = ReferenceConfig(plateau_steps=1, plateau_metric="reward/meen")
+    trial = Trial(tmp_path, reference=wrong)
+    trial.train()
+    told = "step 1 has no metric 'reward/meen', which reference.plateau_metric names: it moves nothing "
+    told += "(the nearest is 'reward/mean')"
+    assert trial.notes.count(told) == 1 and "reset reference False" not in trial.calls
+
+
 @pytest.mark.parametrize("max_lag", [0, 1, 2])
 def test_lag_bound(tmp_path: Path, max_lag: int) -> None:
     """No row is older than step - max_lag, the bound is reached, and no group is made in vain."""

@@ -110,3 +110,15 @@ def make_controllers(config: RunConfig) -> dict[str, Controller]:
         options, kind = plain_options(entry, "controllers")
         made[name] = load_target(kind.target)(options)
     return made
+
+
+def watched_metrics(config: RunConfig) -> dict[str, str]:
+    """dotted config key -> the metric that it names, of whatever is moved by one."""
+    watched = {
+        f"controllers.{name}.metric": str(entry["metric"])
+        for name, entry in config.controllers.items()
+        if "metric" in entry
+    }
+    if config.reference.plateau_steps:
+        watched["reference.plateau_metric"] = config.reference.plateau_metric
+    return watched

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.errors import nearest
 from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
-from trainer.controllers import make_controllers
+from trainer.controllers import make_controllers, watched_metrics
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
@@ -133,6 +134,7 @@ class Run:
         self._on_policy = on_policy
         self._controllers = make_controllers(config)
         self._reference = Reference(config.reference)
+        self._watched = watched_metrics(config)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
@@ -256,6 +258,7 @@ class Run:
             metrics["overlap/generating_share"] = generated_s / (time.perf_counter() - began)
         metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
         metrics |= {f"control/{key}": value for key, value in settings.items()}
+        self._tell_unknown_metrics(metrics, step + 1)
         for controller in self._controllers.values():
             controller.observe(metrics)
         metrics |= await self._reset_reference(step + 1, metrics)
@@ -288,6 +291,15 @@ class Run:
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
         return index
+
+    def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Say once which metric a controller waits for in vain: its name may be wrong."""
+        for key, name in self._watched.items():
+            if name not in metrics:
+                close = nearest(name, metrics)
+                told = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
+                self._reports.note(f"{told} (the nearest is {close!r})" if close else told)
+        self._watched = {}
 
     async def _reset_reference(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Make the policy after `step` the reference of the KL anchor if it is time."""
