@@ -87,7 +87,7 @@ def test_a_page_says_when(name: str) -> None:
 
 
 def test_the_list_of_pages_is_complete() -> None:
-    """docs/methods/README.md links every kind's page and nothing else lies there but the table of what combines."""
+    """README.md links every kind's page; nothing else lies there but the table of what combines."""
     listed = set(re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \|", page("README"), flags=re.MULTILINE))
     assert listed == {(name, name) for name in KINDS}
     assert {path.stem for path in PAGES.glob("*.md")} == {*KINDS, "README", "combinations"}
