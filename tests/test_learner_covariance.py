@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from covariance_cases import CovarianceCase, Key, Plain, train_plainly
 from learner_cases import Bench, Outcome, distance, make_rows, reversed_rows, shared_bench
 from reference_covariance import Token
+from safetensors.torch import load_file
+from torch import Tensor
 
 from trainer.metrics import update_metrics
 
@@ -90,6 +93,39 @@ def test_cut_ranks_and_order_change_nothing(
     assert metrics["clip/cov"] == pytest.approx(num_chosen / num_tokens)
     spread = [metrics[f"prepare/cov_{name}"] for name in ("q50", "q80", "q98", "q99.8")]
     assert spread == sorted(spread) and spread[0] < spread[-1]
+
+
+def gradient(bench: Bench, case: CovarianceCase, folder: Path) -> Tensor:
+    """Adam's first moment after the updates last made: the sum of their clipped gradients, end to end."""
+    folder.mkdir()
+    bench.ranks(case).ask("save", str(folder))
+    kept = [load_file(path) for path in sorted(folder.glob("learner-*.safetensors"))]
+    moments = {name: values for each in kept for name, values in each.items() if name.startswith("exp_avg/")}
+    return torch.cat([moments[name].double().reshape(-1) for name in sorted(moments)])
+
+
+@pytest.mark.parametrize("kind", ["clip_cov", "kl_cov"])
+def test_overlap_and_gradient_of_other_cuts(bench: Bench, tmp_path: Path, kind: str) -> None:
+    """End to end, with scores of their own cuts: Jaccard of the tokens at least 0.99, cosine at least 0.9999.
+
+    The control: the other method, on the same rows, has another gradient.
+    """
+    whole = CovarianceCase(kind=kind, stage=0, num_ranks=1, rows_per_microbatch=17)
+    tables, _, _ = run(bench, whole)
+    wanted = gradient(bench, whole, tmp_path / "whole")
+    for number, (stage, num_ranks, rows) in enumerate([(0, 1, 9), (0, 1, 3), (2, 2, 2), (3, 2, 1)]):
+        case = CovarianceCase(kind=kind, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows)
+        others, _, _ = run(bench, case, reverse=number % 2 == 1)
+        for mine, theirs in zip(chosen(tables), chosen(others), strict=True):
+            assert len(mine & theirs) >= 0.99 * len(mine | theirs)
+        found = gradient(bench, case, tmp_path / str(number))
+        cosine = float(found @ wanted / (found.norm() * wanted.norm()))
+        print(case, f"1 - cosine {1 - cosine:.1e}")
+        assert cosine >= 0.9999
+    other = CovarianceCase(kind={"clip_cov": "kl_cov", "kl_cov": "clip_cov"}[kind], stage=0, num_ranks=1)
+    run(bench, other)
+    found = gradient(bench, other, tmp_path / "other")
+    assert float(found @ wanted / (found.norm() * wanted.norm())) < 0.9999
 
 
 def test_logprobs_are_those_of_the_updates_weights(bench: Bench) -> None:
