@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -66,26 +67,27 @@ class Mutant:
     code: CodeType
 
 
-def _changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """What may stand in the place of this node alone, each with a few words."""
+def _changed(node: ast.AST) -> tuple[str, ast.AST] | None:
+    """What may stand in the place of this node alone, with a few words; None if nothing may."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
-        yield "dropped the sign of", node.operand
+        return "dropped the sign of", node.operand
     elif isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS:
         other = copy.copy(node)
         other.op = OPERATORS[type(node.op)]()  # type: ignore[assignment]
-        yield f"{type(other.op).__name__} in", other
+        return f"{type(other.op).__name__} in", other
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
         other_compare = copy.copy(node)
         other_compare.ops = [OPERATORS[type(node.ops[0])]()]  # type: ignore[list-item]
-        yield f"{type(other_compare.ops[0]).__name__} in", other_compare
+        return f"{type(other_compare.ops[0]).__name__} in", other_compare
     elif isinstance(node, ast.Attribute) and node.attr in NAMES:
-        yield f"{NAMES[node.attr]} for", ast.Attribute(node.value, NAMES[node.attr], node.ctx)
+        return f"{NAMES[node.attr]} for", ast.Attribute(node.value, NAMES[node.attr], node.ctx)
     elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
-        yield f"{NAMES[node.id]} for", ast.Name(NAMES[node.id], node.ctx)
+        return f"{NAMES[node.id]} for", ast.Name(NAMES[node.id], node.ctx)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES:
-        yield f"{NAMES[node.value]} for", ast.Constant(NAMES[node.value])
+        return f"{NAMES[node.value]} for", ast.Constant(NAMES[node.value])
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in DROPPED:
-        yield "dropped the call of", node.func.value
+        return "dropped the call of", node.func.value
+    return None
 
 
 class _Swap(ast.NodeTransformer):
@@ -102,19 +104,18 @@ def mutants_of(function: FunctionType) -> Iterator[Mutant]:
     """Every mutant of a function, one change each; assertions, signature and docstring are left alone."""
     source = textwrap.dedent(inspect.getsource(function))
     for place in range(sum(1 for _ in _body_nodes(ast.parse(source)))):
-        for number in range(2):
-            tree = ast.parse(source)
-            node = next(node for at, node in enumerate(_body_nodes(tree)) if at == place)
-            change = next((pair for at, pair in enumerate(_changed(node)) if at == number), None)
-            if change is None:
-                break
-            words = f"{function.__name__}: {change[0]} {ast.unparse(node)}"
-            fixed = ast.fix_missing_locations(_Swap(node, change[1]).visit(tree))
-            space: dict[str, object] = {}
-            exec(compile(fixed, f"<{words}>", "exec"), function.__globals__, space)
-            made = space[function.__name__]
-            assert isinstance(made, FunctionType)
-            yield Mutant(function, words, made.__code__)
+        tree = ast.parse(source)
+        node = next(islice(_body_nodes(tree), place, None))
+        change = _changed(node)
+        if change is None:
+            continue
+        words = f"{function.__name__}: {change[0]} {ast.unparse(node)}"
+        fixed = ast.fix_missing_locations(_Swap(node, change[1]).visit(tree))
+        space: dict[str, object] = {}
+        exec(compile(fixed, f"<{words}>", "exec"), function.__globals__, space)
+        made = space[function.__name__]
+        assert isinstance(made, FunctionType)
+        yield Mutant(function, words, made.__code__)
 
 
 def _body_nodes(tree: ast.Module) -> Iterator[ast.AST]:

@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.bare import ROOT
+from benchmarks.steps import NUM_SKIPPED, read_times
 from lab.base_model import ModelShape, make_base
 from rollouts.files import write_json_atomic
 from viewer.run_data import read_run
 
-NUM_SKIPPED = 3
 NUM_CORES = 2
 SHARE_GOAL, RATIO_GOAL = 0.70, 0.85
 BALANCE = (0.7, 1.3)
@@ -71,26 +71,18 @@ def read_figures(run_dir: Path) -> Figures:
     Raises:
         ValueError: the folder is no run, or has no later step with times.
     """
-    run = read_run(run_dir)
-    later = slice(NUM_SKIPPED, None)
-    step = run.curve("time/step_s")[later]
-    if not step or not run.has("time/step_s"):
-        raise ValueError(
-            f"{run_dir} must have more than {NUM_SKIPPED} steps with times, got {len(run.steps)}"
-        )
-    halves = zip(run.curve("time/learn_score_s")[later], run.curve("time/learn_update_s")[later], strict=True)
+    times = read_times(run_dir)
+    halves = zip(times.phases["time/learn_score_s"], times.phases["time/learn_update_s"], strict=True)
     learn = [math.fsum(pair) for pair in halves]
+    shares = read_run(run_dir).curve("overlap/generating_share")[NUM_SKIPPED:]
     # Runs that never overlap do not record the share.
-    shares = [
-        value if math.isfinite(value) else 0.0 for value in run.curve("overlap/generating_share")[later]
-    ]
-    overlapped = math.fsum(share * seconds for share, seconds in zip(shares, learn, strict=True))
-    rate = run.curve("throughput/tokens_per_s")[later]
+    known = [value if math.isfinite(value) else 0.0 for value in shares]
+    overlapped = math.fsum(share * seconds for share, seconds in zip(known, learn, strict=True))
     return Figures(
-        step_s=statistics.median(step),
-        generate_s=statistics.median(run.curve("time/generate_s")[later]),
+        step_s=statistics.median(times.step),
+        generate_s=statistics.median(times.phases["time/generate_s"]),
         learn_s=statistics.median(learn),
-        tokens=statistics.median(per_s * seconds for per_s, seconds in zip(rate, step, strict=True)),
+        tokens=statistics.median(times.tokens),
         generating_share=overlapped / math.fsum(learn),
     )
 

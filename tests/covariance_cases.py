@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from learner_cases import LR, MAX_GRAD_NORM, NUM_UPDATES, WEIGHT_DECAY, Case
-from plain_reference import all_logprobs, group_advantages, load_model, row_logprobs
+from plain_reference import (
+    all_logprobs,
+    group_advantages,
+    load_model,
+    make_optimizer,
+    row_logprobs,
+    take_update,
+    weights_of,
+)
 from reference_covariance import Token, clip_cov_choice, kl_cov_choice
 from torch import Tensor
 
@@ -110,10 +118,7 @@ def train_plainly(
     """The first step's updates in plain torch, one row at a time; `updates` are numbers of groups."""
     torch.set_num_threads(1)
     model = load_model(base)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR / NUM_UPDATES, betas=(0.9, 0.99), eps=1e-8)
+    optimizer = make_optimizer(model, LR / NUM_UPDATES, WEIGHT_DECAY)
     advantages, result = group_advantages(rows), Plain()
     names = list(dict.fromkeys(row["group_id"] for row in rows))
     with torch.no_grad():
@@ -131,13 +136,10 @@ def train_plainly(
             per_row = token_losses(kind, row_logprobs(model, row), old[name], advantages[name], hit)
             total = total + per_row[mask].sum()
         loss = total / len(tokens)
-        optimizer.zero_grad()
-        loss.backward()
-        result.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)))
+        result.norms.append(take_update(model, optimizer, loss, MAX_GRAD_NORM))
         result.losses.append(loss.item())
         result.chosen.append(chosen)
-        optimizer.step()
-    result.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    result.weights = weights_of(model)
     return result
 
 

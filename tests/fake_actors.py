@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,18 @@ from cluster.supervise import Limits, Supervised
 
 Behaviour = Callable[..., Awaitable[object]]
 LIMITS = Limits(max_restarts=2, backoff_s=0.0, hang_s=60.0, ready_s=60.0)
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """In a loop of its own; what hangs is a failed test, also where it swallows that it was cancelled."""
+
+    async def within_limit() -> Any:
+        async with asyncio.timeout(60) as limit:
+            found = await work
+        assert not limit.expired(), "it hung"
+        return found
+
+    return asyncio.run(within_limit())
 
 
 async def forever(*arguments: object) -> object:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 from rank_process import LIMIT_S, RankProcess, build_all
 from safetensors.torch import load_file
@@ -275,25 +274,17 @@ class Bench:
                 handle.kill()
 
 
-_BENCH = pytest.StashKey[Bench]()
-
-
-def shared_bench(config: pytest.Config, folders: pytest.TempPathFactory) -> Bench:
-    """The one bench of a test session; its processes end with it."""
-    if _BENCH not in config.stash:
-        folder = folders.mktemp("bench")
-        names = {1: ("solo",), 2: ("left", "right")}
-        handles = {size: tuple(RankProcess(name, folder) for name in of) for size, of in names.items()}
-        shape = ModelShape(
-            hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128, init_std=0.1
-        )
-        make_base(shape, folder / "base")
-        by_size = {size: Ranks(handles=of, port=free_port()) for size, of in handles.items()}
-        start = load_file(folder / "base" / "model.safetensors")
-        bench = Bench(base=folder / "base", start=start, by_size=by_size)
-        config.stash[_BENCH] = bench
-        config.add_cleanup(bench.stop)
-    return config.stash[_BENCH]
+def make_bench(folder: Path) -> Bench:
+    """A base and the processes of one and of two ranks, which end with `stop`."""
+    names = {1: ("solo",), 2: ("left", "right")}
+    handles = {size: tuple(RankProcess(name, folder) for name in of) for size, of in names.items()}
+    shape = ModelShape(
+        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128, init_std=0.1
+    )
+    make_base(shape, folder / "base")
+    by_size = {size: Ranks(handles=of, port=free_port()) for size, of in handles.items()}
+    start = load_file(folder / "base" / "model.safetensors")
+    return Bench(base=folder / "base", start=start, by_size=by_size)
 
 
 def free_port() -> int:

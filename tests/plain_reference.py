@@ -67,6 +67,30 @@ class Trained:
     weights: dict[str, Tensor]
 
 
+def make_optimizer(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), eps=1e-8)
+
+
+def take_update(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float
+) -> float:
+    """One update; the gradient's norm before it was clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    optimizer.step()
+    return norm
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Copies of the parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
 def update_loss(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
@@ -95,10 +119,7 @@ def train_plainly(folder: Path, steps: Sequence[pa.RecordBatch], recipe: Recipe)
     """All updates of all steps, one rank, no microbatches."""
     torch.set_num_threads(1)  # the ranks have the other cores, and these matrices are too small to share
     model, frozen = load_model(folder), load_model(folder)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+    optimizer = make_optimizer(model, recipe.learning_rates[0], recipe.weight_decay)
     losses, norms = [], []
     for batch, rate in zip(steps, recipe.learning_rates, strict=True):
         rows = batch.to_pylist()
@@ -112,10 +133,6 @@ def train_plainly(folder: Path, steps: Sequence[pa.RecordBatch], recipe: Recipe)
             chosen = {names[place] for place in members}
             mine = [row for row in rows if row["group_id"] in chosen]
             loss = update_loss(model, mine, group_advantages(rows), proximal, reference, recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)))
+            norms.append(take_update(model, optimizer, loss, recipe.max_grad_norm))
             losses.append(loss.item())
-            optimizer.step()
-    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    return Trained(losses=losses, norms=norms, weights=weights)
+    return Trained(losses=losses, norms=norms, weights=weights_of(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_actors import LIMITS, Behaviour, FakeHandle, Lives, Told, dies, forever, supervise
+from fake_actors import LIMITS, Behaviour, FakeHandle, Lives, Told, dies, forever, run, supervise
 from rollout_rows import RUN, learner_columns, make_batch, make_group, make_sample
 
 from actors.buffer import BufferActor
@@ -24,12 +24,6 @@ from cluster.supervise import Supervised
 from rollouts.records import Completion, Group, Judgement, Submission
 from rollouts.store import committed_steps, read_step
 from trainer.roles import LearnerLostError
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """In a loop of its own; what hangs is a failed test, not a stuck one."""
-    return asyncio.run(asyncio.wait_for(work, 60))
-
 
 # -- learner ranks -------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from run_files import save_step
 
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -110,11 +111,12 @@ def test_a_package_of_the_users_that_hides_ours_is_refused(name: str, tmp_path: 
 def test_train_hands_over_the_config_and_the_flag(
     arguments: list[str], dry_run: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Flags and overrides in any order; the exit code of the run is the program's."""
+    """Flags and overrides in any order; the exit code is the run's; a run with a step has a report."""
     calls: list[tuple[int, bool]] = []
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text("{}\n")
+    save_step(run_dir, 1)
 
     def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
         assert job == Job()
@@ -128,7 +130,7 @@ def test_train_hands_over_the_config_and_the_flag(
     replace_training(monkeypatch, train, check_only)
     assert main(arguments) == 3
     assert calls == [(7, dry_run)]
-    assert not (run_dir / "report.html").exists(), "no step was committed"
+    assert (run_dir / "report.html").exists() != dry_run
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,7 @@ def test_one_half_of_the_work_can_be_asked_for(
     replace_training(monkeypatch, train)
     assert main(["train", "debug", *flags]) == 0
     assert jobs == [job]
+    assert not (tmp_path / "report.html").exists(), "no step was committed"
 
 
 def test_a_run_to_learn_from_must_be_there(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_cases import gradient, loss_inputs
 from reference_covariance import (
     Token,
     clip_cov_choice,
@@ -133,26 +135,17 @@ def test_no_least_of_one_token() -> None:
 # -- losses per token ----------------------------------------------------------------------------------------
 
 
-def loss_inputs(
+def marked_inputs(
     policy: list[float], old: list[float], advantages: list[float], selected: list[bool]
 ) -> LossInputs:
-    policy_T = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
-    rest = torch.full_like(policy_T, float("nan")).detach()
-    return LossInputs(
-        policy_logprobs=policy_T,
-        entropy=rest,
-        proximal_logprobs=torch.tensor(old, dtype=torch.float64),
-        behavior_logprobs=rest,
-        advantages=torch.tensor(advantages, dtype=torch.float64),
-        rows=torch.zeros(len(policy), dtype=torch.long),
-        prepared={"selected": torch.tensor(selected, dtype=torch.bool)},
-    )
+    """Tokens of which some were selected."""
+    prepared = {"selected": torch.tensor(selected, dtype=torch.bool)}
+    return replace(loss_inputs(policy, old, advantages), prepared=prepared)
 
 
 def loss_and_gradient(function: Any, inputs: LossInputs, options: object) -> tuple[list[float], list[float]]:
-    loss = function(inputs, options).loss
-    (grad,) = torch.autograd.grad(loss.sum(), inputs.policy_logprobs)
-    return loss.tolist(), grad.tolist()
+    found = function(inputs, options)
+    return found.loss.tolist(), gradient(found, inputs).tolist()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +165,7 @@ def test_clip_regions(r: float, advantage: float, loss: float, grad: float) -> N
 
     kl_cov has no bounds: -r A and gradient -r A; selected, + |ln r| and + its sign, 0 at r = 1.
     """
-    inputs = loss_inputs([math.log(r) - 1.0] * 2, [-1.0] * 2, [advantage] * 2, [False, True])
+    inputs = marked_inputs([math.log(r) - 1.0] * 2, [-1.0] * 2, [advantage] * 2, [False, True])
     losses, grads = loss_and_gradient(clip_cov, inputs, NARROW)
     assert losses == pytest.approx([loss, 0.0]) and grads == pytest.approx([grad, 0.0])
     losses, grads = loss_and_gradient(kl_cov, inputs, KlCovOptions(beta=0.5))
@@ -182,7 +175,9 @@ def test_clip_regions(r: float, advantage: float, loss: float, grad: float) -> N
 
 def test_the_published_clip_is_zero_to_two() -> None:
     """Defaults 1 and 1: with A = 1, r = 2.5 is held to 2 (no gradient), r = 1.9 is not; A = -1 is never."""
-    inputs = loss_inputs([math.log(r) for r in (2.5, 1.9, 2.5, 0.01)], [0.0] * 4, [1, 1, -1, -1], [False] * 4)
+    inputs = marked_inputs(
+        [math.log(r) for r in (2.5, 1.9, 2.5, 0.01)], [0.0] * 4, [1, 1, -1, -1], [False] * 4
+    )
     losses, grads = loss_and_gradient(clip_cov, inputs, ClipCovOptions())
     assert losses == pytest.approx([-2.0, -1.9, 2.5, 0.01]) and grads == pytest.approx([0, -1.9, 2.5, 0.01])
 
@@ -190,7 +185,7 @@ def test_the_published_clip_is_zero_to_two() -> None:
 def test_marks() -> None:
     """clip_high and clip_low where the ratio's clip stops the gradient, cov where the token is selected."""
     r = [1.5, 1.5, 0.5, 0.5, 1.0]
-    inputs = loss_inputs([math.log(x) for x in r], [0.0] * 5, [1, -1, 1, -1, 1], [False] * 4 + [True])
+    inputs = marked_inputs([math.log(x) for x in r], [0.0] * 5, [1, -1, 1, -1, 1], [False] * 4 + [True])
     marks = {name: mark.tolist() for name, mark in clip_cov(inputs, NARROW).marks.items()}
     assert np.flatnonzero(marks["clip_high"]).tolist() == [0]
     assert np.flatnonzero(marks["clip_low"]).tolist() == [3]
@@ -207,7 +202,7 @@ TOKENS = st.lists(st.tuples(LOGPROBS, LOGPROBS, ADVANTAGES, st.booleans()), min_
 def test_against_the_scalar_loop(tokens: list[tuple[float, float, float, bool]]) -> None:
     """Each token alone gives what the vector gives."""
     policy, old, advantages, selected = (list(column) for column in zip(*tokens, strict=True))
-    inputs = loss_inputs(policy, old, advantages, selected)
+    inputs = marked_inputs(policy, old, advantages, selected)
     clipped, _ = loss_and_gradient(clip_cov, inputs, NARROW)
     wanted = [clip_cov_loss(p, o, a, (0.8, 1.3), s) for p, o, a, s in tokens]
     assert clipped == pytest.approx(wanted, rel=1e-12, abs=1e-12)
@@ -225,7 +220,7 @@ def test_gradient_against_finite_differences(
     if min(abs(r - 0.8), abs(r - 1.0), abs(r - 1.3)) < 1e-3:
         return
     old, step = policy - drift, 1e-6
-    inputs = loss_inputs([policy], [old], [advantage], [selected])
+    inputs = marked_inputs([policy], [old], [advantage], [selected])
     _, (grad,) = loss_and_gradient(clip_cov, inputs, NARROW)
     up, down = (clip_cov_loss(policy + s * step, old, advantage, (0.8, 1.3), selected) for s in (1, -1))
     assert grad == pytest.approx((up - down) / (2 * step), abs=1e-4)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.faults.common import UNTIMED, actor_pids, wait_until
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.events import read_events
 from rollouts.files import Json
@@ -43,7 +44,6 @@ def _train(runs: Path, name: str, *overrides: str) -> subprocess.CompletedProces
 
 
 WHOLE = ("num_steps=4", "eval.every=4", "generator.num_engines=2", "learner.updates_per_step=2")
-TIMINGS = ("time/", "throughput/", "overlap/")
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _metric_lines(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{name: line[name] for name in line if not name.startswith(TIMINGS)} for line in lines]
+    return [{name: line[name] for name in line if not name.startswith(UNTIMED)} for line in lines]
 
 
 def _events(run: Path, kind: str, actor: str = "") -> list[dict[str, Json]]:
@@ -85,22 +85,14 @@ def _events(run: Path, kind: str, actor: str = "") -> list[dict[str, Json]]:
 
 def _kill_actor(run: Path, label: str) -> None:
     """SIGKILL to the process whose output goes to the actor's log."""
-    log = str(run / "logs" / "attempt_1" / f"{label}.log")
-    found = []
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError):
-            if folder.name.isdigit() and os.readlink(folder / "fd" / "1") == log:
-                found.append(int(folder.name))
-    assert len(found) == 1, f"one process must write {log}, got {found}"
-    os.kill(found[0], signal.SIGKILL)
+    pids = actor_pids(run)
+    assert label in pids, f"{label} must be alive, found {pids}"
+    os.kill(pids[label], signal.SIGKILL)
 
 
 def _nothing_left(folder: Path) -> bool:
     """Whether every process that knows `folder` ends within seconds."""
-    deadline = time.monotonic() + 30
-    while processes_mentioning(str(folder)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return processes_mentioning(str(folder)) == []
+    return wait_until(lambda: processes_mentioning(str(folder)) == [], 30.0, 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -156,45 +156,40 @@ def endings(
         fatal += 1
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_a_kill_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whole before or whole after, and done again it is complete."""
-    sequence = SEQUENCES[name]
+def check_endings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequence: Writes, **disk: object
+) -> Iterator[tuple[Path, BaseException]]:
+    """`endings`; each must be as before the sequence or after it, and done again it is complete."""
     (tmp_path / "ends").mkdir()
     whole = tmp_path / "whole"
     sequence.prepare(whole)
     before = sequence.state(whole)
     sequence.act(whole)
-    after = sequence.state(whole)
-    finished = settled(whole)
-    for run_dir, error in endings(tmp_path / "ends", monkeypatch, sequence, error=Killed):
-        assert isinstance(error, Killed)
+    after, finished = sequence.state(whole), settled(whole)
+    for run_dir, error in endings(tmp_path / "ends", monkeypatch, sequence, **disk):
+        yield run_dir, error
         assert sequence.state(run_dir) in (before, after), str(error)
         sequence.act(run_dir)
         assert settled(run_dir) == finished, str(error)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_kill_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whole before or whole after, and done again it is complete."""
+    for _, error in check_endings(tmp_path, monkeypatch, SEQUENCES[name], error=Killed):
+        assert isinstance(error, Killed)
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_disk_that_is_full_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The same, with an error that names a file, and no temporary file left to fill the disk further."""
-    sequence = SEQUENCES[name]
-    (tmp_path / "ends").mkdir()
-    whole = tmp_path / "whole"
-    sequence.prepare(whole)
-    before = sequence.state(whole)
-    sequence.act(whole)
-    after = sequence.state(whole)
-    finished = settled(whole)
     full = {"error": lambda text: OSError(errno.ENOSPC, text), "names": FULL_DISK_CALLS}
-    for run_dir, error in endings(tmp_path / "ends", monkeypatch, sequence, **full):
+    for run_dir, error in check_endings(tmp_path, monkeypatch, SEQUENCES[name], **full):
         assert isinstance(error, OSError) and error.errno == errno.ENOSPC
         assert error.filename is not None or "mkdir" in str(error)  # a real mkdir names its folder itself
         assert list(run_dir.rglob("*.partial")) == []
         # while its new place is not durable, what is pruned must stay whole; the next save clears it
         assert name == "prune" or list((run_dir / ".staging").glob("*")) == []
-        assert sequence.state(run_dir) in (before, after), str(error)
-        sequence.act(run_dir)
-        assert settled(run_dir) == finished, str(error)
 
 
 def test_the_abandoned_checkpoint_is_kept(tmp_path: Path) -> None:

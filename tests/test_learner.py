@@ -27,7 +27,6 @@ from learner_cases import (
     distance,
     make_rows,
     reversed_rows,
-    shared_bench,
     train,
 )
 from plain_reference import Recipe, load_model, row_logprobs, train_plainly
@@ -44,11 +43,6 @@ from trainer.diagnose import Probe
 pytestmark = pytest.mark.engine
 
 EVERY = list(product((0, 1, 2, 3), (1, 2)))
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

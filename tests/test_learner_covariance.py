@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from covariance_cases import CovarianceCase, Key, Plain, train_plainly
-from learner_cases import Bench, Outcome, distance, make_rows, reversed_rows, shared_bench
+from learner_cases import Bench, Outcome, distance, make_rows, reversed_rows
 from reference_covariance import Token
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,11 +20,6 @@ pytestmark = pytest.mark.engine
 
 TWO_UPDATES = ((0, 1, 2), (3, 4))
 ONE_UPDATE = ((0, 1, 2, 3, 4),)
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 @cache

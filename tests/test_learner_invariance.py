@@ -23,7 +23,6 @@ from learner_cases import (
     Outcome,
     distance,
     make_rows,
-    shared_bench,
     train,
 )
 from plain_reference import Recipe, train_plainly
@@ -33,11 +32,6 @@ pytestmark = pytest.mark.engine
 STAGES = (0, 1, 2, 3)
 ONE_UPDATE = (tuple(range(len(GROUP_SIZES))),)
 TWO_UPDATES = ((0, 1, 2), (3, 4))
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from learner_cases import Bench, Case, Outcome, distance, shared_bench, train
+from learner_cases import Bench, Case, Outcome, distance, train
 
 from configs.schema import RunConfig
 
@@ -24,11 +24,6 @@ class MethodCase(Case):
 
     def config(self, base: Path) -> RunConfig:
         return replace(Case.config(self, base), shape=self.shapes)
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 def trained(bench: Bench, case: MethodCase) -> Outcome:

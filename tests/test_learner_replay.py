@@ -26,9 +26,16 @@ from learner_cases import (
     Outcome,
     distance,
     make_rows,
-    shared_bench,
 )
-from plain_reference import all_logprobs, group_advantages, load_model, row_logprobs
+from plain_reference import (
+    all_logprobs,
+    group_advantages,
+    load_model,
+    make_optimizer,
+    row_logprobs,
+    take_update,
+    weights_of,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -51,11 +58,6 @@ class ReplayCase(Case):
         replayed = {"kind": "ppo_clip", "old": "behavior", "aggregate": "sequence_mean"}
         losses = {"policy": {"kind": "ppo_clip"}, "replay": replayed | {"weight": REPLAY_WEIGHT}}
         return replace(super().config(base), loss=losses)
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 def sampled_nearby(rows: pa.RecordBatch, model: PreTrainedModel) -> pa.RecordBatch:
@@ -116,24 +118,17 @@ def train_plainly(base: Path, rows: pa.RecordBatch) -> tuple[list[tuple[float, f
     """Both updates with torch's AdamW: the two losses of each, and what became of the model."""
     torch.set_num_threads(1)
     model = load_model(base)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), eps=1e-8)
+    optimizer = make_optimizer(model, LR, WEIGHT_DECAY)
     listed = rows.to_pylist()
     with torch.no_grad():
         proximal = all_logprobs(model, listed)
     parts, norms = [], []
     for update in range(2):
         own, replayed = plain_losses(model, listed, proximal, update)
-        optimizer.zero_grad()
-        (own + replayed).backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)))
-        optimizer.step()
+        norms.append(take_update(model, optimizer, own + replayed, MAX_GRAD_NORM))
         parts.append((own.item(), replayed.item()))
-    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     totals = np.array([own + replayed for own, replayed in parts])
-    return parts, Outcome(losses=totals, norms=np.array(norms), weights=weights)
+    return parts, Outcome(losses=totals, norms=np.array(norms), weights=weights_of(model))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from learner_cases import Bench, Case, make_rows, shared_bench
+from learner_cases import Bench, Case, make_rows
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,11 +27,6 @@ from trainer.weights import PackedWeights
 pytestmark = pytest.mark.engine
 
 HERE = "test_learner_state"
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 def steps_of(bench: Bench, case: Case, steps: range) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import reference_losses as papers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,13 +25,6 @@ def ppo_loss(inputs: LossInputs, options: PpoClipOptions) -> Tensor:
     return ppo_clip(inputs, options).loss
 
 
-def scalar_ppo(policy: float, proximal: float, advantage: float, low: float, high: float) -> float:
-    """Equation 7 of arXiv 1707.06347 for one token, in Python floats."""
-    r = math.exp(policy - proximal)
-    clipped = min(max(r, 1.0 - low), 1.0 + high)
-    return -min(r * advantage, clipped * advantage)
-
-
 LOGPROBS = st.floats(-10, 0)
 ADVANTAGES = st.floats(-5, 5)
 
@@ -40,20 +34,23 @@ def test_ppo_against_the_scalar_loop(tokens: list[tuple[float, float, float]]) -
     """Each token alone gives what the vector gives: nothing is averaged or masked here."""
     policy, proximal, advantages = (list(column) for column in zip(*tokens, strict=True))
     found = ppo_loss(loss_inputs(policy, proximal, advantages), OPTIONS)
-    wanted = [scalar_ppo(*token, 0.2, 0.3) for token in tokens]
+    wanted = [papers.ppo(*token, 0.2, 0.3) for token in tokens]
     assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
 
-@given(LOGPROBS, st.floats(-1, 1), ADVANTAGES)
-def test_ppo_gradient_against_finite_differences(policy: float, drift: float, advantage: float) -> None:
-    """Away from the two kinks of the clip, where no derivative exists."""
+@pytest.mark.parametrize("options", [OPTIONS, TO_BEHAVIOR], ids=["proximal", "behavior"])
+@given(policy=LOGPROBS, drift=st.floats(-1, 1), advantage=ADVANTAGES)
+def test_gradient_against_finite_differences(
+    options: PpoClipOptions, policy: float, drift: float, advantage: float
+) -> None:
+    """To either old policy, away from the two kinks of the clip, where no derivative exists."""
     r = math.exp(drift)
     if min(abs(r - 0.8), abs(r - 1.3)) < 1e-3:
         return
-    proximal, step = policy - drift, 1e-6
-    inputs = loss_inputs([policy], [proximal], [advantage])
-    (grad,) = torch.autograd.grad(ppo_loss(inputs, OPTIONS).sum(), inputs.policy_logprobs)
-    up, down = (scalar_ppo(policy + s * step, proximal, advantage, 0.2, 0.3) for s in (1, -1))
+    old, step = policy - drift, 1e-6
+    inputs = loss_inputs([policy], [old], [advantage], to=options.old)
+    (grad,) = torch.autograd.grad(ppo_loss(inputs, options).sum(), inputs.policy_logprobs)
+    up, down = (papers.ppo(policy + s * step, old, advantage, 0.2, 0.3) for s in (1, -1))
     assert grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-4)
 
 
@@ -99,21 +96,6 @@ def test_the_ratio_to_the_sampler_is_unbiased() -> None:
         (gradients[old],) = torch.autograd.grad(-loss, logits, retain_graph=True)
     assert gradients["behavior"].tolist() == pytest.approx(wanted.tolist())
     assert (gradients["proximal"] - wanted).abs().max() > 0.01
-
-
-@given(LOGPROBS, st.floats(-1, 1), ADVANTAGES)
-def test_gradient_to_the_sampler_against_finite_differences(
-    policy: float, drift: float, advantage: float
-) -> None:
-    """Away from the two kinks of the clip, where no derivative exists."""
-    r = math.exp(drift)
-    if min(abs(r - 0.8), abs(r - 1.3)) < 1e-3:
-        return
-    behavior, step = policy - drift, 1e-6
-    inputs = replayed([policy], [behavior], [advantage])
-    (grad,) = torch.autograd.grad(ppo_loss(inputs, TO_BEHAVIOR).sum(), inputs.policy_logprobs)
-    up, down = (scalar_ppo(policy + s * step, behavior, advantage, 0.2, 0.3) for s in (1, -1))
-    assert grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-4)
 
 
 @given(st.lists(st.tuples(LOGPROBS, LOGPROBS, ADVANTAGES), min_size=1, max_size=6), LOGPROBS)

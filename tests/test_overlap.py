@@ -47,7 +47,7 @@ def test_a_run_that_never_overlaps_has_no_share(tmp_path: Path) -> None:
 
 def test_too_short_a_run_is_refused(tmp_path: Path) -> None:
     """Cold steps alone say nothing."""
-    with pytest.raises(ValueError, match="more than 3 steps with times, got 3"):
+    with pytest.raises(ValueError, match="more than 3 steps with time/step_s, got 3"):
         read_figures(_run(tmp_path / "run", [_step(2.0, 0.5, 0.25, 0.75, None)] * 3))
 
 

@@ -62,11 +62,7 @@ def from_paper(kind: str, policy: float, old: float, advantage: float, frozen: f
 @given(tokens=TOKENS)
 def test_against_the_paper_in_scalars(kind: str, tokens: list[tuple[float, float, float]]) -> None:
     """Each token alone gives what the vector gives: nothing is averaged or masked."""
-    policy, old, advantages = (
-        [p for p, _, _ in tokens],
-        [p - d for p, d, _ in tokens],
-        [a for *_, a in tokens],
-    )
+    policy, old, advantages = columns_of(tokens)
     found = call(kind, loss_inputs(policy, old, advantages), OPTIONS[kind])
     wanted = [from_paper(kind, p, q, a, p) for p, q, a in zip(policy, old, advantages, strict=True)]
     assert found.loss.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
@@ -122,11 +118,7 @@ def test_gspo_averages_to_the_sequence(tokens: list[tuple[float, float]], advant
 @given(TOKENS, st.lists(st.integers(0, 2), min_size=6, max_size=6))
 def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: list[int]) -> None:
     """Whatever else lies in the microbatch, and per-token advantages as in GSPO-token."""
-    policy, old, advantages = (
-        [p for p, _, _ in tokens],
-        [p - d for p, d, _ in tokens],
-        [a for *_, a in tokens],
-    )
+    policy, old, advantages = columns_of(tokens)
     rows = rows[: len(tokens)]
     found = call("gspo", loss_inputs(policy, old, advantages, rows), OPTIONS["gspo"]).loss.tolist()
     for row in set(rows):
@@ -139,11 +131,7 @@ def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: l
 @given(TOKENS)
 def test_gppo_is_ce_gppo_with_both_betas_one(tokens: list[tuple[float, float, float]]) -> None:
     """And its value, not its gradient, is PPO's."""
-    policy, old, advantages = (
-        [p for p, _, _ in tokens],
-        [p - d for p, d, _ in tokens],
-        [a for *_, a in tokens],
-    )
+    policy, old, advantages = columns_of(tokens)
     inputs = loss_inputs(policy, old, advantages)
     gppo = call("gppo", inputs, GppoOptions(dual_clip=3.0))
     both = call("ce_gppo", inputs, CeGppoOptions(beta_low=1.0, beta_high=1.0, dual_clip=3.0))
@@ -156,8 +144,7 @@ def test_gppo_is_ce_gppo_with_both_betas_one(tokens: list[tuple[float, float, fl
 @given(TOKENS)
 def test_gppo_above_has_the_gradient_of_cispo(tokens: list[tuple[float, float, float]]) -> None:
     """Where A > 0, and r is not below the lower bound, which CISPO holds as well."""
-    policy, old = [p for p, _, _ in tokens], [p - abs(d) for p, d, _ in tokens]
-    inputs = loss_inputs(policy, old, [abs(a) for *_, a in tokens])
+    inputs = loss_inputs(*columns_of([(p, abs(d), abs(a)) for p, d, a in tokens]))
     one = gradient(call("gppo", inputs, GppoOptions()), inputs)
     other = gradient(call("cispo", inputs, CispoOptions(clip_low=0.2, clip_high=0.2)), inputs)
     assert one.tolist() == pytest.approx(other.tolist(), abs=1e-12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -17,8 +16,10 @@ import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FileBuffer, Observed, judges, token_prompts
 from run_files import damage
 
+from benchmarks.faults.common import metrics_lines
 from configs.schema import CheckpointConfig, ClusterConfig, EvalConfig, RolloutConfig, RunConfig, SyncConfig
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
+from rollouts.files import Json
 from rollouts.store import committed_evals, committed_steps, read_eval, read_step, step_dir
 from rollouts.sums import digest_file, write_sums
 from trainer.checkpoint import Checkpoints
@@ -130,19 +131,16 @@ class Result:
     """All that must not depend on what went wrong on the way."""
 
     state: str
-    metrics: list[dict[str, float]]
+    metrics: list[dict[str, Json]]
     steps: list[pa.Table]
     evals: dict[int, pa.Table]
     checkpoints: list[int]
 
 
 def result_of(trial: Trial) -> Result:
-    lines = [json.loads(line) for line in (trial.folder / "metrics.jsonl").read_text().splitlines()]
-    timings = ("time/", "throughput/", "overlap/")
-    metrics = [{k: v for k, v in line.items() if not k.startswith(timings)} for line in lines]
     return Result(
         state=trial.learner.state,
-        metrics=metrics,
+        metrics=metrics_lines(trial.folder),
         steps=[read_step(trial.folder, step) for step in committed_steps(trial.folder)],
         evals={step: read_eval(trial.folder, step) for step in committed_evals(trial.folder)},
         checkpoints=checkpoint_steps(trial.folder),

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_actors import LIMITS, FakeHandle, Lives, Told, arguments_of, dies, forever, supervise
+from fake_actors import LIMITS, FakeHandle, Lives, Told, arguments_of, dies, forever, run, supervise
 
 from cluster import supervise as supervision
 from cluster.spawn import ActorCallError, ActorLostError
 from cluster.supervise import Fleet, Supervised, quiet_reason
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """In a loop of its own; what hangs is a failed test, not a stuck one."""
-    return asyncio.run(asyncio.wait_for(work, 30))
-
-
 async def told_of(told: Told, kind: str, count: int = 1) -> None:
     """Wait until that kind of event was told that often."""
     while sum(line.startswith(kind) for line in told.lines) < count:
         await asyncio.sleep(0)
+
+
+def with_a_past(actor: Supervised) -> Supervised:
+    """Its replacements are given weights before they are used."""
+
+    async def prepare(handle: Any) -> None:
+        await handle.call("load", "weights")
+
+    actor.prepare = prepare
+    return actor
 
 
 @pytest.mark.parametrize("method", ["call", "keep"])
@@ -45,13 +49,8 @@ def test_a_replacement_is_prepared_before_it_is_used() -> None:
     """It gets its past first, on its own handle."""
     lives = Lives([{"work": dies}, {}])
 
-    async def prepare(handle: Any) -> None:
-        await handle.call("load", "weights")
-
     async def work() -> None:
-        actor = supervise(lives)
-        actor.prepare = prepare
-        await actor.call("work")
+        await with_a_past(supervise(lives)).call("work")
 
     run(work())
     assert lives.started[0].calls == [("work",)], "the first life has no past"
@@ -132,13 +131,8 @@ def test_a_replacement_that_fails_counts_and_is_ended(method: str) -> None:
     """While it starts, or while it is given its past; two such failures after the first are one too many."""
     lives, told = Lives([{"work": dies}, {method: dies}]), Told()
 
-    async def prepare(handle: Any) -> None:
-        await handle.call("load")
-
     async def work() -> None:
-        actor = supervise(lives, told)
-        actor.prepare = prepare
-        await actor.call("work")
+        await with_a_past(supervise(lives, told)).call("work")
 
     with pytest.raises(ActorCallError, match="3 times within one step"):
         run(work())
@@ -153,13 +147,8 @@ def test_a_replacement_that_refuses_its_past_is_ended_and_told() -> None:
 
     lives = Lives([{"work": dies}, {"load": refuses}])
 
-    async def prepare(handle: Any) -> None:
-        await handle.call("load")
-
     async def work() -> None:
-        actor = supervise(lives)
-        actor.prepare = prepare
-        await actor.call("work")
+        await with_a_past(supervise(lives)).call("work")
 
     with pytest.raises(ValueError, match="other shapes"):
         run(work())
