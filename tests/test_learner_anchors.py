@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learner_cases import Bench, Case, Ranks, make_rows, shared_bench
+from learner_cases import Bench, Case, Ranks, make_rows
 from plain_reference import load_model, row_logprobs
 from safetensors.torch import load_file, save_file
 
@@ -17,11 +17,6 @@ from actors.anchor import REFERENCE_FILE
 pytestmark = pytest.mark.engine
 
 PLACES = [(0, 1, "fp32"), (2, 2, "fp32"), (3, 2, "fp32"), (3, 2, "bf16"), (1, 2, "bf16")]
-
-
-@pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return shared_bench(request.config, tmp_path_factory)
 
 
 def columns_of(ranks: Ranks, case: Case, base: Path, step: int = 9) -> dict[str, np.ndarray]:
