@@ -77,15 +77,18 @@ def test_from_a_config() -> None:
 @pytest.mark.parametrize(
     ("entry", "rule"),
     [
-        ("{kind: adaptive_setting, setting: learner.lr}", "must be entropy.coef, kl.coef or a number"),
+        ("{kind: adaptive_setting, setting: learner.lr}", "must be entropy.coef, kl.coef, sft.share or"),
         (
             "{kind: adaptive_setting, setting: kl.coef, initial: 2.0, high: 1.0}",
             "must be within low and high",
         ),
-        ("{kind: adaptive_setting, setting: loss.policy.kind}", "must be entropy.coef, kl.coef or a number"),
+        (
+            "{kind: adaptive_setting, setting: loss.policy.kind}",
+            "must be entropy.coef, kl.coef, sft.share or",
+        ),
         (
             "{kind: adaptive_setting, setting: loss.policy.sum_constant}",
-            "must be entropy.coef, kl.coef or a number",
+            "must be entropy.coef, kl.coef, sft.share or",
         ),
     ],
 )

@@ -81,6 +81,7 @@ def test_step_metrics_by_hand() -> None:
             "score/ok": 2 / 3,
             "failed/ok/timeout": 1.0,
             "group/zero_std_share": 0.5,
+            "format/leading_share": 0.5,
             "format/share/code": 0.5,
             "format/share/prose": 0.25,
             "format/share/untagged": 0.25,
