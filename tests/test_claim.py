@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loop_fakes import token_prompts
+from rollout_rows import make_demonstrations
 from run_files import damage, save_checkpoint, save_step
 from safetensors.numpy import save_file
 
@@ -174,6 +175,14 @@ def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> Non
     first = source_digest(prompts, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"heavier")
     assert len({DIGEST, first, source_digest(prompts, tmp_path)}) == 3
+
+
+def test_the_digest_is_of_demonstrations(tmp_path: Path) -> None:
+    """None and no rows are the same source; one row fewer is another."""
+    prompts, rows = token_prompts(3), make_demonstrations(1)
+    assert source_digest(prompts, tmp_path, rows.slice(0, 0)) == DIGEST
+    found = {source_digest(prompts, tmp_path, each) for each in (rows, rows.slice(0, 1), rows.slice(1))}
+    assert len(found | {DIGEST}) == 4
 
 
 def test_when_a_run_is_finished(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every loss and shape has a page: its equation and papers stand in the code, and its config loads.
+"""Every loss, shape and method has a page: its equation and papers stand in the code, and its config loads.
 
 A page docs/methods/<kind>.md has a line ``Equation: `...` ``, a line ``Source: ...`` and a yaml block, and
 says what to watch and when not to use the method.
@@ -12,13 +12,24 @@ from pathlib import Path
 import pytest
 
 from configs.kinds.base import Kind, load_target
+from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.losses import LOSSES
 from configs.kinds.shapes import SHAPES
 from configs.load import load_config
+from configs.schema import SftConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-KINDS = LOSSES | SHAPES
+KINDS = (
+    LOSSES
+    | SHAPES
+    | {
+        "sft_refresh": Kind(SftConfig, "trainer.demonstrations:draw"),
+        "threshold": CONTROLLERS["threshold"],
+    }
+)
+OWN = ("nll", "threshold")
+"""Without a paper."""
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
@@ -48,7 +59,7 @@ def test_equation_and_papers_are_those_of_the_code(name: str) -> None:
     equation = plain(line(page(name), "Equation").strip("`"))
     assert docstring(KINDS[name]).startswith(equation)
     source = ARXIV.findall(line(page(name), "Source"))
-    assert source or name == "nll"
+    assert source or name in OWN
     assert source[:1] == ARXIV.findall(docstring(KINDS[name]))[:1]
 
 
@@ -60,8 +71,9 @@ def test_the_config_of_the_page_loads(name: str, tmp_path: Path) -> None:
     path = tmp_path / "page.yaml"
     path.write_text(f"base: {ROOT / 'configs' / 'debug.yaml'}\n{block[1]}", encoding="utf-8")
     config = load_config(str(path))
-    entries = [*config.loss.values(), *config.shape.values()]
-    assert name in [entry["kind"] for entry in entries]
+    entries = [*config.loss.values(), *config.shape.values(), *config.controllers.values()]
+    used = {entry["kind"] for entry in entries} | ({"sft_refresh"} if config.sft.share > 0 else set())
+    assert name in used
 
 
 @pytest.mark.parametrize("name", KINDS)
