@@ -14,6 +14,7 @@ from rollouts.rewind import saved_groups
 from rollouts.schema import renamed
 from rollouts.store import read_step, verify_step
 from trainer.replay import Pick
+from viewer.run_data import read_run
 
 
 def make_buffer(folder: Path, run_id: str = RUN) -> BufferActor:
@@ -70,6 +71,13 @@ def test_other_rows_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
     assert buffer.waiting() == (0, 1, 2)
     index = buffer.take(1, 0, (), rows.slice(0, 0))
     assert index is not None and index.num_rows == 2
+
+
+def test_the_report_shows_none_of_them_as_samples(tmp_path: Path) -> None:
+    """Two prompts of demonstrations stand beside the one that was answered."""
+    train_step(make_buffer(tmp_path), 1)
+    (samples,) = read_run(tmp_path).samples
+    assert [row.prompt_id for row in samples.rows] == ["p0"]
 
 
 def test_replay_draws_none_of_them(tmp_path: Path) -> None:

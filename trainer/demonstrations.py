@@ -173,7 +173,7 @@ def draw(rows: pa.RecordBatch, config: RunConfig, step: int, share: float) -> pa
     """
     count = min(num_drawn(config, share), rows.num_rows)
     if not count:
-        return rows.slice(0, 0)
+        return no_demonstrations()
     rng = np.random.default_rng(derive_seed(config.seed, "sft", step))
     drawn = np.sort(rng.choice(rows.num_rows, size=count, replace=False))
     return named_for_step(rows.take(pa.array(drawn)), step + 1)
