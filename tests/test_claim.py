@@ -118,7 +118,11 @@ def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("digest", "job", "message"),
     [
-        ("0" * 64, "train", r"run\.json: data\.train and model\.path must be what the run began with"),
+        (
+            "0" * 64,
+            "train",
+            r"run\.json: data\.train, sft\.data and model\.path must be what the run began with",
+        ),
         (DIGEST, "rollouts only", r"begun to do another job \(train\), now asked to: rollouts only"),
     ],
 )
