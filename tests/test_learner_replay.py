@@ -126,7 +126,7 @@ def plain_losses(
     model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], proximal: Mapping[str, Tensor], update: int
 ) -> tuple[Tensor, Tensor]:
     """The losses of own and of other rows in one update."""
-    advantages = group_advantages(rows)
+    advantages = group_advantages([row for row in rows if row["origin"] != "sft"])
     learned = [row for row in rows if row["sample_id"] in advantages]
     own = [
         clipped(model, row, proximal[row["sample_id"]], advantages[row["sample_id"]])

@@ -76,6 +76,7 @@ def test_other_rows_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
 def test_the_report_shows_none_of_them_as_samples(tmp_path: Path) -> None:
     """Two prompts of demonstrations stand beside the one that was answered."""
     train_step(make_buffer(tmp_path), 1)
+    (tmp_path / "config.yaml").write_text("name: run\n")
     (samples,) = read_run(tmp_path).samples
     assert [row.prompt_id for row in samples.rows] == ["p0"]
 
