@@ -217,36 +217,54 @@ class BufferActor:
         self._waiting[index] = _Held(group_id, int(_row_versions(batch).min()), batch)
         self._seen[index] = group_id
 
-    def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
+    def take(
+        self,
+        num_groups: int,
+        min_version: int,
+        replay: Sequence[Pick] = (),
+        sft: pa.RecordBatch | None = None,
+    ) -> pa.Table | None:
         """The index of the next `num_groups` groups in order of submission; None if one of them is not here.
 
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
         in the next commit; they may be submitted again. The groups of earlier steps that `replay` picks are
-        added as rows of origin replay; one that is gone or damaged is left out. The index has one row per
-        completion: `row` (for
-        `shard`), submission_index, group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens,
-        num_tokens, num_loss_tokens, min_version (null without versions), version_tokens (the sum of its
-        tokens' versions), reward, format_tag, answer, answer_ok, finish_reason, scores, score_status. Taken
-        groups stay taken until `commit`; asking again for the same gives the same.
+        added as rows of origin replay; one that is gone or damaged is left out. The rows of `sft`, of that
+        origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
+        group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
+        min_version (null without versions), version_tokens (the sum of its tokens' versions), reward,
+        format_tag, answer, answer_ok, finish_reason, scores, score_status. Taken groups stay taken until
+        `commit`; asking again for the same gives the same.
 
         Raises:
-            ValueError: num_groups is not positive, or other groups were taken and are not committed yet.
+            ValueError: num_groups is not positive, other groups were taken and are not committed yet, or the
+                rows of `sft` break the contract, are of another run or of another origin.
         """
         if num_groups < 1:
             raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
-        arguments = (num_groups, min_version, tuple(replay))
+        arguments = (num_groups, min_version, tuple(replay), sft)
         if self._taken:
             if arguments == self._take_arguments:
                 return _index_of(self._open_rows())
             raise ValueError(f"the groups taken before must be committed first, got {len(self._taken)} open")
+        added = self._checked_sft(sft)
         self._drop_older(min_version)
         chosen = range(self._cursor, self._cursor + num_groups)
         if not self._waiting.keys() >= set(chosen):
             return None
         self._taken, self._take_arguments = {index: self._waiting.pop(index) for index in chosen}, arguments
         own = [held.batch for held in self._taken.values()]
-        self._taken_rows = pa.concat_batches([*own, *self._replayed(replay)])
+        self._taken_rows = pa.concat_batches([*own, *self._replayed(replay), *added])
         return _index_of(self._taken_rows)
+
+    def _checked_sft(self, rows: pa.RecordBatch | None) -> tuple[pa.RecordBatch, ...]:
+        if rows is None or not rows.num_rows:
+            return ()
+        validate(rows)
+        self._check_run(rows)
+        origins = rows.column("origin").unique().to_pylist()
+        if origins != ["sft"]:
+            raise ValueError(f"supervised rows must be of origin sft, got {origins}")
+        return (rows,)
 
     def _drop_older(self, min_version: int) -> None:
         old = [index for index, held in self._waiting.items() if held.min_version < min_version]

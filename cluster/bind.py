@@ -149,8 +149,14 @@ class BufferProxy:
     async def waiting(self) -> tuple[int, ...]:
         return await self._keeper.call("waiting")  # type: ignore[no-any-return]
 
-    async def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
-        arguments = (num_groups, min_version, tuple(replay))
+    async def take(
+        self,
+        num_groups: int,
+        min_version: int,
+        replay: Sequence[Pick] = (),
+        sft: pa.RecordBatch | None = None,
+    ) -> pa.Table | None:
+        arguments = (num_groups, min_version, tuple(replay), sft)
         found = await self._keeper.call("take", *arguments)
         self._taken = arguments if found is not None else None
         return found

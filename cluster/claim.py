@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
 from safetensors import safe_open
 
 from configs.load import config_hash, dump_yaml, experiment
@@ -57,8 +58,10 @@ class Claim:
         return self.run_dir / "logs" / f"attempt_{self.attempt}"
 
 
-def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
-    """sha256 (hex) of what a run is made from: every training prompt with its answer, and the model's files.
+def source_digest(
+    prompts: Sequence[TokenPrompt], model: Path, demonstrations: pa.RecordBatch | None = None
+) -> str:
+    """sha256 (hex) of what a run is made from: training prompts with answers, demonstrations, the model.
 
     Of a model file the name, the size, and the first and the last MiB count.
     """
@@ -67,6 +70,10 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
         row = prompt.prompt
         told = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
         digest.update(f"{told}\n".encode(errors="surrogatepass"))
+    for row in (
+        demonstrations.select(["prompt_ids", "token_ids"]).to_pylist() if demonstrations is not None else ()
+    ):
+        digest.update(f"{row}\n".encode())
     for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -180,8 +187,9 @@ def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
         )
     if known["source_sha256"] != digest:
         raise ValueError(
-            f"{run_dir / RUN_FILE}: data.train and model.path must be what the run began with, got others "
-            "(prompts, answers, tokenizer or model files have changed): choose another name (name=...)"
+            f"{run_dir / RUN_FILE}: data.train, sft.data and model.path must be what the run began with, got "
+            "others (prompts, answers, demonstrations, tokenizer or model files have changed): "
+            "choose another name (name=...)"
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
 import ray
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -45,6 +46,7 @@ from rollouts.files import write_bytes_atomic
 from rollouts.space import is_disk_full
 from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
+from trainer.demonstrations import demonstration_rows
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, NoRewardError, Reports, Run
 from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
@@ -87,6 +89,7 @@ class Outcome:
 class _Prompts:
     train: Sequence[TokenPrompt]
     held_out: Sequence[TokenPrompt]
+    demonstrations: pa.RecordBatch
 
 
 def local_model(config: RunConfig) -> RunConfig:
@@ -115,10 +118,10 @@ def local_model(config: RunConfig) -> RunConfig:
 
 
 def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
-    """Tokenized training and evaluation prompts; what is too long is counted and said.
+    """Tokenized training and evaluation prompts, and demonstrations; what is too long is counted and said.
 
     Raises:
-        ValueError: dataset, tokenizer or chat template are not usable.
+        ValueError: dataset, demonstrations, tokenizer or chat template are not usable.
     """
     tokenizer = load_tokenizer(config.model)
     limit = config.rollout.max_prompt_tokens
@@ -130,7 +133,8 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> _Prompts:
         found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, limit)
         if too_long:
             reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
-    return _Prompts(train=found["train"], held_out=found["eval"])
+    demonstrations = demonstration_rows(config, tokenizer, reporter.note)
+    return _Prompts(train=found["train"], held_out=found["eval"], demonstrations=demonstrations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +206,8 @@ async def _train(
     reporter: Reporter,
     job: Job,
 ) -> Outcome:
-    claim = claim_run(given, source_digest(prompts.train, Path(config.model.path)), job.describe())
+    digest = source_digest(prompts.train, Path(config.model.path), prompts.demonstrations)
+    claim = claim_run(given, digest, job.describe())
     try:
         write_config(claim.run_dir, config)
         site = _Site(config, prompts, placement, reporter, claim, job)
@@ -317,7 +322,8 @@ class _Site:
         claim = self._claim
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         on_policy = self._job.rollouts_of is None
-        return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy)
+        shown = self._prompts.demonstrations
+        return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
 
     async def _sample(self, site: Site) -> bool:
         config = self._config

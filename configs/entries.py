@@ -1,4 +1,4 @@
-"""Entries with a `kind`: scorers, losses, the advantage and the datasets, each with its own options.
+"""Entries with a `kind`: scorers, losses, the advantage, the datasets, ..., each with its own options.
 
 In: plain dicts out of a config. Out: filled dicts, or the typed options that the code behind a kind is called
 with. Called by `configs.load` for merging and filling, and by whoever runs an entry (`scorer_options` and its
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,7 @@ from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import Kind, find_kind
 from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.datasets import DATASETS
+from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.kinds.shapes import SHAPES
@@ -62,6 +64,7 @@ SINGLE_ENTRIES: dict[str, Role] = {
     "advantage": Role(ADVANTAGES, KindOnly),
     "data.train": Role(DATASETS, KindOnly),
     "data.eval": Role(DATASETS, KindOnly),
+    "sft.data": Role(DEMONSTRATIONS, KindOnly),
 }
 """Keys that are an entry themselves."""
 
@@ -79,6 +82,19 @@ def role_of(key: str) -> Role | None:
     """The role of the entry at the dotted `key`, or None where no entry stands."""
     section, _, name = key.rpartition(".")
     return NAMED_ENTRIES.get(section) if name and section in NAMED_ENTRIES else SINGLE_ENTRIES.get(key)
+
+
+def entry_defaults() -> Tree:
+    """The entries that class defaults give, to be merged over like a file's."""
+    config = RunConfig()
+    defaults: Tree = {section: getattr(config, section) for section in NAMED_ENTRIES}
+    for key in SINGLE_ENTRIES:
+        *sections, name = key.split(".")
+        place = defaults
+        for section in sections:
+            place = cast(Tree, place.setdefault(section, {}))
+        place[name] = attrgetter(key)(config)
+    return defaults
 
 
 def entry_keys(config_tree: Mapping[str, object]) -> list[str]:
@@ -149,11 +165,17 @@ def complete(config: RunConfig, provenance: Provenance) -> RunConfig:
         section: {name: fill(f"{section}.{name}", entry) for name, entry in getattr(config, section).items()}
         for section in NAMED_ENTRIES
     }
-    advantage = fill("advantage", config.advantage)
-    train, evaluation = fill("data.train", config.data.train), fill("data.eval", config.data.eval)
+    whole = replace(config, **named)
+    for key in SINGLE_ENTRIES:
+        whole = _with_value(whole, key, fill(key, attrgetter(key)(config)))
     raise_if_any(problems)
-    data = replace(config.data, train=train, eval=evaluation)
-    return replace(config, **named, advantage=advantage, data=data)
+    return whole
+
+
+def _with_value(owner: Any, key: str, value: object) -> Any:
+    """A copy of the dataclass `owner` with another value at the dotted `key`."""
+    name, _, rest = key.partition(".")
+    return replace(owner, **{name: _with_value(getattr(owner, name), rest, value) if rest else value})
 
 
 def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
@@ -199,14 +221,14 @@ def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]
 def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Kind]:
     """(options of the kind, kind) of an entry without common keys; raises like `scorer_options`.
 
-    `section` says what it is: advantage, shape, controllers, data.train or data.eval.
+    `section` says what it is: advantage, shape, controllers, data.train, data.eval or sft.data.
     """
     return _parsed(entry, section, KindOnly)[1:]
 
 
 def moved_setting(entry: Mapping[str, object]) -> str:
     """The dotted key that an entry under `controllers` moves."""
-    return str(entry.get("setting", "entropy.coef"))
+    return str(entry.get("setting", "entropy.coef" if entry["kind"] == "adaptive_entropy" else ""))
 
 
 def is_anchored(config: RunConfig, section: str) -> bool:

@@ -22,6 +22,7 @@ from configs.entries import (
     NAMED_ENTRIES,
     assign,
     complete,
+    entry_defaults,
     merge_trees,
 )
 from configs.errors import ConfigError, Problem, nearest_key, raise_if_any
@@ -67,7 +68,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     sources = (*read_chain(find_preset(path)), read_overrides(overrides))
     raise_if_any([problem for source in sources for problem in _source_problems(source)])
-    merged = _entry_defaults()
+    merged = entry_defaults()
     for source in sources:
         merged = merge_trees(merged, source.tree)
     for section in NAMED_ENTRIES:
@@ -118,14 +119,6 @@ def _as_lists(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _as_lists(item) for name, item in value.items()}
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _entry_defaults() -> Tree:
-    """The entries that class defaults give, to be merged over like a file's."""
-    config = RunConfig()
-    data: Tree = {"train": config.data.train, "eval": config.data.eval}
-    named: Tree = {section: getattr(config, section) for section in NAMED_ENTRIES}
-    return {**named, "advantage": config.advantage, "data": data}
 
 
 def _schema(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from configs.entries import complete, entry_keys, is_anchored, moved_setting, scorer_options
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
-from configs.kinds.losses import LossCommon
+from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from configs.sources import Provenance
@@ -93,7 +93,7 @@ NOT_NEGATIVE = [
     "replay.groups_per_step",
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
-SHARE = ["learner.min_lr_ratio"]
+SHARE = ["learner.min_lr_ratio", "sft.share"]
 NOT_EMPTY = ["runs_dir", "model.path"]
 
 ENTRY_POSITIVE = frozenset(
@@ -101,6 +101,7 @@ ENTRY_POSITIVE = frozenset(
         "limit_s",
         "num_processes",
         "max_chars",
+        "num_rows",
         "max_tokens",
         "target_tokens",
         "clip_low",
@@ -112,7 +113,8 @@ ENTRY_POSITIVE = frozenset(
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
 ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
-MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef")
+ENTRY_SHARE = frozenset({"probability", "error_rate"})
+MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
 """Sections' keys that a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
@@ -130,7 +132,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
     of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
-    for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _controllers):
+    for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -194,7 +196,7 @@ def _entry_ranges(tree: Mapping[str, object]) -> Iterator[Broken]:
                     yield key, "must not be empty"
             elif name in ENTRY_NOT_NEGATIVE and isinstance(value, int | float) and value < 0:
                 yield key, "must not be negative"
-            elif name == "probability" and not 0 <= _number(value) <= 1:
+            elif name in ENTRY_SHARE and not 0 <= _number(value) <= 1:
                 yield key, "must be between 0 and 1"
 
 
@@ -214,8 +216,8 @@ def _not_supported_yet(config: RunConfig) -> Iterator[Broken]:
         # The sampler's logprobs would be of the truncated distribution, the learner's of the whole.
         yield "rollout.top_p", "top_p below 1 is not supported yet"
     for origin in config.loss:
-        if origin in ("refined", "sft"):
-            yield f"loss.{origin}", "a run only has rows of origin policy and replay yet"
+        if origin == "refined":
+            yield f"loss.{origin}", "a run has no rows of origin refined yet"
 
 
 def _replay(config: RunConfig) -> Iterator[Broken]:
@@ -226,14 +228,38 @@ def _replay(config: RunConfig) -> Iterator[Broken]:
         yield "loss.replay", "must have rows: replay.groups_per_step is 0"
 
 
+def _sft(config: RunConfig) -> Iterator[Broken]:
+    """Demonstrations need a loss that can train them, and the loss needs demonstrations."""
+    share, loss = config.sft.share, config.loss.get("sft")
+    num_rows = config.rollout.groups_per_step * config.rollout.group_size
+    moved = any(moved_setting(entry) == "sft.share" for entry in config.controllers.values())
+    if (share > 0 or moved) and loss is None:
+        yield "sft.share", "must have a loss to train with: loss.sft"
+    if share == 0 and not moved and loss is not None:
+        yield "loss.sft", "must have rows: sft.share is 0 and no controller moves it"
+    if 0 < share * num_rows < 0.5:
+        yield "sft.share", f"must be at least half a row of a step's {num_rows}"
+    if loss is not None and ":" not in loss["kind"] and not LOSSES[loss["kind"]].supervised:
+        able = ", ".join(name for name, kind in LOSSES.items() if kind.supervised)
+        yield "loss.sft.kind", f"must need no advantages and no sampler, as demonstrations have none: {able}"
+    is_lab = config.sft.data["kind"] == "lab"
+    if loss is not None and is_lab and config.data.train["kind"] != "lab":
+        yield "sft.data.kind", "must be given: the lab's demonstrations answer the prompts of data.train lab"
+
+
 def _controllers(config: RunConfig) -> Iterator[Broken]:
-    """A controller may move a number of the objective, within bounds that hold its start."""
+    """A controller may move a number of the objective or sft.share, within bounds that hold its start."""
     taken: dict[str, str] = {}
     for name, entry in config.controllers.items():
         setting = moved_setting(entry)
         key = f"controllers.{name}" + (".setting" if "setting" in entry else "")
         if not _is_movable(config, setting):
             yield key, f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>"
+        for bound in ("low", "high", "value", "otherwise"):
+            if setting == "sft.share" and not 0 <= _number(entry.get(bound, 0.0)) <= 1:
+                yield f"controllers.{name}.{bound}", "must be between 0 and 1, as it is a share"
+        if "otherwise" in entry and entry["value"] == entry["otherwise"]:
+            yield f"controllers.{name}.value", "must be another value than otherwise"
         if setting in taken:
             yield key, f"must move another setting than controllers.{taken[setting]}"
         taken[setting] = name

@@ -96,6 +96,16 @@ class ReplayConfig:
 
 
 @dataclass
+class SftConfig:
+    """Demonstrations mixed into each batch as origin sft; `loss.sft` says how they train."""
+
+    data: dict[str, Any] = field(default_factory=lambda: {"kind": "lab"})
+    """What is shown: a kind and its options (see configs/kinds/demonstrations.py)."""
+    share: float = 0.0
+    """Demonstrations in a step as a share of its policy rows (group_size x groups_per_step)."""
+
+
+@dataclass
 class KLConfig:
     """coef x k per policy token, with d = log pi - log anchor: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
 
@@ -223,6 +233,7 @@ class RunConfig:
     controllers: dict[str, Any] = field(default_factory=dict)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     kl_base: KLConfig = field(default_factory=KLConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)

@@ -3,7 +3,8 @@
 Each format has its own first token, share of the rows and rate of wrong steps, so that the base model trained
 on it has known format shares and accuracies. The formats are those of `rewards.formats`.
 
-Inputs: a `CorpusConfig`. Outputs: `CorpusRow`s, turned into training rows by `lab.pretrain`.
+Inputs: a `CorpusConfig`. Outputs: `CorpusRow`s, turned into training rows by `lab.pretrain`; or, for runs,
+`Demonstration`s by the options of their kind ``lab``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from configs.kinds.demonstrations import LabDemonstrationOptions
 from lab.problems import (
     MAX_NUMBER,
     NO_STEP,
@@ -27,6 +29,7 @@ from lab.problems import (
     problem_texts,
 )
 from rewards.lab import SYLLABLES
+from rollouts.records import Demonstration
 
 FORMATS = ("code", "prose", "symbolic", "tagged")
 FIRST_TOKENS = {"code": "def", "prose": "we", "symbolic": "$", "tagged": "<step>"}
@@ -134,6 +137,35 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
         rows += _format_rows(name, problems, part.error_rate, rng)
     rows += _creative_rows(num_creative, config, rng)
     return [rows[index] for index in rng.permutation(len(rows)).tolist()]
+
+
+def load_demonstrations(options: LabDemonstrationOptions) -> list[Demonstration]:
+    """Solutions of training problems, each problem once per format until all were shown; none is open-ended.
+
+    Raises:
+        ValueError: see `check_corpus`.
+    """
+    formats = {
+        name: FormatConfig(weight=share, error_rate=options.error_rate)
+        for name, share in options.formats.items()
+    }
+    config = CorpusConfig(
+        seed=options.corpus_seed, num_rows=options.num_rows, creative_share=0.0, formats=formats
+    )
+    try:
+        rows = make_corpus(config)
+    except ValueError as error:
+        raise ValueError(f"sft.data: {error}") from error
+    return [
+        Demonstration(
+            prompt_id=f"lab{options.corpus_seed}-sft-{index:05d}",
+            messages=(("user", row.prompt),),
+            completion=row.response,
+            domain="arithmetic",
+            format_tag=row.format,
+        )
+        for index, row in enumerate(rows)
+    ]
 
 
 def _row_counts(config: CorpusConfig, total: int) -> dict[str, int]:

@@ -30,6 +30,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A prompt and the answer that is to be imitated; `format_tag` is the answer's format, where it is known.
+
+    `messages` as in `Prompt`.
+    """
+
+    prompt_id: str
+    messages: tuple[tuple[str, str], ...]
+    completion: str
+    domain: str
+    format_tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are drawn. `temperature` divides the logits; `max_tokens` bounds the completion."""
 

@@ -3,7 +3,8 @@
 `group_to_batch` is called by the rollout producer, `sft_batch` by pretraining, `validate` wherever rows
 become durable (the buffer), `compact` before a batch is sent anywhere. `as_group`, `as_replay` and `renamed`
 turn committed rows back into rows to train on: when a run goes back to a checkpoint, when a step mixes in
-groups of earlier ones, and when a run trains on another's rollouts. The columns are in `rollouts.columns`.
+groups of earlier ones, and when a run trains on another's rollouts. `named_for_step` gives supervised rows
+the names of a step. The columns are in `rollouts.columns`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "as_replay",
     "compact",
     "group_to_batch",
+    "named_for_step",
     "renamed",
     "sft_batch",
     "to_batch",
@@ -112,23 +114,26 @@ def sft_batch(
     text: Sequence[str],
     domain: Sequence[str],
     format_tag: Sequence[str | None],
+    prompt_id: Sequence[str] | None = None,
     first_index: int = 0,
     epoch: int = 0,
 ) -> pa.RecordBatch:
     """N supervised examples as rows of GROUP_SCHEMA with origin sft; every sequence has N entries.
 
-    Row i is its own group, with submission_index `first_index + i` and ids "sft-<submission_index>"; it has
-    no behaviour logprobs, no versions, no scores and no reward, and temperature 1.
+    Row i is its own group, with submission_index `first_index + i` and ids "sft-<submission_index>", unless
+    `prompt_id` gives the prompts names; it has no behaviour logprobs, no versions, no scores and no reward,
+    and temperature 1.
 
     Raises:
         ValueError: the sequences differ in length, or a value does not fit its column.
     """
     num_rows = len(token_ids)
+    names = [f"sft-{index}" for index in range(first_index, first_index + num_rows)]
     given = {"prompt_ids": prompt_ids, "text": text, "domain": domain, "format_tag": format_tag}
+    given["prompt_id"] = names if prompt_id is None else prompt_id
     for name, values in given.items():
         if len(values) != num_rows:
             raise ValueError(f"{name} must have {num_rows} entries like token_ids, got {len(values)}")
-    names = [f"sft-{index}" for index in range(first_index, first_index + num_rows)]
     constants: dict[str, object] = {
         "run_id": run_id,
         "epoch": epoch,
@@ -150,15 +155,11 @@ def sft_batch(
         "submission_index": pa.array(np.arange(first_index, first_index + num_rows, dtype=np.int64)),
         "group_id": ids,
         "sample_id": ids,
-        "prompt_id": ids,
-        "domain": domain,
-        "prompt_ids": prompt_ids,
+        **given,
         "token_ids": tokens,
         "loss_mask": _all_true_like(tokens),
-        "text": text,
         "versions": empty,
         "max_tokens": pc.list_value_length(tokens),
-        "format_tag": format_tag,
         "tags": tagged,
         "scores": empty,
         "score_status": empty,
@@ -220,6 +221,15 @@ def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
     names = {name: _prefixed(f"replay-{step}-", batch.column(name)) for name in ("sample_id", "group_id")}
     origin = pa.repeat(pa.scalar("replay", pa.string()), batch.num_rows)
     return _with_columns(batch, {**names, "parent_id": batch.column("sample_id"), "origin": origin})
+
+
+def named_for_step(rows: pa.RecordBatch, step: int) -> pa.RecordBatch:
+    """Rows of origin sft with sample_id and group_id "sft-<step>-<submission_index>", as those of `step`.
+
+    An example that several steps are trained on has ids of its own in each.
+    """
+    names = _prefixed(f"sft-{step}-", rows.column("submission_index").cast(pa.string()))
+    return _with_columns(rows, {"sample_id": names, "group_id": names})
 
 
 def renamed(batch: pa.RecordBatch, run_id: str) -> pa.RecordBatch:

@@ -215,9 +215,15 @@ class FileBuffer:
         self.calls.append(f"add {batch.column('submission_index')[0].as_py()}")
         self.actor.add(batch)
 
-    async def take(self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()) -> pa.Table | None:
+    async def take(
+        self,
+        num_groups: int,
+        min_version: int,
+        replay: Sequence[Pick] = (),
+        sft: pa.RecordBatch | None = None,
+    ) -> pa.Table | None:
         self.calls.append(f"take {num_groups} from {min_version}")
-        index = self.actor.take(num_groups, min_version, replay)
+        index = self.actor.take(num_groups, min_version, replay, sft)
         if index is not None:
             versions = pc.drop_null(index.column("min_version")).to_pylist()
             self.lags.extend(min_version - version for version in versions)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rollouts.records import Completion, Group, Origin, Prompt, Sample, Sampling, Span, Submission
-from rollouts.schema import group_to_batch
+from rollouts.schema import group_to_batch, named_for_step, sft_batch
 
 RUN = "run-a"
 
@@ -67,6 +67,19 @@ def make_batch(
         for number in range(num_rows)
     )
     return group_to_batch(make_group(index, samples), RUN)
+
+
+def make_demonstrations(step: int) -> pa.RecordBatch:
+    """Two supervised rows, of 1 and 3 tokens, as those of step `step`."""
+    rows = sft_batch(
+        RUN,
+        prompt_ids=[[1, 2]] * 2,
+        token_ids=[[3], [4, 5, 6]],
+        text=["x", "y"],
+        domain=["math"] * 2,
+        format_tag=["code", None],
+    )
+    return named_for_step(rows, step)
 
 
 def learner_columns(rows: pa.RecordBatch, *, entropy: float = 0.25) -> pa.Table:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from fake_actors import LIMITS, Behaviour, FakeHandle, Lives, Told, dies, forever, run, supervise
-from rollout_rows import RUN, learner_columns, make_batch, make_group, make_sample
+from rollout_rows import RUN, learner_columns, make_batch, make_demonstrations, make_group, make_sample
 
 from actors.buffer import BufferActor
 from cluster import bind
@@ -328,12 +328,13 @@ def dying_inside_commit(monkeypatch: pytest.MonkeyPatch, when: str) -> Iterator[
 
 
 async def two_steps(buffer: BufferProxy) -> None:
-    """What a run asks of its buffer: two groups a step, and one of the second step ahead of its time."""
+    """What a run asks of its buffer: two groups a step, one of the second step ahead of its time, and two
+    demonstrations for each."""
     await buffer.rewind(0, 1)
     for step in (1, 2):
         for index in (0, 1, 2) if step == 1 else (3,):
             await buffer.add(make_batch(index))
-        index_table = await buffer.take(2, 0)
+        index_table = await buffer.take(2, 0, (), make_demonstrations(step))
         assert index_table is not None
         _, rows = await _as_pair(buffer.shard(index_table.column("row").to_pylist()))
         await buffer.commit(step, learner_columns(rows), {"metrics": {}})
@@ -354,7 +355,8 @@ def buffer_on(run_dir: Path, fate: list[str]) -> BufferProxy:
 def check_two_steps(run_dir: Path) -> None:
     """Every group in exactly one step, in order, and nothing left over."""
     assert committed_steps(run_dir) == [1, 2]
-    groups = [read_step(run_dir, step).column("group_id").to_pylist() for step in (1, 2)]
+    steps = [read_step(run_dir, step).to_pylist() for step in (1, 2)]
+    groups = [[row["group_id"] for row in rows if row["origin"] == "policy"] for rows in steps]
     assert groups == [["g0", "g0", "g1", "g1"], ["g2", "g2", "g3", "g3"]]
     assert list((run_dir / "journal").glob("*.arrow")) == []
 
@@ -370,6 +372,9 @@ def test_a_buffer_that_dies_in_a_call_loses_and_doubles_nothing(
     run(two_steps(buffer_on(tmp_path, fate)))
     assert fate == [], "it died"
     check_two_steps(tmp_path)
+    for step in (1, 2):
+        names = read_step(tmp_path, step).column("sample_id").to_pylist()[-2:]
+        assert names == [f"sft-{step}-0", f"sft-{step}-1"]
 
 
 @pytest.mark.parametrize("when", ["before the rename", "before a drop", "between two drops"])

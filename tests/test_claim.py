@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loop_fakes import token_prompts
+from rollout_rows import make_demonstrations
 from run_files import damage, save_checkpoint, save_step
 from safetensors.numpy import save_file
 
@@ -117,7 +118,11 @@ def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("digest", "job", "message"),
     [
-        ("0" * 64, "train", r"run\.json: data\.train and model\.path must be what the run began with"),
+        (
+            "0" * 64,
+            "train",
+            r"run\.json: data\.train, sft\.data and model\.path must be what the run began with",
+        ),
         (DIGEST, "rollouts only", r"begun to do another job \(train\), now asked to: rollouts only"),
     ],
 )
@@ -174,6 +179,14 @@ def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> Non
     first = source_digest(prompts, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"heavier")
     assert len({DIGEST, first, source_digest(prompts, tmp_path)}) == 3
+
+
+def test_the_digest_is_of_demonstrations(tmp_path: Path) -> None:
+    """None and no rows are the same source; one row fewer is another."""
+    prompts, rows = token_prompts(3), make_demonstrations(1)
+    assert source_digest(prompts, tmp_path, rows.slice(0, 0)) == DIGEST
+    found = {source_digest(prompts, tmp_path, each) for each in (rows, rows.slice(0, 1), rows.slice(1))}
+    assert len(found | {DIGEST}) == 4
 
 
 def test_when_a_run_is_finished(tmp_path: Path) -> None:

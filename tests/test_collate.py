@@ -95,6 +95,32 @@ def test_advantages_and_weights_by_hand() -> None:
     assert learnable.row_weight_N.tolist() == pytest.approx([1 / 6, 1 / 6, 0.5 / 6, 0.5 / 6, 0.0])
 
 
+def test_demonstrations_are_spread_and_weighed_apart() -> None:
+    """Four of them on two updates: two each, in order of number, whatever the groups' numbers.
+
+    4 own rows of 3 tokens per update weigh 1/12 each; 2 demonstrations of 3 tokens 0.1/6, with advantage 0
+    and no reward. A policy row without a reward weighs nothing still.
+    """
+    own = [(index, "policy", (1.0, 0.0)) for index in (8, 9, 10)] + [(11, "policy", (1.0, None))]
+    shown = [(index, "sft", (None,)) for index in (9, 2, 30, 4)]
+    losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll", "weight": 0.1}}
+    config = replace(make_config(), loss=losses)
+    batch = collate(make_index([*own, *shown]), config)
+    assert in_updates(batch, "policy") == [[8, 9], [10, 11]]
+    assert in_updates(batch, "sft") == [[2, 4], [9, 30]]
+    assert len(set(batch.group_N.tolist())) == 8
+    columns = pa.table({"sample_id": batch.index.column("sample_id")})
+    learnable = with_advantages(batch, columns, config, 0)
+    assert learnable.advantage_N.tolist() == [0.5, -0.5] * 3 + [0.0] * 6
+    weights = [1 / 12] * 4 + [1 / 9] * 3 + [0.0] + [0.1 / 6] * 4
+    assert learnable.row_weight_N.tolist() == pytest.approx(weights)
+    alone = collate(make_index(own), config)
+    own_columns = pa.table({"sample_id": alone.index.column("sample_id")})
+    without = with_advantages(alone, own_columns, config, 0)
+    assert without.advantage_N.tolist() == learnable.advantage_N[:8].tolist()
+    assert without.row_weight_N.tolist() == learnable.row_weight_N[:8].tolist()
+
+
 def test_the_rows_of_one_origin_alone() -> None:
     """Their groups count from 0 again, and there is nothing to learn from them."""
     groups = [(0, "replay", (1.0, 0.0)), (4, "policy", (1.0,)), (5, "policy", (None, 2.0))]

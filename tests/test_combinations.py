@@ -21,6 +21,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "KL anchor": (TWO, "kl.coef=0.1", "kl_base.coef=0.1", "reference.reset_every=5"),
     "entropy bonus": (TWO, "controllers.bonus={kind: adaptive_entropy}"),
     "replay": (TWO, "loss.replay={kind: $}", "replay.groups_per_step=2"),
+    "demonstrations": (TWO, "loss.sft={kind: $, weight: 0.1}", "sft.share=0.125"),
 }
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions
+from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
 from configs.load import load_config
-from trainer.controllers import AdaptiveEntropy, AdaptiveSetting, Controller, make_controllers
+from trainer.controllers import AdaptiveEntropy, AdaptiveSetting, Controller, Threshold, make_controllers
 
 
 def after(controller: Controller, entropies: list[float]) -> dict[str, float]:
@@ -52,15 +53,36 @@ def test_lowered_below_the_target() -> None:
     assert after(AdaptiveSetting(options), [0.3, 0.3])["shape.positive.weight"] == pytest.approx(1.10)
 
 
+def test_threshold_by_hand() -> None:
+    """Below 0.5 of the first value, 0.8: 0.4 is not, 0.39 is, a step without the metric changes nothing."""
+    options = ThresholdOptions(metric="entropy/token_mean", target=0.5, value=0.3, otherwise=0.1)
+    seen = [math.nan, 0.8, 0.4, 0.39, math.nan, 0.1, 0.5]
+    values = [after(Threshold(options), seen[:count])["sft.share"] for count in range(8)]
+    assert values == [0.1, 0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.1]
+
+
+def test_threshold_above_an_absolute_value() -> None:
+    """The share of the leading format above 0.6; exactly 0.6 is not above. Another metric says nothing."""
+    options = ThresholdOptions(metric="format/leading_share", target=0.6, relative=False, below=False)
+    controller = Threshold(options)
+    found = []
+    for metrics in ({"format/leading_share": 0.6}, {"format/leading_share": 0.61}, {"entropy/format": 0.0}):
+        controller.observe(metrics)
+        found.append(controller.settings()["sft.share"])
+    assert found == [0.0, 0.125, 0.125]
+
+
 @given(st.lists(st.floats(0.0, 2.0) | st.just(math.nan), max_size=12), st.integers(0, 12))
 def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -> None:
     """Saved and restored anywhere, also past steps without an entropy."""
-    for make in (
+    makers: list[Callable[[], Controller]] = [
         lambda: AdaptiveEntropy(AdaptiveEntropyOptions()),
         lambda: AdaptiveSetting(
             AdaptiveSettingOptions(setting="kl.coef", target=0.5, relative=True, initial=0.1, high=1.0)
         ),
-    ):
+        lambda: Threshold(ThresholdOptions(metric="entropy/token_mean")),
+    ]
+    for make in makers:
         whole, first, second = make(), make(), make()
         after(whole, seen)
         after(first, seen[:cut])

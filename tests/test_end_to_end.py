@@ -240,6 +240,35 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert _nothing_left(tmp_path)
 
 
+def test_demonstrations_are_mixed_in_and_drawn_again_by_who_resumes(tmp_path: Path) -> None:
+    """A quarter of 64 rows is 16, whose loss is finite and which end as samples do. A run that stops after
+    its second step and goes on later has the third step of one that did not stop."""
+    shown = ("eval.every=0", "sft.share=0.25", "loss.sft={kind: nll, weight: 0.1}")
+    for name, num_steps in (("cut", 2), ("cut", 3), ("whole", 3)):
+        done = _train(tmp_path, name, *shown, f"num_steps={num_steps}")
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    run = tmp_path / "whole"
+    names = set()
+    for step, line in zip((1, 2, 3), _metric_lines(run), strict=True):
+        rows = read_step(run, step)
+        mine = rows.filter(pc.equal(rows["origin"], "sft"))
+        assert (rows.num_rows, mine.num_rows, line["sft/num_rows"]) == (80, 16, 16.0)
+        assert mine["reward"].null_count == mine["behavior_logprobs"].null_count == 16
+        assert pc.all(pc.equal(mine["advantage"], 0.0)).as_py()
+        ends = {ids[-1] for ids in mine["token_ids"].to_pylist()}
+        stopped = rows.filter(
+            pc.and_(pc.equal(rows["origin"], "policy"), pc.equal(rows["finish_reason"], "stop"))
+        )
+        assert ends == {ids[-1] for ids in stopped["token_ids"].to_pylist()}
+        assert line["loss/sft"] == pytest.approx(0.1 * line["sft/nll"], rel=1e-4)
+        assert 0 < line["sft/nll"] < 2 and line["reward/null_share"] == 0
+        names |= set(mine["prompt_id"].to_pylist())
+    assert len(names) > 40, "each step draws its own"
+    assert _metric_lines(tmp_path / "cut") == _metric_lines(run)
+    assert _rows(tmp_path / "cut", 3).equals(_rows(run, 3))
+    assert _export(tmp_path / "cut") == _export(run)
+
+
 def test_a_job_on_a_running_cluster(tmp_path: Path) -> None:
     """`ray start --head`, then `ray job submit` from a plain checkout: trains, and says its exit code."""
     with _head(tmp_path) as environment:

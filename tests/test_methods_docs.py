@@ -18,19 +18,21 @@ from configs.kinds.losses import LOSSES
 from configs.kinds.shapes import SHAPES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
+from trainer.demonstrations import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-SECTIONS = {"kl_anchor": KLConfig, "entropy_bonus": EntropyConfig}
-"""Methods that are a section of the config: their equation stands in its docstring."""
-KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *SECTIONS)
-UNPUBLISHED = ("nll", "kl_anchor", "entropy_bonus")
+OTHERS = {"kl_anchor": KLConfig, "entropy_bonus": EntropyConfig, "sft_refresh": draw}
+"""Methods that are a section of the config, and where their equation stands."""
+KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
+UNPUBLISHED = ("nll", "threshold", "kl_anchor", "entropy_bonus")
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
-SECTIONS_USED: dict[str, Callable[[RunConfig], bool]] = {
+USED: dict[str, Callable[[RunConfig], bool]] = {
     "kl_anchor": lambda config: config.kl.coef > 0 and config.kl_base.coef > 0,
     "entropy_bonus": lambda config: config.entropy.coef > 0,
+    "sft_refresh": lambda config: config.sft.share > 0,
 }
 
 
@@ -51,7 +53,7 @@ def plain(text: str) -> str:
 
 
 def docstring(name: str) -> str:
-    owner = SECTIONS[name] if name in SECTIONS else load_target((LOSSES | SHAPES | CONTROLLERS)[name].target)
+    owner = OTHERS[name] if name in OTHERS else load_target((LOSSES | SHAPES | CONTROLLERS)[name].target)
     return plain(owner.__doc__ or "")
 
 
@@ -75,7 +77,7 @@ def test_the_config_of_the_page_loads(name: str, tmp_path: Path) -> None:
     config = load_config(str(path))
     entries = [*config.loss.values(), *config.shape.values(), *config.controllers.values()]
     used = [entry["kind"] for entry in entries]
-    used += [page for page, used in SECTIONS_USED.items() if used(config)]
+    used += [page for page, used in USED.items() if used(config)]
     assert name in used
 
 

@@ -81,6 +81,7 @@ def test_step_metrics_by_hand() -> None:
             "score/ok": 2 / 3,
             "failed/ok/timeout": 1.0,
             "group/zero_std_share": 0.5,
+            "format/leading_share": 0.5,
             "format/share/code": 0.5,
             "format/share/prose": 0.25,
             "format/share/untagged": 0.25,
@@ -127,6 +128,22 @@ def test_replayed_rows_are_measured_apart() -> None:
         "replay/staleness_max": 4.0,
     }
     assert staleness_metrics(batch.index.slice(2, 1), 7) == {}
+
+
+def test_demonstrations_are_measured_apart() -> None:
+    """Rows 2 and 3 are shown: 5 tokens with entropy (1 x 3 + 4 x 0.5) / 5 = 1 and logprob ln(1/2).
+
+    Their missing rewards and formats, their scores and their lengths are nobody's.
+    """
+    batch, every = step_rows(origins=("policy", "policy", "sft", "sft")), columns()
+    metrics = step_metrics(batch, every, 7)
+    own = np.array([0, 1])
+    alone = step_metrics(batch.only(own), every.take(own), 7)
+    assert alone["format/leading_share"] == alone["format/share/code"] == 1.0
+    assert alone["reward/null_share"] == alone["entropy/format"] == 0.0
+    assert metrics == pytest.approx(
+        alone | {"sft/num_rows": 2.0, "sft/token_entropy": 1.0, "sft/nll": math.log(2)}
+    )
 
 
 def test_domains_are_repeated_apart() -> None:

@@ -20,9 +20,11 @@ from benchmarks.faults.common import metrics_lines
 from configs.schema import CheckpointConfig, ClusterConfig, EvalConfig, RolloutConfig, RunConfig, SyncConfig
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.files import Json
+from rollouts.schema import sft_batch
 from rollouts.store import committed_evals, committed_steps, read_eval, read_step, step_dir
 from rollouts.sums import digest_file, write_sums
 from trainer.checkpoint import Checkpoints
+from trainer.demonstrations import draw
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, Reports, Roles, Run
 from trainer.prompts import PromptOrder
@@ -30,16 +32,32 @@ from trainer.roles import LearnerLostError
 from trainer.rollout import Producer
 
 NUM_STEPS = 6
+REFRESH = {
+    "kind": "threshold",
+    "metric": "entropy/token_mean",
+    "target": 0.7,
+    "relative": False,
+    "value": 0.5,
+}
 
 
 class Killed(BaseException):
     """The process ended here: nothing that it would still have done happens."""
 
 
+def seven_demonstrations() -> pa.RecordBatch:
+    """Of three tokens each, as many as the learner in memory scores."""
+    tokens, names = [[1, 2, 3]] * 7, ["x"] * 7
+    return sft_batch(
+        "run", prompt_ids=tokens, token_ids=tokens, text=names, domain=names, format_tag=[None] * 7
+    )
+
+
 @dataclass
 class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
+    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low.
     `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
@@ -47,6 +65,7 @@ class Trial:
     max_lag: int = 0
     attempt: int = 1
     num_steps: int = NUM_STEPS
+    refresh: bool = False
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
     events: list[str] = field(default_factory=list)
@@ -64,6 +83,9 @@ class Trial:
             cluster=ClusterConfig(schedule="overlap"),
             checkpoint=CheckpointConfig(every=2),
         )
+        if self.refresh:
+            losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
+            config = replace(config, loss=losses, controllers={"refresh": REFRESH})
         self.prompts = token_prompts(5)
         roles = Roles(
             generator=self._observed(self.generator, "generator"),
@@ -76,7 +98,9 @@ class Trial:
         evaluator = Evaluator(config, self.prompts, roles.generator, roles.judges, self.folder)
         reports = Reports(step=lambda metrics: None, note=lambda text: None, event=self._event)
         checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)
-        self.run = Run(config, roles, producer, evaluator, checkpoints, reports)
+        self.run = Run(
+            config, roles, producer, evaluator, checkpoints, reports, demonstrations=seven_demonstrations()
+        )
 
     def _event(self, kind: str, **fields: object) -> None:
         self.events.append(" ".join([kind, *(f"{name}={value}" for name, value in fields.items())]))
@@ -182,6 +206,33 @@ def killed(folder: Path, max_lag: int, fatal: int, before: bool = True, attempt:
 def call_of(trial: Trial, name: str, count: int) -> int:
     """The number of the `count`-th call (from 1) of that name."""
     return [number for number, called in enumerate(trial.calls) if called == name][count - 1]
+
+
+def test_demonstrations_are_drawn_alike_by_who_goes_on(tmp_path: Path) -> None:
+    """Those that `draw` gives, in steps after one of low entropy; and the same rows, controller and learner
+    after a death at any seventh call."""
+    reference = Trial(tmp_path / "whole", refresh=True)
+    assert reference.train()
+    expected = result_of(reference)
+    config, counts = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=2)), []
+    for step, (table, line) in enumerate(zip(expected.steps, expected.metrics, strict=True)):
+        names = [name for name in table.column("sample_id").to_pylist() if name.startswith("sft-")]
+        share = line["control/sft.share"]
+        drawn = draw(seven_demonstrations(), config, step, share)
+        assert names == drawn.column("sample_id").to_pylist()
+        low = step > 0 and expected.metrics[step - 1]["entropy/token_mean"] < 0.7
+        assert share == (0.5 if low else 0.0)
+        counts.append(len(names))
+    assert set(counts) == {0, 2}, "this seed has steps of both kinds"
+    assert all("sft.share" not in learned.settings for learned in reference.learner.learned)
+    for fatal, name in list(enumerate(reference.calls))[::7]:
+        trial = Trial(tmp_path / str(fatal), refresh=True)
+        trial.kill_at(fatal, before=fatal % 2 == 0)
+        with pytest.raises(Killed):
+            trial.train()
+        again = Trial(tmp_path / str(fatal), refresh=True, attempt=2)
+        assert again.train()
+        assert result_of(again) == expected, f"killed at call {fatal}, {name}"
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -28,7 +28,7 @@ class Batch:
     group_N: np.ndarray
     update_N: np.ndarray
     reward_N: np.ndarray
-    """float64, NaN where the reward is null: such a row is scored and kept, but never learned from."""
+    """float64, NaN where the reward is null. Such a row is kept, but never learned from, unless of sft."""
 
     def rows_of(self, origin: str) -> np.ndarray:
         """The numbers of the rows of `origin`, ascending."""
@@ -66,8 +66,7 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
     """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
-    is_replay_N = origins_of(index) == "replay"
-    group_N, update_N = _spread_groups(submissions, is_replay_N, learner.updates_per_step)
+    group_N, update_N = _spread_groups(submissions, origins_of(index), learner.updates_per_step)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
         lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
@@ -77,15 +76,17 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
 
 
 def _spread_groups(
-    submission_N: np.ndarray, is_replay_N: np.ndarray, num_updates: int
+    submission_N: np.ndarray, origin_N: np.ndarray, num_updates: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's group and update: the step's own groups evenly over the updates, then replayed ones alike.
+    """Each row's group and update: the step's own groups evenly over the updates, then those of replay alike,
+    then those of sft.
 
     Together they would put all replay, whose submissions are older, into the first updates.
     """
     group_N, update_N = np.zeros(len(submission_N), np.int64), np.zeros(len(submission_N), np.int64)
     num_groups = 0
-    for chosen in (~is_replay_N, is_replay_N):
+    is_own_N = ~np.isin(origin_N, ("replay", "sft"))
+    for chosen in (is_own_N, origin_N == "replay", origin_N == "sft"):
         found, number = np.unique(submission_N[chosen], return_inverse=True)
         group_N[chosen] = num_groups + number
         update_N[chosen] = number * num_updates // max(1, len(found))
@@ -119,6 +120,7 @@ def with_advantages(
 
     A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
+    Demonstrations have no reward and are learned from all the same, with an advantage of 0.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
     controllers want of this step, by dotted config key.
     """
@@ -137,8 +139,9 @@ def with_advantages(
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
-    tokens = np.where(valid, batch.index.column("num_loss_tokens").to_numpy(), 0)
     origins = origins_of(batch.index)
+    learned = valid | (origins == "sft")
+    tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
         advantage_N=advantage,

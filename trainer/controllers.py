@@ -1,4 +1,4 @@
-"""Controllers: what moves a setting of the objective from step to step. Called by the loop.
+"""Controllers: what moves a setting from step to step. Called by the loop.
 
 A controller sees a step's metrics after it and says what the next step is made with. It is a pure function of
 the metrics it has seen, so a run that goes back and trains the same rows again moves alike; its state is
@@ -13,7 +13,7 @@ from typing import Protocol
 
 from configs.entries import plain_options
 from configs.kinds.base import load_target
-from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions
+from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
 from configs.schema import RunConfig
 from rollouts.files import Json
 
@@ -100,6 +100,41 @@ class AdaptiveSetting:
     def restore(self, state: Mapping[str, Json]) -> None:
         first = state.get("first")
         self._value = float(state.get("value", self._options.initial))  # type: ignore[arg-type]
+        self._first = None if first is None else float(first)  # type: ignore[arg-type]
+
+
+class Threshold:
+    """x = value if m < target else otherwise, m the metric of the step before; m > target if not `below`.
+
+    With `relative` the target is a multiple of the metric in the first step that had it. A step without the
+    metric changes nothing, and the first step has `otherwise`.
+    """
+
+    def __init__(self, options: ThresholdOptions) -> None:
+        self._options = options
+        self._acts = False
+        self._first: float | None = None
+
+    def settings(self) -> Mapping[str, float]:
+        options = self._options
+        return {options.setting: options.value if self._acts else options.otherwise}
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        options = self._options
+        found = metrics.get(options.metric, math.nan)
+        if not math.isfinite(found):
+            return
+        if self._first is None:
+            self._first = found
+        target = options.target * self._first if options.relative else options.target
+        self._acts = found < target if options.below else found > target
+
+    def state(self) -> Mapping[str, Json]:
+        return {"acts": self._acts, "first": self._first}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        first = state.get("first")
+        self._acts = bool(state.get("acts", False))
         self._first = None if first is None else float(first)  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
 from trainer.controllers import make_controllers, watched_metrics
+from trainer.demonstrations import SHARE, draw, no_demonstrations
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
@@ -117,6 +118,7 @@ class Run:
     `restore` is how it begins and how it goes on after its learner was lost: the newest whole checkpoint, and
     the groups of later steps given back to the buffer, which are then trained on without being generated.
     `on_policy` is false for a run on another's rollouts: they may be of any age and of other weights.
+    `demonstrations` are all rows of origin sft that steps draw from.
     """
 
     def __init__(
@@ -128,10 +130,12 @@ class Run:
         checkpoints: Checkpoints,
         reports: Reports,
         on_policy: bool = True,
+        demonstrations: pa.RecordBatch | None = None,
     ) -> None:
         self._config, self._roles, self._producer = config, roles, producer
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
         self._on_policy = on_policy
+        self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
         self._controllers = make_controllers(config)
         self._reference = Reference(config.reference)
         self._watched = watched_metrics(config)
@@ -239,14 +243,16 @@ class Run:
             await self._producer.pause()
         self._reports.phase(step, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
-        index = await self._take(step, oldest)
+        settings = self._settings()
+        shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
+        index = await self._take(step, oldest, shown)
         batch = collate(index, config)
         watch.lap("take")
         began, generated_s = time.perf_counter(), self._producer.generating_s()
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
-        settings = self._settings()
-        learnable = with_advantages(batch, columns, config, step, settings)
+        of_objective = {key: value for key, value in settings.items() if key != SHARE}
+        learnable = with_advantages(batch, columns, config, step, of_objective)
         metrics = step_metrics(batch, columns, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
@@ -275,10 +281,10 @@ class Run:
         metrics |= _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
         return metrics, [update["grad/applied"] > 0 for update in updates]
 
-    async def _take(self, step: int, oldest: int) -> pa.Table:
-        """The step's groups; what the buffer lacks (damaged on disk, or too old) is sampled again."""
+    async def _take(self, step: int, oldest: int, shown: pa.RecordBatch) -> pa.Table:
+        """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
         size, picks = self._config.rollout.groups_per_step, choose(self._config, step)
-        while (index := await self._roles.buffer.take(size, oldest, picks)) is None:
+        while (index := await self._roles.buffer.take(size, oldest, picks, shown)) is None:
             waiting = await self._roles.buffer.waiting()
             again = self._producer.submit_again(step, waiting)
             self._reports.event("groups_missing", step=step, groups=len(again))

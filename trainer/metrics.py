@@ -62,6 +62,7 @@ def _format_metrics(tags: Sequence[str | None], reward_N: np.ndarray) -> dict[st
     known = np.array([tag or "untagged" for tag in tags], dtype=object)
     if not any(tags):
         return metrics
+    metrics["format/leading_share"] = max(Counter(tag for tag in tags if tag).values()) / len(tags)
     for tag in sorted(set(known)):
         metrics[f"format/share/{tag}"] = float((known == tag).mean())
         _put(metrics, f"format/reward/{tag}", reward_N[known == tag])
@@ -131,15 +132,34 @@ def _replay_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
     return metrics | {name.replace("staleness/", "replay/staleness_"): age for name, age in ages.items()}
 
 
+def _sft_metrics(batch: Batch, columns: pa.Table) -> dict[str, float]:
+    """sft/*: how many demonstrations a step has, and what the policy thinks of them, per token.
+
+    Every token of a demonstration is a loss token.
+    """
+    if not batch.index.num_rows:
+        return {}
+    counts = batch.index.column("num_loss_tokens").to_numpy().astype(np.float64)
+    logprobs = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
+    entropy = _floats(columns.column("entropy_mean"))
+    return {
+        "sft/num_rows": float(batch.index.num_rows),
+        "sft/nll": float(-logprobs.mean()),
+        "sft/token_entropy": float((entropy * counts).sum() / counts.sum()),
+    }
+
+
 def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
     `version` is the one of the learner's weights before the step's updates.
-    Replayed rows have metrics of their own, replay/*; all others are of the rows of origin policy.
+    Replayed rows and demonstrations have metrics of their own, replay/* and sft/*; all others are of the rows
+    of origin policy.
     """
-    own, replayed = batch.rows_of("policy"), batch.rows_of("replay")
+    own, replayed, shown = (batch.rows_of(origin) for origin in ("policy", "replay", "sft"))
     metrics = _policy_metrics(batch.only(own), columns.take(own), version)
-    return metrics | _replay_metrics(batch.only(replayed), columns.take(replayed), version)
+    metrics |= _replay_metrics(batch.only(replayed), columns.take(replayed), version)
+    return metrics | _sft_metrics(batch.only(shown), columns.take(shown))
 
 
 def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:

@@ -53,6 +53,22 @@ def load_dataset(entry: dict[str, object]) -> list[Prompt]:
     return prompts
 
 
+def prompt_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids of (role, content) messages under the chat template, generation prompt included.
+
+    Raises:
+        ValueError: the template puts the beginning-of-sequence token twice.
+    """
+    chat = [{"role": role, "content": content} for role, content in messages]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    start = tokenizer.bos_token_id
+    if start is not None and list(ids[:2]) == [start, start]:
+        raise ValueError(
+            f"the chat template must put {tokenizer.bos_token!r} once, got it twice at the start"
+        )
+    return tuple(int(token) for token in ids)
+
+
 def tokenize_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> tuple[list[TokenPrompt], int]:
@@ -63,15 +79,9 @@ def tokenize_prompts(
     """
     kept: list[TokenPrompt] = []
     for prompt in prompts:
-        messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        start = tokenizer.bos_token_id
-        if start is not None and list(ids[:2]) == [start, start]:
-            raise ValueError(
-                f"the chat template must put {tokenizer.bos_token!r} once, got it twice at the start"
-            )
+        ids = prompt_ids(prompt.messages, tokenizer)
         if len(ids) <= max_tokens:
-            kept.append(TokenPrompt(prompt, tuple(int(token) for token in ids)))
+            kept.append(TokenPrompt(prompt, ids))
     if not kept:
         raise ValueError(f"every prompt is longer than rollout.max_prompt_tokens = {max_tokens}")
     return kept, len(prompts) - len(kept)

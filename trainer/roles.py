@@ -108,7 +108,13 @@ class Buffer(Protocol):
         ...
 
     async def take(
-        self, num_groups: int, min_version: int, replay: Sequence[Pick] = ()
-    ) -> pa.Table | None: ...
+        self,
+        num_groups: int,
+        min_version: int,
+        replay: Sequence[Pick] = (),
+        sft: pa.RecordBatch | None = None,
+    ) -> pa.Table | None:
+        """The index of a step's rows: its own groups, replayed ones, the rows of `sft`; None if one lacks."""
+        ...
 
     async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float: ...

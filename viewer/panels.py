@@ -132,6 +132,13 @@ PANELS = (
     ),
     Panel(
         section=MOVED,
+        title="Demonstrations under the policy (nats per token)",
+        metrics=(("sft/nll", "minus their logprob"), ("sft/token_entropy", "entropy")),
+        floor=0.0,
+        optional=True,
+    ),
+    Panel(
+        section=MOVED,
         title="Length (mean tokens per completion)",
         metrics=(("length/mean_tokens", "mean length"),),
         floor=0.0,

@@ -28,7 +28,7 @@ _STEP_FOLDER = re.compile(r"step=(\d{1,18})")
 _LARGEST = 1e30
 """Beyond this a value is a broken one: it would flatten every chart and overflow an axis."""
 _MAX_STEP = 10**12
-_COLUMNS = ("prompt_id", "text", "format_tag", "reward", "entropy_mean", "answer_ok")
+_COLUMNS = ("prompt_id", "origin", "text", "format_tag", "reward", "entropy_mean", "answer_ok")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +243,12 @@ def _read_step_samples(step: int, folder: Path, notes: list[str]) -> StepSamples
 
 
 def _pick(batch: pa.RecordBatch, picked: dict[str, SampleRow]) -> None:
-    """Add to `picked` the first row of every prompt it lacks, up to SAMPLES_PER_STEP rows."""
+    """Add to `picked` the first sampled row of every prompt it lacks, up to SAMPLES_PER_STEP rows."""
     for row in batch.to_pylist():
         if len(picked) >= SAMPLES_PER_STEP:
             return
         prompt_id = _text(row.get("prompt_id"))
-        if prompt_id not in picked:
+        if prompt_id not in picked and row.get("origin", "policy") == "policy":
             picked[prompt_id] = SampleRow(
                 prompt_id=prompt_id,
                 text=_text(row.get("text")),

@@ -26,6 +26,8 @@ class Kind:
     weights that the update starts from), behavior_logprobs and what else was scored: proximal_logprobs,
     entropy, ref_logprobs. It returns columns of the same length, or a `trainer.prepare.Prepared`.
     """
+    supervised: bool = False
+    """Losses only: it needs neither advantages nor a sampler, so that it can train demonstrations."""
 
 
 def load_target(target: str) -> Callable[..., Any]:

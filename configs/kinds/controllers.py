@@ -22,10 +22,10 @@ class AdaptiveEntropyOptions:
 
 @dataclass
 class AdaptiveSettingOptions:
-    """Any setting of the objective, moved by a fixed amount or factor towards a target of any metric."""
+    """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
     setting: str = ""
-    """What is moved: entropy.coef, kl.coef, kl_base.coef, loss.<origin>.<option> or shape.<name>.<option>."""
+    """entropy.coef, kl.coef, kl_base.coef, sft.share, loss.<origin>.<option> or shape.<name>.<option>."""
     metric: str = "entropy/token_mean"
     target: float = 0.0
     """A value of the metric, or with `relative` a multiple of its value in the first step."""
@@ -41,7 +41,28 @@ class AdaptiveSettingOptions:
     high: float = 0.0
 
 
+@dataclass
+class ThresholdOptions:
+    """A setting that has one value while a metric is on one side of a target, and another value else.
+
+    The defaults are the SFT refresh that begins when format entropy has fallen to 0.8 of its first value.
+    """
+
+    setting: str = "sft.share"
+    """As in adaptive_setting."""
+    metric: str = "entropy/format"
+    target: float = 0.8
+    """A value of the metric, or with `relative` a multiple of its value in the first step."""
+    relative: bool = True
+    below: bool = True
+    """Which side acts: below the target (true) or above it (false)."""
+    value: float = 0.125
+    """Of the setting, in the step after one whose metric was on that side."""
+    otherwise: float = 0.0
+
+
 CONTROLLERS: dict[str, Kind] = {
     "adaptive_entropy": Kind(AdaptiveEntropyOptions, "trainer.controllers:AdaptiveEntropy"),
     "adaptive_setting": Kind(AdaptiveSettingOptions, "trainer.controllers:AdaptiveSetting"),
+    "threshold": Kind(ThresholdOptions, "trainer.controllers:Threshold"),
 }

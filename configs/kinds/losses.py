@@ -144,7 +144,7 @@ LOSSES: dict[str, Kind] = {
     "cispo": Kind(CispoOptions, "trainer.losses:cispo"),
     "gppo": Kind(GppoOptions, "trainer.losses:gppo"),
     "ce_gppo": Kind(CeGppoOptions, "trainer.losses:ce_gppo"),
-    "nll": Kind(NllOptions, "trainer.losses:nll"),
+    "nll": Kind(NllOptions, "trainer.losses:nll", supervised=True),
     "clip_cov": Kind(ClipCovOptions, "trainer.covariance:clip_cov", "trainer.covariance:select_in_band"),
     "kl_cov": Kind(KlCovOptions, "trainer.covariance:kl_cov", "trainer.covariance:select_top"),
 }
