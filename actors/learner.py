@@ -49,8 +49,8 @@ class LearnerRank:
         init_distributed(place, config.cluster.call_timeout_s)
         self._policy = self._start_policy().to(self._device)
         self._engine = start_engine(self._policy, config.learner, config.model.dtype)
-        wanted = config.learner.base_logprobs or config.kl.coef > 0
-        self._anchor = Anchor(config.model.path, config, self._device) if wanted else None
+        self._anchor: Anchor | None = None
+        self._anchor = self._make_anchor()
         self._built: dict[tuple[int, ...], Microbatch] = {}
         self._forget()
 
@@ -59,6 +59,12 @@ class LearnerRank:
         torch.manual_seed(self._config.seed)
         model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
         return load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
+
+    def _make_anchor(self) -> Anchor | None:
+        """The frozen copy if the run wants one: a new one, or the one that is there."""
+        if not (self._config.learner.base_logprobs or self._config.kl.coef > 0):
+            return None
+        return self._anchor or Anchor(self._config.model.path, self._config, self._device)
 
     def _forget(self) -> None:
         """Drop the rows last scored: their scores are of other weights."""
@@ -299,13 +305,18 @@ class LearnerRank:
         load_state(Path(folder), self._held(), self._place)
         self._forget()
 
-    def reset(self) -> None:
-        """Go back to the model of step 0 and a new optimizer, as if this rank had just been built."""
+    def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss]) -> None:
+        """Go back to the model of step 0 and a new optimizer, as if just built for `config` and `losses`.
+
+        What the engine was built with stays: `config` must have the same (`cluster.company.built_in`).
+        """
+        self._config, self._losses = config, losses
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:
             set_weight(share, start[share.name])
         clear_moments(held, steps=0)
+        self._anchor = self._make_anchor()
         self._forget()
 
 

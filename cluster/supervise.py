@@ -245,14 +245,21 @@ class Fleet:
         for each in self._watched:
             each.progress()
 
+    async def rest(self) -> None:
+        """Stop watching; they stay as they are."""
+        for task in self._tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
     async def close(self) -> None:
         """Stop watching and kill them all."""
         for task in self._tasks:
             task.cancel()
         for each in self._watched:
             each.kill()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.rest()
 
 
 class Watched(Protocol):
