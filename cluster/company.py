@@ -157,13 +157,14 @@ class Company:
         if others:
             note(f"other actors are needed: {', '.join(others)} differ from the run before")
             return None
+        actors = await self._fitted(site, before, order, claim, tell)
         try:
-            renewed = await self._renew(site, before, order, claim, tell)
+            size = await self._reset(actors, order.config)
         except (LearnerLostError, ActorCallError) as error:
             note(f"other actors are needed: {error}")
             return None
         note(f"the actors of the run before go on; their logs are in {before.log_dir}")
-        return renewed
+        return actors, size
 
     async def _open(self, order: Order, claim: Claim, tell: Tell) -> Site:
         config, group = order.config, None
@@ -193,10 +194,8 @@ class Company:
         size, _ = await asyncio.gather(actors.learner.ready(), wait_ready(actors.others, limit_s))
         return actors, size
 
-    async def _renew(
-        self, site: Site, before: _Actors, order: Order, claim: Claim, tell: Tell
-    ) -> tuple[_Actors, int]:
-        """The same engines and ranks as if just started for this run: weights of step 0, nothing running."""
+    async def _fitted(self, site: Site, before: _Actors, order: Order, claim: Claim, tell: Tell) -> _Actors:
+        """The same engines and ranks with this run's scorers and buffer, of which the new ones are ready."""
         site.config, site.log_dir, site.tell = order.config, claim.log_dir, tell
         benches = spawn_scorers(site, before.benches)
         buffer, keeper = spawn_buffer(site, claim.run_dir)
@@ -204,16 +203,21 @@ class Company:
         self._take(actors)
         await _end([each for each in before.others[:-1] if each not in actors.others])
         new = [each for each in actors.others if each not in before.others]
-        learner = before.learner
-        await asyncio.gather(
-            learner.reset(order.config, bound_losses(order.config), buffer),
-            wait_ready(new, order.config.cluster.ready_timeout_s),
-        )
+        await wait_ready(new, order.config.cluster.ready_timeout_s)
+        return actors
+
+    async def _reset(self, actors: _Actors, config: RunConfig) -> int:
+        """Make engines and ranks as if just started for this run: weights of step 0, nothing running.
+
+        Returns the number of parameters.
+        """
+        learner = actors.learner
         self._fleet.progress()
+        await learner.reset(config, bound_losses(config), actors.buffer)
         # Weights of an earlier version make an engine drop what it still samples.
         await actors.generator.load(await learner.publish(0))
         await actors.generator.resume()
-        return actors, await learner.ready()
+        return await learner.ready()
 
     def _take(self, actors: _Actors) -> None:
         """From now on these are to be watched and ended."""
