@@ -21,7 +21,7 @@ from lab.results import LEADING, RunResult
 from rollouts.files import write_bytes_atomic
 from viewer.report import html_page
 from viewer.svg import NUM_COLOURS, Chart, Line, line_chart
-from viewer.text import MISSING, clean, escape, format_number, format_share, one_line
+from viewer.text import MISSING, escape, format_number, format_share, one_line
 
 _PANELS: Final = (
     ("reward", "Reward (mean per completion)", False),
@@ -36,6 +36,7 @@ _HEADINGS: Final = (
 )
 _FEW_SEEDS: Final = 6
 _MAX_VALUE_CHARS: Final = 60
+_MAX_COMMAND_CHARS: Final = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,7 @@ def _change(pair: tuple[object, object]) -> str:
 
 def markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
     """The table with what it takes to read it."""
-    lines = ["# Comparison", "", f"    {shlex.join(map(clean, comparison.command))}", ""]
+    lines = ["# Comparison", "", f"    {one_line(shlex.join(comparison.command), _MAX_COMMAND_CHARS)}", ""]
     lines += [f"- {_plain(line)}" for line in _state(comparison)]
     lines += ["", "| arm | setting | value |", "|---|---|---|"]
     for arm in comparison.arms:

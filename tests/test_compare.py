@@ -23,6 +23,8 @@ from lab.compare_page import Comparison, markdown, page
 from lab.results import RunResult, prompt_results, read_result, result_path, write_result
 from tests.compare_results import prompt, result
 from tests.test_report import HOSTILE, Page
+from viewer.svg import Chart, Line, line_chart
+from viewer.terminal import StepReporter
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = {"code": 2, "prose": 2}
@@ -214,7 +216,9 @@ def test_the_page_is_well_formed_and_runs_nothing(tmp_path: Path) -> None:
     assert rows == 1 + 1 + 1 + 2 * 9, "two headings, a setting, and nine metrics of two arms"
     assert "With so few seeds the bootstrap is too narrow" in found.text
     written = markdown(comparison, comparison.rows())
-    assert "<script" not in written and "| anchor | " in written
+    prose = [line for line in written.splitlines() if not line.startswith("    ")]
+    assert "<script" not in "\n".join(prose) and "| anchor | " in written
+    assert len(prose) == len(written.splitlines()) - 1, "the command, as code, takes one line"
     empty = _comparison([], arms)
     assert "0 of 4 runs have finished" in Page(page(empty, empty.rows())).text
     assert "Still missing: control seed 0" in markdown(empty, empty.rows())
@@ -273,3 +277,27 @@ def test_two_arms_from_end_to_end(tmp_path: Path) -> None:
         check=False,
     )
     assert again.returncode == 0 and "starting actors" not in again.stdout, again.stdout + again.stderr
+
+
+def test_a_band_has_a_path_per_stretch_that_it_knows() -> None:
+    """Between 0.2 and 0.4 at steps 1, 2 and 4, 5: two areas; the axis reaches what the band does."""
+    nan = float("nan")
+    line = Line(
+        "a", (0.3, 0.3, 0.3, 0.3, 0.3), 2, low=(0.2, 0.2, nan, 0.2, 0.2), high=(0.4, 0.4, 0.4, 0.4, 9.0)
+    )
+    drawn = line_chart(Chart(title="t", steps=(1, 2, 3, 4, 5), lines=(line,), floor=0.0))
+    assert drawn.count('class="spread fill2"') == 2 and ">10<" in drawn
+    assert "spread" not in line_chart(Chart(title="t", steps=(1, 2), lines=(Line("a", (0.1, 0.2), 0),)))
+
+
+def test_a_step_line_says_whose_it_is() -> None:
+    """Arm and seed in front of every line, however many lines a note has."""
+    stream = io.StringIO()
+    reporter = StepReporter(2, stream, "arm seed 1: ")
+    reporter.note("one\ntwo")
+    reporter.step({"reward/mean": 0.5})
+    assert [line[:17] for line in stream.getvalue().splitlines()] == [
+        "arm seed 1: one",
+        "arm seed 1: two",
+        "arm seed 1: step ",
+    ]
