@@ -98,7 +98,7 @@ def test_a_series_that_is_stopped_begins_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked in the first run, which still reaches its end: it counts, the second does not begin. Asked in a
-    run that ends before its last step: it is neither finished nor failed. Between runs there is none to ask."""
+    run that ends before its last step: it is neither finished nor failed. Between runs none can be."""
     work, told = _Work({"a": lambda: series.stop()}), Told()
     work.install(monkeypatch)
     series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
