@@ -69,14 +69,20 @@ class Anchors:
     """
 
     def __init__(self, config: RunConfig, place: RankPlace) -> None:
-        self._config, self._rank, self._device = config, place.rank, torch.device(place.device)
+        self._rank, self._device = place.rank, torch.device(place.device)
+        self._base: Anchor | None = None
+        self._reference: Anchor | None = None
+        self.reset(config)
+
+    def reset(self, config: RunConfig) -> None:
+        """Have what `config` asks for, as if just made for it; a base that stands is used again."""
+        self._config = config
         always = config.learner.base_logprobs
         self._wants_base = always or is_anchored(config, "kl_base")
         self._wants_ref = always or is_anchored(config, "kl")
         names = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
         self.columns = tuple(name for name, wanted in names.items() if wanted)
-        self._base = self._new() if self.columns else None
-        self._reference: Anchor | None = None
+        self._base, self._reference = (self._base or self._new()) if self.columns else None, None
 
     def _new(self) -> Anchor:
         return Anchor(self._config, self._device)

@@ -304,14 +304,18 @@ class LearnerRank:
         if with_optimizer:
             clear_moments(self._held(), steps=0)
 
-    def reset(self) -> None:
-        """Go back to the model of step 0 and a new optimizer, as if this rank had just been built."""
+    def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss]) -> None:
+        """Go back to the model of step 0 and a new optimizer, as if just built for `config` and `losses`.
+
+        What the engine was built with stays: `config` must have the same (`cluster.company.built_in`).
+        """
+        self._config, self._losses = config, losses
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:
             set_weight(share, start[share.name])
         clear_moments(held, steps=0)
-        self._anchors.forget_reference()
+        self._anchors.reset(config)
         self._forget()
 
 

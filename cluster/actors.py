@@ -1,12 +1,11 @@
-"""Starting a run's actors and binding them to their roles. Called by `cluster.train`."""
+"""Starting a run's actors and binding them to their roles. Called by `cluster.company`."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +15,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
-from cluster.bind import BufferProxy, Engines, LearnerGroup, NoEngines, ScorerReplicas
+from cluster.bind import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.hosts import Blueprint, ProcessSetup, host_environment
 from cluster.placement import Cores, Placement, Share, split_cores
-from cluster.spawn import Handle, spawn_local, spawn_ray, wait_ready
-from cluster.supervise import Limits, Supervised, Tell, Watched
+from cluster.spawn import Handle, spawn_local, spawn_ray
+from cluster.supervise import Limits, Supervised, Tell
 from configs.entries import OwnOptions, scorer_options
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
-from trainer.loop import Roles
 from trainer.objective import bound_losses
 from trainer.rollout import Judges
 
@@ -32,9 +30,13 @@ _RESTART_S = 5.0
 """What an isolated scorer may need to replace a killed process, for each sample that is killed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Site:
-    """Where a run's actors go: a placement and its reservation, or this process when there is no `group`."""
+    """Where a run's actors go: a placement and its reservation, or this process when there is no `group`.
+
+    Not frozen: actors that are kept for another run are supervised, and if need be replaced, as that run
+    wants it. Whatever starts or tells for an actor looks here when it does so, not before.
+    """
 
     config: RunConfig
     placement: Placement
@@ -76,7 +78,11 @@ class Site:
 
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
         """A replaceable actor that `start` makes."""
-        return Supervised(label, start, Limits.of(self.config.cluster), self.tell)
+        return Supervised(label, start, Limits.of(self.config.cluster), self.tell_now)
+
+    def tell_now(self, kind: str, actor: str, **fields: str | float) -> None:
+        """Tell of an actor's fate to the run that it works for now."""
+        self.tell(kind, actor, **fields)
 
 
 def _free_port() -> int:
@@ -127,23 +133,24 @@ def start_ranks(site: Site) -> list[Handle]:
     return handles
 
 
+def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
+    return site.spawn(
+        f"generator-{k}",
+        "actors.generator:GeneratorActor",
+        (site.config, site.placement.device),
+        share=site.placement.engines[k],
+        cores=cores,
+        limited=False,  # a queue of requests is no fault: `alive` tells whether its thread moves
+    )
+
+
 def spawn_engines(site: Site) -> list[Supervised]:
     """All engines, one thread each on CPU (a second brings nothing)."""
-    device = site.placement.device
-    cores, _ = split_cores(site.config, device, len(os.sched_getaffinity(0)))
-    engines = []
-    for k, share in enumerate(site.placement.engines):
-        start = partial(
-            site.spawn,
-            f"generator-{k}",
-            "actors.generator:GeneratorActor",
-            (site.config, device),
-            share=share,
-            cores=cores[k] if cores else None,
-            limited=False,  # a queue of requests is no fault: `alive` tells whether its thread moves
-        )
-        engines.append(site.supervise(f"generator-{k}", start))
-    return engines
+    cores, _ = split_cores(site.config, site.placement.device, len(os.sched_getaffinity(0)))
+    return [
+        site.supervise(f"generator-{k}", partial(_start_engine, site, k, cores[k] if cores else None))
+        for k in range(len(site.placement.engines))
+    ]
 
 
 def score_limit_s(config: RunConfig, options: object) -> float:
@@ -155,20 +162,43 @@ def score_limit_s(config: RunConfig, options: object) -> float:
     return max(config.rollout.score_timeout_s, slowest)
 
 
-def spawn_scorers(site: Site) -> tuple[Judges, list[Supervised]]:
-    """All scorers with their replicas."""
-    scorers, commons, everyone = {}, {}, []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One scorer of a run: its kind and options, its replicas, and the role they play."""
+
+    kind: str
+    options: object
+    replicas: tuple[Supervised, ...]
+    role: ScorerReplicas
+
+
+def spawn_scorers(site: Site, kept: Mapping[str, Bench] | None = None) -> dict[str, Bench]:
+    """All scorers with their replicas; of `kept` those that judge alike go on, under the run's own limit."""
+    benches = {}
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
+        limit_s = score_limit_s(site.config, options)
+        bench = (kept or {}).get(name)
+        if bench is not None and (bench.kind, bench.options) == (common.kind, options):
+            bench.role.limit_s = limit_s
+            benches[name] = bench
+            continue
         replicas = []
         for k in range(site.config.cluster.scorer_replicas):
             label = f"scorer-{name}-{k}"
             start = partial(site.spawn, label, "actors.scorer:ScorerActor", (common.kind, options))
             replicas.append(site.supervise(label, start))
-        scorers[name] = ScorerReplicas(replicas, score_limit_s(site.config, options))
-        commons[name] = common
-        everyone.extend(replicas)
-    return Judges(scorers=scorers, commons=commons), everyone
+        role = ScorerReplicas(replicas, limit_s)
+        benches[name] = Bench(kind=common.kind, options=options, replicas=tuple(replicas), role=role)
+    return benches
+
+
+def judges_of(config: RunConfig, benches: Mapping[str, Bench]) -> Judges:
+    """The scorers in their role, with the weights that the run gives them."""
+    return Judges(
+        scorers={name: benches[name].role for name in config.scorers},
+        commons={name: scorer_options(entry)[0] for name, entry in config.scorers.items()},
+    )
 
 
 def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
@@ -180,34 +210,6 @@ def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
     return BufferProxy(keeper), keeper
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
-    """The actors of a run: the roles they play, how to wait for them, and all of them to watch and to end."""
-
-    roles: Roles
-    learner: LearnerGroup
-    buffer: BufferProxy
-    scorers: Sequence[Supervised]
-    others: Sequence[Supervised]
-
-    @property
-    def everyone(self) -> Sequence[Watched]:
-        return (self.learner, *self.others)
-
-    async def ready(self, limit_s: float) -> int:
-        """Wait for all of them; the number of parameters."""
-        size, _ = await asyncio.gather(self.learner.ready(), wait_ready(self.others, limit_s))
-        return size
-
-
-def spawn_run(site: Site, run_dir: Path, samples: bool = True) -> Crew:
-    """Every actor of a training run, started at once; without engines and scorers if it `samples` nothing."""
-    engines = spawn_engines(site) if samples else []
-    judges, scorers = spawn_scorers(site) if samples else (Judges(scorers={}, commons={}), [])
-    buffer, keeper = spawn_buffer(site, run_dir)
-    limits = Limits.of(site.config.cluster)
-    learner = LearnerGroup(partial(start_ranks, site), buffer, limits, site.tell)
-    generator = Engines(engines) if samples else NoEngines()
-    roles = Roles(generator=generator, judges=judges, learner=learner, buffer=buffer)
-    others = (*engines, *scorers, keeper)
-    return Crew(roles=roles, learner=learner, buffer=buffer, scorers=scorers, others=others)
+def spawn_learner(site: Site, buffer: BufferProxy) -> LearnerGroup:
+    """All learner ranks, as one learner that fetches its rows from `buffer`."""
+    return LearnerGroup(partial(start_ranks, site), buffer, Limits.of(site.config.cluster), site.tell_now)

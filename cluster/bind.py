@@ -14,10 +14,12 @@ import pyarrow as pa
 from actors.requests import RankUpdate
 from cluster.spawn import ActorLostError, Handle, wait_ready
 from cluster.supervise import PING_S, Failures, Limits, Supervised, Tell, quiet_reason
+from configs.schema import RunConfig
 from rollouts.records import Completion, Judgement, Prompt, Status, Submission
 from trainer.batch import BatchPlan
 from trainer.collate import Batch, Learnable
 from trainer.diagnose import Probe
+from trainer.objective import BoundLoss
 from trainer.replay import Pick
 from trainer.roles import LearnerLostError, Restored, WeightsRef
 
@@ -77,7 +79,7 @@ class ScorerReplicas:
     """
 
     def __init__(self, replicas: Sequence[Supervised], limit_s: float) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._idle: asyncio.Queue[Supervised] = asyncio.Queue()
         for replica in replicas:
             self._idle.put_nowait(replica)
@@ -93,12 +95,13 @@ class ScorerReplicas:
         self, replica: Supervised, prompt: Prompt, completions: Sequence[Completion]
     ) -> list[Judgement]:
         status: Status = "crashed"
+        limit_s = self.limit_s
         for _ in range(_SCORE_ATTEMPTS):
             await replica.settled()  # the limit is for judging, not for starting a replacement
             try:
-                return await asyncio.wait_for(replica.once("score", prompt, completions), self._limit_s)
+                return await asyncio.wait_for(replica.once("score", prompt, completions), limit_s)
             except TimeoutError:
-                replica.replace(f"{replica.label} judged a group for {self._limit_s:g} s", counted=False)
+                replica.replace(f"{replica.label} judged a group for {limit_s:g} s", counted=False)
                 status = "timeout"
                 break
             except ActorLostError:
@@ -202,6 +205,15 @@ class LearnerGroup:
     async def ready(self) -> int:
         """Wait for all ranks; the number of parameters."""
         return int((await wait_ready(self._handles, self._limits.ready_s))[0])
+
+    async def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss], buffer: BufferProxy) -> None:
+        """Give the ranks another run: weights of step 0, a new optimizer, that run's losses and rows.
+
+        Raises:
+            LearnerLostError: a rank died or hangs; all are ended.
+        """
+        self._buffer = buffer
+        await self._all("reset", config, losses)
 
     async def restart(self) -> None:
         began = time.perf_counter()

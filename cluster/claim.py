@@ -4,7 +4,7 @@
     runs/<name>/lock         held by the one driver that works on it
     runs/<name>/logs/attempt_<n>/    of the n-th driver
 
-Called by `cluster.train` before anything is started.
+Called by `cluster.attempt` before anything is started.
 """
 
 from __future__ import annotations

@@ -244,13 +244,20 @@ class Fleet:
         for each in self._watched:
             each.progress()
 
+    async def rest(self) -> None:
+        """Stop watching; they stay as they are."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
     async def close(self) -> None:
         """Stop watching and kill them all."""
         for task in self._tasks:
             task.cancel()
         for each in self._watched:
             each.kill()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.rest()
 
 
 class Watched(Protocol):

@@ -1,8 +1,8 @@
 """From preset files and overrides to one checked `RunConfig`, and from a `RunConfig` back to text and a hash.
 
-In: a preset name or YAML path, and `key.sub=value` overrides. Out: a complete `RunConfig` (every default
-written out), or a `ConfigError` that lists what is wrong. Merge order: class defaults, `base:` parents, file,
-overrides.
+In: a preset name or YAML path, further files, and `key.sub=value` overrides. Out: a complete `RunConfig`
+(every default written out), or a `ConfigError` that lists what is wrong. Merge order: class defaults, the
+caller's defaults, `base:` parents, file, further files, overrides.
 Called by the command line, by `cluster` for the run's config.yaml and hash, and by tests.
 """
 
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,6 +49,7 @@ __all__ = [
     "experiment",
     "load_config",
     "preset_names",
+    "settings",
 ]
 
 NOT_HASHED = (
@@ -60,13 +62,18 @@ NOT_HASHED = (
 other limits."""
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str, overrides: Sequence[str] = (), more: Sequence[Path] = (), defaults: Sequence[Source] = ()
+) -> RunConfig:
     """The checked config that `path` (a file or a preset name) and the overrides describe.
+
+    `more` are files merged over `path`, each with its bases; `defaults` hold where none of them says else.
 
     Raises:
         ConfigError: one line per problem, each with source, key, value, rule and the nearest valid name.
     """
-    sources = (*read_chain(find_preset(path)), read_overrides(overrides))
+    files = [source for file in (find_preset(path), *more) for source in read_chain(file)]
+    sources = (*defaults, *files, read_overrides(overrides))
     raise_if_any([problem for source in sources for problem in _source_problems(source)])
     merged = entry_defaults()
     for source in sources:
@@ -85,13 +92,18 @@ def dump_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(cast(Tree, redact(_container(config)))))
 
 
-def experiment(config: RunConfig) -> dict[str, object]:
-    """dotted key -> value of what makes two runs the same experiment, without secrets."""
+def settings(config: RunConfig) -> dict[str, object]:
+    """dotted key -> value of all of a config, without secrets."""
     content = redact(_container(config))
     assert isinstance(content, dict), "redact keeps the shape of its argument"
+    return dict(_leaves(content, ""))
+
+
+def experiment(config: RunConfig) -> dict[str, object]:
+    """dotted key -> value of what makes two runs the same experiment, without secrets."""
     return {
         key: value
-        for key, value in _leaves(content, "")
+        for key, value in settings(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_HASHED)
     }
 

@@ -75,6 +75,20 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
     return outcome.exit_code
 
 
+def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train a config and its arms over seeds, and compare them."""
+    from lab.compare import Request, compare
+
+    request = Request(
+        config=arguments.config,
+        files=[text for text in arguments.arms if "=" not in text],
+        num_seeds=arguments.seeds,
+        folder=Path(arguments.out or Path("runs") / f"compare-{Path(arguments.config).stem}"),
+        overrides=[*(text for text in arguments.arms if "=" in text), *overrides],
+    )
+    return compare(request, sys.stdout)
+
+
 def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
     """Make a small base model from scratch."""
     from lab.pretrain import pretrain
@@ -96,6 +110,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return print_config(arguments.config, [*arguments.overrides, *rest])
         case "train":
             return run_training(arguments, [*arguments.overrides, *rest])
+        case "compare":
+            return run_comparison(arguments, rest)
         case "lab":
             return run_pretraining(arguments.config, [*arguments.overrides, *rest])
         case "report":
@@ -121,6 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         "--rollout-only", action="store_true", help="generate and judge all rollouts, learn nothing"
     )
     how.add_argument("--train-only", metavar="RUN", help="learn from the rollouts of another run")
+    compare = verbs.add_parser("compare", help="train a config and variants of it over seeds, and compare")
+    compare.add_argument("config", metavar="CONFIG", help="a preset name or a YAML file: the arm control")
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
+    compare.add_argument("--out", metavar="DIR", help="where all of it goes (default runs/compare-CONFIG)")
+    compare.add_argument(
+        "--arms",
+        nargs="+",
+        required=True,
+        metavar="FILE.yaml",
+        help="what each other arm changes; KEY=VALUE after them applies to all arms",
+    )
+    compare.set_defaults(overrides=[])  # what stands after options reaches us as what is left over
     lab = verbs.add_parser("lab", help="controlled experiments").add_subparsers(
         dest="lab_verb", required=True, metavar="VERB"
     )

@@ -64,7 +64,7 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy(tmp_path: Path) -> None:
     done = run_python(["-c", program], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stdout
-    assert all(verb in done.stdout for verb in ("config", "train", "lab", "report"))
+    assert all(verb in done.stdout for verb in ("config", "train", "compare", "lab", "report"))
 
 
 def test_config_print_gives_yaml_that_is_the_same_config(

@@ -1,6 +1,6 @@
 """The loop of a run: take, score, advantages, update, publish, commit. No maths, no tensors, no Ray.
 
-`cluster.train` passes the roles in; tests pass fakes.
+`cluster.attempt` passes the roles in; tests pass fakes.
 """
 
 from __future__ import annotations

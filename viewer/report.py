@@ -44,11 +44,16 @@ def render(run: RunData) -> str:
     """The page for `run`."""
     sections = "".join(_section(section, run) for section in SECTIONS) if run.steps or run.eval_steps else ""
     body = _header(run) + _notes(run) + sections + _samples(run) + _config(run)
+    return html_page(f"{run.name}: polyphony run report", body)
+
+
+def html_page(title: str, body: str) -> str:
+    """A page that runs no script and fetches nothing; `body` is markup already, `title` is escaped here."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run.name)}: polyphony run report</title><style>{style_sheet()}</style></head>"
+        f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
 

@@ -51,7 +51,7 @@ summary { cursor: pointer; font-weight: 600; }
 .rule { stroke: var(--ink); stroke-dasharray: 5 4; }
 .tick { fill: var(--quiet); font-size: 12px; } .name { fill: var(--ink); font-size: 12.5px; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.band { stroke: var(--card); stroke-width: .8; } .hover { fill: transparent; }
+.spread { fill-opacity: .17; } .band { stroke: var(--card); stroke-width: .8; } .hover { fill: transparent; }
 .hover:hover { fill: var(--ink); fill-opacity: .09; }
 """
 _LIGHT_PAGE = "--page:#f6f7f9;--card:#fff;--ink:#1b1f24;--quiet:#5d6670;--line:#dfe3e8;"

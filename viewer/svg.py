@@ -28,11 +28,16 @@ _LOG_FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One named curve: a value per step of its chart, NaN where it has none; `colour` in [0, NUM_COLOURS]."""
+    """One named curve: a value per step of its chart, NaN where it has none; `colour` in [0, NUM_COLOURS].
+
+    `low` and `high`, if given, are the edges of a band around it, in line charts.
+    """
 
     name: str
     values: tuple[float, ...]
     colour: int
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +117,13 @@ def _mean(values: Sequence[float]) -> float:
 def line_chart(chart: Chart) -> str:
     """`chart` as lines, broken where a value is missing; a lone point is a dot."""
     steps, curves, _ = thin(chart.steps, [line.values for line in chart.lines])
+    edges = [thin(chart.steps, [line.low, line.high])[1] if line.low else [] for line in chart.lines]
     x = _step_axis(steps)
-    y, ticks = _value_axis(chart, [value for curve in curves for value in curve])
+    drawn = [*curves, *(curve for pair in edges for curve in pair)]
+    y, ticks = _value_axis(chart, [value for curve in drawn for value in curve])
     parts = [_frame(chart, x, y, ticks, steps)]
+    for line, pair in zip(chart.lines, edges, strict=True):
+        parts.extend(_spread_band(steps, pair[0], pair[1], line.colour, x, y) if pair else ())
     ends: list[float] = []
     for line, curve in zip(chart.lines, curves, strict=True):
         pixels = [
@@ -259,6 +268,19 @@ def _stroke(pixels: Sequence[tuple[float, float] | None], colour: int, markers: 
             dots.append(f'<circle class="fill{colour}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="3.2"/>')
     path = f'<path class="line stroke{colour}" d="{"".join(commands)}"/>' if commands else ""
     return path + "".join(dots)
+
+
+def _spread_band(
+    steps: Sequence[int], low: Sequence[float], high: Sequence[float], colour: int, x: Axis, y: Axis
+) -> list[str]:
+    """The area between two curves, a path per stretch in which both have a value."""
+    stacks = [(a, b) if math.isfinite(a) and math.isfinite(b) else () for a, b in zip(low, high, strict=True)]
+    parts = []
+    for run in _runs(stacks):
+        upper = [f"{x.at(steps[at]):.1f} {y.at(high[at]):.2f}" for at in run]
+        lower = [f"{x.at(steps[at]):.1f} {y.at(low[at]):.2f}" for at in reversed(run)]
+        parts.append(f'<path class="spread fill{colour}" d="M{"L".join(upper + lower)}Z"/>')
+    return parts
 
 
 def _band(edges: Sequence[tuple[float, float, float]], line: Line) -> str:

@@ -75,12 +75,15 @@ _COLUMNS = (
 
 
 class StepReporter:
-    """Prints a run of `num_steps` steps on `stream`; a terminal gets colours, anything else plain text."""
+    """Prints a run of `num_steps` steps on `stream`; a terminal gets colours, anything else plain text.
 
-    def __init__(self, num_steps: int, stream: TextIO) -> None:
+    `prefix` begins every line: which of several runs it is.
+    """
+
+    def __init__(self, num_steps: int, stream: TextIO, prefix: str = "") -> None:
         if num_steps < 0:
             raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
-        self._num_steps = num_steps
+        self._num_steps, self._prefix = num_steps, prefix
         self._stream = stream
         self._num_rows = 0
         self._is_terminal = stream.isatty()
@@ -118,16 +121,17 @@ class StepReporter:
             self._row(self._console, place, metrics)
 
     def _row(self, console: Console, place: str, metrics: Mapping[str, float]) -> None:
-        columns = _fitting(console.width - len(place) - 1)
+        columns = _fitting(console.width - len(self._prefix) - len(place) - 1)
         if (self._num_rows - 1) % _HEADER_EVERY == 0:
             headings = "".join(f"  {column.heading:>{column.width}}" for column in columns)
             self._line(f"{'step':>{len(place)}}{headings}", "bold underline")
-        row = Text().append(place, style="bold")
+        row = Text().append(self._encodable(self._prefix), style="dim").append(place, style="bold")
         for column in columns:
             row.append(self._encodable(f"  {column.show(metrics):>{column.width}}"), style=column.style)
         console.print(row, soft_wrap=True)
 
     def _line(self, text: str, style: str) -> None:
+        text = self._prefix + text
         if self._console is None:
             self._stream.write(self._encodable(text) + "\n")
             self._stream.flush()

@@ -174,7 +174,7 @@ def _path_of(descriptor: int) -> str:
 
 def _watch_sequences(watch: _Watch) -> None:
     """Wrap what begins and ends each sequence. Imported here: this is the weight of a driver."""
-    import cluster.train
+    import cluster.attempt
     from actors.buffer import BufferActor
     from actors.learner import LearnerRank
     from trainer.checkpoint import Checkpoints
@@ -208,8 +208,8 @@ def _watch_sequences(watch: _Watch) -> None:
 
         setattr(owner, method, call_async if inspect.iscoroutinefunction(really) else call)
 
-    inside(cluster.train, "claim_run", lambda given: "claim")
-    inside(cluster.train, "write_config", lambda given: "config")
+    inside(cluster.attempt, "claim_run", lambda given: "claim")
+    inside(cluster.attempt, "write_config", lambda given: "config")
     inside(BufferActor, "add", lambda given: f"journal@{given['batch'].column('submission_index')[0]}")
     inside(BufferActor, "commit", lambda given: f"commit@{given['step']}")
     inside(BufferActor, "rewind", lambda given: f"rewind@{given['step']}")

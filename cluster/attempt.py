@@ -1,0 +1,164 @@
+"""One attempt at a run: claim its folder, do the job with the company's actors, say why if it fails.
+
+Called by `cluster.train` for one run, and by `cluster.series` for several on the same actors.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.claim import Claim, claim_run, reading, source_digest, write_config
+from cluster.company import Company, Crew, Samplers
+from cluster.job import Order
+from cluster.spawn import ActorCallError
+from configs.schema import RunConfig
+from rollouts.events import append_event, describe_event
+from rollouts.files import write_bytes_atomic
+from rollouts.space import is_disk_full
+from trainer.checkpoint import Checkpoints
+from trainer.collect import collect
+from trainer.evaluate import Evaluator
+from trainer.loop import NonFiniteError, NoRewardError, Reports, Run
+from trainer.prompts import PromptOrder
+from trainer.proof import WeightSyncError
+from trainer.rollout import Producer
+
+_TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
+"""Reasons to stop that are told by their message alone."""
+
+
+class RunError(RuntimeError):
+    """A run that had started was stopped; the message says why and where its folder is."""
+
+
+@contextmanager
+def claimed(order: Order) -> Iterator[Claim]:
+    """The run's folder, this driver's for as long as the block lasts.
+
+    Raises:
+        ValueError: it cannot be claimed.
+        RunError: (instead of what the block raises) with the reason, which is kept in the folder too.
+    """
+    prompts = order.prompts
+    digest = source_digest(prompts.train, Path(order.config.model.path), prompts.demonstrations)
+    claim = claim_run(order.given, digest, order.job.describe())
+    try:
+        write_config(claim.run_dir, order.config)
+        yield claim
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not keep the reason from being told
+            write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
+            append_event(claim.run_dir, "stopped", reason=str(error))
+        where = claim.log_dir.relative_to(claim.run_dir)
+        raise RunError(f"{_told(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
+    finally:
+        claim.lock.release()
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and is_disk_full(error):
+        return f"the disk is full: {error}; what was finished before is whole: make room and run it again"
+    return str(error) if isinstance(error, _TOLD) else f"{type(error).__name__}: {error}"
+
+
+class Attempt:
+    """One attempt at a job. When it is done the company's actors stand: who made the company ends them."""
+
+    def __init__(self, order: Order, claim: Claim, company: Company) -> None:
+        self._order, self._claim, self._company = order, claim, company
+        self._config, self._reporter, self._job = order.config, order.reporter, order.job
+        self._run: Run | None = None
+        self._furthest = 0.0
+
+    def stop(self) -> bool:
+        """Ask the run to end soon; False if there is none to ask, and all may be dropped at once."""
+        if self._run is None:
+            return False
+        self._run.stop()
+        return True
+
+    async def work(self) -> bool:
+        """Do the job; False if it was asked to stop before its end."""
+        try:
+            if self._job.learns:
+                samples = self._job.rollouts_of is None
+                return await self._learn(
+                    await self._company.crew(self._order, self._claim, self._tell, samples)
+                )
+            return await self._sample(await self._company.samplers(self._order, self._claim, self._tell))
+        finally:
+            self._run = None
+            await self._company.rest()
+
+    async def _learn(self, crew: Crew) -> bool:
+        config, run_dir = self._config, self._claim.run_dir
+        self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=crew.num_parameters)
+        if self._job.rollouts_of is not None:
+            config = await self._adopt(crew, self._job.rollouts_of)
+        self._run = self._make_run(config, crew)
+        export = run_dir / "export" if config.checkpoint.export_last else None
+        finished = await self._run.train(self._order.prompts.train, str(export or ""))
+        if finished:
+            self._claim.note_finished(self._config.num_steps)
+            self._reporter.note(f"final model: {export}" if export else "finished")
+        return finished
+
+    async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
+        """Give the buffer another run's groups; the config with as many steps as they last."""
+        config = self._config
+        with reading(source):
+            num_groups = await crew.buffer.adopt(str(source.resolve()))
+        num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
+        if not num_steps:
+            raise ValueError(
+                f"{source}: must have the {config.rollout.groups_per_step} groups of a step, got {num_groups}"
+            )
+        self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
+        return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
+
+    def _make_run(self, config: RunConfig, crew: Crew) -> Run:
+        roles, reports, claim = crew.roles, self._reports(), self._claim
+        order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
+        producer = Producer(config, order, roles.generator, roles.judges, roles.buffer, reports.phase)
+        held_out = self._order.prompts.held_out
+        evaluator = Evaluator(config, held_out, roles.generator, roles.judges, claim.run_dir)
+        checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
+        on_policy = self._job.rollouts_of is None
+        shown = self._order.prompts.demonstrations
+        return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
+
+    async def _sample(self, samplers: Samplers) -> bool:
+        config, run_dir = self._config, self._claim.run_dir
+        self._reporter.header(run_dir=run_dir, model=config.model.path)
+        order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
+        producer = Producer(
+            config, order, samplers.generator, samplers.judges, samplers.buffer, self._reporter.phase
+        )
+        try:
+            await collect(config, producer, samplers.buffer, self._claim.attempt, self._reports())
+        finally:
+            await producer.close()
+        self._reporter.note(f"rollouts: {run_dir / 'journal'}")
+        return True
+
+    def _reports(self) -> Reports:
+        return Reports(
+            step=self._step, note=self._reporter.note, event=self._event, phase=self._reporter.phase
+        )
+
+    def _step(self, metrics: Mapping[str, float]) -> None:
+        if metrics["step"] > self._furthest:  # a step trained again is no progress
+            self._furthest = metrics["step"]
+            self._company.progress()
+        self._reporter.step(metrics)
+
+    def _tell(self, kind: str, actor: str, **fields: str | float) -> None:
+        self._event(kind, actor=actor, **fields)
+
+    def _event(self, kind: str, **fields: str | float) -> None:
+        append_event(self._claim.run_dir, kind, attempt=self._claim.attempt, **fields)
+        self._reporter.note(describe_event(kind, fields))

@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM end work in order, a second one ends the process at once. Called by `cluster.train`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Protocol
+
+from cluster.job import Reporter
+
+_STOP_LIMIT_S = 300.0
+"""For finishing a step that learns already, and for the checkpoint after it."""
+
+
+class Stoppable(Protocol):
+    """Work that may be asked to end."""
+
+    def stop(self) -> bool:
+        """Ask it to end soon; False if there is nothing to ask, and all may be dropped at once."""
+        ...
+
+    async def work(self) -> bool:
+        """Do it; False if it was asked to stop before its end."""
+        ...
+
+
+async def interruptible(stoppable: Stoppable, reporter: Reporter) -> int:
+    """Do the work; the exit code: 0, 130 (SIGINT) or 143 (SIGTERM)."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(stoppable.work())
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)
+        if stoppable.stop():
+            reporter.note("stopping: a step that learns is finished, else it is dropped; then a checkpoint")
+            loop.call_later(_STOP_LIMIT_S, task.cancel)
+        else:
+            reporter.note("stopping")
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+    return 128 + caught[0] if caught and not (task.done() and not task.cancelled() and task.result()) else 0

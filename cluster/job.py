@@ -1,0 +1,115 @@
+"""What a driver is asked to do, and what it needs before anything starts: the model's folder and the prompts.
+
+In: a config. Out: the same with a local model, and tokenized prompts. Called by `cluster.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from cluster.placement import Placement
+from configs.schema import RunConfig
+from trainer.demonstrations import demonstration_rows
+from trainer.prompts import TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+class Reporter(Protocol):
+    """Where a run tells what it does (`viewer.terminal.StepReporter`)."""
+
+    def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None: ...
+
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def phase(self, step: int, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be done: train; with `learns` false, only sample; with `rollouts_of`, only learn."""
+
+    learns: bool = True
+    rollouts_of: Path | None = None
+
+    def describe(self) -> str:
+        """The job in words that stay the same when it is gone on with."""
+        if self.rollouts_of is not None:
+            return f"train only, on the rollouts of {self.rollouts_of.resolve()}"
+        return "train" if self.learns else "rollouts only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Tokenized prompts to train on and to evaluate with, and demonstrations."""
+
+    train: Sequence[TokenPrompt]
+    held_out: Sequence[TokenPrompt]
+    demonstrations: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A run that has passed every check: `given` is its config as the user gave it, `config` has a local
+    model."""
+
+    given: RunConfig
+    config: RunConfig
+    prompts: Prompts
+    placement: Placement
+    reporter: Reporter
+    job: Job
+
+
+def local_model(config: RunConfig) -> RunConfig:
+    """The config with its model as an absolute folder: here, beside the packages, or a hub's local snapshot.
+
+    Raises:
+        ValueError: there is no such folder and no such model on the hub.
+    """
+    packages = Path(__file__).resolve().parent.parent
+    folders = [root / config.model.path for root in (Path.cwd(), packages)]
+    found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
+    if found is None and config.model.path.startswith(("/", ".", "~")):
+        raise ValueError(
+            f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: "
+            "there is no config.json in that folder"
+        )
+    if found is None:
+        try:
+            found = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
+            ) from error
+    return replace(config, model=replace(config.model, path=str(found)))
+
+
+def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:
+    """Tokenized training and evaluation prompts, and demonstrations; what is too long is counted and said.
+
+    Raises:
+        ValueError: dataset, demonstrations, tokenizer or chat template are not usable.
+    """
+    tokenizer = load_tokenizer(config.model)
+    limit = config.rollout.max_prompt_tokens
+    found: dict[str, list[TokenPrompt]] = {}
+    for name, entry in (("train", config.data.train), ("eval", config.data.eval)):
+        if name == "eval" and config.eval.every == 0:
+            found[name] = []
+            continue
+        found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, limit)
+        if too_long:
+            reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
+    demonstrations = demonstration_rows(config, tokenizer, reporter.note)
+    return Prompts(train=found["train"], held_out=found["eval"], demonstrations=demonstrations)

@@ -1,0 +1,144 @@
+"""Several runs in a row on the same actors: every one is checked first, then each is an ordinary run.
+
+In: configs, and whom to tell. Out: run directories; what fails is told and does not keep the others from
+running. Called by `lab.compare`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import ray
+
+from cluster.attempt import Attempt, RunError, claimed
+from cluster.claim import is_finished
+from cluster.company import Company
+from cluster.connect import connect, pick_device
+from cluster.interrupts import interruptible
+from cluster.job import Job, Order, Prompts, Reporter, load_prompts, local_model
+from cluster.placement import check, plan
+from cluster.train import check_startable
+from configs.schema import RunConfig
+
+
+class Listener(Protocol):
+    """Who hears of the runs, by their number in the series."""
+
+    def reporter(self, index: int) -> Reporter:
+        """Where this run tells what it does."""
+        ...
+
+    def begins(self, index: int) -> None:
+        """It is this run's turn."""
+        ...
+
+    def finished(self, index: int, run_dir: Path) -> None:
+        """It has made all its steps."""
+        ...
+
+    def failed(self, index: int, reason: str) -> None:
+        """It was stopped; the same call resumes it."""
+        ...
+
+
+def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Reporter) -> int:
+    """Run them all; the exit code: 0, or 130 or 143 when interrupted. A run that is finished is not repeated.
+
+    Raises:
+        ValueError: bad input, or a cluster too small; nothing was started.
+    """
+    if not configs:
+        return 0
+    local = [local_model(config) for config in configs]
+    known: dict[str, Prompts] = {}
+    prompts = []
+    for given, config in zip(configs, local, strict=True):
+        check_startable(given, config)
+        wanted = repr((config.data, config.model, config.rollout, config.eval.every == 0, _shown(config)))
+        if wanted not in known:
+            known[wanted] = load_prompts(config, reporter)
+        prompts.append(known[wanted])
+    clustered = any(config.cluster.spawn == "ray" for config in local)
+    if clustered:
+        connect()
+    try:
+        orders = []
+        for index, config in enumerate(local):
+            order = Order(
+                given=configs[index],
+                config=config,
+                prompts=prompts[index],
+                placement=plan(config, _device(config)),
+                reporter=listener.reporter(index),
+                job=Job(),
+            )
+            if config.cluster.spawn == "ray":
+                check(order.placement)
+            orders.append(order)
+        return asyncio.run(interruptible(_Series(orders, listener), reporter))
+    finally:
+        if clustered:
+            ray.shutdown()
+
+
+def _shown(config: RunConfig) -> object:
+    """What a run's demonstrations depend on, apart from model and rollout; None without any."""
+    return (config.name, config.sft) if "sft" in config.loss else None
+
+
+def _device(config: RunConfig) -> str:
+    if config.cluster.spawn == "ray":
+        return pick_device(config.cluster.device)
+    return "cuda" if config.cluster.device == "cuda" else "cpu"
+
+
+class _Series:
+    """The runs one after another; one company of actors goes from each to the next."""
+
+    def __init__(self, orders: Sequence[Order], listener: Listener) -> None:
+        self._orders, self._listener = orders, listener
+        self._company = Company()
+        self._attempt: Attempt | None = None
+        self._stopping = False
+
+    def stop(self) -> bool:
+        """Ask the run under way to end soon; False if there is none that could be asked."""
+        self._stopping = True
+        return self._attempt is not None and self._attempt.stop()
+
+    async def work(self) -> bool:
+        """Do all of them; False if it was asked to stop before the end."""
+        try:
+            for index, order in enumerate(self._orders):
+                if self._stopping:
+                    return False
+                self._listener.begins(index)
+                try:
+                    run_dir = await self._run(order)
+                    if run_dir is None:
+                        return False
+                    self._listener.finished(index, run_dir)
+                except (RunError, ValueError) as error:
+                    await self._company.close()  # whatever it has done to them, the next run has others
+                    self._listener.failed(index, str(error))
+            return True
+        finally:
+            await self._company.close()
+
+    async def _run(self, order: Order) -> Path | None:
+        """The run's folder once it is finished; None if it was stopped."""
+        if is_finished(order.given, order.job.describe()):
+            return (Path(order.config.runs_dir) / order.config.name).resolve()
+        with claimed(order) as claim:
+            self._attempt = Attempt(order, claim, self._company)
+            try:
+                finished = await self._attempt.work()
+            except BaseException:
+                await self._company.close()  # before another may claim the folder
+                raise
+            finally:
+                self._attempt = None
+        return claim.run_dir if finished else None

@@ -1,0 +1,134 @@
+"""The arms of a comparison: what differs between them, and what must not. In: files. Out: a config per run.
+
+An arm is a YAML file merged over the comparison's config and under the command line's overrides, which apply
+to all arms. The config itself is the arm `control`. Called by `lab.compare`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from configs.errors import COMMAND_LINE, ConfigError, Problem
+from configs.load import load_config, settings
+from configs.schema import RunConfig
+from configs.sources import Source, has_key, read_overrides
+
+CONTROL: Final = "control"
+_DEFAULTS: Final = Source(
+    "polyphony compare",
+    {
+        "checkpoint": {"every": 25, "keep": 1, "export_last": False},
+        "eval": {"every": 1_000_000},  # that is: before the first step and after the last
+    },
+)
+"""What a run of a comparison does unless CONFIG, the arm or the command line says else."""
+FIXED: Final[Mapping[str, str]] = {
+    "data": "all arms are trained and evaluated on the same prompts",
+    "eval": "all arms are evaluated alike",
+    "model": "all arms start from the same model",
+    "num_steps": "all arms make as many steps",
+    "rollout.max_tokens": "the evaluation samples under this limit, too",
+    "rollout.max_prompt_tokens": "it decides which prompts are evaluated",
+    "seed": "the seeds of a comparison are 0 to N - 1 (--seeds N)",
+    "name": "a run is named after its arm and seed",
+    "runs_dir": "the runs of a comparison are in --out",
+    "resume": "a comparison goes on with its runs",
+}
+"""What an arm must not change, and why."""
+_NOT_GIVEN: Final = ("seed", "name", "runs_dir", "resume")
+"""Of those, what the command line must not set either."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One arm: its name, its file ("" for control), one config per seed, and the keys in which it differs."""
+
+    name: str
+    file: str
+    configs: tuple[RunConfig, ...]
+    changes: Mapping[str, tuple[object, object]]
+    """key -> (control's value, the arm's); None stands for a key that is not there."""
+
+
+def load_arms(
+    config: str, files: Sequence[str], overrides: Sequence[str], num_seeds: int, folder: Path
+) -> tuple[Arm, ...]:
+    """Control and an arm per file, each with the configs of its runs in `folder`/runs.
+
+    Raises:
+        ConfigError: a file or an override cannot be used, or an arm changes what must be the same.
+        ValueError: there are no seeds, no arms, or two of one name.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"--seeds must be 1 or more, got {num_seeds}")
+    names = [CONTROL, *(_arm_name(file) for file in files)]
+    if len(names) == 1:
+        raise ValueError("--arms must name at least one file: CONFIG itself is the arm control")
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ValueError(f"--arms must be files of different names, and none {CONTROL}.yaml, got {double}")
+    given = read_overrides(overrides)
+    _refuse([key for key in _NOT_GIVEN if has_key(given.tree, key)], COMMAND_LINE, given.tree)
+    arms: list[Arm] = []
+    for name, file in zip(names, ["", *files], strict=True):
+        configs = tuple(
+            _load(config, file, [*overrides, f"seed={seed}"], f"{name}-seed{seed}", folder)
+            for seed in range(num_seeds)
+        )
+        control = settings(arms[0].configs[0] if arms else configs[0])
+        changes = _changes(control, settings(configs[0]))
+        if arms:
+            _check_changes(file, changes)
+        arms.append(Arm(name=name, file=file, configs=configs, changes=changes))
+    if arms[0].configs[0].eval.every == 0:
+        raise ValueError("eval.every must be above 0: without held-out prompts there is nothing to compare")
+    return tuple(arms)
+
+
+def _arm_name(file: str) -> str:
+    path = Path(file)
+    if not path.is_file():
+        rule = "must be a YAML file"
+        raise ConfigError([Problem(source=COMMAND_LINE, key="--arms", value=file, rule=rule)])
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
+        rule = "must have a name of letters, digits, - and _: the arm is called after it"
+        raise ConfigError([Problem(source=COMMAND_LINE, key="--arms", value=file, rule=rule)])
+    return path.stem
+
+
+def _load(config: str, file: str, overrides: Sequence[str], name: str, folder: Path) -> RunConfig:
+    loaded = load_config(config, overrides, [Path(file)] if file else [], [_DEFAULTS])
+    return replace(loaded, name=name, runs_dir=str(folder / "runs"), resume="auto")
+
+
+def _changes(control: Mapping[str, object], arm: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    keys = sorted(control.keys() | arm.keys())
+    found = {key: (control.get(key), arm.get(key)) for key in keys}
+    return {key: pair for key, pair in found.items() if pair[0] != pair[1] and key != "name"}
+
+
+def _check_changes(file: str, changes: Mapping[str, tuple[object, object]]) -> None:
+    if not changes:
+        raise ValueError(
+            f"{file}: must change something, got the same settings as control "
+            "(an override on the command line applies to all arms, and hides what the file says)"
+        )
+    _refuse([key for key in changes if _reason(key)], file, {key: pair[1] for key, pair in changes.items()})
+
+
+def _refuse(keys: Sequence[str], source: str, values: Mapping[str, object]) -> None:
+    problems = [
+        Problem(source=source, key=key, value=values.get(key), rule=f"must not differ: {_reason(key)}")
+        for key in keys
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _reason(key: str) -> str:
+    """Why an arm must not change this key; "" if it may."""
+    return next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), "")

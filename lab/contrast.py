@@ -1,0 +1,205 @@
+"""The table of a comparison: each metric of each arm, and its difference to control, with intervals.
+
+In: the results of finished runs. Out: `Row`s of numbers. Arms are compared over the seeds that both have; the
+evaluation of a seed has the same prompts and sampling seeds in every arm. Called by `lab.compare_page`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.arms import CONTROL
+from lab.bootstrap import (
+    Fold,
+    Interval,
+    by_seed,
+    entropy,
+    interval_of,
+    largest_share,
+    paired_interval,
+    ratio,
+    seed_interval,
+    t_interval,
+)
+from lab.results import PromptResult, RunResult
+
+Columns = Callable[[PromptResult], tuple[float, float]]
+"""A prompt's two numbers to be added up over prompts and divided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A quantity of the table: of the evaluation a ratio of `columns` or a fold of counts by `labels`, or the
+    mean of a `curve` over a run's last steps.
+    """
+
+    name: str
+    unit: str = ""
+    columns: Columns | None = None
+    fold: Fold = ratio
+    labels: Callable[[PromptResult], Mapping[str, int]] | None = None
+    curve: str = ""
+    percent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One metric of one arm. What does not exist is NaN or None; the differences are to control."""
+
+    metric: Metric
+    arm: str
+    seeds: tuple[int, ...]
+    value: float
+    interval: Interval | None
+    shared_seeds: tuple[int, ...] = ()
+    difference: float = math.nan
+    bootstrap: Interval | None = None
+    t: Interval | None = None
+
+
+def metrics_of(pass_at: Sequence[int]) -> tuple[Metric, ...]:
+    """The metrics of the table, in order."""
+    passes = tuple(
+        Metric(name=f"pass@{k}", columns=lambda each, k=k: (each.pass_at(k), 1.0), percent=True)  # type: ignore[misc]
+        for k in sorted({1, *pass_at})
+    )
+    return (
+        Metric(name="reward", columns=lambda each: (each.reward_sum, each.num_rewarded)),
+        *passes,
+        Metric(name="token entropy", unit="nats per token", curve="token entropy"),
+        Metric(
+            name="answer entropy",
+            unit="nats per prompt",
+            columns=lambda each: (each.answer_entropy or 0.0, float(each.answer_entropy is not None)),
+        ),
+        Metric(name="format entropy", unit="nats", fold=entropy, labels=lambda each: each.formats),
+        Metric(name="strategy entropy", unit="nats", fold=entropy, labels=lambda each: each.strategies),
+        Metric(
+            name="leading format share", fold=largest_share, labels=lambda each: each.formats, percent=True
+        ),
+        Metric(name="KL to base", unit="nats per token", curve="KL to base"),
+    )
+
+
+def contrast(
+    results: Sequence[RunResult],
+    arms: Sequence[str],
+    pass_at: Sequence[int],
+    other_rewards: Sequence[str] = (),
+) -> tuple[Row, ...]:
+    """A row per metric and arm that has results. The reward of `other_rewards` arms is another quantity than
+    control's, so that they have no difference in it.
+
+    Raises:
+        ValueError: the results are not of the same prompts.
+    """
+    check_paired(results)
+    known = {(each.arm, each.seed): each for each in results}
+    rows = []
+    for metric in metrics_of(pass_at):
+        labels = _labels(metric, results)
+        for arm in arms:
+            seeds = tuple(sorted(seed for name, seed in known if name == arm))
+            if seeds:
+                mine = {seed: known[arm, seed] for seed in seeds}
+                control = {seed: known[CONTROL, seed] for seed in seeds if (CONTROL, seed) in known}
+                paired = arm != CONTROL and not (metric.name == "reward" and arm in other_rewards)
+                rows.append(_row(metric, arm, mine, control if paired else {}, labels))
+    return tuple(rows)
+
+
+def check_paired(results: Sequence[RunResult]) -> None:
+    """Raise ValueError unless all results are of the same data, model and held-out prompts."""
+    for one in results[1:]:
+        first = results[0]
+        here, there = f"{one.arm} seed {one.seed}", f"{first.arm} seed {first.seed}"
+        if one.source_sha256 != first.source_sha256:
+            raise ValueError(
+                f"results must be of one set of training prompts and one model, got others in {here} than in "
+                f"{there}: data or model files have changed meanwhile; choose another --out"
+            )
+        if [each.prompt_id for each in one.prompts] != [each.prompt_id for each in first.prompts]:
+            raise ValueError(
+                f"results must be evaluated on the same prompts, got others in {here} than in {there}: "
+                "choose another --out"
+            )
+
+
+def _labels(metric: Metric, results: Sequence[RunResult]) -> list[str]:
+    if metric.labels is None:
+        return []
+    return sorted({label for one in results for each in one.prompts for label in metric.labels(each)})
+
+
+def _row(
+    metric: Metric,
+    arm: str,
+    mine: Mapping[int, RunResult],
+    control: Mapping[int, RunResult],
+    labels: Sequence[str],
+) -> Row:
+    seeds, shared = tuple(mine), tuple(control)
+    if metric.curve:
+        return _seed_row(metric, arm, mine, control)
+    own = _table(metric, list(mine.values()), labels)
+    value = float(by_seed(own, metric.fold).mean())
+    interval = interval_of(own, metric.fold) if math.isfinite(value) else None
+    row = Row(metric=metric, arm=arm, seeds=seeds, value=value, interval=interval)
+    if not shared:
+        return row
+    paired = _table(metric, [mine[seed] for seed in shared], labels)
+    base = _table(metric, list(control.values()), labels)
+    differences = by_seed(paired, metric.fold) - by_seed(base, metric.fold)
+    if not np.isfinite(differences).all():
+        return row
+    return Row(
+        metric=metric,
+        arm=arm,
+        seeds=seeds,
+        value=value,
+        interval=interval,
+        shared_seeds=shared,
+        difference=float(differences.mean()),
+        bootstrap=paired_interval(paired, base, metric.fold),
+        t=t_interval(differences.tolist()),
+    )
+
+
+def _seed_row(
+    metric: Metric, arm: str, mine: Mapping[int, RunResult], control: Mapping[int, RunResult]
+) -> Row:
+    """A metric that exists once per run: only seeds can be resampled."""
+    values = [one.last.get(metric.curve, math.nan) for one in mine.values()]
+    known = bool(np.isfinite(values).all())
+    differences = [mine[seed].last[metric.curve] - one.last[metric.curve] for seed, one in control.items()]
+    compared = bool(differences) and bool(np.isfinite(differences).all())
+    return Row(
+        metric=metric,
+        arm=arm,
+        seeds=tuple(mine),
+        value=float(np.mean(values)),
+        interval=seed_interval(values) if known else None,
+        shared_seeds=tuple(control) if compared else (),
+        difference=float(np.mean(differences)) if compared else math.nan,
+        bootstrap=seed_interval(differences) if compared else None,
+        t=t_interval(differences) if compared else None,
+    )
+
+
+def _table(metric: Metric, results: Sequence[RunResult], labels: Sequence[str]) -> np.ndarray:
+    """X [S, P, C] of `lab.bootstrap`; without labels of a counted metric one column of zeros, so NaN."""
+    if metric.labels is not None:
+        counted = metric.labels
+        cells = [
+            [[float(counted(each).get(label, 0)) for label in labels] or [0.0] for each in one.prompts]
+            for one in results
+        ]
+    else:
+        assert metric.columns is not None, "a metric has a curve, labels or columns"
+        columns = metric.columns
+        cells = [[list(columns(each)) for each in one.prompts] for one in results]
+    return np.array(cells, np.float64)

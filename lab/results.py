@@ -1,0 +1,243 @@
+"""What is kept of a finished run of a comparison: one small JSON per arm and seed.
+
+In: a run directory. Out: `results/<arm>_seed<k>.json`, written at once or not at all, with curves of the main
+metrics, their means over the last steps, and the last evaluation prompt by prompt: enough to draw the whole
+comparison again without the runs. Called by `lab.compare`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from cluster.claim import RUN_FILE
+from configs.load import config_hash
+from configs.schema import RunConfig
+from rollouts.files import make_dir_synced, write_json_atomic
+from rollouts.store import committed_evals, read_eval
+from trainer.evaluate import pass_at_k
+from trainer.metrics import entropy_of
+from viewer.run_data import read_run
+
+FORMAT: Final = 1
+CURVES: Final = {
+    "reward": "reward/mean",
+    "token entropy": "entropy/token_mean_t1",
+    "format entropy": "entropy/format",
+    "KL to base": "kl/k3_policy_vs_base",
+}
+"""Name -> the metric of a step that is kept under it; `LEADING` is made of all shares."""
+LEADING: Final = "leading share"
+_SHARE: Final = "format/share/"
+_LAST_SHARE: Final = 0.1
+_LAST_AT_LEAST: Final = 5
+_DIGITS: Final = 6
+_COLUMNS = ("submission_index", "prompt_id", "reward", "answer", "answer_ok", "format_tag", "tags")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptResult:
+    """One prompt's samples in the last evaluation. `formats` and `strategies` count samples by tag."""
+
+    prompt_id: str
+    num_samples: int
+    num_correct: int
+    num_rewarded: int
+    reward_sum: float
+    formats: Mapping[str, int]
+    strategies: Mapping[str, int]
+    answer_entropy: float | None
+    """In nats; None where no scorer told answers."""
+
+    def pass_at(self, k: int) -> float:
+        """pass@k of these samples."""
+        return pass_at_k(self.num_samples, self.num_correct, k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A finished run: `curves` go by `steps` (NaN where a step has no value), `last` are their last means."""
+
+    arm: str
+    seed: int
+    config_hash: str
+    num_steps: int
+    source_sha256: str
+    steps: tuple[int, ...]
+    curves: Mapping[str, tuple[float, ...]]
+    last: Mapping[str, float]
+    num_last: int
+    wall_s: float
+    prompts: tuple[PromptResult, ...]
+
+
+def result_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where the result of an arm's seed is kept."""
+    return folder / "results" / f"{arm}_seed{seed}.json"
+
+
+def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResult:
+    """The result of a finished run of `config`.
+
+    Raises:
+        ValueError: it has no metrics, or no evaluation after its last step.
+    """
+    run = read_run(run_dir)
+    if config.num_steps not in committed_evals(run_dir):
+        raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, found none")
+    curves = {name: run.curve(metric) for name, metric in CURVES.items()}
+    shares = [curve for metric, curve in run.curves.items() if metric.startswith(_SHARE)]
+    curves[LEADING] = tuple(_largest(column) for column in zip(*shares, strict=True)) or run.curve(LEADING)
+    num_last = min(len(run.steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(run.steps))))
+    known = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    return RunResult(
+        arm=arm,
+        seed=config.seed,
+        config_hash=config_hash(config),
+        num_steps=config.num_steps,
+        source_sha256=str(known["source_sha256"]),
+        steps=run.steps,
+        curves={name: tuple(_rounded(value) for value in curve) for name, curve in curves.items()},
+        last={name: _rounded(_mean(curve[-num_last:])) for name, curve in curves.items()},
+        num_last=num_last,
+        wall_s=round(wall_s, 2),
+        prompts=prompt_results(read_eval(run_dir, config.num_steps, list(_COLUMNS))),
+    )
+
+
+def prompt_results(rows: pa.Table) -> tuple[PromptResult, ...]:
+    """An evaluation's rows prompt by prompt, in the order of the prompts."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        groups.setdefault(row["submission_index"], []).append(row)
+    return tuple(_prompt_result(groups[index]) for index in sorted(groups))
+
+
+def _prompt_result(rows: Sequence[Mapping[str, Any]]) -> PromptResult:
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    answers = [row["answer"] for row in rows]
+    # As `trainer.evaluate` judges: by the answer where a scorer told, else by the reward.
+    right = [
+        row["answer_ok"] if row["answer_ok"] is not None else (row["reward"] or 0.0) >= 1.0 for row in rows
+    ]
+    formats = [row["format_tag"] for row in rows]
+    strategies = [dict(row["tags"]).get("strategy") for row in rows]
+    told = any(answer is not None for answer in answers)
+    return PromptResult(
+        prompt_id=rows[0]["prompt_id"],
+        num_samples=len(rows),
+        num_correct=sum(right),
+        num_rewarded=len(rewards),
+        reward_sum=_rounded(math.fsum(rewards)),
+        formats=_counts(formats),
+        strategies=_counts(strategies),
+        answer_entropy=_rounded(entropy_of(answers)) if told else None,
+    )
+
+
+def _counts(tags: Sequence[str | None]) -> dict[str, int]:
+    """Samples by tag, what has none as "untagged"; nothing if no sample has any."""
+    return dict(sorted(Counter(tag or "untagged" for tag in tags).items())) if any(tags) else {}
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+# -- on disk -------------------------------------------------------------------------------------------------
+
+
+def write_result(path: Path, result: RunResult) -> None:
+    """Keep it, atomically; values that are not finite become null."""
+    make_dir_synced(path.parent)
+    record = {
+        "format": FORMAT,
+        "arm": result.arm,
+        "seed": result.seed,
+        "config_hash": result.config_hash,
+        "num_steps": result.num_steps,
+        "source_sha256": result.source_sha256,
+        "wall_s": result.wall_s,
+        "num_last": result.num_last,
+        "last": {name: _or_null(value) for name, value in result.last.items()},
+        "steps": list(result.steps),
+        "curves": {name: [_or_null(value) for value in curve] for name, curve in result.curves.items()},
+        "prompts": [
+            [
+                *(each.prompt_id, each.num_samples, each.num_correct, each.num_rewarded, each.reward_sum),
+                *(dict(each.formats), dict(each.strategies), each.answer_entropy),
+            ]
+            for each in result.prompts
+        ],
+    }
+    write_json_atomic(path, json.loads(json.dumps(record)))
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read_result(path: Path) -> RunResult:
+    """A result as it was kept.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format must be {FORMAT}, got {found['format']!r}")
+        return RunResult(
+            arm=str(found["arm"]),
+            seed=int(found["seed"]),
+            config_hash=str(found["config_hash"]),
+            num_steps=int(found["num_steps"]),
+            source_sha256=str(found["source_sha256"]),
+            steps=tuple(int(step) for step in found["steps"]),
+            curves={
+                str(name): tuple(_or_nan(value) for value in curve) for name, curve in found["curves"].items()
+            },
+            last={str(name): _or_nan(value) for name, value in found["last"].items()},
+            num_last=int(found["num_last"]),
+            wall_s=float(found["wall_s"]),
+            prompts=tuple(_read_prompt(each) for each in found["prompts"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: must be the result of a run, found it damaged ({error!r}): delete it, and the same "
+            "command makes it again from the run's folder"
+        ) from error
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _read_prompt(fields: Sequence[Any]) -> PromptResult:
+    prompt_id, num_samples, num_correct, num_rewarded, reward_sum, formats, strategies, answers = fields
+    return PromptResult(
+        prompt_id=str(prompt_id),
+        num_samples=int(num_samples),
+        num_correct=int(num_correct),
+        num_rewarded=int(num_rewarded),
+        reward_sum=float(reward_sum),
+        formats={str(tag): int(count) for tag, count in formats.items()},
+        strategies={str(tag): int(count) for tag, count in strategies.items()},
+        answer_entropy=None if answers is None else float(answers),
+    )

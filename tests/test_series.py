@@ -1,0 +1,178 @@
+"""Runs in a row without engines: order, failures, interruptions, and when actors are kept or replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import cluster.company
+import cluster.series
+from cluster.attempt import RunError
+from cluster.claim import Claim
+from cluster.company import Company
+from cluster.job import Job, Order, Prompts
+from cluster.placement import plan
+from cluster.supervise import Tell
+from configs.load import load_config
+from configs.schema import RunConfig
+from rollouts.lock import RunLock
+from tests.test_live_crew import Told
+from trainer.roles import LearnerLostError
+
+
+def _order(folder: Path, name: str, *overrides: str) -> Order:
+    config = load_config("debug", [f"name={name}", f"runs_dir={folder}", "cluster.spawn=local", *overrides])
+    return Order(
+        given=config,
+        config=config,
+        prompts=Prompts(train=[], held_out=[]),
+        placement=plan(config, "cpu"),
+        reporter=Told(),
+        job=Job(),
+    )
+
+
+def _claim(order: Order) -> Claim:
+    run_dir = Path(order.config.runs_dir) / order.config.name
+    return Claim(run_dir=run_dir, attempt=1, lock=RunLock(run_dir / "lock", "test"), experiment_hash="")
+
+
+@dataclass
+class _Work:
+    """Stands in for `Attempt`: what each run does when it is its turn, and what was called."""
+
+    acts: dict[str, Callable[[], bool]]
+    calls: list[str] = field(default_factory=list)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        work = self
+
+        class Attempt:
+            def __init__(self, order: Order, claim: Claim, company: object) -> None:
+                self._name = order.config.name
+
+            def stop(self) -> bool:
+                work.calls.append(f"stop {self._name}")
+                return True
+
+            async def work(self) -> bool:
+                work.calls.append(self._name)
+                return work.acts.get(self._name, lambda: True)()
+
+        class Actors:
+            async def close(self) -> None:
+                work.calls.append("close")
+
+        @contextmanager
+        def claimed(order: Order) -> Iterator[Claim]:
+            yield _claim(order)
+
+        monkeypatch.setattr(cluster.series, "Attempt", Attempt)
+        monkeypatch.setattr(cluster.series, "Company", Actors)
+        monkeypatch.setattr(cluster.series, "claimed", claimed)
+
+
+def test_a_failure_ends_its_actors_and_not_the_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three runs the second fails: its actors are ended before its folder is given back, the third has
+    others; both are told by their numbers."""
+
+    def fail() -> bool:
+        raise RunError("it went wrong")
+
+    work, told = _Work({"b": fail}), Told()
+    work.install(monkeypatch)
+    series = cluster.series._Series([_order(tmp_path, name) for name in "abc"], told)
+    assert asyncio.run(series.work())
+    assert work.calls == ["a", "b", "close", "close", "c", "close"]
+    assert [path.name for path in told.folders] == ["a", "c"] and told.failures == ["it went wrong"]
+
+
+def test_a_series_that_is_stopped_begins_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked in the first run, which still reaches its end: it counts, the second does not begin. Asked in a
+    run that ends before its last step: it is neither finished nor failed. Between runs none can be."""
+    work, told = _Work({"a": lambda: series.stop()}), Told()
+    work.install(monkeypatch)
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    assert not series.stop() and not asyncio.run(series.work()) and work.calls == ["close"]
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    work.calls.clear()
+    assert not asyncio.run(series.work())
+    assert work.calls == ["a", "stop a", "close"] and [path.name for path in told.folders] == ["a"]
+    work.acts["a"], told = (lambda: False), Told()
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    assert not asyncio.run(series.work())
+    assert (told.folders, told.failures, told.notes) == ([], [], ["run 0"])
+
+
+class _Crew(Company):
+    """A company whose actors are numbers of starts; `lost` ranks do not come back from the run before."""
+
+    def __init__(self, lost: bool = False) -> None:
+        super().__init__()
+        self.starts, self.closes, self._lost = 0, 0, lost
+
+    async def _start(self, site: object, run_dir: Path, samples: bool) -> tuple[object, int]:  # type: ignore[override]
+        self.starts += 1
+        self._actors = _FakeActors()  # type: ignore[assignment]
+        return self._actors, 7
+
+    async def _fitted(self, *given: object) -> object:  # type: ignore[override]
+        return self._actors
+
+    async def _reset(self, actors: object, config: RunConfig) -> int:  # type: ignore[override]
+        if self._lost:
+            raise LearnerLostError("rank 0 has died")
+        return 7
+
+    async def close(self) -> None:
+        self.closes += self._actors is not None
+        self._actors = None
+        await super().close()
+
+
+@dataclass
+class _FakeActors:
+    engines: tuple[str, ...] = ("one",)
+    benches: dict[str, object] = field(default_factory=dict)
+    generator: object = None
+    learner: object = None
+    buffer: object = None
+    log_dir: Path = Path("where")
+
+
+def _tell(kind: str, actor: str, **fields: str | float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("override", "lost", "starts", "said"),
+    [
+        ("kl.coef=0.1", False, 1, "the actors of the run before go on; their logs are in where"),
+        ("learner.eps=1e-6", False, 2, "other actors are needed: learner.eps differ from the run before"),
+        ("kl.coef=0.1", True, 2, "other actors are needed: rank 0 has died"),
+    ],
+)
+def test_actors_are_kept_where_they_fit_and_live(
+    override: str, lost: bool, starts: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run of two: on the first one's actors, or on others when those are ended; that is said."""
+    monkeypatch.setattr(cluster.company, "judges_of", lambda config, benches: None)
+    company, tell = _Crew(lost), _tell
+    first, second = _order(tmp_path, "a"), _order(tmp_path, "b", override)
+
+    async def both(tell: Tell) -> None:
+        await company.crew(first, _claim(first), tell, True)
+        crew = await company.crew(second, _claim(second), tell, True)
+        assert crew.num_parameters == 7
+
+    asyncio.run(both(tell))
+    assert (company.starts, company.closes) == (starts, starts - 1)
+    assert isinstance(second.reporter, Told) and said in second.reporter.notes, second.reporter.notes
