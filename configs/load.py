@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import cast, get_origin, get_type_hints
+from typing import Final, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -60,6 +60,8 @@ NOT_HASHED = (
 )
 """Keys and sections of which another value is the same experiment: longer, kept or placed elsewhere, with
 other limits."""
+DEFAULTS_VERSION: Final = 1
+"""Raised when a default is changed: what was made with the old one is another experiment."""
 
 
 def load_config(
@@ -117,8 +119,17 @@ def _leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, obje
 
 
 def config_hash(config: RunConfig) -> str:
-    """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it."""
-    content = experiment(config)
+    """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it.
+
+    What has its default is left out, so that a version with a new key goes on with the runs of the last.
+    """
+    usual, leaves = experiment(RunConfig()), {key for key, _ in _schema(RunConfig)}
+    content: dict[str, object] = {
+        key: value
+        for key, value in experiment(config).items()
+        if key not in leaves or key not in usual or usual[key] != value
+    }
+    content["defaults"] = DEFAULTS_VERSION
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

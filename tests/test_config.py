@@ -1,12 +1,14 @@
 """Configs: presets, merging, entries with a kind, errors that name their source, secrets, any override."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import load
 from configs.entries import OwnOptions, loss_options, plain_options, scorer_options
 from configs.kinds.advantages import GrpoOptions
 from configs.kinds.datasets import FileOptions
@@ -342,6 +344,26 @@ def test_secrets_are_masked_by_name_and_by_value(monkeypatch: pytest.MonkeyPatch
     assert "sk-12345" not in problem("debug", "api_key=sk-12345", "learner.api_key={a: sk-12345}")
     assert "sk-12345" not in problem("debug", "api_key=[sk-12345")
     assert "correct-horse" not in problem("debug", "learner.lr=${oc.env:JUDGE_API_KEY}")
+
+
+def test_a_key_at_its_default_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a version with a new key knows the runs of the one before; another value is another experiment."""
+    plain, moved = load_config("debug", []), load_config("debug", ["entropy.coef=0.1"])
+    hashes = config_hash(plain), config_hash(moved)
+    known = load.settings
+
+    def with_new_key(config: RunConfig) -> dict[str, object]:
+        return {key: value for key, value in known(config).items() if key != "entropy.coef"}
+
+    monkeypatch.setattr(load, "settings", with_new_key)  # a version that has no entropy.coef yet
+    assert config_hash(plain) == hashes[0] == config_hash(moved) != hashes[1]
+
+
+def test_an_entry_that_is_taken_away_changes_the_hash() -> None:
+    """A mapping's entries are hashed all: an empty one differs from the default."""
+    both = load_config("debug", ["loss.sft={kind: nll}", "sft.share=0.1"])
+    assert len({config_hash(load_config("debug", [])), config_hash(both)}) == 2
+    assert config_hash(replace(both, loss={"sft": both.loss["sft"]})) != config_hash(both)
 
 
 def test_the_hash_changes_with_the_experiment_only() -> None:
