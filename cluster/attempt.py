@@ -147,7 +147,11 @@ class Attempt:
 
     def _reports(self) -> Reports:
         return Reports(
-            step=self._step, note=self._reporter.note, event=self._event, phase=self._reporter.phase
+            step=self._step,
+            note=self._reporter.note,
+            event=self._event,
+            record=self._record,
+            phase=self._reporter.phase,
         )
 
     def _step(self, metrics: Mapping[str, float]) -> None:
@@ -159,6 +163,9 @@ class Attempt:
     def _tell(self, kind: str, actor: str, **fields: str | float) -> None:
         self._event(kind, actor=actor, **fields)
 
-    def _event(self, kind: str, **fields: str | float) -> None:
+    def _record(self, kind: str, **fields: str | float) -> None:
         append_event(self._claim.run_dir, kind, attempt=self._claim.attempt, **fields)
+
+    def _event(self, kind: str, **fields: str | float) -> None:
+        self._record(kind, **fields)
         self._reporter.note(describe_event(kind, fields))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -226,15 +226,59 @@ def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Ki
     return _parsed(entry, section, KindOnly)[1:]
 
 
-def moved_setting(entry: Mapping[str, object]) -> str:
-    """The dotted key that an entry under `controllers` moves."""
-    return str(entry.get("setting", "entropy.coef" if entry["kind"] == "adaptive_entropy" else ""))
+class ControllerOptions(Protocol):
+    """What the options of every controller kind can say; see `configs.kinds.controllers`."""
+
+    def moves(self) -> Mapping[str, tuple[float, float]]: ...
+
+    def watches(self) -> Mapping[str, str]: ...
+
+    def problem(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnController:
+    """A user's own controller says what it moves in `options: {settings: {<key>: [<low>, <high>]}}`."""
+
+    options: Mapping[str, Any]
+
+    def problem(self) -> str:
+        found = self.options.get("settings")
+        wanted = isinstance(found, Mapping) and all(
+            isinstance(bounds, list | tuple)
+            and len(bounds) == 2
+            and all(isinstance(bound, int | float) for bound in bounds)
+            for bounds in found.values()
+        )
+        return "" if wanted and found else "options.settings: must say what it moves, as {key: [low, high]}"
+
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        if self.problem():
+            return {}
+        return {str(key): (float(low), float(high)) for key, (low, high) in self.options["settings"].items()}
+
+    def watches(self) -> Mapping[str, str]:
+        return {}
+
+
+def controller_options(entry: Mapping[str, object]) -> ControllerOptions:
+    """What an entry under `controllers` says of itself; raises like `scorer_options`."""
+    options, _ = plain_options(entry, "controllers")
+    return (
+        _OwnController(options.options)
+        if isinstance(options, OwnOptions)
+        else cast(ControllerOptions, options)
+    )
+
+
+def moved_settings(config: RunConfig) -> set[str]:
+    """Dotted keys of everything that some controller moves."""
+    return {key for entry in config.controllers.values() for key in controller_options(entry).moves()}
 
 
 def is_anchored(config: RunConfig, section: str) -> bool:
     """Whether `kl` or `kl_base` (the section) acts, or may do so by a controller's hand."""
-    moved = {moved_setting(entry) for entry in config.controllers.values()}
-    return getattr(config, section).coef > 0 or f"{section}.coef" in moved
+    return getattr(config, section).coef > 0 or f"{section}.coef" in moved_settings(config)
 
 
 def _parsed(entry: Mapping[str, object], section: str, common: type[CommonT]) -> tuple[CommonT, object, Kind]:

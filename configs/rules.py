@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 
-from configs.entries import complete, entry_keys, is_anchored, moved_setting, scorer_options
+from configs.entries import (
+    complete,
+    controller_options,
+    entry_keys,
+    is_anchored,
+    moved_settings,
+    scorer_options,
+)
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
@@ -116,6 +123,7 @@ ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_lo
 ENTRY_SHARE = frozenset({"probability", "error_rate"})
 MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
 """Sections' keys that a controller may move."""
+_BOUNDS = ("low", "high", "value", "otherwise")
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
 
@@ -232,7 +240,7 @@ def _sft(config: RunConfig) -> Iterator[Broken]:
     """Demonstrations need a loss that can train them, and the loss needs demonstrations."""
     share, loss = config.sft.share, config.loss.get("sft")
     num_rows = config.rollout.groups_per_step * config.rollout.group_size
-    moved = any(moved_setting(entry) == "sft.share" for entry in config.controllers.values())
+    moved = "sft.share" in moved_settings(config)
     if (share > 0 or moved) and loss is None:
         yield "sft.share", "must have a loss to train with: loss.sft"
     if share == 0 and not moved and loss is not None:
@@ -251,21 +259,31 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
     """A controller may move a number of the objective or sft.share, within bounds that hold its start."""
     taken: dict[str, str] = {}
     for name, entry in config.controllers.items():
-        setting = moved_setting(entry)
-        key = f"controllers.{name}" + (".setting" if "setting" in entry else "")
-        if not _is_movable(config, setting):
-            yield key, f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>"
-        for bound in ("low", "high", "value", "otherwise"):
-            if setting == "sft.share" and not 0 <= _number(entry.get(bound, 0.0)) <= 1:
-                yield f"controllers.{name}.{bound}", "must be between 0 and 1, as it is a share"
+        key, options = f"controllers.{name}", controller_options(entry)
+        if problem := options.problem():
+            option, _, rule = problem.partition(": ")
+            yield f"{key}.{option}", rule
+        where = f"{key}.setting" if "setting" in entry else key
+        for setting, bounds in options.moves().items():
+            told = "" if "setting" in entry else f", got {setting!r}"
+            if not _is_movable(config, setting):
+                yield (
+                    where,
+                    f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>{told}",
+                )
+            if setting == "sft.share" and not all(0 <= bound <= 1 for bound in bounds):
+                options_at = [option for option in _BOUNDS if not 0 <= _number(entry.get(option, 0.0)) <= 1]
+                for at in options_at or [""]:
+                    rule = f"must be between 0 and 1, as it is a share{told}"
+                    yield f"{key}.{at}".removesuffix("."), rule
+            if setting in taken:
+                yield where, f"must move another setting than controllers.{taken[setting]}{told}"
+            taken[setting] = name
         if "otherwise" in entry and entry["value"] == entry["otherwise"]:
-            yield f"controllers.{name}.value", "must be another value than otherwise"
-        if setting in taken:
-            yield key, f"must move another setting than controllers.{taken[setting]}"
-        taken[setting] = name
+            yield f"{key}.value", "must be another value than otherwise"
         low, high, initial = (_number(entry.get(bound, 0.0)) for bound in ("low", "high", "initial"))
         if not low <= initial <= high:
-            yield f"controllers.{name}.initial", f"must be within low and high ({low:g} to {high:g})"
+            yield f"{key}.initial", f"must be within low and high ({low:g} to {high:g})"
 
 
 def _is_movable(config: RunConfig, setting: str) -> bool:

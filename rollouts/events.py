@@ -1,7 +1,8 @@
 """What went wrong in a run and how it was mended: `events.jsonl`, one line each.
 
 Written by the driver alone (an actor died, stalled or was started again; a resume, a fallback to an earlier
-checkpoint, a rewind, a skipped update), read by whoever asks what a run went through.
+checkpoint, a rewind, a skipped update, a setting that a controller moved and why), read by whoever asks what
+a run went through.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _WORDS: Final = {
     "after it are trained on again",
     "groups_missing": "step {step}: {groups} group(s) were not there or too old and are sampled again",
     "replay_left_out": "step {step}: {groups} group(s) to replay are gone or damaged and were left out",
+    "setting_moved": "step {step}: {controller} moves {setting} from {before} to {after}: {reason}",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",
 }
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
-from configs.entries import plain_options
+from configs.entries import controller_options, plain_options
 from configs.kinds.base import load_target
 from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
 from configs.schema import RunConfig
@@ -29,6 +29,10 @@ class Controller(Protocol):
         """See the metrics of the step that was made with them."""
         ...
 
+    def reasons(self) -> Mapping[str, str]:
+        """Why the settings are what the last step made them, in words, by dotted config key."""
+        ...
+
     def state(self) -> Mapping[str, Json]: ...
 
     def restore(self, state: Mapping[str, Json]) -> None: ...
@@ -44,6 +48,7 @@ class AdaptiveEntropy:
         self._options = options
         self._coef = options.initial
         self._acts = False
+        self._reason = ""
 
     def settings(self) -> Mapping[str, float]:
         return {"entropy.coef": self._coef if self._acts else 0.0}
@@ -53,8 +58,13 @@ class AdaptiveEntropy:
         if not math.isfinite(entropy):  # a step without a learned token says nothing
             return
         self._acts = entropy < options.target
+        side = "below" if self._acts else "not below"
+        self._reason = f"entropy/token_mean is {entropy:.4g}, {side} {options.target:g}"
         moved = self._coef + (options.delta if self._acts else -options.delta)
         self._coef = min(max(moved, options.low), options.high)
+
+    def reasons(self) -> Mapping[str, str]:
+        return {"entropy.coef": self._reason}
 
     def state(self) -> Mapping[str, Json]:
         return {"coef": self._coef, "acts": self._acts}
@@ -75,6 +85,7 @@ class AdaptiveSetting:
         self._options = options
         self._value = options.initial
         self._first: float | None = None
+        self._reason = ""
 
     def settings(self) -> Mapping[str, float]:
         return {self._options.setting: self._value}
@@ -87,12 +98,17 @@ class AdaptiveSetting:
         if self._first is None:
             self._first = found
         target = options.target * self._first if options.relative else options.target
+        side = "below" if found < target else "not below"
+        self._reason = f"{options.metric} is {found:.4g}, {side} {target:.4g}"
         up = (found < target) == options.raise_below
         if options.delta:
             moved = self._value + (options.delta if up else -options.delta)
         else:
             moved = self._value * options.factor if up else self._value / options.factor
         self._value = min(max(moved, options.low), options.high)
+
+    def reasons(self) -> Mapping[str, str]:
+        return {self._options.setting: self._reason}
 
     def state(self) -> Mapping[str, Json]:
         return {"value": self._value, "first": self._first}
@@ -114,6 +130,7 @@ class Threshold:
         self._options = options
         self._acts = False
         self._first: float | None = None
+        self._reason = ""
 
     def settings(self) -> Mapping[str, float]:
         options = self._options
@@ -128,6 +145,11 @@ class Threshold:
             self._first = found
         target = options.target * self._first if options.relative else options.target
         self._acts = found < target if options.below else found > target
+        side = "below" if found < target else "above" if found > target else "at"
+        self._reason = f"{options.metric} is {found:.4g}, {side} {target:.4g}"
+
+    def reasons(self) -> Mapping[str, str]:
+        return {self._options.setting: self._reason}
 
     def state(self) -> Mapping[str, Json]:
         return {"acts": self._acts, "first": self._first}
@@ -150,9 +172,9 @@ def make_controllers(config: RunConfig) -> dict[str, Controller]:
 def watched_metrics(config: RunConfig) -> dict[str, str]:
     """dotted config key -> the metric that it names, of whatever is moved by one."""
     watched = {
-        f"controllers.{name}.metric": str(entry["metric"])
+        f"controllers.{name}.{option}": metric
         for name, entry in config.controllers.items()
-        if "metric" in entry
+        for option, metric in controller_options(entry).watches().items()
     }
     if config.reference.plateau_steps:
         watched["reference.plateau_metric"] = config.reference.plateau_metric

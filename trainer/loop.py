@@ -57,6 +57,8 @@ class Reports:
     note: Callable[[str], None]
     event: Callable[..., None] = lambda kind, **fields: None
     """Something went wrong, was mended or resumed: a kind and what there is to say."""
+    record: Callable[..., None] = lambda kind, **fields: None
+    """What belongs in the run's record but is not to be told: as `event`."""
     phase: Callable[[int, str], None] = lambda step, name: None
     """What the run does now: generating, scoring, learning, publishing, committing, checkpointing, idle."""
 
@@ -265,8 +267,7 @@ class Run:
         metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
         metrics |= {f"control/{key}": value for key, value in settings.items()}
         self._tell_unknown_metrics(metrics, step + 1)
-        for controller in self._controllers.values():
-            controller.observe(metrics)
+        self._observe(metrics, step + 1)
         metrics |= await self._reset_reference(step + 1, metrics)
         self._reports.phase(step, "publishing")
         metrics |= await self._publish(step + 1)
@@ -315,6 +316,18 @@ class Run:
             await self._roles.learner.reset_reference(self._config.reference.reset_optimizer)
             self._reports.note(f"step {step}: the reference of the KL anchor is now this step's policy")
         return {"reference/resets": float(self._reference.num_resets)}
+
+    def _observe(self, metrics: Mapping[str, float], step: int) -> None:
+        """Show the controllers what `step` has brought, and record what they move, and why."""
+        for name, controller in self._controllers.items():
+            before = dict(controller.settings())
+            controller.observe(metrics)
+            reasons = controller.reasons()
+            for key, after in controller.settings().items():
+                if after != before.get(key):
+                    moved = {"setting": key, "before": before.get(key), "after": after}
+                    reason = reasons.get(key, "")
+                    self._reports.record("setting_moved", step=step, controller=name, **moved, reason=reason)
 
     def _settings(self) -> dict[str, float]:
         """What the controllers want of the step to come."""

@@ -1,14 +1,27 @@
-"""Controllers by name. A target is a class, made as ``Controller(options)``; see `trainer.controllers`."""
+"""Controllers by name. A target is a class, made as ``Controller(options)``; see `trainer.controllers`.
+
+Options say which settings the controller moves (`moves`), by dotted config key, within which bounds, which
+metrics it names (`watches`), by option, and what is wrong with them beside their types (`problem`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from configs.kinds.bands import EntropyBandsOptions
 from configs.kinds.base import Kind
 
 
+class _Fine:
+    """Options of which every value of the right type is usable."""
+
+    def problem(self) -> str:
+        return ""
+
+
 @dataclass
-class AdaptiveEntropyOptions:
+class AdaptiveEntropyOptions(_Fine):
     """The entropy bonus of Skywork-OR1 (arXiv 2505.22312): it grows while entropy is too low."""
 
     target: float = 0.2
@@ -19,9 +32,15 @@ class AdaptiveEntropyOptions:
     high: float = 5.0e-3
     initial: float = 0.0
 
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        return {"entropy.coef": (self.low, self.high)}
+
+    def watches(self) -> Mapping[str, str]:
+        return {}
+
 
 @dataclass
-class AdaptiveSettingOptions:
+class AdaptiveSettingOptions(_Fine):
     """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
     setting: str = ""
@@ -40,9 +59,15 @@ class AdaptiveSettingOptions:
     low: float = 0.0
     high: float = 0.0
 
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        return {self.setting: (self.low, self.high)}
+
+    def watches(self) -> Mapping[str, str]:
+        return {"metric": self.metric}
+
 
 @dataclass
-class ThresholdOptions:
+class ThresholdOptions(_Fine):
     """A setting that has one value while a metric is on one side of a target, and another value else.
 
     The defaults are the SFT refresh that begins when format entropy has fallen to 0.8 of its first value.
@@ -60,9 +85,16 @@ class ThresholdOptions:
     """Of the setting, in the step after one whose metric was on that side."""
     otherwise: float = 0.0
 
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        return {self.setting: (min(self.value, self.otherwise), max(self.value, self.otherwise))}
+
+    def watches(self) -> Mapping[str, str]:
+        return {"metric": self.metric}
+
 
 CONTROLLERS: dict[str, Kind] = {
     "adaptive_entropy": Kind(AdaptiveEntropyOptions, "trainer.controllers:AdaptiveEntropy"),
     "adaptive_setting": Kind(AdaptiveSettingOptions, "trainer.controllers:AdaptiveSetting"),
+    "entropy_bands": Kind(EntropyBandsOptions, "trainer.bands:EntropyBands"),
     "threshold": Kind(ThresholdOptions, "trainer.controllers:Threshold"),
 }
