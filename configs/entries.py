@@ -250,7 +250,11 @@ class _OwnController:
             and all(isinstance(bound, int | float) for bound in bounds)
             for bounds in found.values()
         )
-        return "" if wanted and found else "options.settings: must say what it moves, as {key: [low, high]}"
+        return (
+            ""
+            if wanted and found
+            else "options: must say under settings what it moves, as {key: [low, high]}"
+        )
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
         if self.problem():

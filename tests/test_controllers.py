@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.entries import is_anchored
 from configs.errors import ConfigError
 from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
 from configs.load import load_config
@@ -51,6 +53,29 @@ def test_lowered_below_the_target() -> None:
     )
     assert after(AdaptiveSetting(options), [0.1])["shape.positive.weight"] == pytest.approx(0.95)
     assert after(AdaptiveSetting(options), [0.3, 0.3])["shape.positive.weight"] == pytest.approx(1.10)
+
+
+def test_a_controller_of_ones_own_says_what_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are checked like those of any other kind; without them it is refused."""
+    (tmp_path / "steady.py").write_text(
+        "class Steady:\n    def __init__(self, options):\n        self.value = options.options['value']\n"
+        "    def settings(self):\n        return {'kl.coef': self.value}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "controllers.own={kind: 'steady:Steady', options: {value: 0.25, settings: {kl.coef: [0, 1]}}}"
+    config = load_config("debug", ["allow=[steady]", own])
+    assert make_controllers(config)["own"].settings() == {"kl.coef": 0.25} and is_anchored(config, "kl")
+    for wrong, rule in (
+        (own.replace("kl.coef", "kl.cof"), "controllers.own = "),
+        (own.replace("[0, 1]", "1"), "must say under settings what it moves, as {key: [low, high]}"),
+        (
+            "controllers.own={kind: 'steady:Steady'}",
+            "must say under settings what it moves, as {key: [low, high]}",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config("debug", ["allow=[steady]", wrong])
+        assert rule in str(caught.value)
 
 
 def test_threshold_by_hand() -> None:

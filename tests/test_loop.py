@@ -47,6 +47,8 @@ class Trial:
     lines: list[Mapping[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    records: list[dict[str, object]] = field(default_factory=list)
+    controllers: dict[str, dict[str, object]] = field(default_factory=dict)
     phases: list[tuple[int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class Trial:
             cluster=ClusterConfig(schedule=self.schedule),
             checkpoint=CheckpointConfig(every=0),
             reference=self.reference,
+            controllers=self.controllers,
         )
         prompts = token_prompts(4)
         roles = Roles(
@@ -76,6 +79,7 @@ class Trial:
             step=self.lines.append,
             note=self.notes.append,
             event=lambda kind, **fields: self.events.append(" ".join([kind, *map(str, fields.values())])),
+            record=lambda kind, **fields: self.records.append({"kind": kind, **fields}),
             phase=lambda step, name: self.phases.append((step, name)),
         )
         checkpoints = Checkpoints(self.folder, config, "experiment", 1, reports.event)
@@ -128,6 +132,21 @@ def test_a_metric_that_no_step_has_is_told_of(tmp_path: Path) -> None:
     told = "step 1 has no metric 'reward/meen', which reference.plateau_metric names: it moves nothing "
     told += "(the nearest is 'reward/mean')"
     assert trial.notes.count(told) == 1 and "reset reference False" not in trial.calls
+
+
+def test_every_move_of_a_controller_is_kept_with_its_reason(tmp_path: Path) -> None:
+    """The learning rate, 3e-4, is above 0 in every step: a coefficient at 0.5 goes up once and stays.
+
+    Nothing is told of it, and the step after is made with it.
+    """
+    threshold = {"kind": "threshold", "setting": "kl.coef", "metric": "learning_rate", "target": 0.0}
+    entry = {**threshold, "relative": False, "below": False, "value": 0.5, "otherwise": 0.25}
+    trial = Trial(tmp_path, controllers={"anchor": entry})
+    trial.train()
+    moved = {"setting": "kl.coef", "before": 0.25, "after": 0.5, "reason": "learning_rate is 0.0003, above 0"}
+    assert trial.records == [{"kind": "setting_moved", "step": 1, "controller": "anchor", **moved}]
+    assert [line["control/kl.coef"] for line in trial.lines] == [0.25, 0.5, 0.5]
+    assert trial.events == [] and not any("kl.coef" in note for note in trial.notes)
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 2])

@@ -25,7 +25,7 @@ PAGES = ROOT / "docs" / "methods"
 OTHERS = {"kl_anchor": KLConfig, "entropy_bonus": EntropyConfig, "sft_refresh": draw}
 """Methods that are a section of the config, and where their equation stands."""
 KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
-UNPUBLISHED = ("nll", "threshold", "kl_anchor", "entropy_bonus")
+UNPUBLISHED = ("nll", "threshold", "entropy_bands", "kl_anchor", "entropy_bonus")
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
