@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.claim import Claim, claim_run, reading, source_digest, write_config
+from cluster.claim import Claim, claim_run, reading, shown_digest, source_digest, write_config
 from cluster.company import Company, Crew, Samplers
 from cluster.job import Order
 from cluster.spawn import ActorCallError
@@ -44,8 +44,8 @@ def claimed(order: Order) -> Iterator[Claim]:
         RunError: (instead of what the block raises) with the reason, which is kept in the folder too.
     """
     prompts = order.prompts
-    digest = source_digest(prompts.train, Path(order.config.model.path), prompts.demonstrations)
-    claim = claim_run(order.given, digest, order.job.describe())
+    digest = source_digest(prompts.train, Path(order.config.model.path))
+    claim = claim_run(order.given, digest, order.job.describe(), shown_digest(prompts.demonstrations))
     try:
         write_config(claim.run_dir, order.config)
         yield claim

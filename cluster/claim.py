@@ -58,10 +58,8 @@ class Claim:
         return self.run_dir / "logs" / f"attempt_{self.attempt}"
 
 
-def source_digest(
-    prompts: Sequence[TokenPrompt], model: Path, demonstrations: pa.RecordBatch | None = None
-) -> str:
-    """sha256 (hex) of what a run is made from: training prompts with answers, demonstrations, the model.
+def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
+    """sha256 (hex) of what a run is made from: training prompts with answers, and the model.
 
     Of a model file the name, the size, and the first and the last MiB count.
     """
@@ -70,16 +68,25 @@ def source_digest(
         row = prompt.prompt
         told = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
         digest.update(f"{told}\n".encode(errors="surrogatepass"))
-    for row in (
-        demonstrations.select(["prompt_ids", "token_ids"]).to_pylist() if demonstrations is not None else ()
-    ):
-        digest.update(f"{row}\n".encode())
     for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode() + file.read(_SAMPLED_BYTES))
             file.seek(max(0, size - _SAMPLED_BYTES))
             digest.update(file.read())
+    return digest.hexdigest()
+
+
+def shown_digest(demonstrations: pa.RecordBatch) -> str:
+    """sha256 (hex) of a run's demonstrations, or "" without any.
+
+    Kept apart from the rest: a run with them can be compared with one that has none.
+    """
+    if not demonstrations.num_rows:
+        return ""
+    digest = hashlib.sha256()
+    for row in demonstrations.select(["prompt_ids", "token_ids"]).to_pylist():
+        digest.update(f"{row}\n".encode())
     return digest.hexdigest()
 
 
@@ -132,8 +139,10 @@ def check_claimable(config: RunConfig) -> None:
         )
 
 
-def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
+def claim_run(config: RunConfig, digest: str, job: str, shown: str = "") -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
+
+    `digest` and `shown` are of its sources (`source_digest`, `shown_digest`).
 
     Raises:
         ValueError: it is in use, of another experiment (with the differences), another job or other prompts,
@@ -147,7 +156,7 @@ def claim_run(config: RunConfig, digest: str, job: str) -> Claim:
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
-        _identify(run_dir, config, digest, job)
+        _identify(run_dir, config, {"source_sha256": digest, "demonstrations_sha256": shown}, job)
         newest_checkpoint(run_dir)  # refused before anything is started
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
@@ -167,14 +176,14 @@ def _open_run_dir(config: RunConfig) -> Path:
     return run_dir
 
 
-def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
+def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str) -> None:
     """Write who the run is, or check that it is this one."""
     if not (run_dir / RUN_FILE).exists():
         record = {
             "format": _FORMAT,
             "experiment_hash": config_hash(config),
             "experiment": experiment(config),
-            "source_sha256": digest,
+            **digests,
             "job": job,
         }
         write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
@@ -185,7 +194,7 @@ def _identify(run_dir: Path, config: RunConfig, digest: str, job: str) -> None:
             f"run directory {run_dir} was begun to do another job ({known.get('job')}), now asked to: {job}; "
             "choose another name (name=...)"
         )
-    if known["source_sha256"] != digest:
+    if any(known.get(name, "") != digest for name, digest in digests.items()):
         raise ValueError(
             f"{run_dir / RUN_FILE}: data.train, sft.data and model.path must be what the run began with, got "
             "others (prompts, answers, demonstrations, tokenizer or model files have changed): "

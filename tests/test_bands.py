@@ -17,11 +17,10 @@ from trainer.bands import EntropyBands
 from trainer.controllers import make_controllers
 
 ONE = EntropyBandsOptions(
-    bands={"format": {"metric": "entropy/format", "low": 0.8, "high": 1.2}},
+    bands={"format": {"metric": "entropy/format", "low": 0.8, "high": 1.2, "margin": 0.1}},
     actuators={"anchor": {"setting": "kl.coef", "bands": ["format"], "high": 2.0}},
     baseline_steps=2,
     smoothing=0.5,
-    margin=0.1,
     gain=0.5,
     push=1.0,
     release=0.25,
@@ -77,9 +76,9 @@ def test_a_lowering_actuator_moves_the_other_way() -> None:
 
 
 def test_too_low_wins_over_too_high() -> None:
-    """Token entropy 1.3 of its start (to be below 1.05), format entropy 0.7 (to be above 0.85).
+    """Token entropy 1.3 of its start (to be below 1.05), format entropy 0.7 (to be above 0.9).
 
-    The anchor answers for both and goes up by 0.15 (push 1); the bonus answers for tokens alone, -0.25 x 0.1.
+    The anchor answers for both and goes up by 0.2 (push 1); the bonus answers for tokens alone, -0.25 x 0.1.
     """
     options = EntropyBandsOptions(
         actuators={
@@ -94,9 +93,9 @@ def test_too_low_wins_over_too_high() -> None:
     controller = EntropyBands(options)
     for token, form in ((0.2, 1.0), (0.26, 0.7)):
         controller.observe({"entropy/token_mean": token, "entropy/format": form})
-    assert controller.settings() == pytest.approx({"kl.coef": 0.15, "entropy.coef": -0.025})
+    assert controller.settings() == pytest.approx({"kl.coef": 0.2, "entropy.coef": -0.025})
     reasons = controller.reasons()
-    assert "entropy/format is at 0.700" in reasons["kl.coef"] and "above 0.85" in reasons["kl.coef"]
+    assert "entropy/format is at 0.700" in reasons["kl.coef"] and "above 0.9" in reasons["kl.coef"]
     assert "entropy/token_mean is at 1.300" in reasons["entropy.coef"]
 
 
@@ -116,7 +115,7 @@ def test_a_toy_policy_stays_in_its_band_only_with_it(strength: float) -> None:
 
     Left alone the entropy goes to 0; held, its last fifty steps are all above 0.8 of ln 2.
     """
-    options = replace(ONE, bands={"format": {"metric": "entropy/format", "low": 0.8}}, margin=0.05)
+    options = replace(ONE, bands={"format": {"metric": "entropy/format", "low": 0.8}})
     controller = EntropyBands(options)
     x, seen = 0.0, []
     for _ in range(100):

@@ -21,6 +21,7 @@ from cluster.claim import (
     count_parameters,
     is_finished,
     reading,
+    shown_digest,
     source_digest,
     write_config,
 )
@@ -181,12 +182,18 @@ def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> Non
     assert len({DIGEST, first, source_digest(prompts, tmp_path)}) == 3
 
 
-def test_the_digest_is_of_demonstrations(tmp_path: Path) -> None:
-    """None and no rows are the same source; one row fewer is another."""
-    prompts, rows = token_prompts(3), make_demonstrations(1)
-    assert source_digest(prompts, tmp_path, rows.slice(0, 0)) == DIGEST
-    found = {source_digest(prompts, tmp_path, each) for each in (rows, rows.slice(0, 1), rows.slice(1))}
-    assert len(found | {DIGEST}) == 4
+def test_other_demonstrations_are_another_run(tmp_path: Path) -> None:
+    """One row fewer is another digest, no rows are none; a run with them does not go on with others."""
+    rows = make_demonstrations(1)
+    found = {shown_digest(each) for each in (rows, rows.slice(0, 1), rows.slice(1), rows.slice(0, 0))}
+    assert len(found) == 4 and shown_digest(rows.slice(0, 0)) == ""
+    config = config_in(tmp_path)
+    claim_run(config, DIGEST, "train", shown_digest(rows)).lock.release()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["source_sha256"] == DIGEST  # what is compared between runs with and without
+    with pytest.raises(ValueError, match=r"sft\.data and model\.path must be what the run began with"):
+        claim_run(config, DIGEST, "train", shown_digest(rows.slice(1)))
+    claim_run(config, DIGEST, "train", shown_digest(rows)).lock.release()
 
 
 def test_when_a_run_is_finished(tmp_path: Path) -> None:

@@ -76,13 +76,13 @@ class EntropyBands:
 
     def _error(self, name: str, level: _Level) -> tuple[float, str]:
         """How far the metric must rise (above 0) or fall to be inside with a margin, and that in words."""
-        band, margin = self._plan.band_at(name, self._num_steps + 1), self._options.margin
+        band = self._plan.band_at(name, self._num_steps + 1)
         at = level.average / _initial(level)
         told = f"{band.metric} is at {at:.3f} of its initial value"
-        if band.low and at < band.low + margin:
-            return band.low + margin - at, f"{told}, to be above {band.low + margin:g}"
-        if band.high and at > band.high - margin:
-            return band.high - margin - at, f"{told}, to be below {band.high - margin:g}"
+        if band.low and at < band.low + band.margin:
+            return band.low + band.margin - at, f"{told}, to be above {band.low + band.margin:g}"
+        if band.high and at > band.high - band.margin:
+            return band.high - band.margin - at, f"{told}, to be below {band.high - band.margin:g}"
         return 0.0, f"{told}, inside its band"
 
     def _move(self, name: str, actuator: Actuator, error: float, reason: str) -> None:

@@ -7,7 +7,7 @@ In: mappings out of a config. Out: dataclasses, or one ValueError that names the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -23,6 +23,8 @@ class Band:
     metric: str = ""
     low: float = 0.0
     high: float = 0.0
+    margin: float = 0.05
+    """How far inside a bound the loop begins to act."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Change:
 def _usual_bands() -> dict[str, Any]:
     return {
         "token": {"metric": "entropy/token_mean", "low": 0.5, "high": 1.1},
-        "format": {"metric": "entropy/format", "low": 0.8},
+        "format": {"metric": "entropy/format", "low": 0.8, "margin": 0.1},
     }
 
 
@@ -73,7 +75,7 @@ class EntropyBandsOptions:
     """
 
     bands: dict[str, Any] = field(default_factory=_usual_bands)
-    """name -> {metric, low, high}."""
+    """name -> {metric, low, high, margin}."""
     actuators: dict[str, Any] = field(default_factory=_usual_actuators)
     """name -> {setting, bands, low, high, rest, raises}."""
     changes: dict[str, Any] = field(default_factory=dict)
@@ -82,11 +84,9 @@ class EntropyBandsOptions:
     """Steps whose mean is a metric's initial value; nothing moves before."""
     smoothing: float = 0.7
     """Weight of the past in the moving average that is held in the band."""
-    margin: float = 0.05
-    """How far inside a bound, as a multiple of the initial value, the loop begins to act."""
-    gain: float = 0.5
+    gain: float = 1.0
     """Share of its limits' distance that an actuator moves in a step per unit of error, and keeps."""
-    push: float = 2.0
+    push: float = 4.0
     """The same, but only while the error lasts."""
     release: float = 0.02
     """Share of its way back to `rest` that an actuator goes in a step without error."""
@@ -126,7 +126,7 @@ class BandPlan:
         if not due:
             return band
         last = max(due, key=lambda change: change.step)
-        return Band(metric=band.metric, low=last.low, high=last.high)
+        return replace(band, low=last.low, high=last.high)
 
 
 def read_plan(options: EntropyBandsOptions) -> BandPlan:
@@ -149,7 +149,7 @@ def read_plan(options: EntropyBandsOptions) -> BandPlan:
     settings = [each.setting for each in plan.actuators.values()]
     if len(set(settings)) < len(settings):
         raise ValueError(f"actuators: must move a setting each, got {settings}")
-    _check_bounds(plan, options.margin)
+    _check_bounds(plan)
     for name, actuator in plan.actuators.items():
         _check_actuator(f"actuators.{name}", actuator, plan.bands)
     return plan
@@ -172,15 +172,20 @@ def _check_numbers(options: EntropyBandsOptions) -> None:
     for name in ("smoothing", "release"):
         if not 0 <= getattr(options, name) < 1:
             raise ValueError(f"{name}: must be at least 0 and below 1")
-    for name in ("margin", "gain", "push"):
+    for name in ("gain", "push"):
         if not getattr(options, name) >= 0:
             raise ValueError(f"{name}: must not be negative")
 
 
-def _check_bounds(plan: BandPlan, margin: float) -> None:
-    bounds = {f"bands.{name}": (band.low, band.high) for name, band in plan.bands.items()}
-    bounds |= {f"changes.{name}": (each.low, each.high) for name, each in plan.changes.items()}
-    for key, (low, high) in bounds.items():
+def _check_bounds(plan: BandPlan) -> None:
+    bounds = {f"bands.{name}": (band.low, band.high, band.margin) for name, band in plan.bands.items()}
+    bounds |= {
+        f"changes.{name}": (each.low, each.high, plan.bands[each.band].margin)
+        for name, each in plan.changes.items()
+    }
+    for key, (low, high, margin) in bounds.items():
+        if not margin >= 0:
+            raise ValueError(f"{key}.margin: must not be negative")
         if low < 0 or high < 0 or not (low or high):
             raise ValueError(f"{key}: must have a low or high above 0, got {low:g} and {high:g}")
         if low and high and not high - low > 2 * margin:
