@@ -6,7 +6,8 @@ Per arm and seed: the mean of each block of steps over the mean of the first ste
 is inside if every block is. `--families` are arms that are one fixed setting at one or more strengths; with
 control as strength 0 they give reward as a function of format entropy, by linear interpolation, and `--arm`
 is compared with that at its own format entropy, seed by seed. Reward and format entropy are those of the
-held-out evaluation after the last step.
+held-out evaluation after the last step. Token entropy is taken at temperature 1, which is what a controller
+sees where `rollout.temperature` is 1.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def blocks(curve: Sequence[float], bands: Bands) -> np.ndarray:
     values = np.array(curve, np.float64)
     later = values[bands.after :]
     whole = later[: len(later) // bands.block * bands.block].reshape(-1, bands.block)
+    if not len(whole):
+        raise SystemExit(f"runs must have {bands.after + bands.block} steps or more, got {len(values)}")
     return np.nanmean(whole, axis=1) / np.nanmean(values[: bands.baseline])
 
 
@@ -68,7 +71,7 @@ def held_out(result: RunResult) -> tuple[float, float]:
     """(format entropy in nats, mean reward) of the evaluation after the last step."""
     tags = sorted({tag for prompt in result.prompts for tag in prompt.formats})
     counts = np.array([sum(prompt.formats.get(tag, 0) for prompt in result.prompts) for tag in tags], float)
-    rewarded = sum(prompt.num_rewarded for prompt in result.prompts)
+    rewarded = max(1, sum(prompt.num_rewarded for prompt in result.prompts))
     return float(entropy(counts)), sum(prompt.reward_sum for prompt in result.prompts) / rewarded
 
 
@@ -140,7 +143,11 @@ def main() -> None:
     given = parser.parse_args()
     bands = Bands(token=tuple(given.token), format=tuple(given.format), after=given.after)
     families = [each.split(",") for each in given.families]
-    print(report(read_results(given.folder), given.arm, families, bands))
+    results = read_results(given.folder)
+    unknown = {given.arm, CONTROL, *(arm for family in families for arm in family)} - set(results)
+    if families and unknown:
+        parser.error(f"{given.folder / 'results'} must have results of {', '.join(sorted(unknown))}")
+    print(report(results, given.arm, families, bands))
 
 
 if __name__ == "__main__":

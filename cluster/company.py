@@ -158,8 +158,14 @@ class Company:
             note(f"other actors are needed: {', '.join(others)} differ from the run before")
             return None
         actors = await self._fitted(site, before, order, claim, tell)
+        limit_s = order.config.cluster.ready_timeout_s
         try:
-            size = await self._reset(actors, order.config)
+            # Nobody watches them yet, and a call to an engine has no limit of its own.
+            async with asyncio.timeout(limit_s):
+                size = await self._reset(actors, order.config)
+        except TimeoutError:
+            note(f"other actors are needed: those of the run before did not answer within {limit_s:g} s")
+            return None
         except (LearnerLostError, ActorCallError) as error:
             note(f"other actors are needed: {error}")
             return None

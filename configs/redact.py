@@ -20,6 +20,11 @@ SECRET_WORDS = frozenset(
 _URL_CREDENTIALS = re.compile(r"(\w://)[^/@\s]+@")
 WORKING_FOLDERS = frozenset({"PWD", "OLDPWD"})
 """Variables of every shell whose names look like passwords: masking their values would mask paths."""
+NAMED = frozenset(
+    {"scorers", "loss", "shape", "controllers", "reward_shape", "bonus", "prompt_weight"}
+    | {"bands", "actuators", "changes"}
+)
+"""Keys under which names that a user chose lead to mappings: a band called `token` is no secret."""
 TEXT_ONLY_WORDS = frozenset({"tokens"})
 """`max_tokens: 40` is a length, `api_tokens: [abc]` is not: under these words only text is a secret."""
 
@@ -39,7 +44,9 @@ def redact(container: object) -> object:
 
 def redact_value(key: str, value: object) -> object:
     """`redact` of the value that stands under the dotted `key`."""
-    if any(is_secret_name(part) for part in key.split(".")):
+    *parts, last = key.split(".")
+    names = [part for above, part in zip(["", *parts], parts, strict=False) if above not in NAMED]
+    if any(is_secret_name(part) for part in (*names, last)):
         return _mask(value, text_only=False)
     redacted = redact({key.rpartition(".")[2]: value})
     assert isinstance(redacted, dict), "redact keeps the shape of its argument"
@@ -67,9 +74,15 @@ def _environment_secrets() -> tuple[str, ...]:
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 
-def _redact(value: object, secrets: tuple[str, ...]) -> object:
+def _redact(value: object, secrets: tuple[str, ...], key: str = "") -> object:
+    """The value that stands under `key`."""
     if isinstance(value, Mapping):
-        return {name: _redact_entry(str(name), item, secrets) for name, item in value.items()}
+        return {
+            name: _redact(item, secrets, str(name))
+            if key in NAMED and isinstance(item, Mapping)
+            else _redact_entry(str(name), item, secrets)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [_redact(item, secrets) for item in value]
     if isinstance(value, tuple):
@@ -86,7 +99,7 @@ def _redact_entry(name: str, value: object, secrets: tuple[str, ...]) -> object:
         return _mask(value, text_only=False)
     if not TEXT_ONLY_WORDS.isdisjoint(_words(name)):
         return _mask(value, text_only=True)
-    return _redact(value, secrets)
+    return _redact(value, secrets, name)
 
 
 def _mask(value: object, text_only: bool) -> object:

@@ -276,6 +276,8 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
                 for at in options_at or [""]:
                     rule = f"must be between 0 and 1, as it is a share{told}"
                     yield f"{key}.{at}".removesuffix("."), rule
+            if rule := _broken_bound(setting, min(bounds)):
+                yield where, rule + told
             if setting in taken:
                 yield where, f"must move another setting than controllers.{taken[setting]}{told}"
             taken[setting] = name
@@ -284,6 +286,19 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
         low, high, initial = (_number(entry.get(bound, 0.0)) for bound in ("low", "high", "initial"))
         if not low <= initial <= high:
             yield f"{key}.initial", f"must be within low and high ({low:g} to {high:g})"
+
+
+def _broken_bound(setting: str, low: float) -> str:
+    """The rule of the setting's own values that the lowest one it is moved to breaks, or ""."""
+    section, _, rest = setting.partition(".")
+    option = rest.rpartition(".")[2]
+    is_entry = section in ("loss", "shape")
+    not_negative = ENTRY_NOT_NEGATIVE | ({"weight", "beta"} if section == "shape" else set())
+    if low < 0 and (setting in NOT_NEGATIVE or (is_entry and option in not_negative)):
+        return f"must not be moved below 0, got {low:g}"
+    if low <= 0 and is_entry and option in ENTRY_POSITIVE:
+        return f"must be moved between bounds above 0, got {low:g}"
+    return ""
 
 
 def _is_movable(config: RunConfig, setting: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 from configs.errors import COMMAND_LINE, ConfigError, Problem
 from configs.load import load_config, settings
 from configs.schema import RunConfig
-from configs.sources import Source, has_key, read_overrides
+from configs.sources import Source, has_key, read_chain, read_overrides
 
 CONTROL: Final = "control"
 _DEFAULTS: Final = Source(
@@ -74,6 +74,8 @@ def load_arms(
     given = read_overrides(overrides)
     _refuse([key for key in _NOT_GIVEN if has_key(given.tree, key)], COMMAND_LINE, given.tree)
     arms: list[Arm] = []
+    for file in files:
+        _refuse_given(file)
     for name, file in zip(names, ["", *files], strict=True):
         configs = tuple(
             _load(config, file, [*overrides, f"seed={seed}"], f"{name}-seed{seed}", folder)
@@ -87,6 +89,15 @@ def load_arms(
     if arms[0].configs[0].eval.every == 0:
         raise ValueError("eval.every must be above 0: without held-out prompts there is nothing to compare")
     return tuple(arms)
+
+
+def _refuse_given(file: str) -> None:
+    """Keys that every run is given cannot be set in an arm's own file: they would be passed over silently.
+
+    A name may stand there, as in any config.
+    """
+    own = read_chain(Path(file))[-1].tree
+    _refuse([key for key in _NOT_GIVEN if key != "name" and key in own], file, own)
 
 
 def _arm_name(file: str) -> str:

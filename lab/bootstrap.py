@@ -36,6 +36,8 @@ _T_975 = (
 _Z_975 = 1.959964
 _ROUNDING = 1e-9
 """A relative spread below this is that of sums in floating point."""
+_NOTHING = 1e-12
+"""And so is any spread below this: all that is compared is of the order of 1."""
 
 Fold = Callable[[np.ndarray], np.ndarray]
 """Sums over prompts [..., C] -> the metric [...]; NaN where it is not defined."""
@@ -123,7 +125,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     if len(found) < 2 or not np.isfinite(found).all():
         return None
     spread = float(found.std(ddof=1))
-    if spread <= _ROUNDING * float(np.abs(found).max()):
+    if spread <= max(_ROUNDING * float(np.abs(found).max()), _NOTHING):
         return None
     half = t_quantile(len(found) - 1) * spread / math.sqrt(len(found))
     return Interval(float(found.mean()) - half, float(found.mean()) + half)

@@ -21,6 +21,7 @@ from configs.redact import redact_value
 from configs.schema import RunConfig
 from lab.arms import Arm, load_arms
 from lab.compare_page import Comparison, write_pages
+from lab.contrast import check_paired
 from lab.results import RunResult, gather, read_result, result_path, write_result
 from rollouts.files import make_dir_synced
 from rollouts.lock import RunLock
@@ -166,6 +167,7 @@ class _Book:
     def finished(self, index: int, run_dir: Path) -> None:
         run, wall_s = self._runs[index], time.perf_counter() - self._began
         result = gather(run_dir, run.arm, run.config, wall_s)
+        check_paired([*self._results, result])
         write_result(result_path(self._request.folder, run.arm, run.config.seed), result)
         self._results.append(result)
         self.write()

@@ -113,7 +113,8 @@ def contrast(
 
 
 def check_paired(results: Sequence[RunResult]) -> None:
-    """Raise ValueError unless all results are of the same data, model and held-out prompts."""
+    """Raise ValueError unless all results are of the same data, model and held-out prompts, and those of an
+    arm of the same demonstrations."""
     for one in results[1:]:
         first = results[0]
         here, there = f"{one.arm} seed {one.seed}", f"{first.arm} seed {first.seed}"
@@ -121,6 +122,12 @@ def check_paired(results: Sequence[RunResult]) -> None:
             raise ValueError(
                 f"results must be of one set of training prompts and one model, got others in {here} than in "
                 f"{there}: data or model files have changed meanwhile; choose another --out"
+            )
+        shown = {each.demonstrations_sha256 for each in results if each.arm == one.arm} - {None}
+        if len(shown) > 1:
+            raise ValueError(
+                f"results of {one.arm} must be of one set of demonstrations, got another in a seed: "
+                "sft.data has changed meanwhile; choose another --out"
             )
         if [each.prompt_id for each in one.prompts] != [each.prompt_id for each in first.prompts]:
             raise ValueError(

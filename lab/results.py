@@ -27,15 +27,15 @@ from trainer.metrics import entropy_of
 from viewer.run_data import read_run
 
 FORMAT: Final = 1
+LEADING: Final = "leading share"
 CURVES: Final = {
     "reward": "reward/mean",
     "token entropy": "entropy/token_mean_t1",
     "format entropy": "entropy/format",
     "KL to base": "kl/k3_policy_vs_base",
+    LEADING: "format/leading_share",
 }
-"""Name -> the metric of a step that is kept under it; `LEADING` is made of all shares."""
-LEADING: Final = "leading share"
-_SHARE: Final = "format/share/"
+"""Name -> the metric of a step that is kept under it."""
 _LAST_SHARE: Final = 0.1
 _LAST_AT_LEAST: Final = 5
 _DIGITS: Final = 6
@@ -70,6 +70,8 @@ class RunResult:
     config_hash: str
     num_steps: int
     source_sha256: str
+    demonstrations_sha256: str | None
+    """Empty without any, None where a version of before kept none."""
     steps: tuple[int, ...]
     curves: Mapping[str, tuple[float, ...]]
     last: Mapping[str, float]
@@ -92,10 +94,9 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
     run = read_run(run_dir)
     if config.num_steps not in committed_evals(run_dir):
         raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, found none")
-    curves = {name: run.curve(metric) for name, metric in CURVES.items()}
-    shares = [curve for metric, curve in run.curves.items() if metric.startswith(_SHARE)]
-    curves[LEADING] = tuple(_largest(column) for column in zip(*shares, strict=True)) or run.curve(LEADING)
-    num_last = min(len(run.steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(run.steps))))
+    steps = tuple(step for step in run.steps if step <= config.num_steps)  # it may have gone on since
+    curves = {name: run.curve(metric)[: len(steps)] for name, metric in CURVES.items()}
+    num_last = min(len(steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(steps))))
     known = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
     return RunResult(
         arm=arm,
@@ -103,7 +104,8 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
         config_hash=config_hash(config),
         num_steps=config.num_steps,
         source_sha256=str(known["source_sha256"]),
-        steps=run.steps,
+        demonstrations_sha256=known.get("demonstrations_sha256"),
+        steps=steps,
         curves={name: tuple(_rounded(value) for value in curve) for name, curve in curves.items()},
         last={name: _rounded(_mean(curve[-num_last:])) for name, curve in curves.items()},
         num_last=num_last,
@@ -147,10 +149,6 @@ def _counts(tags: Sequence[str | None]) -> dict[str, int]:
     return dict(sorted(Counter(tag or "untagged" for tag in tags).items())) if any(tags) else {}
 
 
-def _largest(values: Sequence[float]) -> float:
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
-
-
 def _mean(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
@@ -173,6 +171,7 @@ def write_result(path: Path, result: RunResult) -> None:
         "config_hash": result.config_hash,
         "num_steps": result.num_steps,
         "source_sha256": result.source_sha256,
+        "demonstrations_sha256": result.demonstrations_sha256,
         "wall_s": result.wall_s,
         "num_last": result.num_last,
         "last": {name: _or_null(value) for name, value in result.last.items()},
@@ -209,6 +208,7 @@ def read_result(path: Path) -> RunResult:
             config_hash=str(found["config_hash"]),
             num_steps=int(found["num_steps"]),
             source_sha256=str(found["source_sha256"]),
+            demonstrations_sha256=found.get("demonstrations_sha256"),
             steps=tuple(int(step) for step in found["steps"]),
             curves={
                 str(name): tuple(_or_nan(value) for value in curve) for name, curve in found["curves"].items()

@@ -58,6 +58,8 @@ def test_few_checkpoints_and_two_evaluations_unless_the_config_says_else(tmp_pat
             "rollout.max_tokens = 12: must not differ: the evaluation samples under",
         ),
         ("num_steps: 7", "num_steps = 7: must not differ"),
+        ("{seed: 7, kl: {coef: 0.3}}", "seed = 7: must not differ: the seeds of a comparison"),
+        ("{resume: never, kl: {coef: 0.3}}", "resume = 'never': must not differ"),
         ("seed: 7", "seed"),
         ("model: {dtype: bf16}", "all arms start from the same model"),
         ("{}", "must change something"),

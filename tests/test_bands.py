@@ -56,6 +56,13 @@ def test_limits_hold_and_do_not_wind_up() -> None:
     assert inside[-2:] == pytest.approx([1.5, 1.125])
 
 
+def test_a_push_ends_with_its_error_and_rest_is_reached() -> None:
+    """Without the metric 0.3 goes back to what is kept, 0.1; released by a quarter a step, that ends at 0."""
+    found = values(ONE, [0.9, 1.1, 1.0, 0.6, math.nan])
+    assert found[-2:] == pytest.approx([0.3, 0.1])
+    assert values(ONE, [0.9, 1.1, 1.0, 0.6, *[1.0] * 20])[-1] == 0.0
+
+
 def test_a_lowering_actuator_moves_the_other_way() -> None:
     """`raises: false`: 0.6 gives m = 0.8, e = 0.1, and the weight falls from its rest, 1, by 0.05 + 0.1."""
     options = replace(
@@ -182,11 +189,26 @@ def test_one_line_of_config_is_enough() -> None:
             "actuators",
             "within",
         ),
-        ("actuators: {a: {setting: kl.cof, bands: [token], high: 1}}", "", "must be entropy.coef, kl.coef"),
-        ("actuators: {a: {setting: sft.share, bands: [token], high: 2}}", "", "as it is a share"),
+        (
+            "actuators: {a: {setting: kl.cof, bands: [token, format], high: 1}}",
+            "",
+            "must be entropy.coef, kl.coef",
+        ),
+        ("actuators: {a: {setting: sft.share, bands: [token, format], high: 2}}", "", "as it is a share"),
         ("smoothing: 1.0", "smoothing", "below 1"),
         ("baseline_steps: 0", "baseline_steps", "must be at least 1"),
         ("gain: -1", "gain", "must not be negative"),
+        (
+            "actuators: {a: {setting: kl.coef, bands: [token], high: 1}}",
+            "bands",
+            "format must be one that some",
+        ),
+        ("changes: {a: {band: token, low: 1}}", "changes", "a.step must be at least 1"),
+        (
+            "actuators: {a: {setting: kl.coef, bands: [token, format], low: -1}}",
+            "",
+            "must not be moved below 0",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(option: str, key: str, rule: str) -> None:

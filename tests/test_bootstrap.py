@@ -98,6 +98,11 @@ def test_t_over_differences_by_hand() -> None:
     assert t_interval([0.25, 0.25]) is None and t_interval([0.0, 0.0, 0.0]) is None, "no spread was seen"
 
 
+def test_differences_of_rounding_have_no_interval() -> None:
+    """Equal totals that were added in another order differ by 1e-16, which is no spread."""
+    assert t_interval([0.0, 1.1e-16]) is None and t_interval([0.0, 1e-6]) is not None
+
+
 def test_t_quantiles_are_those_of_the_tables() -> None:
     """Published values: 2.0423 (30), 2.0211 (40), 2.0003 (60), 1.9799 (120)."""
     for freedom, expected in ((1, 12.7062), (30, 2.0423), (40, 2.0211), (60, 2.0003), (120, 1.9799)):

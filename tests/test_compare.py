@@ -109,6 +109,22 @@ def test_a_failure_is_told_and_takes_nothing_along(tmp_path: Path, monkeypatch: 
     assert compare(_request(tmp_path), io.StringIO()) == 0 and ran == ["anchor-seed0"]
 
 
+def test_data_that_changed_meanwhile_spoil_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of other data is a failure: its result is not kept, so the folder can still be gone on with."""
+    _replace_runs(monkeypatch, failing=["anchor-seed1"])
+    assert compare(_request(tmp_path), io.StringIO()) == 1
+    monkeypatch.setattr(
+        lab.compare, "train_all", lambda configs, listener, reporter: listener.finished(0, tmp_path)
+    )
+    made = lab.compare.gather
+    monkeypatch.setattr(lab.compare, "gather", lambda *given: replace(made(*given), source_sha256="else"))
+    with pytest.raises(ValueError, match="have changed meanwhile"):
+        compare(_request(tmp_path), io.StringIO())
+    assert len(list((tmp_path / "out" / "results").iterdir())) == 3
+    _replace_runs(monkeypatch)
+    assert compare(_request(tmp_path), io.StringIO()) == 0
+
+
 def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything starts, with what to do. More steps are other results, too; a damaged one is none."""
     _replace_runs(monkeypatch)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import load
-from configs.entries import OwnOptions, loss_options, plain_options, scorer_options
+from configs.entries import NAMED_ENTRIES, OwnOptions, loss_options, plain_options, scorer_options
 from configs.kinds.advantages import GrpoOptions
 from configs.kinds.datasets import FileOptions
 from configs.kinds.losses import PpoClipOptions
@@ -21,7 +21,7 @@ from configs.load import (
     load_config,
     preset_names,
 )
-from configs.redact import redact
+from configs.redact import MASK, NAMED, redact, redact_value
 from configs.rules import check
 from configs.schema import RunConfig
 
@@ -428,6 +428,28 @@ def test_any_override_gives_a_config_or_a_config_error(overrides: list[str]) -> 
     check(config)
     assert isinstance(config, RunConfig) and "${" not in dump_yaml(config)
     assert config_hash(config) == config_hash(load_config("debug", overrides))
+
+
+def test_names_that_a_user_chose_are_no_secrets() -> None:
+    """A band called token and a scorer called api_key keep their numbers; below them the rules hold."""
+    bands = "bands: {token: {metric: entropy/token_mean, low: %s}}, "
+    bands += "actuators: {a: {setting: kl.coef, bands: [token], high: 1}}"
+    low, high = (
+        load_config("debug", ["controllers.b={kind: entropy_bands, " + bands % text + "}"])
+        for text in ("0.5", "0.7")
+    )
+    assert config_hash(low) != config_hash(high) and MASK not in dump_yaml(low)
+    weights = [
+        load_config("debug", [f"scorers.api_key={{kind: lab_answer, weight: {text}}}"]) for text in "12"
+    ]
+    assert config_hash(weights[0]) != config_hash(weights[1])
+    given = {"scorers": {"token": {"api_key": "abc", "weight": 1.0}}, "controllers": {"token": "abc"}}
+    assert redact(given) == {
+        "scorers": {"token": {"api_key": MASK, "weight": 1.0}},
+        "controllers": {"token": MASK},
+    }
+    assert redact_value("scorers.token.weight", 2) == 2 and redact_value("scorers.token.api_key", "x") == MASK
+    assert set(NAMED_ENTRIES) <= NAMED
 
 
 def test_credentials_inside_a_url_are_masked() -> None:

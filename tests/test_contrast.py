@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lab.contrast import Row, contrast
+from lab.contrast import Row, check_paired, contrast
 from tests.compare_results import prompt, result
 
 BOTH = {"code": 2, "prose": 2}
@@ -119,3 +119,13 @@ def test_results_of_other_prompts_are_refused() -> None:
         contrast([first, other], ["control"], [1])
     with pytest.raises(ValueError, match="one set of training prompts"):
         contrast([first, replace(first, seed=1, source_sha256="else")], ["control"], [1])
+
+
+def test_seeds_of_an_arm_have_the_same_demonstrations() -> None:
+    """Arms may differ in them; a result of before, which does not know, is taken as it is."""
+    known = {"demonstrations_sha256": "x"}
+    first, arm = (result(name, 0, [prompt("a", 1, BOTH)]) for name in ("control", "arm"))
+    unknown = replace(arm, seed=2, demonstrations_sha256=None)
+    check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
+    with pytest.raises(ValueError, match="results of arm must be of one set of demonstrations"):
+        check_paired([first, replace(arm, **known), replace(arm, seed=1, demonstrations_sha256="y")])

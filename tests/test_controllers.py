@@ -60,11 +60,17 @@ def test_a_controller_of_ones_own_says_what_it_moves(tmp_path: Path, monkeypatch
     (tmp_path / "steady.py").write_text(
         "class Steady:\n    def __init__(self, options):\n        self.value = options.options['value']\n"
         "    def settings(self):\n        return {'kl.coef': self.value}\n"
+        "    def reasons(self):\n        return {}\n    def observe(self, metrics): ...\n"
+        "    def state(self):\n        return {}\n    def restore(self, state): ...\n"
+        "class Mute:\n    def __init__(self, options): ...\n    def settings(self): ...\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "controllers.own={kind: 'steady:Steady', options: {value: 0.25, settings: {kl.coef: [0, 1]}}}"
     config = load_config("debug", ["allow=[steady]", own])
     assert make_controllers(config)["own"].settings() == {"kl.coef": 0.25} and is_anchored(config, "kl")
+    mute = load_config("debug", ["allow=[steady]", own.replace("Steady", "Mute")])
+    with pytest.raises(ValueError, match="steady:Mute must have observe, reasons, state, restore"):
+        make_controllers(mute)
     for wrong, rule in (
         (own.replace("kl.coef", "kl.cof"), "controllers.own = "),
         (own.replace("[0, 1]", "1"), "must say under settings what it moves, as {key: [low, high]}"),

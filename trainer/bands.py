@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 from configs.kinds.bands import Actuator, EntropyBandsOptions, read_plan
 from rollouts.files import Json
+
+_AT_REST: Final = 1e-3
+"""Nearer to rest than this share of its limits' distance, an actuator is at rest."""
 
 
 @dataclass
@@ -56,6 +59,7 @@ class EntropyBands:
         for name, level in self._levels.items():
             if self._look(level, metrics.get(self._plan.bands[name].metric, math.nan)):
                 errors[name] = self._error(name, level)
+        self._values = dict(self._held)  # a push lasts as long as the error it answers
         self._reasons = {}
         for name, actuator in self._plan.actuators.items():
             known = [errors[band] for band in actuator.bands if band in errors]
@@ -92,6 +96,8 @@ class EntropyBands:
             held += options.gain * span * error
         else:
             held += options.release * (actuator.rest - held)
+            if abs(held - actuator.rest) < _AT_REST * abs(span):
+                held = actuator.rest
         self._held[name] = _within(held, actuator)
         self._values[name] = _within(self._held[name] + options.push * span * error, actuator)
         self._reasons[name] = reason

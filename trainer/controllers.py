@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from configs.entries import controller_options, plain_options
 from configs.kinds.base import load_target
@@ -36,6 +36,9 @@ class Controller(Protocol):
     def state(self) -> Mapping[str, Json]: ...
 
     def restore(self, state: Mapping[str, Json]) -> None: ...
+
+
+_METHODS: Final = ("settings", "observe", "reasons", "state", "restore")
 
 
 class AdaptiveEntropy:
@@ -161,11 +164,18 @@ class Threshold:
 
 
 def make_controllers(config: RunConfig) -> dict[str, Controller]:
-    """The controllers of a config, by name."""
+    """The controllers of a config, by name.
+
+    Raises:
+        ValueError: a user's own class lacks a method.
+    """
     made: dict[str, Controller] = {}
     for name, entry in config.controllers.items():
         options, kind = plain_options(entry, "controllers")
         made[name] = load_target(kind.target)(options)
+        missing = [method for method in _METHODS if not callable(getattr(made[name], method, None))]
+        if missing:
+            raise ValueError(f"controllers.{name}.kind: {entry['kind']} must have {', '.join(missing)}")
     return made
 
 

@@ -152,6 +152,13 @@ def read_plan(options: EntropyBandsOptions) -> BandPlan:
     _check_bounds(plan)
     for name, actuator in plan.actuators.items():
         _check_actuator(f"actuators.{name}", actuator, plan.bands)
+    held = {band for actuator in plan.actuators.values() for band in actuator.bands}
+    for name in plan.bands:
+        if name not in held:
+            raise ValueError(f"bands.{name}: must be one that some actuator answers for")
+    for name, change in plan.changes.items():
+        if change.step < 1:
+            raise ValueError(f"changes.{name}.step: must be at least 1, got {change.step}")
     return plan
 
 
@@ -169,11 +176,11 @@ def _typed(kind: type[_T], entries: Mapping[str, Any], key: str) -> dict[str, _T
 def _check_numbers(options: EntropyBandsOptions) -> None:
     if options.baseline_steps < 1:
         raise ValueError("baseline_steps: must be at least 1")
-    for name in ("smoothing", "release"):
-        if not 0 <= getattr(options, name) < 1:
+    for name, share in {"smoothing": options.smoothing, "release": options.release}.items():
+        if not 0 <= share < 1:
             raise ValueError(f"{name}: must be at least 0 and below 1")
-    for name in ("gain", "push"):
-        if not getattr(options, name) >= 0:
+    for name, factor in {"gain": options.gain, "push": options.push}.items():
+        if not factor >= 0:
             raise ValueError(f"{name}: must not be negative")
 
 
