@@ -36,8 +36,11 @@ class TokenColumns:
     rows: Tensor
     origins: Mapping[str, Tensor]
     """Boolean [T] per origin present."""
+    token_ids: Tensor
+    positions: Tensor
+    """Of each token in its row's completion, from 0."""
     prepared: Mapping[str, Mapping[str, Tensor]]
-    """By origin: what its loss's `prepare` returned."""
+    """By origin what its loss's `prepare` returned, by shape.<name> what that shape's did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +114,15 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
         behavior_logprobs=columns.behavior_logprobs[chosen],
         advantages=columns.advantages[chosen],
         rows=columns.rows[chosen],
-        prepared={name: column[chosen] for name, column in columns.prepared.get(origin, {}).items()},
+        token_ids=columns.token_ids[chosen],
+        positions=columns.positions[chosen],
+        prepared=_prepared(columns, origin, chosen),
     )
+
+
+def _prepared(columns: TokenColumns, place: str, chosen: Tensor) -> dict[str, Tensor]:
+    """What the `prepare` of a loss or shape found, of the chosen tokens."""
+    return {name: column[chosen] for name, column in columns.prepared.get(place, {}).items()}
 
 
 def microbatch_loss(
@@ -131,7 +141,9 @@ def microbatch_loss(
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
         if origin == "policy":
-            inputs = apply_shapes(inputs, objective.shapes)
+            found_by = {name: _prepared(columns, f"shape.{name}", chosen) for name in objective.shapes}
+            inputs, shaped = apply_shapes(inputs, objective.shapes, found_by)
+            sums |= {f"mark/policy/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
         found = loss.per_token(inputs)
         part = (weights * found.loss).sum()
         sums[f"loss/{origin}"] = part.item()
