@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "trainer.losses": ("tests/test_losses.py", "tests/test_policy_losses.py"),
     "trainer.shapes": ("tests/test_shapes.py",),
+    "trainer.entropy_shapes": ("tests/test_token_shapes.py",),
+    "trainer.off_policy": ("tests/test_token_shapes.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {

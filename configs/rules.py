@@ -17,6 +17,7 @@ from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
+from configs.shape_rules import broken_shapes
 from configs.sources import Provenance
 
 Broken = tuple[str, str]
@@ -38,6 +39,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
     "split": ("train", "heldout", "creative"),
     "old": ("proximal", "behavior"),
+    "level": ("token", "sequence"),
 }
 """The same for options of entries, by the option's name."""
 
@@ -131,7 +133,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
+    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes)
     for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -354,18 +356,6 @@ def _ratios(config: RunConfig) -> Iterator[Broken]:
         if kind in RATIO_KINDS and entry["old"] == "proximal" and config.learner.updates_per_step == 1:
             rule = f"must not be {kind}: when each step makes one update every ratio is 1, as in ppo_clip"
             yield f"{key}.kind", f"{rule} (or learner.updates_per_step above 1, or old: behavior)"
-
-
-def _shapes(config: RunConfig) -> Iterator[Broken]:
-    """Shapes change the advantages of policy rows, for a loss that looks at them."""
-    if config.shape and "policy" not in config.loss:
-        yield "shape", "must have rows to act on: there is no loss.policy"
-    elif config.shape and config.loss["policy"]["kind"] == "nll":
-        yield "shape", "must have a loss.policy that uses advantages: nll does not"
-    for name, entry in config.shape.items():
-        for option in ("weight", "beta"):
-            if entry.get(option, 0) < 0:
-                yield f"shape.{name}.{option}", "must not be negative"
 
 
 def _covariance(config: RunConfig) -> Iterator[Broken]:

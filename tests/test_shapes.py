@@ -146,7 +146,7 @@ def test_own_code_is_a_shape_too() -> None:
         (["shape.mine={kind: repo, beta: -1}"], "must not be negative"),
         (["shape.mine={kind: repo_r, zeta: -1}"], "must not be negative"),
         (["shape.mine={kind: positive_reweight, weight: -1}"], "must not be negative"),
-        (["shape.mine={kind: rep}"], "must be one of positive_reweight, repo, repo_r"),
+        (["shape.mine={kind: rep}"], "must be one of positive_reweight, repo, repo_r, "),
         ([SHAPE, "loss.policy.kind=nll"], "nll does not"),
         (["loss.policy.dual_clip=1"], "must be 0 \\(off\\) or above 1"),
         (["loss.policy.dual_clip=-3"], "must be 0 \\(off\\) or above 1"),
