@@ -40,6 +40,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("train", "heldout", "creative"),
     "old": ("proximal", "behavior"),
     "level": ("token", "sequence"),
+    "mask": ("mined", "random"),
 }
 """The same for options of entries, by the option's name."""
 

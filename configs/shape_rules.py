@@ -18,6 +18,7 @@ _RULES: Final[dict[str, tuple[_Rule, ...]]] = {
         ("kappa", lambda value: value > 1, "must be above 1: no advantage may change its sign"),
     ),
     "top_entropy": (("fraction", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),),
+    "hicra": (("alpha", lambda value: 0 <= value < 1, "must be at least 0 and below 1"),),
     "stare": (
         ("strength", lambda value: 0 <= value <= 1, "must be between 0 and 1"),
         ("fraction", lambda value: 0 < value <= 0.5, "must be above 0 and at most 0.5"),

@@ -29,7 +29,7 @@ OTHERS = {
     "sft_refresh": draw,
     "decoupled": reference_shapes.decoupled,
 }
-"""Methods that are no kind but a section of the config, or two kinds together; where their equation stands."""
+"""Methods that are a section of the config, or two kinds together; and where their equation stands."""
 KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
 UNPUBLISHED = ("nll", "threshold", "kl_anchor", "entropy_bonus", "rejection")
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
@@ -39,7 +39,7 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "kl_anchor": lambda config: config.kl.coef > 0 and config.kl_base.coef > 0,
     "entropy_bonus": lambda config: config.entropy.coef > 0,
     "sft_refresh": lambda config: config.sft.share > 0,
-    "decoupled": lambda config: "proximal" == config.loss["policy"]["old"] and "correct" in config.shape,
+    "decoupled": lambda config: config.loss["policy"]["old"] == "proximal" and "correct" in config.shape,
 }
 
 

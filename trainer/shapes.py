@@ -8,7 +8,7 @@ statistics has a ``prepare(columns, options)`` as a loss has, see `trainer.prepa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,23 @@ def bound_shapes(config: RunConfig) -> dict[str, BoundShape]:
         options, kind = plain_options(entry, "shape")
         shapes[name] = BoundShape(kind=kind, options=options)
     return shapes
+
+
+def start_shapes(config: RunConfig) -> dict[str, Any]:
+    """The entries of `shape` after each kind's `start`: checked, with absolute paths.
+
+    Raises:
+        ValueError: what an entry names cannot be used; the message names the entry.
+    """
+    entries = dict(config.shape)
+    for name, shape in bound_shapes(config).items():
+        if shape.kind.start:
+            try:
+                started = load_target(shape.kind.start)(shape.options)
+            except ValueError as error:
+                raise ValueError(f"shape.{name}: {error}") from error
+            entries[name] = {**entries[name], **asdict(started)}
+    return entries
 
 
 def apply_shapes(

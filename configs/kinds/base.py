@@ -28,6 +28,11 @@ class Kind:
     advantages as they are before all shapes, a shape as the shapes before it make them. It returns columns of
     the same length, or a `trainer.prepare.Prepared`.
     """
+    start: str = ""
+    """Shapes only: "module:attr" of a function options -> options that is called before anything starts.
+
+    It raises ValueError if what the options name cannot be used, and makes relative paths absolute.
+    """
     supervised: bool = False
     """Losses only: it needs neither advantages nor a sampler, so that it can train demonstrations."""
 

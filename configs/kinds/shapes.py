@@ -53,6 +53,17 @@ class TopEntropyOptions:
 
 
 @dataclass
+class HicraOptions:
+    """HICRA, arXiv 2509.03646: A + alpha |A| on planning tokens, those inside a strategic n-gram."""
+
+    path: str = ""
+    """The n-grams: a file of `polyphony mine`; relative to the folder you start in."""
+    alpha: float = 0.2
+    mask: str = "mined"
+    """mined, or random: as many tokens of every row, drawn at random, which is the control."""
+
+
+@dataclass
 class StareOptions:
     """After STARE, arXiv 2606.19236: |A| raised where it raises entropy, shrunk where it lowers it.
 
@@ -100,6 +111,12 @@ SHAPES: dict[str, Kind] = {
     "entropy_advantage": Kind(EntropyAdvantageOptions, "trainer.entropy_shapes:entropy_advantage"),
     "top_entropy": Kind(
         TopEntropyOptions, "trainer.entropy_shapes:top_entropy", "trainer.entropy_shapes:select_entropy"
+    ),
+    "hicra": Kind(
+        HicraOptions,
+        "trainer.planning:hicra",
+        prepare="trainer.planning:mark_planning",
+        start="trainer.planning:locate_grams",
     ),
     "stare": Kind(StareOptions, "trainer.entropy_shapes:stare", "trainer.entropy_shapes:find_quantiles"),
     "tis": Kind(TisOptions, "trainer.off_policy:tis"),
