@@ -48,6 +48,7 @@ class LearnerRank:
         self._device = torch.device(place.device)
         init_distributed(place, config.cluster.call_timeout_s)
         self._policy = self._start_policy().to(self._device)
+        self._policy.clamp_entropy(config.entropy.clamp)
         self._engine = start_engine(self._policy, config.learner, config.model.dtype)
         self._anchors = Anchors(config, place)
         self._built: dict[tuple[int, ...], Microbatch] = {}
@@ -119,6 +120,7 @@ class LearnerRank:
             losses=self._losses,
             anchors={"kl": self._config.kl, "kl_base": self._config.kl_base},
             entropy_coef=self._config.entropy.coef,
+            entropy_clamp=self._config.entropy.clamp,
             shapes=bound_shapes(self._config),
         ).with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
@@ -322,6 +324,7 @@ class LearnerRank:
         What the engine was built with stays: `config` must have the same (`cluster.company.built_in`).
         """
         self._config, self._losses = config, losses
+        self._policy.clamp_entropy(config.entropy.clamp)
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:

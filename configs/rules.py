@@ -97,6 +97,7 @@ NOT_NEGATIVE = [
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
 SHARE = ["learner.min_lr_ratio", "sft.share"]
+SHARE_BELOW_ONE = ["entropy.clamp"]
 NOT_EMPTY = ["runs_dir", "model.path"]
 
 ENTRY_POSITIVE = frozenset(
@@ -178,6 +179,7 @@ def _ranges(values: Mapping[str, object]) -> Iterator[Broken]:
         (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
         (SHARE_ABOVE_ZERO, lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
         (SHARE, lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+        (SHARE_BELOW_ONE, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
     ]
     for keys, holds, rule in tests:
         yield from ((key, rule) for key in keys if not holds(_number(values[key])))
@@ -266,6 +268,8 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
         if setting in taken:
             yield key, f"must move another setting than controllers.{taken[setting]}"
         taken[setting] = name
+        if "floor" in entry and entry["floor"] > entry["ceiling"]:
+            yield f"controllers.{name}.floor", f"must not be above ceiling ({entry['ceiling']:g})"
         low, high, initial = (_number(entry.get(bound, 0.0)) for bound in ("low", "high", "initial"))
         if not low <= initial <= high:
             yield f"controllers.{name}.initial", f"must be within low and high ({low:g} to {high:g})"

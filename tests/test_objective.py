@@ -26,7 +26,7 @@ WEIGHTS = torch.tensor([0.25, 0.25, 0.0, 0.5, 0.5])
 
 
 def token_scores(logprobs: Tensor) -> TokenScores:
-    return TokenScores(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+    return TokenScores(logprobs, *[torch.zeros_like(logprobs)] * 3)
 
 
 def token_columns(part: slice = slice(None), anchors: dict[str, Tensor] | None = None) -> TokenColumns:

@@ -89,7 +89,7 @@ def loss_and_gradient(found: Objective, origin: str = "policy") -> list[float]:
         positions=torch.zeros(2, dtype=torch.long),
         prepared={},
     )
-    total, _ = microbatch_loss(TokenScores(logprobs, unknown, unknown), columns, found)
+    total, _ = microbatch_loss(TokenScores(logprobs, unknown, unknown, unknown), columns, found)
     total.backward()
     assert logprobs.grad is not None
     return [total.item(), *logprobs.grad.tolist()]
@@ -188,7 +188,7 @@ def test_what_a_shape_found_reaches_its_tokens_and_its_marks_the_sums() -> None:
         positions=torch.tensor([5, 6]),
         prepared={"shape.mine": {"seen": torch.tensor([100.0, 200.0])}},
     )
-    total, sums = microbatch_loss(TokenScores(logprobs, zeros, zeros), columns, found)
+    total, sums = microbatch_loss(TokenScores(logprobs, zeros, zeros, zeros), columns, found)
     assert total.item() == pytest.approx(-0.5 * (2 + 100 + 30 + 5))
     assert sums["mark/policy/shape.mine/up"] == 1.0
     share = update_metrics([sums | {"grad/norm": 1.0, "grad/applied": 1.0, "stat/shape.mine/count": 3.0}])

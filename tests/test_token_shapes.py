@@ -242,7 +242,7 @@ def test_ppo_clip_with_tis_is_the_decoupled_loss(tokens: list[tuple[float, float
         positions=torch.zeros(count, dtype=torch.long),
         prepared={},
     )
-    scores = TokenScores(logprobs, torch.zeros(count), torch.zeros(count))
+    scores = TokenScores(logprobs, *[torch.zeros(count)] * 3)
     found = decoupled_objective(PpoClipOptions(clip_low=0.2, clip_high=0.3))
     total, sums = microbatch_loss(scores, columns, found)
     total.backward()

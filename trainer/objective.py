@@ -74,6 +74,8 @@ class Objective:
     anchors: Mapping[str, KLConfig]
     """By section: `kl` and `kl_base`; those of place loss are terms of it."""
     entropy_coef: float = 0.0
+    entropy_clamp: float = 0.0
+    """Share of the vocabulary that the entropy of the bonus leaves out; above 0 it is logged by itself."""
     shapes: Mapping[str, BoundShape] = field(default_factory=dict)
     """Changes of the advantages of origin policy, in order."""
 
@@ -160,9 +162,11 @@ def microbatch_loss(
                 sums[f"loss/{section}"] = term.item()
                 total = total + term
         if objective.entropy_coef:
-            bonus = -objective.entropy_coef * (weights * inputs.entropy).sum()
+            bonus = -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()
             sums["loss/entropy"] = bonus.item()
             total = total + bonus
+        if objective.entropy_clamp:
+            sums["sum/entropy_clamped"] = scores.entropy_clamped[chosen].sum().item()
         with torch.no_grad():
             drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
         sums["sum/k3_proximal_vs_policy"] = drift.sum().item()

@@ -21,6 +21,26 @@ class AdaptiveEntropyOptions:
 
 
 @dataclass
+class EntropyBandOptions:
+    """AEnt's projected controller, arXiv 2509.03493. Band, rate and bounds are ours: none was retrieved."""
+
+    setting: str = "entropy.coef"
+    """As in adaptive_setting."""
+    metric: str = "entropy/token_mean"
+    """AEnt steers by the clamped entropy: entropy/clamped_mean, there while entropy.clamp is above 0."""
+    floor: float = 0.1
+    """Below it the setting rises, nats."""
+    ceiling: float = 0.5
+    """Above it the setting falls."""
+    rate: float = 2.0e-3
+    """What a step adds or takes off per unit of the metric outside the band."""
+    initial: float = 2.0e-4
+    """The released recipe's coefficient."""
+    low: float = 0.0
+    high: float = 5.0e-3
+
+
+@dataclass
 class AdaptiveSettingOptions:
     """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
@@ -63,6 +83,7 @@ class ThresholdOptions:
 
 CONTROLLERS: dict[str, Kind] = {
     "adaptive_entropy": Kind(AdaptiveEntropyOptions, "trainer.controllers:AdaptiveEntropy"),
+    "entropy_band": Kind(EntropyBandOptions, "trainer.entropy_band:EntropyBand"),
     "adaptive_setting": Kind(AdaptiveSettingOptions, "trainer.controllers:AdaptiveSetting"),
     "threshold": Kind(ThresholdOptions, "trainer.controllers:Threshold"),
 }
