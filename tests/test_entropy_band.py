@@ -81,8 +81,8 @@ def test_from_a_config() -> None:
 @pytest.mark.parametrize(("coef", "clamp"), [(0.5, 0.3), (0.0, 0.3), (0.5, 0.0)])
 def test_the_bonus_is_of_the_clamped_entropy(coef: float, clamp: float) -> None:
     """Two tokens of weight 1/4 and 1/2, clamped entropies 2 and 3: the term is -coef (2/4 + 3/2), its
-    gradient by each -coef / 4 and -coef / 2, and none by the whole entropy. The mean 5/2 is logged where there is a
-    clamp, at a coefficient of 0 too: a controller starts from it.
+    gradient by each -coef / 4 and -coef / 2, and none by the whole entropy. The mean 5/2 is logged where
+    there is a clamp, at a coefficient of 0 too: a controller starts from it.
     """
     logprobs, entropy = torch.tensor([-1.0, -1.0]), torch.tensor([9.0, 9.0], requires_grad=True)
     clamped = torch.tensor([2.0, 3.0], requires_grad=True)
