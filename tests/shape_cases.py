@@ -27,6 +27,7 @@ from trainer.entropy_shapes import (
     stare,
     top_entropy,
 )
+from trainer.logprobs import _clamped, _entropy_gradient
 from trainer.losses import LossInputs
 from trainer.off_policy import icepop, rejection, sampler_drift, sum_by_row, tis
 
@@ -157,6 +158,26 @@ def check_rejection() -> None:
     assert found.marks["dropped"].tolist() == [False, True, False, True, True]
 
 
+def check_clamped() -> None:
+    """(1/2, 1/4, 1/8, 1/16, 1/16) without the least two: (4/7, 2/7, 1/7, 0, 0)."""
+    logp = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]], dtype=torch.float64).log()
+    assert _clamped(logp, 2).exp().tolist()[0] == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0.0, 0.0])
+
+
+def check_entropy_gradient() -> None:
+    """-p (log p + H) of (1/4, 3/4, 0), H = ln 4 - 3/4 ln 3: by the first 3/16 ln 3, by the second less that.
+
+    What has no probability has no gradient, and makes none NaN.
+    """
+    found = _entropy_gradient(torch.tensor([[0.25, 0.75, 0.0]], dtype=torch.float64).log())
+    assert found.tolist()[0] == pytest.approx([3 / 16 * math.log(3), -3 / 16 * math.log(3), 0.0])
+
+
+LOGPROB_CHECKS: dict[str, tuple[Check, ...]] = {
+    "_clamped": (check_clamped,),
+    "_entropy_gradient": (check_entropy_gradient,),
+}
+"""By function of `trainer.logprobs`."""
 ENTROPY_CHECKS: dict[str, tuple[Check, ...]] = {
     "entropy_advantage": (check_entropy_advantage,),
     "top_entropy": (check_top_entropy,),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,11 +15,14 @@ from configs.errors import ConfigError
 from configs.kinds.controllers import EntropyBandOptions
 from configs.kinds.losses import LOSSES, LossCommon, PpoClipOptions
 from configs.load import load_config
+from lab.base_model import ModelShape, make_base
+from trainer.batch import build_microbatch
 from trainer.controllers import make_controllers
 from trainer.entropy_band import EntropyBand
 from trainer.logprobs import TokenScores
 from trainer.metrics import update_metrics
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
+from trainer.policy import load_policy
 
 torch.set_num_threads(1)
 OPTIONS = EntropyBandOptions(floor=1.0, ceiling=2.0, rate=0.1, initial=0.5, low=0.25, high=0.75)
@@ -109,3 +114,22 @@ def test_the_bonus_is_of_the_clamped_entropy(coef: float, clamp: float) -> None:
         assert clamped.grad.tolist() == pytest.approx([-coef / 4, -coef / 2])
     metrics = update_metrics([sums | {"grad/norm": 0.0, "grad/applied": 1.0}])
     assert metrics.get("entropy/clamped_mean") == (2.5 if clamp else None)
+
+
+def test_the_model_clamps_what_it_is_told_to(tmp_path: Path) -> None:
+    """A fresh model, whose logits are nearly even: with half of V left out H falls by about ln 2, with none
+    by nothing. The clamp may be changed, as when ranks go on to another run; the other scores stay.
+    """
+    make_base(ModelShape(hidden_size=32, num_layers=1, num_heads=1, num_kv_heads=1), tmp_path)
+    policy = load_policy(str(tmp_path), "fp32", 16, False)
+    batch = build_microbatch([np.array([5, 6])], [np.array([7, 8, 9])], np.ones(1), torch.device("cpu"))
+    with torch.no_grad():
+        found = {}
+        for clamp in (0.0, 0.5, 0.25, 0.0):
+            policy.clamp_entropy(clamp)
+            scores = TokenScores(*policy(batch))
+            found[clamp] = (scores.entropy - scores.entropy_clamped).mean().item()
+            assert torch.equal(scores.entropy, TokenScores(*policy(batch)).entropy)
+    assert found[0.0] == 0.0
+    assert found[0.5] == pytest.approx(math.log(2), abs=0.1)
+    assert found[0.25] == pytest.approx(math.log(4 / 3), abs=0.1)

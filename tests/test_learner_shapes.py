@@ -48,8 +48,8 @@ PLANNED = (0, 6, 13)
 class ShapedCase(Case):
     """Four shapes in a row, three of which look at the whole update first.
 
-    These rows were drawn at random, so that the learner finds them about a twentieth as likely as stated: hence
-    the cap.
+    These rows were drawn at random: the learner finds them about a twentieth as likely as stated, hence the
+    cap.
     """
 
     grams: str

@@ -20,6 +20,7 @@ CASES = [
         ("trainer.off_policy", shape_cases.OFF_POLICY_CHECKS),
         ("trainer.planning", planning_cases.PLANNING_CHECKS),
         ("trainer.grams", planning_cases.GRAM_CHECKS),
+        ("trainer.logprobs", shape_cases.LOGPROB_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks

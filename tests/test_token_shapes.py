@@ -37,7 +37,7 @@ from trainer.prepare import TokenTable
 from trainer.shapes import BoundShape, apply_shapes, prepare_shapes
 
 torch.set_num_threads(1)
-CHECKS = shape_cases.ENTROPY_CHECKS | shape_cases.OFF_POLICY_CHECKS
+CHECKS = shape_cases.ENTROPY_CHECKS | shape_cases.OFF_POLICY_CHECKS | shape_cases.LOGPROB_CHECKS
 ADVANTAGE = st.just(0.0) | st.floats(-5, 5)
 LOGPROB = st.floats(-8, 0)
 TWO = "learner.updates_per_step=2"

@@ -32,14 +32,14 @@ def _entropy(logp_TV: Tensor) -> Tensor:
 
 def _clamped(logp_TV: Tensor, num_dropped: int) -> Tensor:
     """Log-probabilities over all but the `num_dropped` least likely entries of each row, else -inf."""
-    least = logp_TV.topk(num_dropped, dim=-1, largest=False, sorted=False).indices
-    return torch.log_softmax(logp_TV.scatter(1, least, -torch.inf), dim=-1)
+    least = logp_TV.topk(num_dropped, dim=1, largest=False, sorted=False).indices
+    return torch.log_softmax(logp_TV.scatter(1, least, -torch.inf), dim=1)
 
 
 def _entropy_gradient(logp_TV: Tensor) -> Tensor:
     """dH / dz = -p (log p + H) by the logits of `logp_TV`; 0 where p is. [T, V]"""
     p, logp = logp_TV.exp(), logp_TV.clamp_min(-1e30)
-    return -p * (logp - (p * logp).sum(-1, keepdim=True))
+    return -p * (logp - (p * logp).sum(1, keepdim=True))
 
 
 class ChunkedScores(torch.autograd.Function):
