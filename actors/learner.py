@@ -35,7 +35,7 @@ from trainer.policy import PolicyModel, load_policy
 from trainer.prepare import Prepared, TokenTable, prepare_origin
 from trainer.rows import RankRows, read_rows, score_columns
 from trainer.seeds import derive_seed
-from trainer.shapes import bound_shapes
+from trainer.shapes import bound_shapes, prepare_shapes
 from trainer.weights import PackedWeights, pack_weights
 
 
@@ -48,6 +48,7 @@ class LearnerRank:
         self._device = torch.device(place.device)
         init_distributed(place, config.cluster.call_timeout_s)
         self._policy = self._start_policy().to(self._device)
+        self._policy.clamp_entropy(config.entropy.clamp)
         self._engine = start_engine(self._policy, config.learner, config.model.dtype)
         self._anchors = Anchors(config, place)
         self._built: dict[tuple[int, ...], Microbatch] = {}
@@ -119,6 +120,7 @@ class LearnerRank:
             losses=self._losses,
             anchors={"kl": self._config.kl, "kl_base": self._config.kl_base},
             entropy_coef=self._config.entropy.coef,
+            entropy_clamp=self._config.entropy.clamp,
             shapes=bound_shapes(self._config),
         ).with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
@@ -169,9 +171,11 @@ class LearnerRank:
         counts = np.array([len(rows.tokens[row]) for row in chosen], np.int64)
         index = np.repeat(np.arange(len(chosen)), counts)
 
+        def flat(parts: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).to(self._device)
+
         def tensor(parts: list[np.ndarray]) -> Tensor:
-            flat = np.concatenate(parts) if parts else np.zeros(0)
-            return torch.from_numpy(flat.astype(np.float32)).to(self._device)
+            return flat(parts).float()
 
         def scored(name: str) -> Tensor:
             if name in self._scored:
@@ -192,54 +196,64 @@ class LearnerRank:
             advantages=tensor(advantages),
             weights=tensor(weights),
             rows=torch.from_numpy(index).to(self._device),
+            token_ids=flat([rows.tokens[row] for row in chosen]).long(),
+            positions=flat([np.arange(count) for count in counts]).long(),
             origins={
                 str(name): torch.from_numpy(np.repeat(origins == name, counts)).to(self._device)
                 for name in set(origins.tolist())
             },
             prepared={
-                origin: {
+                place: {
                     name: torch.from_numpy(values[tokens]).to(self._device)
                     for name, values in found.columns.items()
                 }
-                for origin, found in prepared.items()
+                for place, found in prepared.items()
             },
         )
 
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
     ) -> dict[str, Prepared]:
-        """Batch statistics of the losses that ask for them, over all rows of the update on all ranks."""
+        """Batch statistics of the losses and shapes that ask for them, over all rows of the update on all
+        ranks; keyed as `TokenColumns.prepared`."""
         assert self._rows is not None
         wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
-        if not wanting:
+        if not wanting and not any(shape.kind.prepare for shape in objective.shapes.values()):
             return {}
         order = [row for micro in microbatches for row in micro]
-        scored = self._scored | {"policy_logprobs": self._logprobs_now(self._rows, microbatches)}
+        scored = self._scored | self._scores_now(self._rows, microbatches)
         table = _token_table(self._rows, scored, batch, order, self._config.seed)
-        return {
+        of_losses = {
             origin: prepare_origin(table, origin, _gather, partial(_call_prepare, loss))
             for origin, loss in wanting.items()
         }
+        return of_losses | prepare_shapes(table, objective.shapes, _gather)
 
-    def _logprobs_now(self, rows: RankRows, microbatches: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Logprobs under the weights that an update starts from: at first those of `score` themselves.
+    def _scores_now(
+        self, rows: RankRows, microbatches: Sequence[Sequence[int]]
+    ) -> dict[str, list[np.ndarray]]:
+        """Logprobs and entropies under the weights that an update starts from: at first those of `score`.
 
         Later updates of a step take one more forward of their microbatches, of which all ranks have as many.
         """
         if self._scores_are_current:
-            return self._scored["proximal_logprobs"]
-        columns = {"policy_logprobs": [np.zeros(0, np.float32)] * len(rows)}
+            scored = self._scored
+            return {"policy_logprobs": scored["proximal_logprobs"], "policy_entropy": scored["entropy"]}
+        columns = {
+            name: [np.zeros(0, np.float32)] * len(rows) for name in ("policy_logprobs", "policy_entropy")
+        }
         with torch.no_grad():
             for chosen in microbatches:
                 scores = TokenScores(*self._engine(self._microbatch(rows, chosen)))
-                _scatter(columns, {"policy_logprobs": scores.logprobs}, chosen, rows)
-        return columns["policy_logprobs"]
+                found = {"policy_logprobs": scores.logprobs, "policy_entropy": scores.entropy}
+                _scatter(columns, found, chosen, rows)
+        return columns
 
     def _share_of_stats(self, prepared: Mapping[str, Prepared]) -> dict[str, float]:
         """This rank's share of numbers that all ranks found alike, so that adding over ranks gives them."""
         return {
-            f"stat/{origin}/{name}": value / self._place.world_size
-            for origin, found in prepared.items()
+            f"stat/{place}/{name}": value / self._place.world_size
+            for place, found in prepared.items()
             for name, value in found.stats.items()
         }
 
@@ -310,6 +324,7 @@ class LearnerRank:
         What the engine was built with stays: `config` must have the same (`cluster.company.built_in`).
         """
         self._config, self._losses = config, losses
+        self._policy.clamp_entropy(config.entropy.clamp)
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:
@@ -340,6 +355,7 @@ def _token_table(
     return {
         "sample_id": np.repeat(np.array([rows.sample_ids[row] for row in order], dtype=np.str_), counts),
         "position": flat({row: np.arange(len(rows.tokens[row])) for row in order}).astype(np.int64),
+        "token_ids": flat(rows.tokens).astype(np.int64),
         "origin": np.repeat(np.array([rows.origins[row] for row in order], dtype=np.str_), counts),
         "weight": flat({row: rows.loss_masks[row] * batch.row_weights_N[row] for row in order}),
         "advantage": np.repeat(batch.advantages_N[list(order)], counts),

@@ -36,6 +36,7 @@ from rollouts.store import read_step
 from trainer.batch import plan_batch
 from trainer.objective import bound_losses
 from trainer.reduce import row_weights
+from trainer.shapes import bound_shapes
 
 GOAL: Final = 1.10
 BASELINE: Final = "ppo_clip"
@@ -50,6 +51,8 @@ ARMS: Final[dict[str, tuple[str, ...]]] = {
     "KL anchors in the loss": ("kl.coef=0.1", "kl_base.coef=0.1"),
     "entropy bonus": ("entropy.coef=0.001",),
     "positive_reweight": ("shape.a={kind: positive_reweight}",),
+    "stare": ("shape.a={kind: stare}",),
+    "clamped bonus": ("entropy.coef=0.001", "entropy.clamp=0.3"),
     "repo_r": ("shape.a={kind: repo_r}",),
     "clip_cov": ("loss.policy.kind=clip_cov",),
     "kl_cov": ("loss.policy.kind=kl_cov",),
@@ -75,7 +78,8 @@ class Arm:
         commons = {origin: loss.common for origin, loss in losses.items()}
         weights = row_weights(counted, origins, update_N, commons, config.rollout.max_tokens)
         advantages = table.column("advantage").to_numpy().astype(np.float64)
-        self.has_forward = any(loss.kind.prepare for loss in losses.values())
+        asked = [*losses.values(), *bound_shapes(config).values()]
+        self.has_forward = any(each.kind.prepare for each in asked)
         self._shard = self._rows.take(pa.array(order))
         self._update = RankUpdate(
             microbatches=local_microbatches(plan, 0),

@@ -18,6 +18,7 @@ from cluster.placement import Placement
 from configs.schema import RunConfig
 from trainer.demonstrations import demonstration_rows
 from trainer.prompts import TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.shapes import start_shapes
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -73,9 +74,12 @@ class Order:
 def local_model(config: RunConfig) -> RunConfig:
     """The config with its model as an absolute folder: here, beside the packages, or a hub's local snapshot.
 
+    Files that shapes name are absolute too, and were read once.
+
     Raises:
-        ValueError: there is no such folder and no such model on the hub.
+        ValueError: there is no such folder and no such model on the hub, or such a file cannot be used.
     """
+    shapes = start_shapes(config)
     packages = Path(__file__).resolve().parent.parent
     folders = [root / config.model.path for root in (Path.cwd(), packages)]
     found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
@@ -92,7 +96,7 @@ def local_model(config: RunConfig) -> RunConfig:
             raise ValueError(
                 f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
             ) from error
-    return replace(config, model=replace(config.model, path=str(found)))
+    return replace(config, model=replace(config.model, path=str(found)), shape=shapes)
 
 
 def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:

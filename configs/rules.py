@@ -24,6 +24,7 @@ from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
+from configs.shape_rules import broken_shapes
 from configs.sources import Provenance
 
 Broken = tuple[str, str]
@@ -45,6 +46,8 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
     "split": ("train", "heldout", "creative"),
     "old": ("proximal", "behavior"),
+    "level": ("token", "sequence"),
+    "mask": ("mined", "random"),
 }
 """The same for options of entries, by the option's name."""
 
@@ -101,6 +104,7 @@ NOT_NEGATIVE = [
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
 SHARE = ["learner.min_lr_ratio", "sft.share"]
+SHARE_BELOW_ONE = ["entropy.clamp"]
 NOT_EMPTY = ["runs_dir", "model.path"]
 
 ENTRY_POSITIVE = frozenset(
@@ -139,7 +143,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
+    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes)
     for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -183,6 +187,7 @@ def _ranges(values: Mapping[str, object]) -> Iterator[Broken]:
         (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
         (SHARE_ABOVE_ZERO, lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
         (SHARE, lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+        (SHARE_BELOW_ONE, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
     ]
     for keys, holds, rule in tests:
         yield from ((key, rule) for key in keys if not holds(_number(values[key])))
@@ -283,6 +288,8 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
             taken[setting] = name
         if "otherwise" in entry and entry["value"] == entry["otherwise"]:
             yield f"{key}.value", "must be another value than otherwise"
+        if "floor" in entry and entry["floor"] > entry["ceiling"]:
+            yield f"{key}.floor", f"must not be above ceiling ({entry['ceiling']:g})"
         low, high, initial = (_number(entry.get(bound, 0.0)) for bound in ("low", "high", "initial"))
         if not low <= initial <= high:
             yield f"{key}.initial", f"must be within low and high ({low:g} to {high:g})"
@@ -387,18 +394,6 @@ def _ratios(config: RunConfig) -> Iterator[Broken]:
         if kind in RATIO_KINDS and entry["old"] == "proximal" and config.learner.updates_per_step == 1:
             rule = f"must not be {kind}: when each step makes one update every ratio is 1, as in ppo_clip"
             yield f"{key}.kind", f"{rule} (or learner.updates_per_step above 1, or old: behavior)"
-
-
-def _shapes(config: RunConfig) -> Iterator[Broken]:
-    """Shapes change the advantages of policy rows, for a loss that looks at them."""
-    if config.shape and "policy" not in config.loss:
-        yield "shape", "must have rows to act on: there is no loss.policy"
-    elif config.shape and config.loss["policy"]["kind"] == "nll":
-        yield "shape", "must have a loss.policy that uses advantages: nll does not"
-    for name, entry in config.shape.items():
-        for option in ("weight", "beta"):
-            if entry.get(option, 0) < 0:
-                yield f"shape.{name}.{option}", "must not be negative"
 
 
 def _covariance(config: RunConfig) -> Iterator[Broken]:

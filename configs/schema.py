@@ -143,11 +143,16 @@ class ReferenceConfig:
 class EntropyConfig:
     """-coef x H per policy token, with H the exact entropy of the policy's next token in nats
 
-    A term of the loss beside all others.
+    A term of the loss beside all others. With `clamp` above 0, H is that of AEnt, arXiv 2509.03493.
     """
 
     coef: float = 0.0
     """Taken times the entropy in nats off every policy token's loss; negative values push entropy down."""
+    clamp: float = 0.0
+    """Share of the vocabulary, the least likely tokens, that the bonus leaves out (AEnt takes 0.25 to 0.33).
+
+    The rest is renormalised. entropy/token_mean is of the whole in any case.
+    """
 
 
 @dataclass

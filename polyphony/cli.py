@@ -96,6 +96,17 @@ def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
     return pretrain(config_path, overrides)
 
 
+def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -> int:
+    """Mine strategic n-grams from runs' correct completions into a file for the shape hicra."""
+    from trainer.grams import correct_completions, mine_grams, write_grams
+
+    documents = (document for run in runs for document in correct_completions(Path(run)))
+    grams = mine_grams(documents, share, min_documents, [Path(run).name for run in runs])
+    write_grams(Path(out), grams)
+    print(f"{out}: {len(grams.documents)} n-grams of {grams.num_documents} correct completions")
+    return 0
+
+
 def write_run_report(run: str) -> int:
     """Write a run's report and print where it is."""
     from viewer.report import write_report
@@ -114,6 +125,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return run_comparison(arguments, rest)
         case "lab":
             return run_pretraining(arguments.config, [*arguments.overrides, *rest])
+        case "mine":
+            return mine_runs(arguments.runs, arguments.out, arguments.share, arguments.min_documents)
         case "report":
             return write_run_report(arguments.run)
     raise AssertionError(f"no function for verb {arguments.verb}")
@@ -153,9 +166,21 @@ def _parser() -> argparse.ArgumentParser:
         dest="lab_verb", required=True, metavar="VERB"
     )
     _add_config(lab.add_parser("pretrain", help="make a small base model from scratch"))
+    _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the shape hicra"))
     report = verbs.add_parser("report", help="write a run's report")
     report.add_argument("run", metavar="RUN", help="a run directory, such as runs/debug")
     return parser
+
+
+def _add_mine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/debug-1")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the JSON file to write")
+    parser.add_argument(
+        "--share", type=float, default=0.2, help="of the n-grams, by document frequency (default 0.2)"
+    )
+    parser.add_argument(
+        "--min-documents", type=int, default=2, metavar="N", help="an n-gram is in at least N (default 2)"
+    )
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

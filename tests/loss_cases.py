@@ -7,14 +7,15 @@ that these numbers notice every changed sign, comparison and bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from configs.kinds.base import load_target
+from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import (
     LOSSES,
     CeGppoOptions,
@@ -25,7 +26,16 @@ from configs.kinds.losses import (
 )
 from configs.kinds.shapes import SHAPES, PositiveReweightOptions, RepoOptions, RepoROptions
 from trainer.losses import LossInputs, TokenLoss, mean_by_row
-from trainer.shapes import BoundShape, apply_shapes, positive_reweight, repo, repo_r
+from trainer.prepare import Prepared
+from trainer.shapes import (
+    BoundShape,
+    TokenShape,
+    apply_shapes,
+    positive_reweight,
+    prepare_shapes,
+    repo,
+    repo_r,
+)
 
 torch.set_num_threads(1)
 Check = Callable[[], None]
@@ -127,6 +137,8 @@ def loss_inputs(
         behavior_logprobs=old_T if to == "behavior" else unknown,
         advantages=torch.tensor(list(advantages), dtype=torch.float64),
         rows=torch.tensor(list(range(len(policy_T))) if rows is None else list(rows), dtype=torch.long),
+        token_ids=torch.zeros(len(policy_T), dtype=torch.long),
+        positions=torch.zeros(len(policy_T), dtype=torch.long),
         prepared={},
     )
 
@@ -248,15 +260,91 @@ def check_order() -> None:
     halve = BoundShape(kind=SHAPES["positive_reweight"], options=PositiveReweightOptions(weight=0.5))
     push = BoundShape(kind=SHAPES["repo"], options=RepoOptions(beta=0.5))
     inputs = loss_inputs([-1.0], [-1.0], [4.0])
-    assert apply_shapes(inputs, {"a": halve, "b": push}).advantages.tolist() == [2.5]
-    assert apply_shapes(inputs, {"a": push, "b": halve}).advantages.tolist() == [2.25]
-    assert apply_shapes(inputs, {}).advantages.tolist() == [4.0]
+    for shapes, wanted in (({"a": halve, "b": push}, 2.5), ({"a": push, "b": halve}, 2.25), ({}, 4.0)):
+        found, marks = apply_shapes(inputs, shapes, {})
+        assert found.advantages.tolist() == [wanted] and not marks
+
+
+TABLE = {
+    "sample_id": np.array(["b", "b", "a", "c"]),
+    "position": np.array([0, 1, 0, 0]),
+    "token_ids": np.array([7, 8, 9, 6]),
+    "origin": np.array(["policy", "policy", "policy", "sft"]),
+    "weight": np.ones(4),
+    "advantage": np.array([4.0, -4.0, 8.0, 0.0]),
+    "draw": np.zeros(4),
+    "policy_logprobs": np.array([-1.0, -2.0, -3.0, -4.0]),
+    "policy_entropy": np.array([0.1, 0.2, 0.3, 0.4]),
+    "entropy": np.array([0.5, 0.6, 0.7, 0.8]),
+    "proximal_logprobs": np.array([-1.5, -2.5, -3.5, -4.5]),
+    "behavior_logprobs": np.array([-1.25, -2.25, -3.25, -4.25]),
+}
+"""What `prepare` is shown of two policy rows, a (one token) and b (two), and a demonstration c."""
+
+
+def note_advantage(columns: Mapping[str, np.ndarray], options: object) -> Prepared:
+    """A `prepare` that answers with what it was shown, and counts it."""
+    return Prepared(columns={"seen": columns["advantage"]}, stats={"count": float(len(columns["draw"]))})
+
+
+def add_seen(inputs: LossInputs, options: object) -> TokenShape:
+    """A shape that adds up all that it is shown, so that each number can be told; marks A > 0."""
+    total = inputs.advantages + inputs.prepared["seen"] + inputs.rows + inputs.positions + inputs.token_ids
+    total = total + inputs.policy_logprobs + 100 * inputs.entropy
+    total = total + 1000 * inputs.proximal_logprobs + 10000 * inputs.behavior_logprobs
+    return TokenShape(advantages=total, marks={"up": inputs.advantages > 0})
+
+
+SEEING = BoundShape(
+    kind=Kind(object, "loss_cases:add_seen", prepare="loss_cases:note_advantage"), options=None
+)
+
+
+def check_prepare_chain() -> None:
+    """Halved if above 0, the second is shown A = 2, -4 (b) and 4 (a), and adds to each: what it saw, the
+    row (a is 0, b is 1), position, token, logprob, 100 H, 1000 and 10000 times the old logprobs.
+
+    b0: 2+2+1+0+7-1+10-1500-12500 = -13979; b1: -4-4+1+1+8-2+20-2500-22500 = -24980;
+    a0: 4+4+0+0+9-3+30-3500-32500 = -35956. The third, the same kind, sees those; c is no policy row.
+    """
+    halve = BoundShape(kind=SHAPES["positive_reweight"], options=PositiveReweightOptions(weight=0.5))
+    shapes = {"half": halve, "one": SEEING, "two": SEEING, "three": SEEING, "last": halve}
+    found = prepare_shapes(TABLE, shapes, lambda own: [own])
+    assert list(found) == ["shape.one", "shape.two", "shape.three"]
+    assert found["shape.one"].columns["seen"].tolist()[:3] == [2.0, -4.0, 4.0]
+    wanted = [-13979.0, -24980.0, -35956.0]
+    assert found["shape.two"].columns["seen"].tolist()[:3] == pytest.approx(wanted)
+    assert all(math.isnan(each.columns["seen"][3]) for each in found.values())
+    assert [each.stats for each in found.values()] == [{"count": 3.0}] * 3
+    assert prepare_shapes(TABLE, {"half": halve}, lambda own: 1 / 0) == {}
+
+
+def check_prepared_and_marks() -> None:
+    """Each shape is handed what its own `prepare` found; the loss's is back after them. Marks are by shape.
+
+    A = 1, + 5 as found, - 1 for the logprob, and the same again with - 7; all else is 0.
+    """
+    inputs = replace(
+        loss_inputs([-1.0], [0.0], [1.0]),
+        entropy=torch.zeros(1),
+        behavior_logprobs=torch.zeros(1),
+        prepared={"loss": torch.ones(1)},
+    )
+    prepared = {"one": {"seen": torch.tensor([5.0])}, "two": {"seen": torch.tensor([-7.0])}}
+    found, marks = apply_shapes(inputs, {"one": SEEING, "two": SEEING}, prepared)
+    assert found.advantages.tolist() == [1 + 5 - 1 - 7 - 1] and list(found.prepared) == ["loss"]
+    assert {name: mark.tolist() for name, mark in marks.items()} == {
+        "shape.one/up": [True],
+        "shape.two/up": [True],
+    }
 
 
 SHAPE_CHECKS: dict[str, tuple[Check, ...]] = {
     "positive_reweight": (check_positive_reweight,),
     "repo": (check_repo,),
     "repo_r": (check_repo_r,),
-    "apply_shapes": (check_order,),
+    "apply_shapes": (check_order, check_prepared_and_marks),
+    "prepare_shapes": (check_prepare_chain,),
+    "_inputs_of": (check_prepare_chain,),
 }
 """The same for `trainer.shapes`."""

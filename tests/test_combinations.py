@@ -18,6 +18,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "two updates": (TWO,),
     "one update, behavior": ("loss.policy.old=behavior", "rollout.max_lag=1"),
     "shape": (TWO, "shape.push={kind: repo_r}"),
+    "tis and masks": (TWO, "shape.correct={kind: tis}", "shape.few={kind: top_entropy}"),
     "KL anchor": (TWO, "kl.coef=0.1", "kl_base.coef=0.1", "reference.reset_every=5"),
     "entropy bonus": (TWO, "controllers.bonus={kind: adaptive_entropy}"),
     "replay": (TWO, "loss.replay={kind: $}", "replay.groups_per_step=2"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import reference_shapes
 
 from configs.kinds.base import load_target
 from configs.kinds.controllers import CONTROLLERS
@@ -22,10 +23,15 @@ from trainer.demonstrations import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-OTHERS = {"kl_anchor": KLConfig, "entropy_bonus": EntropyConfig, "sft_refresh": draw}
-"""Methods that are a section of the config, and where their equation stands."""
+OTHERS = {
+    "kl_anchor": KLConfig,
+    "entropy_bonus": EntropyConfig,
+    "sft_refresh": draw,
+    "decoupled": reference_shapes.decoupled,
+}
+"""Methods that are a section of the config, or two kinds together; and where their equation stands."""
 KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
-UNPUBLISHED = ("nll", "threshold", "entropy_bands", "kl_anchor", "entropy_bonus")
+UNPUBLISHED = ("nll", "threshold", "entropy_bands", "kl_anchor", "entropy_bonus", "rejection")
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
@@ -33,6 +39,7 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "kl_anchor": lambda config: config.kl.coef > 0 and config.kl_base.coef > 0,
     "entropy_bonus": lambda config: config.entropy.coef > 0,
     "sft_refresh": lambda config: config.sft.share > 0,
+    "decoupled": lambda config: config.loss["policy"]["old"] == "proximal" and "correct" in config.shape,
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import FunctionType
 
 import loss_cases
+import planning_cases
 import pytest
+import shape_cases
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
@@ -14,6 +16,11 @@ CASES = [
     for module, checks in (
         ("trainer.losses", loss_cases.CHECKS),
         ("trainer.shapes", loss_cases.SHAPE_CHECKS),
+        ("trainer.entropy_shapes", shape_cases.ENTROPY_CHECKS),
+        ("trainer.off_policy", shape_cases.OFF_POLICY_CHECKS),
+        ("trainer.planning", planning_cases.PLANNING_CHECKS),
+        ("trainer.grams", planning_cases.GRAM_CHECKS),
+        ("trainer.logprobs", shape_cases.LOGPROB_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -37,7 +44,9 @@ def test_the_functions_with_tables() -> None:
     losses = {function.__name__ for function in functions_of("trainer.losses")}
     assert losses - loss_cases.CHECKS.keys() == {"nll"}
     shapes = {function.__name__ for function in functions_of("trainer.shapes")}
-    assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes"}
+    assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes", "start_shapes", "_call_prepare"}
+    assert {it.__name__ for it in functions_of("trainer.entropy_shapes")} == shape_cases.ENTROPY_CHECKS.keys()
+    assert {it.__name__ for it in functions_of("trainer.off_policy")} == shape_cases.OFF_POLICY_CHECKS.keys()
 
 
 def ratio_of(low: float, high: float) -> bool:

@@ -26,7 +26,7 @@ WEIGHTS = torch.tensor([0.25, 0.25, 0.0, 0.5, 0.5])
 
 
 def token_scores(logprobs: Tensor) -> TokenScores:
-    return TokenScores(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+    return TokenScores(logprobs, *[torch.zeros_like(logprobs)] * 3)
 
 
 def token_columns(part: slice = slice(None), anchors: dict[str, Tensor] | None = None) -> TokenColumns:
@@ -39,6 +39,8 @@ def token_columns(part: slice = slice(None), anchors: dict[str, Tensor] | None =
         weights=WEIGHTS[part],
         rows=torch.tensor([0, 0, 1, 2, 2])[part],
         origins={"policy": is_policy, "sft": ~is_policy},
+        token_ids=torch.zeros(5, dtype=torch.long)[part],
+        positions=torch.zeros(5, dtype=torch.long)[part],
         prepared={},
     )
 

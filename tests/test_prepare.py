@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.prepare import Prepared, TokenTable, prepare_columns, prepare_origin
+from trainer.prepare import Prepared, TokenTable, prepare_origin
 
 Rows = list[tuple[str, list[int]]]
 """(sample_id, one value per token)."""
@@ -19,6 +19,8 @@ def table(rows: Rows) -> TokenTable:
     return {
         "sample_id": np.repeat(np.array([name for name, _ in rows], dtype=np.str_), counts),
         "position": np.array([k for count in counts for k in range(count)], np.int64),
+        "origin": np.full(sum(counts), "policy"),
+        "weight": np.ones(sum(counts)),
         "value": np.array([value for _, values in rows for value in values], np.float64),
     }
 
@@ -43,7 +45,7 @@ def select(shards: list[Rows], prepare: object) -> set[tuple[str, int]]:
     tables = [table(rows) for rows in shards]
     chosen = set()
     for local in tables:
-        found = prepare_columns(local, lambda _: tables, prepare).columns["chosen"]
+        found = prepare_origin(local, "policy", lambda _: tables, prepare).columns["chosen"]
         assert len(found) == len(local["value"])
         keys = zip(local["sample_id"].tolist(), local["position"].tolist(), strict=True)
         chosen |= {key for key, hit in zip(keys, found, strict=True) if hit}
@@ -107,7 +109,7 @@ def test_an_origin_sees_its_own_learned_tokens_alone() -> None:
 
 def test_an_origin_without_tokens_takes_part() -> None:
     """A rank without tokens of the origin, or without any, still answers with columns of its own length."""
-    local = table([("a", [5, 1])]) | {"origin": np.array(["policy"] * 2), "weight": np.ones(2)}
+    local = table([("a", [5, 1])])
     for part in (local, {name: column[:0] for name, column in local.items()}):
         found = prepare_origin(part, "replay", lambda own: [own], top_two)
         assert found.columns["chosen"].tolist() == [False] * len(part["value"])

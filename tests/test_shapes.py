@@ -17,14 +17,24 @@ from configs.kinds.shapes import SHAPES, PositiveReweightOptions, RepoOptions, R
 from configs.load import load_config
 from configs.schema import KLConfig
 from trainer.logprobs import TokenScores
+from trainer.losses import LossInputs
+from trainer.metrics import update_metrics
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
-from trainer.shapes import BoundShape, apply_shapes, bound_shapes, positive_reweight, repo, repo_r
+from trainer.shapes import (
+    BoundShape,
+    TokenShape,
+    apply_shapes,
+    bound_shapes,
+    positive_reweight,
+    repo,
+    repo_r,
+)
 
 torch.set_num_threads(1)
 SHAPE = "shape.mine={kind: repo_r}"
 
 
-@pytest.mark.parametrize("name", ["positive_reweight", "repo", "repo_r", "apply_shapes"])
+@pytest.mark.parametrize("name", loss_cases.SHAPE_CHECKS)
 def test_by_hand(name: str) -> None:
     for check in loss_cases.SHAPE_CHECKS[name]:
         check()
@@ -75,9 +85,11 @@ def loss_and_gradient(found: Objective, origin: str = "policy") -> list[float]:
         weights=torch.tensor([0.5, 0.5]),
         rows=torch.tensor([0, 1]),
         origins={origin: torch.tensor([True, True])},
+        token_ids=torch.zeros(2, dtype=torch.long),
+        positions=torch.zeros(2, dtype=torch.long),
         prepared={},
     )
-    total, _ = microbatch_loss(TokenScores(logprobs, unknown, unknown), columns, found)
+    total, _ = microbatch_loss(TokenScores(logprobs, unknown, unknown, unknown), columns, found)
     total.backward()
     assert logprobs.grad is not None
     return [total.item(), *logprobs.grad.tolist()]
@@ -124,7 +136,7 @@ def doubled(inputs: object, options: object) -> torch.Tensor:
 
 def test_own_code_is_a_shape_too() -> None:
     shapes = {"mine": BoundShape(kind=Kind(object, "test_shapes:doubled"), options=None)}
-    found = apply_shapes(loss_inputs([-1.0], [-1.0], [3.0]), shapes)
+    found, _ = apply_shapes(loss_inputs([-1.0], [-1.0], [3.0]), shapes, {})
     assert found.advantages.tolist() == [6.0]
 
 
@@ -134,7 +146,7 @@ def test_own_code_is_a_shape_too() -> None:
         (["shape.mine={kind: repo, beta: -1}"], "must not be negative"),
         (["shape.mine={kind: repo_r, zeta: -1}"], "must not be negative"),
         (["shape.mine={kind: positive_reweight, weight: -1}"], "must not be negative"),
-        (["shape.mine={kind: rep}"], "must be one of positive_reweight, repo, repo_r"),
+        (["shape.mine={kind: rep}"], "must be one of positive_reweight, repo, repo_r, "),
         ([SHAPE, "loss.policy.kind=nll"], "nll does not"),
         (["loss.policy.dual_clip=1"], "must be 0 \\(off\\) or above 1"),
         (["loss.policy.dual_clip=-3"], "must be 0 \\(off\\) or above 1"),
@@ -153,3 +165,36 @@ def test_ratios_that_can_differ_from_one_are_allowed(kind: str) -> None:
     """More than one update per step, or a ratio to the sampler."""
     load_config("debug", [f"loss.policy.kind={kind}", "learner.updates_per_step=2"])
     load_config("debug", [f"loss.policy={{kind: {kind}, old: behavior}}"])
+
+
+def test_what_a_shape_found_reaches_its_tokens_and_its_marks_the_sums() -> None:
+    """In an objective: A = 2, + 100 found + token 30 + position 5, times the weight 1/2; marked once.
+
+    The second token has weight 0: the shape does not see it.
+    """
+    kind = Kind(object, "test_shapes:add_seen", prepare="loss_cases:note_advantage")
+    found = objective({"mine": BoundShape(kind=kind, options=None)})
+    logprobs = torch.tensor([-2.0, -4.0], requires_grad=True)
+    zeros = torch.zeros(2)
+    columns = TokenColumns(
+        proximal_logprobs=logprobs.detach(),
+        behavior_logprobs=zeros,
+        anchor_logprobs={},
+        advantages=torch.tensor([2.0, -1.0]),
+        weights=torch.tensor([0.5, 0.0]),
+        rows=torch.tensor([0, 1]),
+        origins={"policy": torch.tensor([True, True])},
+        token_ids=torch.tensor([30, 40]),
+        positions=torch.tensor([5, 6]),
+        prepared={"shape.mine": {"seen": torch.tensor([100.0, 200.0])}},
+    )
+    total, sums = microbatch_loss(TokenScores(logprobs, zeros, zeros, zeros), columns, found)
+    assert total.item() == pytest.approx(-0.5 * (2 + 100 + 30 + 5))
+    assert sums["mark/policy/shape.mine/up"] == 1.0
+    share = update_metrics([sums | {"grad/norm": 1.0, "grad/applied": 1.0, "stat/shape.mine/count": 3.0}])
+    assert share["clip/shape.mine/up"] == 1.0 and share["prepare/shape.mine/count"] == 3.0
+
+
+def add_seen(inputs: LossInputs, options: object) -> TokenShape:
+    total = inputs.advantages + inputs.prepared["seen"] + inputs.token_ids + inputs.positions
+    return TokenShape(advantages=total, marks={"up": inputs.advantages > 0})

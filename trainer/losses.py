@@ -35,9 +35,9 @@ class TokenLoss:
 class LossInputs:
     """Columns of T tokens. `policy_logprobs` and `entropy` carry gradients, nothing else does.
 
-    `rows` is the row of the microbatch each token belongs to; all learned tokens of a row are here. What the
-    loss's `prepare` returned is in `prepared`. Behaviour logprobs are NaN where the sampler saw another
-    context.
+    `rows` is the row of the microbatch each token belongs to; all learned tokens of a row are here, and
+    `positions` are their places in its completion. What the `prepare` of the loss (or, inside a shape, of the
+    shape) returned is in `prepared`. Behaviour logprobs are NaN where the sampler saw another context.
     """
 
     policy_logprobs: Tensor
@@ -46,6 +46,8 @@ class LossInputs:
     behavior_logprobs: Tensor
     advantages: Tensor
     rows: Tensor
+    token_ids: Tensor
+    positions: Tensor
     prepared: Mapping[str, Tensor]
 
 

@@ -185,7 +185,10 @@ def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """loss/*, grad/norm, kl/k3_proximal_vs_policy and the skipped updates, over a step's updates."""
+    """loss/*, grad/norm, the skipped updates, and means over the policy tokens of a step's updates.
+
+    Those are kl/k3_proximal_vs_policy and, with a clamped entropy bonus, entropy/clamped_mean.
+    """
     metrics: dict[str, float] = {}
     for name in sorted({name for update in updates for name in update if name.startswith("loss/")}):
         _put(metrics, name, np.array([update.get(name, np.nan) for update in updates]))
@@ -197,9 +200,13 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         place = f"prepare/{stat}" if origin == "policy" else f"prepare/{origin}/{stat}"
         _put(metrics, place, np.array([update.get(name, np.nan) for update in updates]))
     tokens = sum(update.get("tokens/policy", 0.0) for update in updates)
-    drift = sum(update.get("sum/k3_proximal_vs_policy", 0.0) for update in updates)
-    if tokens:
-        metrics["kl/k3_proximal_vs_policy"] = drift / tokens
+    for name, metric in (
+        ("sum/k3_proximal_vs_policy", "kl/k3_proximal_vs_policy"),
+        ("sum/entropy_clamped", "entropy/clamped_mean"),
+    ):
+        found = [update[name] for update in updates if name in update]
+        if tokens and found:
+            metrics[metric] = sum(found) / tokens
     return metrics
 
 

@@ -36,8 +36,11 @@ class TokenColumns:
     rows: Tensor
     origins: Mapping[str, Tensor]
     """Boolean [T] per origin present."""
+    token_ids: Tensor
+    positions: Tensor
+    """Of each token in its row's completion, from 0."""
     prepared: Mapping[str, Mapping[str, Tensor]]
-    """By origin: what its loss's `prepare` returned."""
+    """By origin what its loss's `prepare` returned, by shape.<name> what that shape's did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class Objective:
     anchors: Mapping[str, KLConfig]
     """By section: `kl` and `kl_base`; those of place loss are terms of it."""
     entropy_coef: float = 0.0
+    entropy_clamp: float = 0.0
+    """Share of the vocabulary that the entropy of the bonus leaves out; above 0 it is logged by itself."""
     shapes: Mapping[str, BoundShape] = field(default_factory=dict)
     """Changes of the advantages of origin policy, in order."""
 
@@ -111,8 +116,15 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
         behavior_logprobs=columns.behavior_logprobs[chosen],
         advantages=columns.advantages[chosen],
         rows=columns.rows[chosen],
-        prepared={name: column[chosen] for name, column in columns.prepared.get(origin, {}).items()},
+        token_ids=columns.token_ids[chosen],
+        positions=columns.positions[chosen],
+        prepared=_prepared(columns, origin, chosen),
     )
+
+
+def _prepared(columns: TokenColumns, place: str, chosen: Tensor) -> dict[str, Tensor]:
+    """What the `prepare` of a loss or shape found, of the chosen tokens."""
+    return {name: column[chosen] for name, column in columns.prepared.get(place, {}).items()}
 
 
 def microbatch_loss(
@@ -131,7 +143,9 @@ def microbatch_loss(
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
         if origin == "policy":
-            inputs = apply_shapes(inputs, objective.shapes)
+            found_by = {name: _prepared(columns, f"shape.{name}", chosen) for name in objective.shapes}
+            inputs, shaped = apply_shapes(inputs, objective.shapes, found_by)
+            sums |= {f"mark/policy/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
         found = loss.per_token(inputs)
         part = (weights * found.loss).sum()
         sums[f"loss/{origin}"] = part.item()
@@ -148,9 +162,11 @@ def microbatch_loss(
                 sums[f"loss/{section}"] = term.item()
                 total = total + term
         if objective.entropy_coef:
-            bonus = -objective.entropy_coef * (weights * inputs.entropy).sum()
+            bonus = -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()
             sums["loss/entropy"] = bonus.item()
             total = total + bonus
+        if objective.entropy_clamp:
+            sums["sum/entropy_clamped"] = scores.entropy_clamped[chosen].sum().item()
         with torch.no_grad():
             drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
         sums["sum/k3_proximal_vs_policy"] = drift.sum().item()

@@ -22,12 +22,15 @@ class ScoringHead(nn.Linear):
     """An output head that goes from hidden states straight to `TokenScores` (no [T, V] output)."""
 
     chunk_tokens: int = 1024
+    entropy_clamp: float = 0.0
+    """Share of the vocabulary that the clamped entropy leaves out."""
 
     def forward(  # type: ignore[override]
         self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         # A plain tuple: ZeRO-3 hangs its backward hooks on the tensors of a tuple, list or dict.
-        return tuple(score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens))  # type: ignore[return-value]
+        found = score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens, self.entropy_clamp)
+        return tuple(found)
 
 
 class PolicyModel(nn.Module):
@@ -43,7 +46,11 @@ class PolicyModel(nn.Module):
         head.chunk_tokens = logit_chunk_tokens  # type: ignore[assignment]
         self.model = model
 
-    def forward(self, batch: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
+    def clamp_entropy(self, share: float) -> None:
+        """Leave this share of the vocabulary out of `TokenScores.entropy_clamped`."""
+        self.model.get_output_embeddings().entropy_clamp = share  # type: ignore[assignment]
+
+    def forward(self, batch: Microbatch) -> tuple[Tensor, ...]:
         hidden_BTD = self.model.base_model(
             input_ids=batch.ids_BT,
             attention_mask=batch.attention_BT,

@@ -1,6 +1,6 @@
-"""Batch statistics for losses that need them: all rows of an update, from all ranks, in one fixed order.
+"""Batch statistics for losses and shapes: all rows of an update, from all ranks, in one fixed order.
 
-A loss's ``prepare(columns, options)`` sees tokens ordered by (sample_id, position), so what it selects does
+Their ``prepare(columns, options)`` sees tokens ordered by (sample_id, position), so what it selects does
 not depend on microbatches, ranks or row order; ties in what it ranks are broken by that order. It returns
 columns of the same length, or a `Prepared` if it also has numbers to log.
 """
@@ -18,9 +18,9 @@ TokenTable = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a loss's `prepare` found: columns for its `per_token`, and numbers of the whole update by name.
+    """What a `prepare` found: columns for its loss or shape, and numbers of the whole update by name.
 
-    The numbers are the same on every rank, and are logged as prepare/<name>.
+    The numbers are the same on every rank, and are logged as prepare/<name> (prepare/shape.<shape>/<name>).
     """
 
     columns: Mapping[str, np.ndarray]
@@ -32,32 +32,53 @@ Gather = Callable[[TokenTable], Sequence[TokenTable]]
 Prepare = Callable[[Mapping[str, np.ndarray]], Prepared | Mapping[str, np.ndarray]]
 
 
-def prepare_columns(local: TokenTable, gather: Gather, prepare: Prepare) -> Prepared:
-    """Run `prepare` on the union of every rank's `local` tokens and keep the local part of its columns."""
-    tables = gather(local)
-    union = {name: np.concatenate([table[name] for table in tables]) for name in local}
-    order = np.lexsort((union["position"], union["sample_id"]))
-    ordered = {name: column[order] for name, column in union.items()}
-    answer = prepare(ordered)
-    found = answer if isinstance(answer, Prepared) else Prepared(columns=answer)
-    keys = np.char.add(np.char.add(ordered["sample_id"].astype(str), "/"), ordered["position"].astype(str))
-    mine = np.char.add(np.char.add(local["sample_id"].astype(str), "/"), local["position"].astype(str))
-    by_key = np.argsort(keys)
-    where = by_key[np.searchsorted(keys, mine, sorter=by_key)]
-    columns = {name: column[where] for name, column in found.columns.items()}
-    return Prepared(columns=columns, stats=found.stats)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Union:
+    """The tokens of one origin that the update learns, from all ranks, ordered by (sample_id, position)."""
+
+    columns: TokenTable
+    local: np.ndarray
+    """Boolean, per token of the local table: whether it is among them."""
+    places: np.ndarray
+    """Where those stand in `columns`."""
+
+    def ask(self, prepare: Prepare, columns: TokenTable | None = None) -> Prepared:
+        """What `prepare` finds of `columns` (those of the union unless others are given)."""
+        answer = prepare(self.columns if columns is None else columns)
+        return answer if isinstance(answer, Prepared) else Prepared(columns=answer)
+
+    def to_local(self, found: Prepared) -> Prepared:
+        """Its columns for the local table; tokens that are not in the union get NaN, 0 or False."""
+        columns = {}
+        for name, values in found.columns.items():
+            blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+            columns[name] = np.full(len(self.local), blank, values.dtype)
+            columns[name][self.local] = values[self.places]
+        return Prepared(columns=columns, stats=found.stats)
 
 
-def prepare_origin(local: TokenTable, origin: str, gather: Gather, prepare: Prepare) -> Prepared:
-    """`prepare_columns` on the learned tokens of one origin; all other tokens get NaN, 0 or False.
+def unite(local: TokenTable, origin: str, gather: Gather) -> Union:
+    """The union of every rank's learned tokens of `origin`: a collective.
 
     Learned is what has a weight above 0: nothing else may move a mean or be selected.
     """
     learned = (local["origin"] == origin) & (local["weight"] > 0)
-    found = prepare_columns({name: column[learned] for name, column in local.items()}, gather, prepare)
-    columns = {}
-    for name, values in found.columns.items():
-        blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
-        columns[name] = np.full(len(learned), blank, values.dtype)
-        columns[name][learned] = values
-    return Prepared(columns=columns, stats=found.stats)
+    mine = {name: column[learned] for name, column in local.items()}
+    tables = gather(mine)
+    union = {name: np.concatenate([table[name] for table in tables]) for name in mine}
+    order = np.lexsort((union["position"], union["sample_id"]))
+    ordered = {name: column[order] for name, column in union.items()}
+    keys = _keys(ordered)
+    by_key = np.argsort(keys)
+    places = by_key[np.searchsorted(keys, _keys(mine), sorter=by_key)]
+    return Union(columns=ordered, local=learned, places=places)
+
+
+def _keys(table: TokenTable) -> np.ndarray:
+    return np.char.add(np.char.add(table["sample_id"].astype(str), "/"), table["position"].astype(str))
+
+
+def prepare_origin(local: TokenTable, origin: str, gather: Gather, prepare: Prepare) -> Prepared:
+    """Run `prepare` on the learned tokens of one origin from all ranks, and answer for the local ones."""
+    union = unite(local, origin, gather)
+    return union.to_local(union.ask(prepare))

@@ -40,6 +40,32 @@ class AdaptiveEntropyOptions(_Fine):
 
 
 @dataclass
+class ProjectedBandOptions(_Fine):
+    """AEnt's projected controller, arXiv 2509.03493. Band, rate and bounds are ours: none was retrieved."""
+
+    setting: str = "entropy.coef"
+    """As in adaptive_setting."""
+    metric: str = "entropy/token_mean"
+    """AEnt steers by the clamped entropy: entropy/clamped_mean, there while entropy.clamp is above 0."""
+    floor: float = 0.1
+    """Below it the setting rises, nats."""
+    ceiling: float = 0.5
+    """Above it the setting falls."""
+    rate: float = 2.0e-3
+    """What a step adds or takes off per unit of the metric outside the band."""
+    initial: float = 2.0e-4
+    """The released recipe's coefficient."""
+    low: float = 0.0
+    high: float = 5.0e-3
+
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        return {self.setting: (self.low, self.high)}
+
+    def watches(self) -> Mapping[str, str]:
+        return {"metric": self.metric}
+
+
+@dataclass
 class AdaptiveSettingOptions(_Fine):
     """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
@@ -94,6 +120,7 @@ class ThresholdOptions(_Fine):
 
 CONTROLLERS: dict[str, Kind] = {
     "adaptive_entropy": Kind(AdaptiveEntropyOptions, "trainer.controllers:AdaptiveEntropy"),
+    "projected_band": Kind(ProjectedBandOptions, "trainer.projected_band:ProjectedBand"),
     "adaptive_setting": Kind(AdaptiveSettingOptions, "trainer.controllers:AdaptiveSetting"),
     "entropy_bands": Kind(EntropyBandsOptions, "trainer.bands:EntropyBands"),
     "threshold": Kind(ThresholdOptions, "trainer.controllers:Threshold"),

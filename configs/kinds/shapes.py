@@ -1,6 +1,7 @@
 """Changes of the advantage by name. A target is ``shape(inputs: LossInputs, options) -> advantages_T``.
 
-They act on every learned token of origin policy before its loss, in the order of the config.
+They act on every learned token of origin policy before its loss, in the order of the config. One with a
+`prepare` sees all of an update's tokens first. See `trainer.shapes`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,90 @@ class RepoROptions:
     zeta: float = 0.01
 
 
+@dataclass
+class EntropyAdvantageOptions:
+    """Entropy-shaped advantage, arXiv 2506.14758: A + min(alpha H, |A| / kappa). Its defaults for GRPO."""
+
+    alpha: float = 0.4
+    """The paper takes 0.1 with PPO."""
+    kappa: float = 2.0
+
+
+@dataclass
+class TopEntropyOptions:
+    """Forking tokens ("80/20"), arXiv 2506.01939: gradient only on the tokens of highest entropy."""
+
+    fraction: float = 0.2
+
+
+@dataclass
+class HicraOptions:
+    """HICRA, arXiv 2509.03646: A + alpha |A| on planning tokens, those inside a strategic n-gram."""
+
+    path: str = ""
+    """The n-grams: a file of `polyphony mine`; relative to the folder you start in."""
+    alpha: float = 0.2
+    mask: str = "mined"
+    """mined, or random: as many tokens of every row, drawn at random, which is the control."""
+
+
+@dataclass
+class StareOptions:
+    """After STARE, arXiv 2606.19236: |A| raised where it raises entropy, shrunk where it lowers it.
+
+    The paper's weights and quantiles were not retrieved: all defaults are ours.
+    """
+
+    strength: float = 0.5
+    """0 changes nothing, 1 doubles what is raised and drops what is shrunk. A `threshold` controller is the
+    paper's gate."""
+    fraction: float = 0.2
+    """Share of the tokens at either end of the surprisal."""
+
+
+@dataclass
+class TisOptions:
+    """Truncated importance sampling: A times min(proximal / behavior, cap). verl's cap."""
+
+    level: str = "token"
+    """token, or sequence: the product over the row, which is unbiased up to the cap and varies much more."""
+    cap: float = 2.0
+
+
+@dataclass
+class IcepopOptions:
+    """IcePop, arXiv 2510.18855: tokens whose proximal / behavior is out of bounds have no gradient."""
+
+    low: float = 0.5
+    high: float = 5.0
+    weigh: bool = True
+    """Whether kept tokens are weighted by their ratio, as published, or only the others are dropped."""
+
+
+@dataclass
+class RejectionOptions:
+    """Rows whose mean log(proximal / behavior), as exp, is out of bounds have no gradient. verl's bounds."""
+
+    low: float = 0.999
+    high: float = 1.001
+
+
 SHAPES: dict[str, Kind] = {
     "positive_reweight": Kind(PositiveReweightOptions, "trainer.shapes:positive_reweight"),
     "repo": Kind(RepoOptions, "trainer.shapes:repo"),
     "repo_r": Kind(RepoROptions, "trainer.shapes:repo_r"),
+    "entropy_advantage": Kind(EntropyAdvantageOptions, "trainer.entropy_shapes:entropy_advantage"),
+    "top_entropy": Kind(
+        TopEntropyOptions, "trainer.entropy_shapes:top_entropy", "trainer.entropy_shapes:select_entropy"
+    ),
+    "hicra": Kind(
+        HicraOptions,
+        "trainer.planning:hicra",
+        prepare="trainer.planning:mark_planning",
+        start="trainer.planning:locate_grams",
+    ),
+    "stare": Kind(StareOptions, "trainer.entropy_shapes:stare", "trainer.entropy_shapes:find_quantiles"),
+    "tis": Kind(TisOptions, "trainer.off_policy:tis"),
+    "icepop": Kind(IcepopOptions, "trainer.off_policy:icepop"),
+    "rejection": Kind(RejectionOptions, "trainer.off_policy:rejection"),
 }
