@@ -11,16 +11,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 
-from configs.entries import complete, entry_keys, is_anchored, moved_setting, scorer_options
-from configs.errors import Problem, nearest, raise_if_any
+from configs.credit_rules import credit_rules
+from configs.entries import (
+    complete,
+    entry_keys,
+    is_anchored,
+    moved_setting,
+    needs_reference,
+    scorer_options,
+)
+from configs.errors import Broken, Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from configs.sources import Provenance
-
-Broken = tuple[str, str]
-"""(dotted key, rule in words)"""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
@@ -38,6 +43,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
     "split": ("train", "heldout", "creative"),
     "old": ("proximal", "behavior"),
+    "baseline": ("group", "none"),
 }
 """The same for options of entries, by the option's name."""
 
@@ -106,16 +112,24 @@ ENTRY_POSITIVE = frozenset(
         "target_tokens",
         "clip_low",
         "clip_high",
+        "cache_tokens",
+        "k",
+        "prior_successes",
+        "prior_failures",
         "grammars",
         "function",
         "path",
     }
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
-ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
-ENTRY_SHARE = frozenset({"probability", "error_rate"})
+ENTRY_NOT_NEGATIVE = frozenset(
+    {"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high", "coef", "penalty", "positive"}
+)
+ENTRY_SHARE = frozenset({"probability", "error_rate", "quantile"})
 MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
 """Sections' keys that a controller may move."""
+MOVABLE_ENTRIES = ("loss", "shape", "reward_shape", "bonus", "prompt_weight")
+"""Sections of entries whose numbers with a decimal point a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
 
@@ -131,7 +145,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
+    of_losses = (_anchors, _reward, _ratios, _covariance, _shapes, credit_rules)
     for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -254,7 +268,8 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
         setting = moved_setting(entry)
         key = f"controllers.{name}" + (".setting" if "setting" in entry else "")
         if not _is_movable(config, setting):
-            yield key, f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>"
+            places = ", ".join(f"{section}.<name>" for section in MOVABLE_ENTRIES)
+            yield key, f"must be {', '.join(MOVABLE)} or a number under one of {places}"
         for bound in ("low", "high", "value", "otherwise"):
             if setting == "sft.share" and not 0 <= _number(entry.get(bound, 0.0)) <= 1:
                 yield f"controllers.{name}.{bound}", "must be between 0 and 1, as it is a share"
@@ -273,10 +288,10 @@ def _is_movable(config: RunConfig, setting: str) -> bool:
     if setting in MOVABLE:
         return True
     name, _, option = rest.partition(".")
-    entries = {"loss": config.loss, "shape": config.shape}.get(section, {})
+    entries = getattr(config, section) if section in MOVABLE_ENTRIES else {}
     value = entries.get(name, {}).get(option)
     common = {item.name for item in fields(LossCommon)} if section == "loss" else set()
-    return isinstance(value, int | float) and not isinstance(value, bool) and option not in common
+    return isinstance(value, float) and option not in common
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:
@@ -325,7 +340,7 @@ def _anchors(config: RunConfig) -> Iterator[Broken]:
             rule = "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
             yield f"{section}.estimator", rule
     for name in ("reset_every", "plateau_steps"):
-        if getattr(config.reference, name) > 0 and not is_anchored(config, "kl"):
+        if getattr(config.reference, name) > 0 and not needs_reference(config):
             yield f"reference.{name}", "must have an anchor to reset: kl.coef is 0"
 
 
