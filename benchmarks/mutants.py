@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "trainer.losses": ("tests/test_losses.py", "tests/test_policy_losses.py"),
     "trainer.shapes": ("tests/test_shapes.py",),
+    "trainer.advantages": ("tests/test_advantages.py",),
+    "trainer.bonuses": ("tests/test_bonuses.py",),
+    "trainer.reward_shapes": ("tests/test_reward_shapes.py",),
+    "trainer.prompt_weights": ("tests/test_prompt_weights.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
@@ -77,7 +81,7 @@ def _changed(node: ast.AST) -> tuple[str, ast.AST] | None:
         return f"{type(other.op).__name__} in", other
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
         other_compare = copy.copy(node)
-        other_compare.ops = [OPERATORS[type(node.ops[0])]()]  # type: ignore[list-item]
+        other_compare.ops = [OPERATORS[type(node.ops[0])](), *node.ops[1:]]  # type: ignore[list-item]
         return f"{type(other_compare.ops[0]).__name__} in", other_compare
     elif isinstance(node, ast.Attribute) and node.attr in NAMES:
         return f"{NAMES[node.attr]} for", ast.Attribute(node.value, NAMES[node.attr], node.ctx)

@@ -129,7 +129,7 @@ ENTRY_SHARE = frozenset({"probability", "error_rate", "quantile"})
 MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
 """Sections' keys that a controller may move."""
 MOVABLE_ENTRIES = ("loss", "shape", "reward_shape", "bonus", "prompt_weight")
-"""Sections of entries whose numbers with a decimal point a controller may move."""
+"""Sections of entries whose numbers (floats, no counts) a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
 
