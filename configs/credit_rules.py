@@ -21,6 +21,8 @@ def credit_rules(config: RunConfig) -> Iterator[Broken]:
     for name, entry in config.reward_shape.items():
         if entry["kind"] == "overlong":
             yield from _overlong(f"reward_shape.{name}", entry, config.rollout.max_tokens)
+        if entry["kind"] == "mara" and entry["beta"] <= 0:
+            yield f"reward_shape.{name}.beta", "must be above 0"
     for section in ("bonus", "prompt_weight"):
         if getattr(config, section):
             yield from _of_answers(config, section)
