@@ -16,6 +16,7 @@ from configs.schema import KLConfig, LearnerConfig, RunConfig
 from rollouts.columns import SPANS
 from trainer.collate import Batch, Learnable, collate, learner_columns, with_advantages
 from trainer.history import AnswerHistory
+from trainer.metrics import credit_metrics
 from trainer.rewarded import RewardedRows
 
 NUM_TOKENS = 4
@@ -169,6 +170,20 @@ def test_committed_columns_by_hand() -> None:
     assert "mismatch_abs" not in kept.column_names
     plain = learner_columns(*[batch, given], learn(index, make_config())[1])
     assert plain.column("token_advantage").null_count == 4
+
+
+def test_metrics_by_hand() -> None:
+    """Policy rows with a reward: 3 was seen, 4 and 5 not; bonuses 0.3 each (one visit is as good as none).
+
+    The replayed row and the one without a reward do not count. Without answers and bonuses there are none.
+    """
+    index = make_index([("policy", (1.0, 0.0, 0.0, None)), ("replay", (0.0,))], ["3", "4", "5", "6", "7"])
+    history = AnswerHistory()
+    history.add(make_index([("policy", (1.0,))], ["3"], [True]))
+    config = make_config(bonus={"explore": {"kind": "ucb", "coef": 0.3}})
+    found = credit_metrics(*learn(index, config, history=history))
+    assert found == pytest.approx({"credit/bonus_mean": 0.3, "answers/unseen_share": 2 / 3})
+    assert credit_metrics(*learn(make_index([("policy", (1.0, 0.0))]), make_config())) == {}
 
 
 def none_left(rows: RewardedRows, options: object) -> np.ndarray:

@@ -77,7 +77,7 @@ def answered(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def token_advantages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """GRPO's advantage of each row with a reward, less the coefficient times its siblings that answer alike."""
+    """GRPO's advantage of each row with a reward, less the coefficient times its share of like siblings."""
     found = {}
     for name, advantage in group_advantages(rows).items():
         (row,) = (row for row in rows if row["sample_id"] == name)

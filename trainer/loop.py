@@ -26,7 +26,7 @@ from trainer.demonstrations import SHARE, draw, no_demonstrations
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
 from trainer.history import AnswerHistory
-from trainer.metrics import step_metrics, update_metrics
+from trainer.metrics import credit_metrics, step_metrics, update_metrics
 from trainer.prompts import TokenPrompt
 from trainer.proof import Published, check_mismatch, publish
 from trainer.reference import Reference
@@ -245,7 +245,7 @@ class Run:
         watch.lap("learn_score")
         of_objective = {key: value for key, value in settings.items() if key != SHARE}
         learnable = with_advantages(batch, columns, config, step, of_objective, self._history)
-        metrics = step_metrics(batch, columns, step)
+        metrics = step_metrics(batch, columns, step) | credit_metrics(batch, learnable)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
