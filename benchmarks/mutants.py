@@ -30,6 +30,7 @@ SUITES = {
     "trainer.advantages": ("tests/test_advantages.py",),
     "trainer.bonuses": ("tests/test_bonuses.py",),
     "trainer.reward_shapes": ("tests/test_reward_shapes.py",),
+    "trainer.reduce": ("tests/test_reduce.py",),
     "trainer.prompt_weights": ("tests/test_prompt_weights.py",),
 }
 """By module: the test files that must notice."""

@@ -8,15 +8,25 @@ import credit_cases
 import loss_cases
 import numpy as np
 import pytest
+import test_reduce
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
+REDUCE_CHECKS = {
+    "row_weights": (
+        test_reduce.test_token_mean_by_hand,
+        test_reduce.test_sequence_mean_by_hand,
+        test_reduce.test_sequence_sum_by_hand,
+        test_reduce.test_origins_and_updates_are_normalised_apart,
+    )
+}
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
     for module, checks in (
         ("trainer.losses", loss_cases.CHECKS),
         ("trainer.shapes", loss_cases.SHAPE_CHECKS),
         *credit_cases.CHECKS.items(),
+        ("trainer.reduce", REDUCE_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -42,7 +52,7 @@ def test_the_functions_with_tables() -> None:
     assert losses - loss_cases.CHECKS.keys() == {"nll"}
     shapes = {function.__name__ for function in functions_of("trainer.shapes")}
     assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes"}
-    for module, checks in credit_cases.CHECKS.items():
+    for module, checks in (*credit_cases.CHECKS.items(), ("trainer.reduce", REDUCE_CHECKS)):
         assert {function.__name__ for function in functions_of(module)} == checks.keys(), module
 
 
