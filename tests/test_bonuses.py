@@ -78,8 +78,9 @@ def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
 
 
 def test_from_a_config() -> None:
-    """In the config's order, with the kinds' defaults."""
-    config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}"])
+    """In the config's order, with the kinds' defaults; a controller may move what is not a count."""
+    mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, metric: entropy/answer, high: 1}"
+    config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}", mover])
     options = [plain_options(entry, "bonus")[0] for entry in config.bonus.values()]
     assert options == [UcbConOptions(constant=0.25), BatchOptions()]
 
