@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from actors.deepspeed_engine import full_parameters, start_frozen, write_parameters
 from actors.learner_state import save_tensors
 from actors.requests import RankPlace
-from configs.entries import is_anchored
+from configs.entries import is_anchored, needs_reference
 from configs.schema import RunConfig
 from trainer.batch import Microbatch
 from trainer.policy import load_policy
@@ -79,7 +79,7 @@ class Anchors:
         self._config = config
         always = config.learner.base_logprobs
         self._wants_base = always or is_anchored(config, "kl_base")
-        self._wants_ref = always or is_anchored(config, "kl")
+        self._wants_ref = always or needs_reference(config)
         names = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
         self.columns = tuple(name for name, wanted in names.items() if wanted)
         self._base, self._reference = (self._base or self._new()) if self.columns else None, None

@@ -40,6 +40,7 @@ _INDEX_COLUMNS: Final = (
     "answer",
     "answer_ok",
     "finish_reason",
+    "spans",
     "scores",
     "score_status",
 )
@@ -232,8 +233,8 @@ class BufferActor:
         origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
         group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
         min_version (null without versions), version_tokens (the sum of its tokens' versions), reward,
-        format_tag, answer, answer_ok, finish_reason, scores, score_status. Taken groups stay taken until
-        `commit`; asking again for the same gives the same.
+        format_tag, answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken
+        until `commit`; asking again for the same gives the same.
 
         Raises:
             ValueError: num_groups is not positive, other groups were taken and are not committed yet, or the

@@ -26,14 +26,14 @@ from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
 from trainer.batch import Microbatch, build_microbatch
-from trainer.collate import ANCHOR_COLUMNS
+from trainer.credit import ANCHOR_COLUMNS
 from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
 from trainer.export import export_model
 from trainer.logprobs import TokenScores
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 from trainer.policy import PolicyModel, load_policy
 from trainer.prepare import Prepared, TokenTable, prepare_origin
-from trainer.rows import RankRows, read_rows, score_columns
+from trainer.rows import RankRows, read_rows, score_columns, token_advantages
 from trainer.seeds import derive_seed
 from trainer.shapes import bound_shapes, prepare_shapes
 from trainer.weights import PackedWeights, pack_weights
@@ -183,7 +183,7 @@ class LearnerRank:
             return torch.full((int(counts.sum()),), float("nan"), device=self._device)
 
         weights = [rows.loss_masks[row] * batch.row_weights_N[row] for row in chosen]
-        advantages = [np.full(len(rows.tokens[row]), batch.advantages_N[row]) for row in chosen]
+        advantages = [_token_advantages(rows, batch, row) for row in chosen]
         origins = rows.origins[list(chosen)] if len(chosen) else np.zeros(0, object)
         return TokenColumns(
             proximal_logprobs=scored("proximal_logprobs"),
@@ -343,6 +343,11 @@ def _scatter(
             columns[name][row] = part
 
 
+def _token_advantages(rows: RankRows, batch: RankUpdate, row: int) -> np.ndarray:
+    """[T] of one row: its advantage, with its bonus on the tokens outside its answer."""
+    return token_advantages(batch.advantages_N[row], batch.bonuses_N[row], rows.answer_masks[row])
+
+
 def _token_table(
     rows: RankRows, scored: Mapping[str, list[np.ndarray]], batch: RankUpdate, order: Sequence[int], seed: int
 ) -> TokenTable:
@@ -358,7 +363,7 @@ def _token_table(
         "token_ids": flat(rows.tokens).astype(np.int64),
         "origin": np.repeat(np.array([rows.origins[row] for row in order], dtype=np.str_), counts),
         "weight": flat({row: rows.loss_masks[row] * batch.row_weights_N[row] for row in order}),
-        "advantage": np.repeat(batch.advantages_N[list(order)], counts),
+        "advantage": flat({row: _token_advantages(rows, batch, row) for row in order}),
         "behavior_logprobs": flat(rows.behavior_logprobs),
         "draw": flat({row: _draws(seed, rows.sample_ids[row], len(rows.tokens[row])) for row in order}),
         **{name: flat(values) for name, values in scored.items()},

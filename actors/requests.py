@@ -17,6 +17,8 @@ class RankUpdate:
 
     microbatches: LocalMicrobatches
     advantages_N: np.ndarray
+    bonuses_N: np.ndarray
+    """Added to the advantage of every token outside the row's answer."""
     row_weights_N: np.ndarray
     learning_rates: tuple[float, ...]
     settings: Mapping[str, float] = field(default_factory=dict)

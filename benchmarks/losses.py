@@ -84,6 +84,7 @@ class Arm:
         self._update = RankUpdate(
             microbatches=local_microbatches(plan, 0),
             advantages_N=np.nan_to_num(advantages)[order],
+            bonuses_N=np.zeros(len(order)),
             row_weights_N=weights[order],
             learning_rates=(1e-5,) * _UPDATES,
         )

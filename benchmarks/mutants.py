@@ -31,6 +31,11 @@ SUITES = {
     "trainer.off_policy": ("tests/test_token_shapes.py",),
     "trainer.planning": ("tests/test_planning.py",),
     "trainer.grams": ("tests/test_planning.py",),
+    "trainer.advantages": ("tests/test_advantages.py",),
+    "trainer.bonuses": ("tests/test_bonuses.py",),
+    "trainer.reward_shapes": ("tests/test_reward_shapes.py",),
+    "trainer.reduce": ("tests/test_reduce.py",),
+    "trainer.prompt_weights": ("tests/test_prompt_weights.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {

@@ -299,6 +299,7 @@ class LearnerGroup:
             update = RankUpdate(
                 microbatches=local_microbatches(batch.plan, rank),
                 advantages_N=learnable.advantage_N[rows],
+                bonuses_N=learnable.bonus_N[rows],
                 row_weights_N=learnable.row_weight_N[rows],
                 learning_rates=learnable.learning_rates,
                 settings=learnable.settings,

@@ -18,10 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import Kind, find_kind
+from configs.kinds.bonuses import BONUSES
 from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.datasets import DATASETS
 from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
+from configs.kinds.prompt_weights import PROMPT_WEIGHTS
+from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.kinds.shapes import SHAPES
 from configs.schema import RunConfig
@@ -57,6 +60,9 @@ NAMED_ENTRIES: dict[str, Role] = {
     "scorers": Role(SCORERS, ScorerCommon),
     "loss": Role(LOSSES, LossCommon),
     "shape": Role(SHAPES, KindOnly),
+    "reward_shape": Role(REWARD_SHAPES, KindOnly),
+    "bonus": Role(BONUSES, KindOnly),
+    "prompt_weight": Role(PROMPT_WEIGHTS, KindOnly),
     "controllers": Role(CONTROLLERS, KindOnly),
 }
 """Sections that map a name to an entry."""
@@ -221,7 +227,8 @@ def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]
 def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Kind]:
     """(options of the kind, kind) of an entry without common keys; raises like `scorer_options`.
 
-    `section` says what it is: advantage, shape, controllers, data.train, data.eval or sft.data.
+    `section` says what it is: advantage, shape, reward_shape, bonus, prompt_weight, controllers, data.train,
+    data.eval or sft.data.
     """
     return _parsed(entry, section, KindOnly)[1:]
 
@@ -283,6 +290,12 @@ def moved_settings(config: RunConfig) -> set[str]:
 def is_anchored(config: RunConfig, section: str) -> bool:
     """Whether `kl` or `kl_base` (the section) acts, or may do so by a controller's hand."""
     return getattr(config, section).coef > 0 or f"{section}.coef" in moved_settings(config)
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the reference's logprobs are wanted: by the anchor `kl` or by a reward shape."""
+    shapes = (plain_options(entry, "reward_shape")[1] for entry in config.reward_shape.values())
+    return is_anchored(config, "kl") or any(kind.reference for kind in shapes)
 
 
 def _parsed(entry: Mapping[str, object], section: str, common: type[CommonT]) -> tuple[CommonT, object, Kind]:

@@ -16,6 +16,10 @@ COMMAND_LINE = "command line"
 MAX_VALUE_CHARS = 80
 
 
+Broken = tuple[str, str]
+"""(dotted key, rule in words)"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """`source` is a file or "command line"; an empty `key` means all of it (then `value` is not shown)."""

@@ -11,24 +11,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 
+from configs.credit_rules import credit_rules
 from configs.entries import (
     complete,
     controller_options,
     entry_keys,
     is_anchored,
     moved_settings,
+    needs_reference,
     scorer_options,
 )
-from configs.errors import Problem, nearest, raise_if_any
+from configs.errors import Broken, Problem, nearest, raise_if_any
 from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from configs.shape_rules import broken_shapes
 from configs.sources import Provenance
-
-Broken = tuple[str, str]
-"""(dotted key, rule in words)"""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
@@ -48,6 +47,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "old": ("proximal", "behavior"),
     "level": ("token", "sequence"),
     "mask": ("mined", "random"),
+    "baseline": ("group", "none"),
 }
 """The same for options of entries, by the option's name."""
 
@@ -117,17 +117,25 @@ ENTRY_POSITIVE = frozenset(
         "target_tokens",
         "clip_low",
         "clip_high",
+        "cache_tokens",
+        "k",
+        "prior_successes",
+        "prior_failures",
         "grammars",
         "function",
         "path",
     }
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
-ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
-ENTRY_SHARE = frozenset({"probability", "error_rate"})
+ENTRY_NOT_NEGATIVE = frozenset(
+    {"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high", "coef", "penalty", "positive"}
+)
+ENTRY_SHARE = frozenset({"probability", "error_rate", "quantile"})
 MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
 """Sections' keys that a controller may move."""
 _BOUNDS = ("low", "high", "value", "otherwise")
+MOVABLE_ENTRIES = ("loss", "shape", "reward_shape", "bonus", "prompt_weight")
+"""Sections of entries whose numbers (floats, no counts) a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
 
@@ -143,7 +151,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes)
+    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes, credit_rules)
     for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -272,10 +280,8 @@ def _controllers(config: RunConfig) -> Iterator[Broken]:
         for setting, bounds in options.moves().items():
             told = "" if "setting" in entry else f", got {setting!r}"
             if not _is_movable(config, setting):
-                yield (
-                    where,
-                    f"must be {', '.join(MOVABLE)} or a number under loss.<origin> or shape.<name>{told}",
-                )
+                places = ", ".join(f"{section}.<name>" for section in MOVABLE_ENTRIES)
+                yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{told}"
             if setting == "sft.share" and not all(0 <= bound <= 1 for bound in bounds):
                 options_at = [option for option in _BOUNDS if not 0 <= _number(entry.get(option, 0.0)) <= 1]
                 for at in options_at or [""]:
@@ -299,7 +305,7 @@ def _broken_bound(setting: str, low: float) -> str:
     """The rule of the setting's own values that the lowest one it is moved to breaks, or ""."""
     section, _, rest = setting.partition(".")
     option = rest.rpartition(".")[2]
-    is_entry = section in ("loss", "shape")
+    is_entry = section in MOVABLE_ENTRIES
     not_negative = ENTRY_NOT_NEGATIVE | ({"weight", "beta"} if section == "shape" else set())
     if low < 0 and (setting in NOT_NEGATIVE or (is_entry and option in not_negative)):
         return f"must not be moved below 0, got {low:g}"
@@ -313,10 +319,10 @@ def _is_movable(config: RunConfig, setting: str) -> bool:
     if setting in MOVABLE:
         return True
     name, _, option = rest.partition(".")
-    entries = {"loss": config.loss, "shape": config.shape}.get(section, {})
+    entries = getattr(config, section) if section in MOVABLE_ENTRIES else {}
     value = entries.get(name, {}).get(option)
     common = {item.name for item in fields(LossCommon)} if section == "loss" else set()
-    return isinstance(value, int | float) and not isinstance(value, bool) and option not in common
+    return isinstance(value, float) and option not in common
 
 
 def _names(config: RunConfig) -> Iterator[Broken]:
@@ -365,7 +371,7 @@ def _anchors(config: RunConfig) -> Iterator[Broken]:
             rule = "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
             yield f"{section}.estimator", rule
     for name in ("reset_every", "plateau_steps"):
-        if getattr(config.reference, name) > 0 and not is_anchored(config, "kl"):
+        if getattr(config.reference, name) > 0 and not needs_reference(config):
             yield f"reference.{name}", "must have an anchor to reset: kl.coef is 0"
 
 

@@ -235,6 +235,12 @@ class RunConfig:
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Changes of the policy rows' advantages, token by token, in order: {name: {kind, ...options}}."""
+    reward_shape: dict[str, Any] = field(default_factory=dict)
+    """Changes of a step's rewards before its advantages, in order: {name: {kind, ...options}}."""
+    bonus: dict[str, Any] = field(default_factory=dict)
+    """What is added to the policy rows' advantages outside the answer: {name: {kind, ...options}}."""
+    prompt_weight: dict[str, Any] = field(default_factory=dict)
+    """Factors on the advantages of a prompt's rows: {name: {kind, ...options}}."""
     controllers: dict[str, Any] = field(default_factory=dict)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)

@@ -185,6 +185,7 @@ def _rank_update(
             for update in range(len(chosen))
         ],
         advantages_N=np.zeros(len(rows)),
+        bonuses_N=np.zeros(len(rows)),
         row_weights_N=row_weights(counts, origins, update_N, {"sft": loss.common}, int(counts.max())),
         learning_rates=rates,
     )

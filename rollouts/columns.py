@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow as pa
 
 VERSION_KEY: Final = b"polyphony.schema_version"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 IDS: Final = pa.list_(pa.int32())
@@ -67,7 +67,6 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("critique_kind", pa.string()),
     pa.field("critique_verdict", pa.string()),
     pa.field("critique_leak", pa.bool_()),
-    pa.field("visit_count", pa.int64()),  # of this (prompt, answer) before this sample
 )
 
 LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
@@ -81,6 +80,7 @@ LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("entropy_mean_t1", pa.float64()),  # the same at temperature 1
     pa.field("advantage", pa.float64()),
     pa.field("token_advantage", FLOATS),  # [T], when it differs by token
+    pa.field("visit_count", pa.int64()),  # policy: samples of this (prompt, answer) in steps before this one
 )
 
 GROUP_SCHEMA: Final = pa.schema(GROUP_FIELDS, metadata=METADATA)

@@ -106,7 +106,8 @@ def index_of(rows: pa.RecordBatch) -> pa.Table:
         "num_tokens": [len(ids) for ids in rows.column("token_ids").to_pylist()],
         "num_loss_tokens": [sum(mask) for mask in rows.column("loss_mask").to_pylist()],
     }
-    kept = {name: rows.column(name) for name in ("submission_index", "sample_id", "origin", "reward")}
+    names = ("submission_index", "sample_id", "prompt_id", "origin", "reward", "answer", "answer_ok")
+    kept = {name: rows.column(name) for name in (*names, "finish_reason", "spans")}
     return pa.table({**kept, **counts})
 
 

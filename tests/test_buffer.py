@@ -93,6 +93,7 @@ def test_the_index_says_what_a_batch_is_made_of(tmp_path: Path) -> None:
         "answer": "3",
         "answer_ok": True,
         "finish_reason": "stop",
+        "spans": [{"label": "answer", "start": 0, "end": 2}],
         "scores": [("correct", None)],
         "score_status": [("correct", "timeout")],
         "num_prompt_tokens": 3,

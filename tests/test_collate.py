@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import KLConfig, LearnerConfig, RunConfig
+from rollouts.columns import SPANS
 from trainer.collate import Batch, collate, with_advantages
 
 REPLAY = {"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip", "weight": 0.5, "old": "behavior"}}
@@ -27,6 +28,11 @@ def make_index(groups: Sequence[tuple[int, str, Sequence[float | None]]]) -> pa.
             "sample_id": [f"s{number}" for number in range(len(rows))],
             "origin": origins,
             "reward": pa.array(rewards, pa.float64()),
+            "prompt_id": [f"p{index}" for index in indexes],
+            "answer": pa.nulls(len(rows), pa.string()),
+            "answer_ok": pa.nulls(len(rows), pa.bool_()),
+            "finish_reason": ["stop"] * len(rows),
+            "spans": pa.array([[]] * len(rows), SPANS),
             "num_prompt_tokens": [2] * len(rows),
             "num_tokens": [3] * len(rows),
             "num_loss_tokens": [3] * len(rows),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
+from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.losses import LOSSES
 from configs.load import load_config
 
@@ -19,6 +20,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "one update, behavior": ("loss.policy.old=behavior", "rollout.max_lag=1"),
     "shape": (TWO, "shape.push={kind: repo_r}"),
     "tis and masks": (TWO, "shape.correct={kind: tis}", "shape.few={kind: top_entropy}"),
+    "credit": (TWO, "bonus.b={kind: ucb}", "prompt_weight.w={kind: pass_at_k_value}"),
     "KL anchor": (TWO, "kl.coef=0.1", "kl_base.coef=0.1", "reference.reset_every=5"),
     "entropy bonus": (TWO, "controllers.bonus={kind: adaptive_entropy}"),
     "replay": (TWO, "loss.replay={kind: $}", "replay.groups_per_step=2"),
@@ -26,15 +28,28 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def cells() -> dict[tuple[str, str], str]:
-    """(loss, column) -> yes, no or - (there is no such option)."""
-    lines = [line.strip("| \n") for line in PAGE.read_text().splitlines() if line.startswith("|")]
+OF_ADVANTAGES: dict[str, tuple[str, ...]] = {
+    "groups of one": ("rollout.group_size=1",),
+    "overlong": ("reward_shape.s={kind: overlong}",),
+    "mara": ("reward_shape.s={kind: mara}",),
+    "KL in the reward": ("kl={coef: 0.1, estimator: k1, place: reward}",),
+    "bonus": ("bonus.b={kind: ucb_con}",),
+    "prompt weight": ("prompt_weight.w={kind: pass_at_k_value}",),
+}
+
+
+def cells(first: str, columns: dict[str, tuple[str, ...]]) -> dict[tuple[str, str], str]:
+    """(row, column) -> yes, no or - (there is no such option), of the table whose first column is `first`."""
+    found = re.search(rf"^\| {first} \|.*\n(?:\|.*\n)+", PAGE.read_text(), flags=re.MULTILINE)
+    assert found, first
+    lines = [line.strip("| \n") for line in found[0].splitlines()]
     header, _, *rows = [re.split(r" \| ", line) for line in lines]
-    assert header[1:] == list(COLUMNS)
+    assert header[1:] == list(columns)
     return {(row[0], name): cell for row in rows for name, cell in zip(header[1:], row[1:], strict=True)}
 
 
-CELLS = cells()
+CELLS = cells("loss", COLUMNS)
+ADVANTAGE_CELLS = cells("advantage", OF_ADVANTAGES)
 
 
 @pytest.mark.parametrize(("loss", "column"), CELLS)
@@ -50,5 +65,17 @@ def test_a_cell(loss: str, column: str) -> None:
     assert unknown_option == (CELLS[loss, column] == "-"), caught.value
 
 
-def test_every_loss_has_a_row() -> None:
+@pytest.mark.parametrize(("kind", "column"), ADVANTAGE_CELLS)
+def test_a_cell_of_an_advantage(kind: str, column: str) -> None:
+    """The debug preset with the advantage and what the column adds."""
+    overrides = [f"advantage={{kind: {kind}}}", *OF_ADVANTAGES[column]]
+    if ADVANTAGE_CELLS[kind, column] == "yes":
+        assert load_config("debug", overrides).advantage["kind"] == kind
+        return
+    with pytest.raises(ConfigError, match=r"compares|must not be above|success"):
+        load_config("debug", overrides)
+
+
+def test_every_loss_and_advantage_has_a_row() -> None:
     assert {loss for loss, _ in CELLS} == set(LOSSES)
+    assert {kind for kind, _ in ADVANTAGE_CELLS} == set(ADVANTAGES)

@@ -310,6 +310,7 @@ def test_learns_supervised_rows_without_scores(bench: Bench, stage: int, num_ran
         update = RankUpdate(
             microbatches=(cut,),
             advantages_N=np.zeros(shard.num_rows),
+            bonuses_N=np.zeros(shard.num_rows),
             row_weights_N=np.full(shard.num_rows, 1 / sum(lengths)),
             learning_rates=(LR,),
         )

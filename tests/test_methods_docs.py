@@ -1,4 +1,4 @@
-"""Every loss, shape, controller and term has a page: equation and papers stand in the code, its config loads.
+"""Every kind of learning and every term has a page: equation and papers stand in the code, its config loads.
 
 A page docs/methods/<kind>.md has a line ``Equation: `...` ``, a line ``Source: ...`` and a yaml block, and
 says what to watch and when not to use the method.
@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 import reference_shapes
 
+from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import load_target
+from configs.kinds.bonuses import BONUSES
 from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.losses import LOSSES
+from configs.kinds.prompt_weights import PROMPT_WEIGHTS
+from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.shapes import SHAPES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
 from trainer.demonstrations import draw
+from trainer.reduce import row_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
@@ -28,10 +33,15 @@ OTHERS = {
     "entropy_bonus": EntropyConfig,
     "sft_refresh": draw,
     "decoupled": reference_shapes.decoupled,
+    "aggregation": row_weights,
 }
 """Methods that are a section of the config, or two kinds together; and where their equation stands."""
-KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
-UNPUBLISHED = ("nll", "threshold", "entropy_bands", "kl_anchor", "entropy_bonus", "rejection")
+CREDIT = ADVANTAGES | REWARD_SHAPES | BONUSES | PROMPT_WEIGHTS
+TABLES = LOSSES | SHAPES | CONTROLLERS | CREDIT
+KINDS = (*TABLES, *OTHERS)
+UNPUBLISHED = (
+    *("nll", "threshold", "entropy_bands", "kl_anchor", "entropy_bonus", "rejection", "reinforce"),
+)
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
@@ -40,6 +50,7 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "entropy_bonus": lambda config: config.entropy.coef > 0,
     "sft_refresh": lambda config: config.sft.share > 0,
     "decoupled": lambda config: config.loss["policy"]["old"] == "proximal" and "correct" in config.shape,
+    "aggregation": lambda config: config.loss["policy"]["aggregate"] != "token_mean",
 }
 
 
@@ -60,7 +71,7 @@ def plain(text: str) -> str:
 
 
 def docstring(name: str) -> str:
-    owner = OTHERS[name] if name in OTHERS else load_target((LOSSES | SHAPES | CONTROLLERS)[name].target)
+    owner = OTHERS[name] if name in OTHERS else load_target(TABLES[name].target)
     return plain(owner.__doc__ or "")
 
 
@@ -82,7 +93,9 @@ def test_the_config_of_the_page_loads(name: str, tmp_path: Path) -> None:
     path = tmp_path / "page.yaml"
     path.write_text(f"base: {ROOT / 'configs' / 'debug.yaml'}\n{block[1]}", encoding="utf-8")
     config = load_config(str(path))
-    entries = [*config.loss.values(), *config.shape.values(), *config.controllers.values()]
+    sections = (config.loss, config.shape, config.controllers)
+    sections += (config.reward_shape, config.bonus, config.prompt_weight)
+    entries = [config.advantage, *(entry for section in sections for entry in section.values())]
     used = [entry["kind"] for entry in entries]
     used += [page for page, used in USED.items() if used(config)]
     assert name in used

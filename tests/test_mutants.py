@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from types import FunctionType
 
+import credit_cases
 import loss_cases
+import numpy as np
 import planning_cases
 import pytest
 import shape_cases
+import test_reduce
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
+REDUCE_CHECKS = {
+    "row_weights": (
+        test_reduce.test_token_mean_by_hand,
+        test_reduce.test_sequence_mean_by_hand,
+        test_reduce.test_sequence_sum_by_hand,
+        test_reduce.test_origins_and_updates_are_normalised_apart,
+    )
+}
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
     for module, checks in (
@@ -21,6 +32,8 @@ CASES = [
         ("trainer.planning", planning_cases.PLANNING_CHECKS),
         ("trainer.grams", planning_cases.GRAM_CHECKS),
         ("trainer.logprobs", shape_cases.LOGPROB_CHECKS),
+        *credit_cases.CHECKS.items(),
+        ("trainer.reduce", REDUCE_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -32,8 +45,9 @@ def test_no_mutant_survives(function: FunctionType, checks: tuple[loss_cases.Che
     """All mutants of one function against its table, which itself holds."""
 
     def check() -> None:
-        for one in checks:
-            one()
+        with np.errstate(all="ignore"):
+            for one in checks:
+                one()
 
     check()
     assert [mutant.change for mutant in mutants_of(function) if not is_caught(mutant, check)] == []
@@ -47,6 +61,8 @@ def test_the_functions_with_tables() -> None:
     assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes", "start_shapes", "_call_prepare"}
     assert {it.__name__ for it in functions_of("trainer.entropy_shapes")} == shape_cases.ENTROPY_CHECKS.keys()
     assert {it.__name__ for it in functions_of("trainer.off_policy")} == shape_cases.OFF_POLICY_CHECKS.keys()
+    for module, checks in (*credit_cases.CHECKS.items(), ("trainer.reduce", REDUCE_CHECKS)):
+        assert {function.__name__ for function in functions_of(module)} == checks.keys(), module
 
 
 def ratio_of(low: float, high: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +63,38 @@ LOSSES = {"policy": LossCommon(weight=2.0), "sft": LossCommon(weight=0.5, aggreg
 def columns(rows: list[tuple[int, str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens, origins, updates = zip(*rows, strict=True)
     return np.array(tokens), np.array(origins, dtype=object), np.array(updates)
+
+
+def scalar_loss(losses: list[list[float]], aggregate: str, constant: float) -> float:
+    """The papers' three means over sequences of token losses, of which those without tokens do not count.
+
+    DAPO: sum of all over the number of all. GRPO: mean over sequences of the mean over their tokens. Dr.GRPO:
+    mean over sequences of the sum over their tokens, over a constant.
+    """
+    given = [tokens for tokens in losses if tokens]
+    if not given:
+        return 0.0
+    if aggregate == "token_mean":
+        return math.fsum(loss for tokens in given for loss in tokens) / sum(len(tokens) for tokens in given)
+    parts = [
+        math.fsum(tokens) / (len(tokens) if aggregate == "sequence_mean" else constant) for tokens in given
+    ]
+    return math.fsum(parts) / len(parts)
+
+
+@given(
+    st.lists(st.lists(st.floats(-5, 5), max_size=4), min_size=1, max_size=6),
+    st.sampled_from(["token_mean", "sequence_mean", "sequence_sum"]),
+    st.sampled_from([0.0, 3.0]),
+)
+def test_against_the_scalar_loop(losses: list[list[float]], aggregate: str, constant: float) -> None:
+    """Weights times token losses, summed: a constant of 0 is rollout.max_tokens, which is 8 here."""
+    common = LossCommon(kind="ppo_clip", aggregate=aggregate, sum_constant=constant, weight=1.5)
+    counts = np.array([len(tokens) for tokens in losses])
+    origins, one = np.array(["policy"] * len(losses), dtype=object), np.zeros(len(losses), np.int64)
+    found = row_weights(counts, origins, one, {"policy": common}, 8)
+    total = math.fsum(weight * math.fsum(tokens) for weight, tokens in zip(found, losses, strict=True))
+    assert total == pytest.approx(1.5 * scalar_loss(losses, aggregate, constant or 8.0), abs=1e-12)
 
 
 @given(ROWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +83,8 @@ class Trial:
             sync=SyncConfig(num_probes=1),
             cluster=ClusterConfig(schedule="overlap"),
             checkpoint=CheckpointConfig(every=2),
+            # makes every step depend on what earlier ones sampled for its prompts
+            prompt_weight={"value": {"kind": "pass_at_k_value", "k": 2}},
         )
         if self.refresh:
             losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
@@ -185,6 +188,16 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     result = result_of(trial)
     assert len(result.steps) == NUM_STEPS and result.checkpoints == [4, 6] and set(result.evals) == {0, 3, 6}
     return trial, result
+
+
+def test_visits_are_a_fold_over_the_steps_before(whole: tuple[Trial, Result]) -> None:
+    """Of prompt and answer, read from the committed rows alone; no step counts itself, none counts twice."""
+    counts: Counter[tuple[str, str | None]] = Counter()
+    for table in whole[1].steps:
+        keys = list(zip(*(table.column(name).to_pylist() for name in ("prompt_id", "answer")), strict=True))
+        assert table.column("visit_count").to_pylist() == [counts[key] for key in keys]
+        counts.update(keys)
+    assert max(counts.values()) == 6, "a prompt comes in the third epoch again"
 
 
 def go_on(folder: Path, max_lag: int, attempt: int = 2) -> Trial:

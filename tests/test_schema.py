@@ -144,7 +144,7 @@ def test_other_columns_or_versions_are_refused() -> None:
     position = batch.schema.get_field_index("epoch")
     with pytest.raises(ValueError, match="column epoch must have type int32, got string"):
         validate(batch.set_column(position, "epoch", pa.array(["0", "0"])))
-    with pytest.raises(ValueError, match="schema_version must be 1, got 99"):
+    with pytest.raises(ValueError, match="schema_version must be 2, got 99"):
         validate(batch.replace_schema_metadata({"polyphony.schema_version": "99"}))
 
 

@@ -1,4 +1,4 @@
-"""From the buffer's index of a step to what the learner needs: a plan, then advantages and row weights."""
+"""From the buffer's index of a step to what the learner needs: a plan, then credit and row weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.entries import loss_options, plain_options
-from configs.kinds.base import load_target
+from configs.entries import loss_options
 from configs.kinds.losses import LossCommon
-from configs.schema import KLConfig, RunConfig
+from configs.schema import RunConfig
 from trainer.batch import BatchPlan, plan_batch
+from trainer.credit import MOVED_HERE, credit
+from trainer.history import AnswerHistory
 from trainer.reduce import row_weights
+from trainer.rows import answer_masks, token_advantages
 from trainer.schedule import learning_rate
 
 
@@ -48,9 +50,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learnable:
-    """Per row: the advantage and the weight of its loss tokens; per update: the learning rate."""
+    """Per row: its credit and the weight of its loss tokens; per update: the learning rate."""
 
     advantage_N: np.ndarray
+    bonus_N: np.ndarray
+    """Added to the advantage of every token outside the row's answer."""
+    visits_N: np.ndarray
+    """Samples of the row's prompt with its answer in earlier steps."""
     row_weight_N: np.ndarray
     learning_rates: tuple[float, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
@@ -100,52 +106,65 @@ def align(index: pa.Table, columns: pa.Table) -> pa.Table:
     return columns.take(position)
 
 
-ANCHOR_COLUMNS: Final = {"kl": "ref_logprobs", "kl_base": "base_logprobs"}
-"""The learner's column of each KL anchor, by its section of the config."""
-
-
-def _sequence_kl(columns: pa.Table, anchor: str) -> np.ndarray:
-    """Sum over each row's tokens of log policy - log anchor (k1), [N]."""
-    policy, held_to = columns.column("proximal_logprobs"), columns.column(anchor)
-    counts = pc.list_value_length(policy).to_numpy()
-    rows = np.repeat(np.arange(len(columns)), counts)
-    difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(held_to).to_numpy()
-    return np.bincount(rows, difference, len(columns))
-
-
 def with_advantages(
-    batch: Batch, columns: pa.Table, config: RunConfig, step: int, settings: Mapping[str, float] | None = None
+    batch: Batch,
+    columns: pa.Table,
+    config: RunConfig,
+    step: int,
+    settings: Mapping[str, float] | None = None,
+    history: AnswerHistory | None = None,
 ) -> Learnable:
-    """Advantages of the rows that have a reward, and the weight of every row in its update's loss.
+    """The credit of the rows that have a reward, and the weight of every row in its update's loss.
 
-    A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
-    as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
     Demonstrations have no reward and are learned from all the same, with an advantage of 0.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
-    controllers want of this step, by dotted config key.
+    controllers want of this step, by dotted config key; `history` is what earlier steps sampled, nothing if
+    it is left out.
     """
-    options, kind = plain_options(config.advantage, "advantage")
-    reward = batch.reward_N.copy()
-    settings = settings or {}
-    for section, column in ANCHOR_COLUMNS.items():
-        anchor: KLConfig = getattr(config, section)
-        coef = settings.get(f"{section}.coef", anchor.coef)
-        if coef > 0 and anchor.place == "reward":
-            reward -= coef * _sequence_kl(columns, column)
-    valid = np.isfinite(reward)
-    advantage = np.zeros(len(reward))
-    if valid.any():
-        advantage[valid] = load_target(kind.target)(reward[valid], batch.group_N[valid], options)
+    settings, history = settings or {}, history or AnswerHistory()
+    given = credit(batch.index, batch.group_N, batch.reward_N, columns, config, settings, history)
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
     origins = origins_of(batch.index)
-    learned = valid | (origins == "sft")
+    learned = given.has_reward_N | (origins == "sft")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
-        advantage_N=advantage,
+        advantage_N=given.advantage_N,
+        bonus_N=given.bonus_N,
+        visits_N=given.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
         learning_rates=(rate,) * config.learner.updates_per_step,
-        settings=settings,
+        settings={key: value for key, value in settings.items() if key.split(".")[0] not in MOVED_HERE},
     )
+
+
+MEASURED: Final = ("mismatch_abs", "mismatch_k3")
+"""Columns of the learner that are for metrics alone."""
+
+
+def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Table:
+    """The learner's columns as they are committed."""
+    kept = columns.drop_columns([name for name in MEASURED if name in columns.column_names])
+    ours = {
+        "advantage": pa.array(learnable.advantage_N, from_pandas=True),
+        "token_advantage": _token_advantages(batch, learnable),
+        "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != "policy"),
+        "update_count": pa.array((learnable.row_weight_N > 0).astype("int64")),
+    }
+    for name, values in ours.items():
+        kept = kept.append_column(name, values)
+    return kept
+
+
+def _token_advantages(batch: Batch, learnable: Learnable) -> pa.Array:
+    """The column token_advantage: per token where a row has a bonus, null elsewhere."""
+    given = learnable.bonus_N != 0
+    rows = np.flatnonzero(given)
+    counts = batch.index.column("num_tokens").to_numpy()[rows].tolist()
+    masks = answer_masks(batch.index.column("spans").take(rows), counts) if len(rows) else []
+    found: list[np.ndarray | None] = [None] * len(given)
+    for row, mask in zip(rows.tolist(), masks, strict=True):
+        found[row] = token_advantages(learnable.advantage_N[row], learnable.bonus_N[row], mask)
+    return pa.array(found, pa.list_(pa.float32()))

@@ -20,12 +20,13 @@ from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
-from trainer.collate import Batch, Learnable, align, collate, with_advantages
+from trainer.collate import align, collate, learner_columns, with_advantages
 from trainer.controllers import make_controllers, watched_metrics
 from trainer.demonstrations import SHARE, draw, no_demonstrations
 from trainer.diagnose import Probe
 from trainer.evaluate import Evaluator
-from trainer.metrics import step_metrics, update_metrics
+from trainer.history import AnswerHistory
+from trainer.metrics import credit_metrics, step_metrics, update_metrics
 from trainer.prompts import TokenPrompt
 from trainer.proof import Published, check_mismatch, publish
 from trainer.reference import Reference
@@ -36,7 +37,6 @@ from trainer.seeds import derive_seed
 
 _T = TypeVar("_T")
 _MAX_UNREWARDED_STEPS = 3
-_MEASURED = ("mismatch_abs", "mismatch_k3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +105,6 @@ async def make_probes(
     return tuple(probes)
 
 
-def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Table:
-    """The learner's columns as they are committed."""
-    kept = columns.drop_columns([name for name in _MEASURED if name in columns.column_names])
-    learned = (learnable.row_weight_N > 0).astype("int64")
-    return kept.append_column("advantage", pa.array(learnable.advantage_N, from_pandas=True)).append_column(
-        "update_count", pa.array(learned)
-    )
-
-
 class Run:
     """The state a run carries from step to step.
 
@@ -140,6 +131,7 @@ class Run:
         self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
         self._controllers = make_controllers(config)
         self._reference = Reference(config.reference)
+        self._history = AnswerHistory()
         self._watched = watched_metrics(config)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
@@ -254,8 +246,8 @@ class Run:
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
         of_objective = {key: value for key, value in settings.items() if key != SHARE}
-        learnable = with_advantages(batch, columns, config, step, of_objective)
-        metrics = step_metrics(batch, columns, step)
+        learnable = with_advantages(batch, columns, config, step, of_objective, self._history)
+        metrics = step_metrics(batch, columns, step) | credit_metrics(batch, learnable)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
@@ -278,6 +270,7 @@ class Run:
         self._reports.phase(step, "committing")
         summary = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
+        self._history.add(index)
         watch.lap("commit")
         metrics |= _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
         return metrics, [update["grad/applied"] > 0 for update in updates]
@@ -377,6 +370,7 @@ class Run:
             "unrewarded_in_a_row": self._unrewarded_in_a_row,
             "controllers": {name: each.state() for name, each in self._controllers.items()},
             "reference": self._reference.state(),
+            "answers": self._history.state(),
         }
 
     def _set_state(self, state: Mapping[str, Json]) -> None:
@@ -386,6 +380,7 @@ class Run:
         for name, controller in self._controllers.items():
             controller.restore(known.get(name, {}))
         self._reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
+        self._history.restore(state.get("answers", {}))  # type: ignore[arg-type]
 
     def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
         """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""

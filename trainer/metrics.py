@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.collate import Batch
+from trainer.collate import Batch, Learnable
 
 
 def entropy_of(labels: Iterable[object]) -> float:
@@ -181,6 +181,20 @@ def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
             part |= _token_metrics(columns.take(mine), counts[mine])
             _put(part, "reward/mean", batch.reward_N[mine])
             metrics |= {f"{name}@{domain}": value for name, value in part.items()}
+    return metrics
+
+
+def credit_metrics(batch: Batch, learnable: Learnable) -> dict[str, float]:
+    """Of the policy rows that have a reward: credit/bonus_mean, and answers/unseen_share, the share whose
+    answer the prompt had not had in an earlier step. Left out where there are no bonuses, and no answers.
+    """
+    own = batch.rows_of("policy")
+    own = own[np.isfinite(batch.reward_N[own])]
+    metrics: dict[str, float] = {}
+    if learnable.bonus_N.any():
+        _put(metrics, "credit/bonus_mean", learnable.bonus_N[own])
+    if batch.index.column("answer").null_count < batch.index.num_rows:
+        _put(metrics, "answers/unseen_share", (learnable.visits_N[own] == 0).astype(np.float64))
     return metrics
 
 

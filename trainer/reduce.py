@@ -20,11 +20,12 @@ def row_weights(
     losses: Mapping[str, LossCommon],
     max_tokens: int,
 ) -> np.ndarray:
-    """Weights [N], float64; 0 for rows without loss tokens and for origins that have no loss.
+    """token_mean: weight / tokens; sequence_mean: weight / (rows x tokens of the row); sequence_sum:
+    weight / (rows x constant)
 
-    token_mean: weight / tokens of that origin in the update (DAPO, arXiv 2503.14476).
-    sequence_mean: weight / (rows x own tokens) (GRPO, arXiv 2402.03300).
-    sequence_sum: weight / (rows x constant) (Dr.GRPO, arXiv 2503.20783).
+    of each origin in each update: DAPO, arXiv 2503.14476; GRPO, arXiv 2402.03300; Dr.GRPO, arXiv 2503.20783.
+    Weights [N], float64; 0 for rows without loss tokens and for origins that have no loss. `sum_constant` 0
+    is `max_tokens`.
     """
     weights = np.zeros(len(num_loss_tokens_N))
     for origin, common in losses.items():

@@ -18,6 +18,8 @@ class RankRows:
     prompts: list[np.ndarray]
     tokens: list[np.ndarray]
     loss_masks: list[np.ndarray]
+    answer_masks: list[np.ndarray]
+    """True at the tokens of the answer, as far as a scorer said which they are."""
     behavior_logprobs: list[np.ndarray]
     temperature_N: np.ndarray
 
@@ -46,9 +48,28 @@ def read_rows(batch: pa.RecordBatch) -> RankRows:
         prompts=_split(batch.column("prompt_ids"), np.int64) if len(batch) else [],
         tokens=tokens,
         loss_masks=_split(batch.column("loss_mask"), np.bool_) if len(batch) else [],
+        answer_masks=answer_masks(batch.column("spans"), [len(ids) for ids in tokens]),
         behavior_logprobs=filled,
         temperature_N=batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32),
     )
+
+
+def answer_masks(spans: pa.Array | pa.ChunkedArray, num_tokens: Sequence[int]) -> list[np.ndarray]:
+    """Per row, bool over its completion tokens: those within its spans labelled ``answer``."""
+    masks = [np.zeros(count, np.bool_) for count in num_tokens]
+    for mask, mine in zip(masks, spans.to_pylist(), strict=True):
+        for span in mine:
+            if span["label"] == "answer":
+                mask[span["start"] : span["end"]] = True
+    return masks
+
+
+def token_advantages(advantage: float, bonus: float, answer_mask: np.ndarray) -> np.ndarray:
+    """[T] of one row: A + bonus outside the answer, A on it.
+
+    Outcome-based exploration, arXiv 2509.06941: a bonus on the answer itself would teach to edit it alone.
+    """
+    return advantage + bonus * ~answer_mask
 
 
 def list_column(rows: Sequence[np.ndarray]) -> pa.ListArray:

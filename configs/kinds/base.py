@@ -35,6 +35,8 @@ class Kind:
     """
     supervised: bool = False
     """Losses only: it needs neither advantages nor a sampler, so that it can train demonstrations."""
+    reference: bool = False
+    """Reward shapes only: it needs the reference's logprobs, which the learner then scores."""
 
 
 def load_target(target: str) -> Callable[..., Any]:

@@ -96,5 +96,7 @@ SCORERS: dict[str, Kind] = {
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     "custom": Kind(CustomOptions, "rewards.custom:custom"),
 }
+ANSWERING = frozenset({"lab_answer", "math", "custom"})
+"""Kinds that can say which answer a text gives and whether it is right (custom: by `pred` and `acc`)."""
 ISOLATED = frozenset({"math", "custom"})
 """Kinds that run code we cannot trust to end: judged one sample at a time in killable processes."""

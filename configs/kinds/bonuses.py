@@ -1,0 +1,52 @@
+"""Bonuses by name. A target is ``fn(rows: RewardedRows, options) -> bonus_N``.
+
+What it returns is added to the advantage of every token outside the row's answer, for rows of origin policy.
+All of ours are of outcome-based exploration, arXiv 2509.06941, which reports no coefficient that we could
+retrieve: the defaults of `coef` are ours, a tenth of the spread of rewards of 0 and 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.kinds.base import Kind
+
+
+@dataclass
+class UcbOptions:
+    """coef min(1, N^-1/2) with N the earlier samples of the prompt with the row's answer."""
+
+    coef: float = 0.1
+
+
+@dataclass
+class UcbMeanOptions:
+    """The same less the mean of the siblings'."""
+
+    coef: float = 0.1
+
+
+@dataclass
+class UcbConOptions:
+    """The same less a constant, so that answers seen often are pushed away."""
+
+    coef: float = 0.1
+    constant: float = 0.5
+    """The paper's b_0: at 0.5 an answer is pushed away once it was seen more than four times."""
+
+
+@dataclass
+class BatchOptions:
+    """Minus the share of siblings with the row's answer; needs no counts."""
+
+    coef: float = 0.1
+
+
+BONUSES: dict[str, Kind] = {
+    "ucb": Kind(UcbOptions, "trainer.bonuses:ucb"),
+    "ucb_mean": Kind(UcbMeanOptions, "trainer.bonuses:ucb_mean"),
+    "ucb_con": Kind(UcbConOptions, "trainer.bonuses:ucb_con"),
+    "batch": Kind(BatchOptions, "trainer.bonuses:batch"),
+}
+COMPARES_SIBLINGS = frozenset({"ucb_mean", "batch"})
+"""Kinds that give a group of one nothing."""

@@ -1,0 +1,92 @@
+"""Advantages, bonuses and weights row by row in Python floats, written from the equations.
+
+They import nothing of the house. `rewards` are those of one group unless said otherwise; `me` is the
+row's place in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+Floats = Sequence[float]
+
+
+def mean(values: Floats) -> float:
+    return math.fsum(values) / len(values)
+
+
+def std(values: Floats) -> float:
+    """Over n - 1; 0 for a single value."""
+    centre = mean(values)
+    return (
+        math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+        if len(values) > 1
+        else 0.0
+    )
+
+
+def reinforce_pp(groups: Sequence[Floats], baseline: bool, eps: float) -> list[list[float]]:
+    """arXiv 2501.03262: all groups of the step."""
+    centred = [[r - mean(group) if baseline else r for r in group] for group in groups]
+    whole = [c for group in centred for c in group]
+    return [[(c - mean(whole)) / (std(whole) + eps) for c in group] for group in centred]
+
+
+def pass_at_k(is_right: Sequence[bool], me: int, k: int) -> Fraction:
+    """arXiv 2508.10751 by its meaning: the mean, over all k-subsets that hold the row, of the centred reward.
+
+    A subset's reward is 1 if one of its rows is right. Not yet divided by the standard deviation.
+    """
+    subsets = list(itertools.combinations(range(len(is_right)), k))
+    best = {subset: Fraction(any(is_right[row] for row in subset)) for subset in subsets}
+    p = sum(best.values(), Fraction(0)) / len(subsets)
+    mine = [best[subset] - p for subset in subsets if me in subset]
+    return sum(mine, Fraction(0)) / len(mine)
+
+
+def pass_rate(is_right: Sequence[bool], k: int) -> Fraction:
+    """The share of k-subsets with a right row."""
+    subsets = list(itertools.combinations(range(len(is_right)), k))
+    return Fraction(sum(any(is_right[row] for row in subset) for subset in subsets), len(subsets))
+
+
+def quantile(rewards: Floats, share: Fraction) -> float:
+    """The smallest reward x with P(r <= x) >= share."""
+    for x in sorted(rewards):
+        if Fraction(sum(r <= x for r in rewards), len(rewards)) >= share:
+            return x
+    raise AssertionError("the largest reward has P = 1")
+
+
+def ucb(visits: int) -> float:
+    """arXiv 2509.06941: min(1, sqrt(1 / N)), and 1 for what was never seen."""
+    return min(1.0, math.sqrt(1.0 / visits)) if visits else 1.0
+
+
+def overlong(reward: float, tokens: int, longest: int, cache: int, penalty: float) -> float:
+    """arXiv 2503.14476, eq. 13, in its three cases."""
+    if tokens <= longest - cache:
+        return reward
+    if tokens <= longest:
+        return reward + penalty * ((longest - cache) - tokens) / cache
+    return reward - penalty
+
+
+def mara(rewards: Floats, ref: Floats, me: int, beta: float, threshold: float) -> float:
+    """arXiv 2510.20817: R(z) + beta (log ref(z) - log ref(y)) for good y, z = argmax ref among the good."""
+    good = [row for row, reward in enumerate(rewards) if reward >= threshold]
+    if me not in good:
+        return rewards[me]
+    z = max(good, key=lambda row: (ref[row], rewards[row]))
+    return rewards[z] + beta * (ref[z] - ref[me])
+
+
+def pass_at_k_value(k: int, right: float, wrong: float, steps: int = 20000) -> float:
+    """E[k (1 - p)^(k - 1)] for p ~ Beta(right, wrong), by the midpoint rule; both must be 1 or more."""
+    points = [(i + 0.5) / steps for i in range(steps)]
+    density = [p ** (right - 1) * (1 - p) ** (wrong - 1) for p in points]
+    value = math.fsum(d * k * (1 - p) ** (k - 1) for d, p in zip(density, points, strict=True))
+    return value / math.fsum(density)
