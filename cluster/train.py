@@ -72,6 +72,10 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         return Outcome(exit_code=0, run_dir=run_dir)
     check_startable(given, config)
     if job.rollouts_of is not None:
+        if config.rollout.degenerate == "refill":
+            raise ValueError(
+                "rollout.degenerate must be keep or drop with --train-only, got refill: nothing is sampled"
+            )
         with reading(job.rollouts_of):
             pass
     prompts = load_prompts(config, reporter)

@@ -13,9 +13,9 @@ from dataclasses import asdict, fields
 
 from configs.entries import complete, entry_keys, is_anchored, moved_setting, scorer_options
 from configs.errors import Problem, nearest, raise_if_any
-from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
+from configs.sampling_rules import SAMPLING_RULES
 from configs.schema import RunConfig
 from configs.sources import Provenance
 
@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
     "kl.estimator": ("k1", "k2", "k3"),
     "kl.place": ("loss", "reward"),
+    "rollout.degenerate": ("keep", "drop", "refill"),
     "kl_base.estimator": ("k1", "k2", "k3"),
     "kl_base.place": ("loss", "reward"),
     "cluster.spawn": ("ray", "local"),
@@ -52,6 +53,7 @@ POSITIVE = [
     "rollout.temperature",
     "rollout.max_tokens",
     "rollout.max_prompt_tokens",
+    "rollout.max_rounds",
     "rollout.group_timeout_s",
     "rollout.score_timeout_s",
     "generator.num_engines",
@@ -132,7 +134,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
     of_losses = (_anchors, _reward, _ratios, _covariance, _shapes)
-    for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
+    for rules in (_names, *SAMPLING_RULES, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -285,17 +287,6 @@ def _names(config: RunConfig) -> Iterator[Broken]:
     for origin in config.loss:
         if origin not in ORIGINS:
             yield f"loss.{origin}", f"must be an origin of samples: {', '.join(ORIGINS)}"
-
-
-def _sampling(config: RunConfig) -> Iterator[Broken]:
-    rollout, evaluation = config.rollout, config.eval
-    kind = config.advantage["kind"]
-    if rollout.group_size == 1 and kind in GROUP_BASELINE:
-        yield "rollout.group_size", f"must be at least 2: advantage {kind} compares siblings"
-    if not evaluation.pass_at or any(k < 1 for k in evaluation.pass_at):
-        yield "eval.pass_at", "must hold numbers above 0"
-    elif max(evaluation.pass_at) > evaluation.num_samples:
-        yield "eval.pass_at", f"must not be larger than eval.num_samples ({evaluation.num_samples})"
 
 
 def _learning(config: RunConfig) -> Iterator[Broken]:

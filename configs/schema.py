@@ -40,6 +40,11 @@ class RolloutConfig:
     top_p: float = 1.0
     max_tokens: int = 40
     max_prompt_tokens: int = 64
+    degenerate: str = "keep"
+    """Groups whose rewards are all equal, or with fewer than two: keep (learned from as the rest is), drop
+    (weight 0), refill (weight 0, and further groups are sampled in their place)."""
+    max_rounds: int = 3
+    """With refill: rounds of sampling that a step may take, the first included."""
     max_lag: int = 0
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = 300.0

@@ -215,6 +215,10 @@ class FileBuffer:
         self.calls.append(f"add {batch.column('submission_index')[0].as_py()}")
         self.actor.add(batch)
 
+    async def rewards(self, first: int, last: int) -> pa.Table:
+        self.calls.append(f"rewards {first} to {last}")
+        return self.actor.rewards(first, last)
+
     async def take(
         self,
         num_groups: int,

@@ -15,6 +15,7 @@ from configs.kinds.base import load_target
 from configs.kinds.losses import LossCommon
 from configs.schema import KLConfig, RunConfig
 from trainer.batch import BatchPlan, plan_batch
+from trainer.dynamic_sampling import left_out_rows
 from trainer.reduce import row_weights
 from trainer.schedule import learning_rate
 
@@ -66,32 +67,47 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
     """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
-    group_N, update_N = _spread_groups(submissions, origins_of(index), learner.updates_per_step)
+    reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    origins = origins_of(index)
+    group_N = _number_groups(submissions, origins)
+    left_out_N = left_out_rows(reward, group_N, origins, config.rollout)
+    update_N = _spread_groups(group_N, origins, left_out_N, learner.updates_per_step)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
         lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
     )
-    reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
     return Batch(index=index, plan=plan, group_N=group_N, update_N=update_N, reward_N=reward)
 
 
+def _parts(origin_N: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The step's own rows, those of replay, those of sft: three times bool [N]."""
+    return ~np.isin(origin_N, ("replay", "sft")), origin_N == "replay", origin_N == "sft"
+
+
+def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
+    """Each row's group, [N] from 0: the step's own in order of submission, then those of replay, of sft."""
+    group_N, num_groups = np.zeros(len(submission_N), np.int64), 0
+    for chosen in _parts(origin_N):
+        found, number = np.unique(submission_N[chosen], return_inverse=True)
+        group_N[chosen] = num_groups + number
+        num_groups += len(found)
+    return group_N
+
+
 def _spread_groups(
-    submission_N: np.ndarray, origin_N: np.ndarray, num_updates: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's group and update: the step's own groups evenly over the updates, then those of replay alike,
-    then those of sft.
+    group_N: np.ndarray, origin_N: np.ndarray, left_out_N: np.ndarray, num_updates: int
+) -> np.ndarray:
+    """Each row's update, [N]: the step's own groups evenly over the updates, then those of replay alike, then
+    those of sft; in each of these what is learned from, and what is left out.
 
     Together they would put all replay, whose submissions are older, into the first updates.
     """
-    group_N, update_N = np.zeros(len(submission_N), np.int64), np.zeros(len(submission_N), np.int64)
-    num_groups = 0
-    is_own_N = ~np.isin(origin_N, ("replay", "sft"))
-    for chosen in (is_own_N, origin_N == "replay", origin_N == "sft"):
-        found, number = np.unique(submission_N[chosen], return_inverse=True)
-        group_N[chosen] = num_groups + number
-        update_N[chosen] = number * num_updates // max(1, len(found))
-        num_groups += len(found)
-    return group_N, update_N
+    update_N = np.zeros(len(group_N), np.int64)
+    for part in _parts(origin_N):
+        for chosen in (part & ~left_out_N, part & left_out_N):
+            found, number = np.unique(group_N[chosen], return_inverse=True)
+            update_N[chosen] = number * num_updates // max(1, len(found))
+    return update_N
 
 
 def align(index: pa.Table, columns: pa.Table) -> pa.Table:
@@ -120,7 +136,8 @@ def with_advantages(
 
     A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
-    Demonstrations have no reward and are learned from all the same, with an advantage of 0.
+    Demonstrations have no reward and are learned from all the same, with an advantage of 0. Groups that
+    `rollout.degenerate` leaves out have neither advantage nor weight, whatever a KL term would make of them.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
     controllers want of this step, by dotted config key.
     """
@@ -132,14 +149,14 @@ def with_advantages(
         coef = settings.get(f"{section}.coef", anchor.coef)
         if coef > 0 and anchor.place == "reward":
             reward -= coef * _sequence_kl(columns, column)
-    valid = np.isfinite(reward)
+    origins = origins_of(batch.index)
+    valid = np.isfinite(reward) & ~left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout)
     advantage = np.zeros(len(reward))
     if valid.any():
         advantage[valid] = load_target(kind.target)(reward[valid], batch.group_N[valid], options)
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
-    origins = origins_of(batch.index)
     learned = valid | (origins == "sft")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)

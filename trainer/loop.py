@@ -24,6 +24,7 @@ from trainer.collate import Batch, Learnable, align, collate, with_advantages
 from trainer.controllers import make_controllers, watched_metrics
 from trainer.demonstrations import SHARE, draw, no_demonstrations
 from trainer.diagnose import Probe
+from trainer.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
 from trainer.evaluate import Evaluator
 from trainer.metrics import step_metrics, update_metrics
 from trainer.prompts import TokenPrompt
@@ -253,7 +254,7 @@ class Run:
         watch.lap("learn_score")
         of_objective = {key: value for key, value in settings.items() if key != SHARE}
         learnable = with_advantages(batch, columns, config, step, of_objective)
-        metrics = step_metrics(batch, columns, step)
+        metrics = step_metrics(batch, columns, step) | self._sampled(batch, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
@@ -283,9 +284,9 @@ class Run:
 
     async def _take(self, step: int, oldest: int, shown: pa.RecordBatch) -> pa.Table:
         """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
-        size, picks = self._config.rollout.groups_per_step, choose(self._config, step)
-        while (index := await self._roles.buffer.take(size, oldest, picks, shown)) is None:
-            waiting = await self._roles.buffer.waiting()
+        picks, buffer = choose(self._config, step), self._roles.buffer
+        while (index := await buffer.take(self._producer.num_groups, oldest, picks, shown)) is None:
+            waiting = await buffer.waiting()
             again = self._producer.submit_again(step, waiting)
             self._reports.event("groups_missing", step=step, groups=len(again))
             if self._takes_turns:
@@ -297,6 +298,16 @@ class Run:
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
         return index
+
+    def _sampled(self, batch: Batch, step: int) -> dict[str, float]:
+        """sampling/*; a step that all its rounds left short of groups that teach is told."""
+        rollout = self._config.rollout
+        metrics = sampling_metrics(batch.index.take(batch.rows_of("policy")), rollout)
+        kept = metrics.get("sampling/kept_groups", 0.0)
+        if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
+            rounds, wanted = metrics["sampling/rounds"], rollout.groups_per_step
+            self._reports.event("groups_short", step=step, kept=int(kept), wanted=wanted, rounds=int(rounds))
+        return metrics
 
     def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Say once which metric a controller waits for in vain: its name may be wrong."""
@@ -357,8 +368,8 @@ class Run:
     def _state(self, step: int) -> dict[str, Json]:
         """What a checkpoint keeps beside the learner's state. All sampling seeds derive from these."""
         return {
-            "next_submission": step * self._config.rollout.groups_per_step,
-            "journal_from": step * self._config.rollout.groups_per_step,
+            "next_submission": step * submissions_per_step(self._config.rollout),
+            "journal_from": step * submissions_per_step(self._config.rollout),
             "seed": self._config.seed,
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
             "unrewarded_in_a_row": self._unrewarded_in_a_row,
