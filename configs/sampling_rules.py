@@ -30,6 +30,8 @@ def _dynamic_sampling(config: RunConfig) -> Iterator[tuple[str, str]]:
     if kind in ADVANTAGES and kind not in GROUP_BASELINE:
         rule = f"must be keep with advantage {kind}: it compares no siblings, so equal rewards teach"
         yield "rollout.degenerate", rule
+    if config.loss.get("policy", {"kind": "nll"})["kind"] == "nll":
+        yield "rollout.degenerate", "must be keep without a loss.policy that uses advantages (nll does not)"
     if rollout.degenerate != "refill":
         return
     if rollout.max_rounds == 1:

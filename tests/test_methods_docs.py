@@ -19,10 +19,16 @@ from configs.kinds.shapes import SHAPES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
 from trainer.demonstrations import draw
+from trainer.dynamic_sampling import teaching_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-OTHERS = {"kl_anchor": KLConfig, "entropy_bonus": EntropyConfig, "sft_refresh": draw}
+OTHERS = {
+    "kl_anchor": KLConfig,
+    "entropy_bonus": EntropyConfig,
+    "sft_refresh": draw,
+    "dynamic_sampling": teaching_rows,
+}
 """Methods that are a section of the config, and where their equation stands."""
 KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
 UNPUBLISHED = ("nll", "threshold", "kl_anchor", "entropy_bonus")
@@ -33,6 +39,7 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "kl_anchor": lambda config: config.kl.coef > 0 and config.kl_base.coef > 0,
     "entropy_bonus": lambda config: config.entropy.coef > 0,
     "sft_refresh": lambda config: config.sft.share > 0,
+    "dynamic_sampling": lambda config: config.rollout.degenerate == "refill",
 }
 
 

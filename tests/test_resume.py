@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, FileBuffer, Observed, judges, token_prompts
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Observed, judges, token_prompts
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
@@ -25,6 +25,7 @@ from rollouts.store import committed_evals, committed_steps, read_eval, read_ste
 from rollouts.sums import digest_file, write_sums
 from trainer.checkpoint import Checkpoints
 from trainer.demonstrations import draw
+from trainer.dynamic_sampling import submissions_per_step
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, Reports, Roles, Run
 from trainer.prompts import PromptOrder
@@ -66,6 +67,8 @@ class Trial:
     attempt: int = 1
     num_steps: int = NUM_STEPS
     refresh: bool = False
+    degenerate: str = "keep"
+    scorer: FakeScorer = field(default_factory=FakeScorer)
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
     events: list[str] = field(default_factory=list)
@@ -73,11 +76,12 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.dead = False
-        self.buffer = FileBuffer(self.folder, 2)
         self.generator = FakeGenerator()
         config = RunConfig(
             num_steps=self.num_steps,
-            rollout=RolloutConfig(group_size=2, groups_per_step=2, max_lag=self.max_lag),
+            rollout=RolloutConfig(
+                group_size=2, groups_per_step=2, max_lag=self.max_lag, degenerate=self.degenerate
+            ),
             eval=EvalConfig(every=3, num_prompts=1, num_samples=2, pass_at=(1,)),
             sync=SyncConfig(num_probes=1),
             cluster=ClusterConfig(schedule="overlap"),
@@ -86,10 +90,11 @@ class Trial:
         if self.refresh:
             losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
             config = replace(config, loss=losses, controllers={"refresh": REFRESH})
+        self.buffer = FileBuffer(self.folder, submissions_per_step(config.rollout))
         self.prompts = token_prompts(5)
         roles = Roles(
             generator=self._observed(self.generator, "generator"),
-            judges=judges(),
+            judges=judges(self.scorer),
             learner=self._observed(self.learner, "learner"),
             buffer=self._observed(self.buffer, "buffer"),
         )

@@ -103,7 +103,7 @@ class PromptOrder:
     def of_step(self, step: int, place: int, num_groups: int) -> TokenPrompt:
         """The prompt of group `place` of a step (both from 0).
 
-        The first `num_groups` are the next in turn. Further ones are drawn by a shuffle of all others, then of
+        The first `num_groups` are the next in turn. Further ones come from a shuffle of the others, then of
         these: a step has no prompt twice as long as there are enough.
         """
         first, size = step * num_groups, len(self.prompts)
