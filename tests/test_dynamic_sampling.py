@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,14 @@ from loop_fakes import token_prompts
 from sampling_cases import CHECKS, DROP, reference_rounds, reference_teaches, rows_of
 from test_collate import make_index
 
+from cluster.train import Job, train
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import KLConfig, LearnerConfig, RolloutConfig, RunConfig
 from trainer.collate import Learnable, collate, with_advantages
 from trainer.dynamic_sampling import asked_for, plan_rounds, sampling_metrics, teaching_rows
 from trainer.prompts import PromptOrder
+from viewer.terminal import StepReporter
 
 REWARD = st.sampled_from([None, 0.0, 1.0, 0.5, -1.0])
 GROUPS = st.lists(st.lists(REWARD, min_size=1, max_size=4), min_size=1, max_size=6)
@@ -201,6 +205,14 @@ def test_what_is_refused(overrides: list[str], key: str, rule: str) -> None:
         load_config("debug", overrides)
     lines = str(caught.value).splitlines()
     assert any(f"{key} = " in line and rule in line for line in lines), lines
+
+
+def test_a_run_on_saved_rollouts_cannot_refill(tmp_path: Path) -> None:
+    """Before anything is started; the command line makes it exit code 2."""
+    config = load_config("debug", [f"runs_dir={tmp_path}", "rollout.degenerate=refill"])
+    with pytest.raises(ValueError, match="must be keep or drop with --train-only, got refill"):
+        train(config, StepReporter(1, StringIO()), Job(rollouts_of=tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_is_not_refused() -> None:

@@ -1,4 +1,4 @@
-"""The losses' tables by hand notice every mutant: a changed sign, comparison or bound in any function."""
+"""Tables by hand notice every mutant: a changed sign, comparison or bound in any function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import FunctionType
 
 import loss_cases
 import pytest
+import sampling_cases
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
@@ -14,6 +15,7 @@ CASES = [
     for module, checks in (
         ("trainer.losses", loss_cases.CHECKS),
         ("trainer.shapes", loss_cases.SHAPE_CHECKS),
+        ("trainer.dynamic_sampling", sampling_cases.CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -38,6 +40,8 @@ def test_the_functions_with_tables() -> None:
     assert losses - loss_cases.CHECKS.keys() == {"nll"}
     shapes = {function.__name__ for function in functions_of("trainer.shapes")}
     assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes"}
+    sampling = {function.__name__ for function in functions_of("trainer.dynamic_sampling")}
+    assert sampling == sampling_cases.CHECKS.keys()
 
 
 def ratio_of(low: float, high: float) -> bool:

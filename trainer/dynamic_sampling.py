@@ -23,9 +23,8 @@ def teaching_rows(reward_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
     than two rewarded rows teaches nothing. DAPO, arXiv 2503.14476, eq. 11 has it for right and wrong answers:
     0 < number of right ones < group size. For other rewards this form of it is ours.
     """
-    _, group = np.unique(group_N, return_inverse=True)
-    num_groups = int(group.max(initial=-1)) + 1
-    highest, lowest = np.full(num_groups, -np.inf), np.full(num_groups, np.inf)
+    groups, group = np.unique(group_N, return_inverse=True)
+    highest, lowest = np.full(len(groups), -np.inf), np.full(len(groups), np.inf)
     rewarded = np.isfinite(reward_N)
     np.maximum.at(highest, group[rewarded], reward_N[rewarded])
     np.minimum.at(lowest, group[rewarded], reward_N[rewarded])
