@@ -205,7 +205,7 @@ def judges_of(config: RunConfig, benches: Mapping[str, Bench]) -> Judges:
 def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
     """The buffer of the run."""
     config = site.config
-    arguments = (str(run_dir), config.name, submissions_per_step(config.rollout))
+    arguments = (str(run_dir), config.name, submissions_per_step(config))
     start = partial(site.spawn, "buffer", "actors.buffer:BufferActor", arguments)
     keeper = site.supervise("buffer", start)
     return BufferProxy(keeper), keeper

@@ -42,7 +42,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The same for options of entries, by the option's name."""
 
-ORIGINS = ("policy", "refined", "replay", "sft")
+ORIGINS = ("policy", "refined", "replay", "tempered", "sft")
 
 POSITIVE = [
     "eval.timeout_s",
@@ -77,6 +77,7 @@ POSITIVE = [
     "cluster.hang_timeout_s",
     "checkpoint.keep",
     "replay.max_age",
+    "tempered.temperature",
 ]
 NOT_NEGATIVE = [
     "seed",
@@ -93,6 +94,7 @@ NOT_NEGATIVE = [
     "cluster.restart_backoff_s",
     "checkpoint.every",
     "replay.groups_per_step",
+    "tempered.groups_per_step",
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
 SHARE = ["learner.min_lr_ratio", "sft.share"]
@@ -116,7 +118,7 @@ ENTRY_POSITIVE = frozenset(
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
 ENTRY_NOT_NEGATIVE = frozenset({"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high"})
 ENTRY_SHARE = frozenset({"probability", "error_rate"})
-MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
+MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share", "tempered.temperature")
 """Sections' keys that a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""

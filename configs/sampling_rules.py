@@ -1,4 +1,4 @@
-"""Rules of what is sampled: groups, evaluations, dynamic sampling. Called by `configs.rules`.
+"""Rules of what is sampled: groups, evaluations, dynamic and tempered sampling. Called by `configs.rules`.
 
 Each takes the built config and yields (dotted key, rule in words) for what is broken.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from configs.entries import moved_setting
 from configs.kinds.advantages import ADVANTAGES, GROUP_BASELINE
+from configs.kinds.losses import LOSSES
 from configs.schema import RunConfig
 
 
@@ -44,4 +46,36 @@ def _dynamic_sampling(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "replay.groups_per_step", rule
 
 
-SAMPLING_RULES = (_sampling, _dynamic_sampling)
+def _tempered(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Tempered groups need a loss that can train them, and a temperature that is another."""
+    key, asked, loss = (
+        "tempered.groups_per_step",
+        config.tempered.groups_per_step,
+        config.loss.get("tempered"),
+    )
+    moved = {name: e for name, e in config.controllers.items() if moved_setting(e) == "tempered.temperature"}
+    if asked == 0:
+        if loss is not None:
+            yield "loss.tempered", f"must have rows: {key} is 0"
+        yield from ((f"controllers.{name}", f"must have rows to sample: {key} is 0") for name in moved)
+        return
+    if loss is None:
+        yield key, "must have a loss to train with: loss.tempered"
+    elif ":" not in loss["kind"] and not LOSSES[loss["kind"]].supervised:
+        able = ", ".join(name for name, kind in LOSSES.items() if kind.supervised)
+        yield "loss.tempered.kind", f"must need no sampler: rows are scored at another temperature ({able})"
+    if asked > (limit := config.rollout.groups_per_step):
+        yield key, f"must not be above rollout.groups_per_step ({limit}), whose prompts they have"
+    if config.rollout.max_lag > 0:
+        yield key, "must be 0 with rollout.max_lag above 0: a step's temperature is not known before it"
+    if config.rollout.degenerate == "refill":
+        yield key, "must be 0 with rollout.degenerate refill"
+    if not moved and config.tempered.temperature == config.rollout.temperature:
+        yield "tempered.temperature", "must be another than rollout.temperature: there would be no pull"
+    for name, entry in moved.items():
+        for bound in ("low", "initial", "value", "otherwise"):
+            if bound in entry and entry[bound] <= 0:
+                yield f"controllers.{name}.{bound}", "must be above 0, as it is a temperature"
+
+
+SAMPLING_RULES = (_sampling, _dynamic_sampling, _tempered)

@@ -101,6 +101,15 @@ class ReplayConfig:
 
 
 @dataclass
+class TemperedConfig:
+    """Groups of each step sampled at another temperature, of origin tempered; `loss.tempered` trains them."""
+
+    groups_per_step: int = 0
+    temperature: float = 1.2
+    """Above `rollout.temperature` they raise the policy's entropy, below they lower it."""
+
+
+@dataclass
 class SftConfig:
     """Demonstrations mixed into each batch as origin sft; `loss.sft` says how they train."""
 
@@ -238,6 +247,7 @@ class RunConfig:
     controllers: dict[str, Any] = field(default_factory=dict)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    tempered: TemperedConfig = field(default_factory=TemperedConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     kl_base: KLConfig = field(default_factory=KLConfig)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from configs.schema import RolloutConfig
+from configs.schema import RolloutConfig, RunConfig, TemperedConfig
 from trainer.dynamic_sampling import (
     Rounds,
     asked_for,
@@ -91,9 +91,11 @@ def check_plan_rounds() -> None:
 
 
 def check_submissions_per_step() -> None:
-    """Two groups in up to three rounds own six submissions; without refilling, two."""
+    """Two groups in up to three rounds own six submissions; without it two, with a tempered one three."""
     assert [max_rounds(each) for each in (KEEP, DROP, REFILL)] == [1, 1, 3]
-    assert [submissions_per_step(each) for each in (KEEP, DROP, REFILL)] == [2, 2, 6]
+    configs = [RunConfig(rollout=each) for each in (KEEP, DROP, REFILL)]
+    assert [submissions_per_step(each) for each in configs] == [2, 2, 6]
+    assert submissions_per_step(RunConfig(rollout=DROP, tempered=TemperedConfig(groups_per_step=1))) == 3
 
 
 def check_asked_for() -> None:

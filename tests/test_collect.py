@@ -31,7 +31,7 @@ def collected(
     folder: Path, config: RunConfig = CONFIG, scorer: FakeScorer | None = None
 ) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
     """Every group of the run in its journal; who made them, and the lines that were told."""
-    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config.rollout)), []
+    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     producer = Producer(config, order, generator, judges(scorer), buffer)
     reports = Reports(step=lines.append, note=lambda text: None)

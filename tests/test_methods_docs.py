@@ -20,6 +20,7 @@ from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
 from trainer.demonstrations import draw
 from trainer.dynamic_sampling import teaching_rows
+from trainer.tempered import counting_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
@@ -28,6 +29,7 @@ OTHERS = {
     "entropy_bonus": EntropyConfig,
     "sft_refresh": draw,
     "dynamic_sampling": teaching_rows,
+    "tempered": counting_rows,
 }
 """Methods that are a section of the config, and where their equation stands."""
 KINDS = (*LOSSES, *SHAPES, *CONTROLLERS, *OTHERS)
@@ -40,6 +42,7 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "entropy_bonus": lambda config: config.entropy.coef > 0,
     "sft_refresh": lambda config: config.sft.share > 0,
     "dynamic_sampling": lambda config: config.rollout.degenerate == "refill",
+    "tempered": lambda config: config.tempered.groups_per_step > 0,
 }
 
 

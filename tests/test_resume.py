@@ -17,7 +17,15 @@ from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Obser
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
-from configs.schema import CheckpointConfig, ClusterConfig, EvalConfig, RolloutConfig, RunConfig, SyncConfig
+from configs.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    EvalConfig,
+    RolloutConfig,
+    RunConfig,
+    SyncConfig,
+    TemperedConfig,
+)
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.files import Json
 from rollouts.schema import sft_batch
@@ -58,7 +66,8 @@ def seven_demonstrations() -> pa.RecordBatch:
 class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
-    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low.
+    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
+    `heat`, a controller's entry, a tempered group.
     `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
@@ -68,6 +77,7 @@ class Trial:
     num_steps: int = NUM_STEPS
     refresh: bool = False
     degenerate: str = "keep"
+    heat: dict[str, object] = field(default_factory=dict)
     scorer: FakeScorer = field(default_factory=FakeScorer)
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
@@ -90,7 +100,11 @@ class Trial:
         if self.refresh:
             losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
             config = replace(config, loss=losses, controllers={"refresh": REFRESH})
-        self.buffer = FileBuffer(self.folder, submissions_per_step(config.rollout))
+        if self.heat:
+            losses = {"policy": {"kind": "ppo_clip"}, "tempered": {"kind": "nll"}}
+            tempered = TemperedConfig(groups_per_step=1)
+            config = replace(config, loss=losses, controllers={"heat": self.heat}, tempered=tempered)
+        self.buffer = FileBuffer(self.folder, submissions_per_step(config))
         self.prompts = token_prompts(5)
         roles = Roles(
             generator=self._observed(self.generator, "generator"),

@@ -18,6 +18,7 @@ from trainer.batch import BatchPlan, plan_batch
 from trainer.dynamic_sampling import left_out_rows
 from trainer.reduce import row_weights
 from trainer.schedule import learning_rate
+from trainer.tempered import counting_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +81,13 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
 
 
 def _parts(origin_N: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The step's own rows, those of replay, those of sft: three times bool [N]."""
-    return ~np.isin(origin_N, ("replay", "sft")), origin_N == "replay", origin_N == "sft"
+    """The step's own rows, those of replay, tempered ones, those of sft: each bool [N]."""
+    others = ("replay", "tempered", "sft")
+    return ~np.isin(origin_N, others), *(origin_N == origin for origin in others)
 
 
 def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
-    """Each row's group, [N] from 0: the step's own in order of submission, then those of replay, of sft."""
+    """Each row's group, [N] from 0: the step's own in order of submission, then replay, tempered, sft."""
     group_N, num_groups = np.zeros(len(submission_N), np.int64), 0
     for chosen in _parts(origin_N):
         found, number = np.unique(submission_N[chosen], return_inverse=True)
@@ -97,8 +99,8 @@ def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray
 def _spread_groups(
     group_N: np.ndarray, origin_N: np.ndarray, left_out_N: np.ndarray, num_updates: int
 ) -> np.ndarray:
-    """Each row's update, [N]: the step's own groups evenly over the updates, then those of replay alike, then
-    those of sft; in each of these what is learned from, and what is left out.
+    """Each row's update, [N]: the step's own groups evenly over the updates, then those of replay, the
+    tempered ones and those of sft alike; in each of these what is learned from, and what is left out.
 
     Together they would put all replay, whose submissions are older, into the first updates.
     """
@@ -136,7 +138,8 @@ def with_advantages(
 
     A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
-    Demonstrations have no reward and are learned from all the same, with an advantage of 0. Groups that
+    Demonstrations have no reward and are learned from all the same, with an advantage of 0. Tempered rows
+    are compared with nobody: those with a reward above 0 count, with an advantage of 1. Groups that
     `rollout.degenerate` leaves out have neither advantage nor weight, whatever a KL term would make of them.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
     controllers want of this step, by dotted config key.
@@ -151,13 +154,16 @@ def with_advantages(
             reward -= coef * _sequence_kl(columns, column)
     origins = origins_of(batch.index)
     valid = np.isfinite(reward) & ~left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout)
+    valid &= origins != "tempered"
     advantage = np.zeros(len(reward))
     if valid.any():
         advantage[valid] = load_target(kind.target)(reward[valid], batch.group_N[valid], options)
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
-    learned = valid | (origins == "sft")
+    counting = counting_rows(batch.reward_N, origins)
+    advantage[counting] = 1.0
+    learned = valid | counting | (origins == "sft")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.schema import RolloutConfig
+from configs.schema import RolloutConfig, RunConfig
 
 
 def teaching_rows(reward_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
@@ -36,11 +36,12 @@ def left_out_rows(
 ) -> np.ndarray:
     """bool [N]: rows that the step does not learn from because their group teaches nothing.
 
-    None with `rollout.degenerate` keep. Demonstrations have no reward and are never left out.
+    None with `rollout.degenerate` keep. Demonstrations have no reward, and tempered rows are not compared
+    with siblings: they are never left out.
     """
     if rollout.degenerate == "keep":
         return np.zeros(len(reward_N), bool)
-    return ~teaching_rows(reward_N, group_N) & (origin_N != "sft")
+    return ~teaching_rows(reward_N, group_N) & ~np.isin(origin_N, ("sft", "tempered"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +72,13 @@ def max_rounds(rollout: RolloutConfig) -> int:
     return rollout.max_rounds if rollout.degenerate == "refill" else 1
 
 
-def submissions_per_step(rollout: RolloutConfig) -> int:
+def submissions_per_step(config: RunConfig) -> int:
     """Submission indexes that a step owns: step `s` (from 0) those from s times this number on.
 
-    There is room for every round that it may take. So what one step samples moves no other step's prompts,
-    seeds or files.
+    There is room for every round that it may take and for its tempered groups. So what one step samples moves
+    no other step's prompts, seeds or files.
     """
-    return rollout.groups_per_step * max_rounds(rollout)
+    return config.rollout.groups_per_step * max_rounds(config.rollout) + config.tempered.groups_per_step
 
 
 def asked_for(rows: pa.Table, first: int, rollout: RolloutConfig) -> Rounds:

@@ -34,6 +34,7 @@ from trainer.replay import choose
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError
 from trainer.rollout import Judges, Producer, make_submission
 from trainer.seeds import derive_seed
+from trainer.tempered import TEMPERATURE
 
 _T = TypeVar("_T")
 _MAX_UNREWARDED_STEPS = 3
@@ -237,14 +238,14 @@ class Run:
         """One step (from 0): its metrics, and which of its updates were applied."""
         config, watch = self._config, Stopwatch()
         self._reports.phase(step, "generating")
-        self._producer.top_up(step)
+        settings = self._settings()
+        self._producer.top_up(step, settings)
         watch.phases |= await self._unless_stopped(self._producer.settle(step))
         watch.lap("rollout")
         if self._takes_turns:
             await self._producer.pause()
         self._reports.phase(step, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
-        settings = self._settings()
         shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         index = await self._take(step, oldest, shown)
         batch = collate(index, config)
@@ -252,7 +253,8 @@ class Run:
         began, generated_s = time.perf_counter(), self._producer.generating_s()
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
-        of_objective = {key: value for key, value in settings.items() if key != SHARE}
+        of_sampling = (SHARE, TEMPERATURE)
+        of_objective = {key: value for key, value in settings.items() if key not in of_sampling}
         learnable = with_advantages(batch, columns, config, step, of_objective)
         metrics = step_metrics(batch, columns, step) | self._sampled(batch, step)
         if self._on_policy:
@@ -368,8 +370,8 @@ class Run:
     def _state(self, step: int) -> dict[str, Json]:
         """What a checkpoint keeps beside the learner's state. All sampling seeds derive from these."""
         return {
-            "next_submission": step * submissions_per_step(self._config.rollout),
-            "journal_from": step * submissions_per_step(self._config.rollout),
+            "next_submission": step * submissions_per_step(self._config),
+            "journal_from": step * submissions_per_step(self._config),
             "seed": self._config.seed,
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
             "unrewarded_in_a_row": self._unrewarded_in_a_row,

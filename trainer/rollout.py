@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
@@ -22,6 +22,7 @@ from trainer.dynamic_sampling import asked_for, max_rounds, submissions_per_step
 from trainer.prompts import PromptOrder, TokenPrompt
 from trainer.roles import Buffer, Generator, Scorer
 from trainer.seeds import derive_seed
+from trainer.tempered import as_tempered, temperature_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +113,10 @@ class Producer:
         self._phase, self._clock = phase, Clock()
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._stride = submissions_per_step(rollout)
-        self.num_groups = rollout.groups_per_step
+        self._stride = submissions_per_step(config)
+        self._first_round = rollout.groups_per_step + config.tempered.groups_per_step
+        self.num_groups = self._first_round
+        self._tempered_at = config.tempered.temperature
         self._submitted = 0
         self._waiting: frozenset[int] = frozenset()
 
@@ -123,11 +126,15 @@ class Producer:
         self._submitted = step
         self._waiting = frozenset(waiting)
 
-    def top_up(self, step: int) -> None:
-        """Submit every group that step `step` (counted from 0) and the `max_lag` after it may use."""
+    def top_up(self, step: int, settings: Mapping[str, float] | None = None) -> None:
+        """Submit every group that step `step` (counted from 0) and the `max_lag` after it may use.
+
+        `settings` are what controllers want of the step, by dotted config key.
+        """
+        self._tempered_at = temperature_of(self._config, settings or {})
         last = min(step + self._config.rollout.max_lag + 1, self._config.num_steps)
         for each in range(self._submitted, last):
-            indexes = self._indexes(each, self._config.rollout.groups_per_step)
+            indexes = self._indexes(each, self._first_round)
             self._submit(index for index in indexes if index not in self._waiting)
         self._submitted = max(self._submitted, last)
 
@@ -205,9 +212,14 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _produce(self, index: int) -> None:
-        rollout = self._config.rollout
-        prompt = self._order.of_step(*divmod(index, self._stride), rollout.groups_per_step)
-        submission = make_submission(index, prompt, rollout.group_size, self._sampling, self._config.seed)
+        rollout, (step, place) = self._config.rollout, divmod(index, self._stride)
+        is_tempered = place >= self._stride - self._config.tempered.groups_per_step
+        sampling = replace(self._sampling, temperature=self._tempered_at) if is_tempered else self._sampling
+        # tempered groups have the prompts of the step's first ones
+        prompt = self._order.of_step(
+            step, place % rollout.groups_per_step if is_tempered else place, rollout.groups_per_step
+        )
+        submission = make_submission(index, prompt, rollout.group_size, sampling, self._config.seed)
         try:
             limit_s = rollout.group_timeout_s
             group = await single_turn(submission, self._generator, self._judges, limit_s, self._clock)
@@ -216,6 +228,7 @@ class Producer:
                 f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "
                 f"rollout.group_timeout_s = {rollout.group_timeout_s:g}"
             ) from error
+        group = as_tempered(group) if is_tempered else group
         await self._buffer.add(group_to_batch(group, self._config.name))
         self.on_group(group)
 
