@@ -28,6 +28,7 @@ SUITES = {
     "trainer.losses": ("tests/test_losses.py", "tests/test_policy_losses.py"),
     "trainer.shapes": ("tests/test_shapes.py",),
     "trainer.dynamic_sampling": ("tests/test_dynamic_sampling.py",),
+    "trainer.tempered": ("tests/test_tempered.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {

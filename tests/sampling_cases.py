@@ -1,4 +1,4 @@
-"""Numbers worked out by hand for dynamic sampling, and its equations as plain loops."""
+"""Numbers worked out by hand for dynamic and tempered sampling, and equations as plain loops."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from trainer.dynamic_sampling import (
     submissions_per_step,
     teaching_rows,
 )
+from trainer.tempered import counting_rows, tempered_metrics
 
 NAN = math.nan
 REFILL = RolloutConfig(groups_per_step=2, degenerate="refill", max_rounds=3)
@@ -119,6 +120,40 @@ def check_sampling_metrics() -> None:
         assert found == {"sampling/kept_groups": 1.0, "sampling/rounds": rounds}
 
 
+def check_counting_rows() -> None:
+    """Of five tempered rows the two with a reward above 0; no row of another origin."""
+    reward_N = np.array([1.0, 0.0, NAN, -1.0, 0.5, 1.0, 1.0])
+    origin_N = np.array(["tempered"] * 5 + ["policy", "sft"], object)
+    assert counting_rows(reward_N, origin_N).tolist() == [True, False, False, False, True, False, False]
+
+
+def check_tempered_metrics() -> None:
+    """Rewards 1, 0 and null; 3, 3 and 2 loss tokens of logprob -0.5, -1 and -1.5: their nll is 7.5 / 8. Mean
+    entropies of 1, 2 and none for rows of as many tokens: 9 / 8."""
+    index = pa.table({"reward": [1.0, 0.0, None], "num_loss_tokens": [3, 3, 2]})
+    logprobs = [[-0.5] * 3, [-1.0] * 3, [-1.5] * 2]
+    columns = pa.table(
+        {
+            "entropy_mean": [1.0, 2.0, None],
+            "proximal_logprobs": logprobs,
+            "behavior_logprobs": [[-9.0] * 3, [-9.0] * 3, [-9.0] * 2],
+        }
+    )
+    expected = {
+        "tempered/num_rows": 3.0,
+        "tempered/counting_share": 1 / 3,
+        "tempered/nll": 7.5 / 8,
+        "tempered/token_entropy": 9 / 8,
+        "tempered/reward_mean": 0.5,
+    }
+    found = tempered_metrics(index, columns)
+    assert found.keys() == expected.keys()
+    assert all(abs(found[name] - expected[name]) < 1e-12 for name in expected)
+    assert tempered_metrics(index.slice(0, 0), columns.slice(0, 0)) == {}
+    unrewarded = tempered_metrics(index.slice(2), columns.slice(2))
+    assert "tempered/reward_mean" not in unrewarded and unrewarded["tempered/nll"] == 1.5
+
+
 CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
     "teaching_rows": (check_teaching_rows,),
     "left_out_rows": (check_left_out_rows,),
@@ -129,3 +164,8 @@ CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
     "sampling_metrics": (check_sampling_metrics,),
 }
 """What must notice a mutant of a function of `trainer.dynamic_sampling`."""
+TEMPERED_CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
+    "counting_rows": (check_counting_rows,),
+    "tempered_metrics": (check_tempered_metrics,),
+}
+"""The same for `trainer.tempered`."""

@@ -16,6 +16,7 @@ CASES = [
         ("trainer.losses", loss_cases.CHECKS),
         ("trainer.shapes", loss_cases.SHAPE_CHECKS),
         ("trainer.dynamic_sampling", sampling_cases.CHECKS),
+        ("trainer.tempered", sampling_cases.TEMPERED_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -42,6 +43,8 @@ def test_the_functions_with_tables() -> None:
     assert shapes - loss_cases.SHAPE_CHECKS.keys() == {"bound_shapes"}
     sampling = {function.__name__ for function in functions_of("trainer.dynamic_sampling")}
     assert sampling == sampling_cases.CHECKS.keys()
+    tempered = {function.__name__ for function in functions_of("trainer.tempered")}
+    assert tempered - sampling_cases.TEMPERED_CHECKS.keys() == {"as_tempered", "temperature_of"}
 
 
 def ratio_of(low: float, high: float) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_fakes import TokenScorer
 from rollout_rows import make_group, make_sample
+from sampling_cases import TEMPERED_CHECKS
 from test_collate import make_index
 from test_resume import Killed, Trial, result_of
 
@@ -28,7 +29,7 @@ from trainer.collate import collate, with_advantages
 from trainer.losses import LossInputs, nll
 from trainer.replay import choose
 from trainer.rows import read_rows
-from trainer.tempered import as_tempered, tempered_metrics
+from trainer.tempered import as_tempered
 from viewer.terminal import StepReporter
 
 LOSSES = {"policy": {"kind": "ppo_clip"}, "tempered": {"kind": "nll", "weight": 0.1}}
@@ -49,6 +50,12 @@ REWARD = st.sampled_from([None, 0.0, 1.0, 0.5, -1.0])
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes end here, not machines."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.mark.parametrize("name", TEMPERED_CHECKS)
+def test_numbers_by_hand(name: str) -> None:
+    for check in TEMPERED_CHECKS[name]:
+        check()
 
 
 def test_what_counts_by_hand() -> None:
@@ -153,22 +160,6 @@ def test_rows_are_scored_at_the_training_temperature() -> None:
     assert read_rows(plain, 1.5).temperature_N.tolist() == pytest.approx([0.7, 0.7])
     assert read_rows(tempered).temperature_N.tolist() == pytest.approx([0.7, 0.7])
     assert as_replay(tempered, 3).num_rows == 0 and as_replay(plain, 3).num_rows == 2
-
-
-def test_metrics_by_hand() -> None:
-    """Rewards 1, 0 and null; three tokens each of logprob -0.5, -1, -1.5: nll 1; entropies 1, 2, 3: mean 2."""
-    index = make_index([(0, "tempered", (1.0, 0.0, None))])
-    columns = pa.table(
-        {"entropy_mean": [1.0, 2.0, 3.0], "proximal_logprobs": [[-0.5] * 3, [-1.0] * 3, [-1.5] * 3]}
-    )
-    assert tempered_metrics(index, columns) == {
-        "tempered/num_rows": 3.0,
-        "tempered/counting_share": pytest.approx(1 / 3),
-        "tempered/nll": pytest.approx(1.0),
-        "tempered/token_entropy": pytest.approx(2.0),
-        "tempered/reward_mean": 0.5,
-    }
-    assert tempered_metrics(index.slice(0, 0), columns.slice(0, 0)) == {}
 
 
 def test_replay_picks_the_steps_own_groups() -> None:
