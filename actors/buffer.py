@@ -80,19 +80,20 @@ class BufferActor:
     """The buffer of one run, and the only writer of its `journal/` and `rollouts/`.
 
     It holds the journal's lock, so that what a killed driver left behind can never write beside its
-    successor. Step `s` (from 0) uses the submissions from s x groups_per_step on; what lies before the first
-    step under way is settled for good. Call `reopen` or `rewind` before anything else.
+    successor. Step `s` (from 0) owns the submissions from s x submissions_per_step on and uses the first of
+    them; what lies before the first step under way is settled for good. Call `reopen` or `rewind` before
+    anything else.
 
     Raises:
         ValueError: another process still holds the journal after `lock_wait_s`.
     """
 
     def __init__(
-        self, run_dir: str, run_id: str, groups_per_step: int, lock_wait_s: float = LOCK_WAIT_S
+        self, run_dir: str, run_id: str, submissions_per_step: int, lock_wait_s: float = LOCK_WAIT_S
     ) -> None:
         self._run_dir = Path(run_dir)
         self._run_id = run_id
-        self._groups_per_step = groups_per_step
+        self._submissions_per_step = submissions_per_step
         self._journal = Journal(self._run_dir / "journal")
         self._lock = RunLock(self._run_dir / "journal" / ".lock", "rollout buffer")
         self._lock.acquire(lock_wait_s)
@@ -101,7 +102,7 @@ class BufferActor:
         self._forget(0)
 
     def _forget(self, step: int) -> None:
-        self._cursor = step * self._groups_per_step
+        self._cursor = step * self._submissions_per_step
         self._waiting: dict[int, _Held] = {}
         self._taken: dict[int, _Held] = {}
         self._taken_rows: pa.RecordBatch | None = None
@@ -173,6 +174,13 @@ class BufferActor:
     def waiting(self) -> tuple[int, ...]:
         """The submission indexes that can be taken, ascending."""
         return tuple(sorted(self._waiting))
+
+    def rewards(self, first: int, last: int) -> pa.Table:
+        """submission_index and reward of all rows that wait, of submissions from `first` to below `last`."""
+        columns = ["submission_index", "reward"]
+        indexes = [index for index in self.waiting() if first <= index < last]
+        mine = [self._waiting[index].batch.select(columns) for index in indexes]
+        return pa.Table.from_batches(mine, pa.schema([GROUP_SCHEMA.field(name) for name in columns]))
 
     def close(self) -> None:
         """Let another process have the journal."""
@@ -277,7 +285,7 @@ class BufferActor:
             self._journal.drop(old)
 
     def _replayed(self, picks: Sequence[Pick]) -> Iterator[pa.RecordBatch]:
-        now = self._cursor // self._groups_per_step + 1
+        now = self._cursor // self._submissions_per_step + 1
         for step in sorted({pick.step for pick in picks}):
             try:
                 rows = read_step(self._run_dir, step, GROUP_SCHEMA.names)
@@ -349,7 +357,7 @@ class BufferActor:
         )
         settled = list(self._taken)
         self._taken, self._taken_rows, self._dropped = {}, None, []
-        self._cursor = step * self._groups_per_step
+        self._cursor = step * self._submissions_per_step
         self._seen = {index: name for index, name in self._seen.items() if index >= self._cursor}
         self._journal.drop(settled)
         return time.perf_counter() - began

@@ -90,7 +90,7 @@ class LearnerRank:
 
         Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
         """
-        rows = read_rows(shard)
+        rows = read_rows(shard, self._config.rollout.temperature)
         self._built.clear()
         columns: dict[str, list[np.ndarray]] = {
             name: [np.zeros(0, np.float32)] * len(rows)

@@ -36,6 +36,8 @@ SUITES = {
     "trainer.reward_shapes": ("tests/test_reward_shapes.py",),
     "trainer.reduce": ("tests/test_reduce.py",),
     "trainer.prompt_weights": ("tests/test_prompt_weights.py",),
+    "trainer.dynamic_sampling": ("tests/test_dynamic_sampling.py",),
+    "trainer.tempered": ("tests/test_tempered.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {

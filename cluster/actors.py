@@ -23,6 +23,7 @@ from cluster.supervise import Limits, Supervised, Tell
 from configs.entries import OwnOptions, scorer_options
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
+from trainer.dynamic_sampling import submissions_per_step
 from trainer.objective import bound_losses
 from trainer.rollout import Judges
 
@@ -204,7 +205,7 @@ def judges_of(config: RunConfig, benches: Mapping[str, Bench]) -> Judges:
 def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
     """The buffer of the run."""
     config = site.config
-    arguments = (str(run_dir), config.name, config.rollout.groups_per_step)
+    arguments = (str(run_dir), config.name, submissions_per_step(config))
     start = partial(site.spawn, "buffer", "actors.buffer:BufferActor", arguments)
     keeper = site.supervise("buffer", start)
     return BufferProxy(keeper), keeper

@@ -152,6 +152,9 @@ class BufferProxy:
     async def waiting(self) -> tuple[int, ...]:
         return await self._keeper.call("waiting")  # type: ignore[no-any-return]
 
+    async def rewards(self, first: int, last: int) -> pa.Table:
+        return await self._keeper.call("rewards", first, last)  # type: ignore[no-any-return]
+
     async def take(
         self,
         num_groups: int,

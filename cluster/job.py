@@ -49,6 +49,21 @@ class Job:
         return "train" if self.learns else "rollouts only"
 
 
+def check_job(config: RunConfig, job: Job) -> None:
+    """Whether half a training can be done with such a config.
+
+    Raises:
+        ValueError: it says of the sampling what only a whole training can do.
+    """
+    half = "--train-only" if job.rollouts_of is not None else "" if job.learns else "--rollout-only"
+    if half == "--train-only" and config.rollout.degenerate == "refill":
+        raise ValueError(
+            f"rollout.degenerate must be keep or drop with {half}, got refill: nothing is sampled"
+        )
+    if half and (count := config.tempered.groups_per_step):
+        raise ValueError(f"tempered.groups_per_step must be 0 with {half}, got {count}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
     """Tokenized prompts to train on and to evaluate with, and demonstrations."""

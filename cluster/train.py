@@ -17,7 +17,7 @@ from cluster.claim import check_claimable, check_space, is_finished, reading
 from cluster.company import Company
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
-from cluster.job import Job, Order, Reporter, load_prompts, local_model
+from cluster.job import Job, Order, Reporter, check_job, load_prompts, local_model
 from cluster.placement import check, plan
 from configs.entries import scorer_options
 from configs.load import dump_yaml
@@ -70,6 +70,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         run_dir = (Path(config.runs_dir) / config.name).resolve()
         reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps goes on with it")
         return Outcome(exit_code=0, run_dir=run_dir)
+    check_job(config, job)
     check_startable(given, config)
     if job.rollouts_of is not None:
         with reading(job.rollouts_of):

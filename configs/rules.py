@@ -22,9 +22,9 @@ from configs.entries import (
     scorer_options,
 )
 from configs.errors import Broken, Problem, nearest, raise_if_any
-from configs.kinds.advantages import GROUP_BASELINE
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
+from configs.sampling_rules import SAMPLING_RULES
 from configs.schema import RunConfig
 from configs.shape_rules import broken_shapes
 from configs.sources import Provenance
@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
     "kl.estimator": ("k1", "k2", "k3"),
     "kl.place": ("loss", "reward"),
+    "rollout.degenerate": ("keep", "drop", "refill"),
     "kl_base.estimator": ("k1", "k2", "k3"),
     "kl_base.place": ("loss", "reward"),
     "cluster.spawn": ("ray", "local"),
@@ -51,7 +52,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The same for options of entries, by the option's name."""
 
-ORIGINS = ("policy", "refined", "replay", "sft")
+ORIGINS = ("policy", "refined", "replay", "tempered", "sft")
 
 POSITIVE = [
     "eval.timeout_s",
@@ -62,6 +63,7 @@ POSITIVE = [
     "rollout.temperature",
     "rollout.max_tokens",
     "rollout.max_prompt_tokens",
+    "rollout.max_rounds",
     "rollout.group_timeout_s",
     "rollout.score_timeout_s",
     "generator.num_engines",
@@ -85,6 +87,7 @@ POSITIVE = [
     "cluster.hang_timeout_s",
     "checkpoint.keep",
     "replay.max_age",
+    "tempered.temperature",
 ]
 NOT_NEGATIVE = [
     "seed",
@@ -101,6 +104,7 @@ NOT_NEGATIVE = [
     "cluster.restart_backoff_s",
     "checkpoint.every",
     "replay.groups_per_step",
+    "tempered.groups_per_step",
 ]
 SHARE_ABOVE_ZERO = ["rollout.top_p", "generator.gpu_memory_utilization"]
 SHARE = ["learner.min_lr_ratio", "sft.share"]
@@ -131,7 +135,14 @@ ENTRY_NOT_NEGATIVE = frozenset(
     {"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high", "coef", "penalty", "positive"}
 )
 ENTRY_SHARE = frozenset({"probability", "error_rate", "quantile"})
-MOVABLE = ("entropy.coef", "kl.coef", "kl_base.coef", "sft.share")
+MOVABLE = (
+    "entropy.coef",
+    "kl.coef",
+    "kl_base.coef",
+    "sft.share",
+    "rollout.temperature",
+    "tempered.temperature",
+)
 """Sections' keys that a controller may move."""
 _BOUNDS = ("low", "high", "value", "otherwise")
 MOVABLE_ENTRIES = ("loss", "shape", "reward_shape", "bonus", "prompt_weight")
@@ -152,7 +163,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
     of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes, credit_rules)
-    for rules in (_names, _sampling, _learning, *of_losses, _places, _replay, _sft, _controllers):
+    for rules in (_names, *SAMPLING_RULES, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
     choices = [*_choices(values, tree)]
@@ -309,7 +320,7 @@ def _broken_bound(setting: str, low: float) -> str:
     not_negative = ENTRY_NOT_NEGATIVE | ({"weight", "beta"} if section == "shape" else set())
     if low < 0 and (setting in NOT_NEGATIVE or (is_entry and option in not_negative)):
         return f"must not be moved below 0, got {low:g}"
-    if low <= 0 and is_entry and option in ENTRY_POSITIVE:
+    if low <= 0 and (setting in POSITIVE or (is_entry and option in ENTRY_POSITIVE)):
         return f"must be moved between bounds above 0, got {low:g}"
     return ""
 
@@ -331,17 +342,6 @@ def _names(config: RunConfig) -> Iterator[Broken]:
     for origin in config.loss:
         if origin not in ORIGINS:
             yield f"loss.{origin}", f"must be an origin of samples: {', '.join(ORIGINS)}"
-
-
-def _sampling(config: RunConfig) -> Iterator[Broken]:
-    rollout, evaluation = config.rollout, config.eval
-    kind = config.advantage["kind"]
-    if rollout.group_size == 1 and kind in GROUP_BASELINE:
-        yield "rollout.group_size", f"must be at least 2: advantage {kind} compares siblings"
-    if not evaluation.pass_at or any(k < 1 for k in evaluation.pass_at):
-        yield "eval.pass_at", "must hold numbers above 0"
-    elif max(evaluation.pass_at) > evaluation.num_samples:
-        yield "eval.pass_at", f"must not be larger than eval.num_samples ({evaluation.num_samples})"
 
 
 def _learning(config: RunConfig) -> Iterator[Broken]:

@@ -40,6 +40,11 @@ class RolloutConfig:
     top_p: float = 1.0
     max_tokens: int = 40
     max_prompt_tokens: int = 64
+    degenerate: str = "keep"
+    """Groups whose rewards are all equal, or with fewer than two: keep (learned from as the rest is), drop
+    (weight 0), refill (weight 0, and further groups are sampled in their place)."""
+    max_rounds: int = 3
+    """With refill: rounds of sampling that a step may take, the first included."""
     max_lag: int = 0
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = 300.0
@@ -93,6 +98,15 @@ class ReplayConfig:
     groups_per_step: int = 0
     max_age: int = 8
     """Steps back from which groups are drawn."""
+
+
+@dataclass
+class TemperedConfig:
+    """Groups of each step sampled at another temperature, of origin tempered; `loss.tempered` trains them."""
+
+    groups_per_step: int = 0
+    temperature: float = 1.2
+    """Above `rollout.temperature` they raise the policy's entropy, below they lower it."""
 
 
 @dataclass
@@ -244,6 +258,7 @@ class RunConfig:
     controllers: dict[str, Any] = field(default_factory=dict)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    tempered: TemperedConfig = field(default_factory=TemperedConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     kl_base: KLConfig = field(default_factory=KLConfig)

@@ -86,7 +86,7 @@ LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
 GROUP_SCHEMA: Final = pa.schema(GROUP_FIELDS, metadata=METADATA)
 ROLLOUT_SCHEMA: Final = pa.schema(GROUP_FIELDS + LEARNER_FIELDS, metadata=METADATA)
 
-ORIGINS: Final = ("policy", "refined", "replay", "sft")
+ORIGINS: Final = ("policy", "refined", "replay", "tempered", "sft")
 TOKEN_COLUMNS: Final = (
     "loss_mask",
     "behavior_logprobs",

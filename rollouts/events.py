@@ -26,6 +26,8 @@ _WORDS: Final = {
     "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
     "after it are trained on again",
     "groups_missing": "step {step}: {groups} group(s) were not there or too old and are sampled again",
+    "groups_short": "step {step}: after {rounds} rounds {kept} of {wanted} groups have rewards that differ, "
+    "and it learns from those",
     "replay_left_out": "step {step}: {groups} group(s) to replay are gone or damaged and were left out",
     "setting_moved": "step {step}: {controller} moves {setting} from {before} to {after}: {reason}",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",

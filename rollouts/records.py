@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Origin = Literal["policy", "refined", "replay", "sft"]
+Origin = Literal["policy", "refined", "replay", "tempered", "sft"]
 Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
 
 

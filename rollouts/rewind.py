@@ -93,6 +93,7 @@ def _abandon(run_dir: Path, area: str, step: int, attempt: int) -> None:
 def saved_groups(run_dir: Path) -> Iterator[pa.RecordBatch]:
     """Every sampled group that a run still has, as GROUP_SCHEMA rows: of its steps, then of its journal.
 
+    Tempered groups are left out: another run's steps have no place for them.
     They come in the order they were trained on, which is the order of submission; the rest by submission.
 
     Raises:
@@ -103,7 +104,12 @@ def saved_groups(run_dir: Path) -> Iterator[pa.RecordBatch]:
     for step in committed_steps(run_dir):
         groups = _groups_of(read_step(run_dir, step))
         seen |= groups.keys()
-        yield from groups.values()
+        yield from filter(_is_no_tempered, groups.values())
     if (run_dir / "journal").is_dir():
         journal = Journal(run_dir / "journal")
-        yield from (journal.read(index) for index in journal.indexes() if index not in seen)
+        rest = (journal.read(index) for index in journal.indexes() if index not in seen)
+        yield from filter(_is_no_tempered, rest)
+
+
+def _is_no_tempered(group: pa.RecordBatch) -> bool:
+    return group.column("origin")[0].as_py() != "tempered"

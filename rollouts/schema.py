@@ -46,9 +46,9 @@ IntArray = npt.NDArray[np.int64]
 # typed once: Arrow's guessing of a Python string's type costs more than the comparison
 _ORIGINS = pa.array(ORIGINS, pa.string())
 _POLICY, _SFT = pa.scalar("policy", pa.string()), pa.scalar("sft", pa.string())
-_SAMPLED = pa.array(["policy", "replay"], pa.string())
+_SAMPLED = pa.array(["policy", "replay", "tempered"], pa.string())
 """Origins whose tokens a policy of the run sampled: they have behaviour logprobs and versions."""
-_OWN = pa.array(["policy", "refined"], pa.string())
+_OWN = pa.array(["policy", "refined", "tempered"], pa.string())
 """Origins of the rows that a group was journaled with; replay rows are copies of such."""
 _Values = Mapping[str, Sequence[object] | pa.Array]
 
@@ -211,7 +211,7 @@ def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
     parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
     that a group drawn by several steps has ids of its own in each. Behaviour logprobs, versions, scores,
     tags, rewards and submission_index stay. Refined rows are left out: their sampler saw another context,
-    so no ratio to it holds.
+    so no ratio to it holds. Tempered ones too.
 
     Raises:
         ValueError: as `as_group`.
@@ -328,7 +328,7 @@ def _check_behavior(rows: pa.RecordBatch) -> None:
     extra = pc.and_(column.is_valid(), pc.equal(origin, _SFT))
     _fail(rows, "behavior_logprobs", extra, "must be null for sft")
     missing = pc.and_(column.is_null(), pc.is_in(origin, value_set=_SAMPLED))
-    _fail(rows, "behavior_logprobs", missing, "must not be null for policy and replay")
+    _fail(rows, "behavior_logprobs", missing, "must not be null for policy, replay and tempered")
     present = pc.indices_nonzero(column.is_valid())
     kept = column if len(present) == rows.num_rows else column.take(present)
     masks = rows.column("loss_mask")

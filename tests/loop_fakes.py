@@ -108,6 +108,16 @@ class FakeScorer:
         ]
 
 
+class TokenScorer(FakeScorer):
+    """1 if the first token is 0, 1 or 2 of the nine there are, else 0.
+
+    So the two rewards of a pair are equal with probability (1/3)^2 + (2/3)^2 = 5/9.
+    """
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        return [Judgement(score=float(completion.token_ids[0] < 3)) for completion in completions]
+
+
 def judges(scorer: FakeScorer | None = None) -> Judges:
     """One scorer, `correct`, of weight 1."""
     common = ScorerCommon(kind="lab_answer", weight=1.0)
@@ -214,6 +224,13 @@ class FileBuffer:
     async def add(self, batch: pa.RecordBatch) -> None:
         self.calls.append(f"add {batch.column('submission_index')[0].as_py()}")
         self.actor.add(batch)
+
+    async def waiting(self) -> tuple[int, ...]:
+        return self.actor.waiting()
+
+    async def rewards(self, first: int, last: int) -> pa.Table:
+        self.calls.append(f"rewards {first} to {last}")
+        return self.actor.rewards(first, last)
 
     async def take(
         self,

@@ -107,7 +107,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 def samples(draw: st.DrawFn, sample_id: str) -> Sample:
     """Any sample the records allow: empty completions, any Unicode, null rewards, several versions."""
     num_tokens = draw(st.integers(0, 6))
-    origins: tuple[Origin, ...] = ("policy", "refined", "replay", "sft")
+    origins: tuple[Origin, ...] = ("policy", "refined", "replay", "tempered", "sft")
     origin = draw(st.sampled_from(origins))
     starts = (
         sorted(draw(st.sets(st.integers(1, max(num_tokens - 1, 1)), max_size=2))) if num_tokens > 1 else []

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, FileBuffer, judges, token_prompts
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, TokenScorer, judges, token_prompts
 
 from cluster.bind import NoEngines
 from configs.schema import RolloutConfig, RunConfig, SyncConfig
+from rollouts.journal import Journal
 from rollouts.store import committed_steps, read_step
 from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
+from trainer.dynamic_sampling import submissions_per_step
 from trainer.evaluate import Evaluator
 from trainer.loop import Reports, Roles, Run
 from trainer.prompts import PromptOrder
@@ -24,11 +27,13 @@ CONFIG = RunConfig(
 )
 
 
-def collected(folder: Path, config: RunConfig = CONFIG) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
+def collected(
+    folder: Path, config: RunConfig = CONFIG, scorer: FakeScorer | None = None
+) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
     """Every group of the run in its journal; who made them, and the lines that were told."""
-    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, 2), []
+    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
-    producer = Producer(config, order, generator, judges(), buffer)
+    producer = Producer(config, order, generator, judges(scorer), buffer)
     reports = Reports(step=lines.append, note=lambda text: None)
     asyncio.run(collect(config, producer, buffer, 1, reports))
     buffer.actor.close()
@@ -45,6 +50,18 @@ def test_every_group_is_in_the_journal(tmp_path: Path) -> None:
     (tmp_path / "journal" / "000000000003.arrow").unlink()
     again, told = collected(tmp_path)
     assert again.calls == ["generate 00000003"] and [line["step"] for line in told] == [2]
+
+
+def test_further_groups_are_collected_too(tmp_path: Path) -> None:
+    """With refilling the journal has what each step asks for, from submission 6 s on, once."""
+    rollout = replace(CONFIG.rollout, degenerate="refill")
+    _, lines = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
+    indexes = Journal(tmp_path / "journal").indexes()
+    sizes = [sum(index // 6 == step for index in indexes) for step in range(3)]
+    assert indexes == [6 * step + place for step, size in enumerate(sizes) for place in range(size)]
+    assert max(sizes) > 2 and len(lines) == 3
+    again, _ = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
+    assert again.calls == []
 
 
 def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:

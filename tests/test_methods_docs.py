@@ -24,7 +24,9 @@ from configs.kinds.shapes import SHAPES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
 from trainer.demonstrations import draw
+from trainer.dynamic_sampling import teaching_rows
 from trainer.reduce import row_weights
+from trainer.tempered import counting_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
@@ -34,6 +36,8 @@ OTHERS = {
     "sft_refresh": draw,
     "decoupled": reference_shapes.decoupled,
     "aggregation": row_weights,
+    "dynamic_sampling": teaching_rows,
+    "tempered": counting_rows,
 }
 """Methods that are a section of the config, or two kinds together; and where their equation stands."""
 CREDIT = ADVANTAGES | REWARD_SHAPES | BONUSES | PROMPT_WEIGHTS
@@ -51,6 +55,8 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "sft_refresh": lambda config: config.sft.share > 0,
     "decoupled": lambda config: config.loss["policy"]["old"] == "proximal" and "correct" in config.shape,
     "aggregation": lambda config: config.loss["policy"]["aggregate"] != "token_mean",
+    "dynamic_sampling": lambda config: config.rollout.degenerate == "refill",
+    "tempered": lambda config: config.tempered.groups_per_step > 0,
 }
 
 

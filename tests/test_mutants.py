@@ -1,4 +1,4 @@
-"""The losses' tables by hand notice every mutant: a changed sign, comparison or bound in any function."""
+"""Tables by hand notice every mutant: a changed sign, comparison or bound in any function."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import loss_cases
 import numpy as np
 import planning_cases
 import pytest
+import sampling_cases
 import shape_cases
 import test_reduce
 
@@ -34,6 +35,8 @@ CASES = [
         ("trainer.logprobs", shape_cases.LOGPROB_CHECKS),
         *credit_cases.CHECKS.items(),
         ("trainer.reduce", REDUCE_CHECKS),
+        ("trainer.dynamic_sampling", sampling_cases.CHECKS),
+        ("trainer.tempered", sampling_cases.TEMPERED_CHECKS),
     )
     for function in functions_of(module)
     if function.__name__ in checks
@@ -63,6 +66,10 @@ def test_the_functions_with_tables() -> None:
     assert {it.__name__ for it in functions_of("trainer.off_policy")} == shape_cases.OFF_POLICY_CHECKS.keys()
     for module, checks in (*credit_cases.CHECKS.items(), ("trainer.reduce", REDUCE_CHECKS)):
         assert {function.__name__ for function in functions_of(module)} == checks.keys(), module
+    sampling = {function.__name__ for function in functions_of("trainer.dynamic_sampling")}
+    assert sampling == sampling_cases.CHECKS.keys()
+    tempered = {function.__name__ for function in functions_of("trainer.tempered")}
+    assert tempered - sampling_cases.TEMPERED_CHECKS.keys() == {"as_tempered", "temperature_of"}
 
 
 def ratio_of(low: float, high: float) -> bool:

@@ -14,11 +14,19 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, FileBuffer, Observed, judges, token_prompts
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Observed, judges, token_prompts
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
-from configs.schema import CheckpointConfig, ClusterConfig, EvalConfig, RolloutConfig, RunConfig, SyncConfig
+from configs.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    EvalConfig,
+    RolloutConfig,
+    RunConfig,
+    SyncConfig,
+    TemperedConfig,
+)
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.files import Json
 from rollouts.schema import sft_batch
@@ -26,6 +34,7 @@ from rollouts.store import committed_evals, committed_steps, read_eval, read_ste
 from rollouts.sums import digest_file, write_sums
 from trainer.checkpoint import Checkpoints
 from trainer.demonstrations import draw
+from trainer.dynamic_sampling import submissions_per_step
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, Reports, Roles, Run
 from trainer.prompts import PromptOrder
@@ -58,7 +67,8 @@ def seven_demonstrations() -> pa.RecordBatch:
 class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
-    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low.
+    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
+    `heat`, a controller's entry, a tempered group.
     `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
@@ -67,6 +77,9 @@ class Trial:
     attempt: int = 1
     num_steps: int = NUM_STEPS
     refresh: bool = False
+    degenerate: str = "keep"
+    heat: dict[str, object] = field(default_factory=dict)
+    scorer: FakeScorer = field(default_factory=FakeScorer)
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
     events: list[str] = field(default_factory=list)
@@ -74,11 +87,12 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.dead = False
-        self.buffer = FileBuffer(self.folder, 2)
         self.generator = FakeGenerator()
         config = RunConfig(
             num_steps=self.num_steps,
-            rollout=RolloutConfig(group_size=2, groups_per_step=2, max_lag=self.max_lag),
+            rollout=RolloutConfig(
+                group_size=2, groups_per_step=2, max_lag=self.max_lag, degenerate=self.degenerate
+            ),
             eval=EvalConfig(every=3, num_prompts=1, num_samples=2, pass_at=(1,)),
             sync=SyncConfig(num_probes=1),
             cluster=ClusterConfig(schedule="overlap"),
@@ -89,10 +103,15 @@ class Trial:
         if self.refresh:
             losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
             config = replace(config, loss=losses, controllers={"refresh": REFRESH})
+        if self.heat:
+            losses = {"policy": {"kind": "ppo_clip"}, "tempered": {"kind": "nll"}}
+            tempered = TemperedConfig(groups_per_step=1)
+            config = replace(config, loss=losses, controllers={"heat": self.heat}, tempered=tempered)
+        self.buffer = FileBuffer(self.folder, submissions_per_step(config))
         self.prompts = token_prompts(5)
         roles = Roles(
             generator=self._observed(self.generator, "generator"),
-            judges=judges(),
+            judges=judges(self.scorer),
             learner=self._observed(self.learner, "learner"),
             buffer=self._observed(self.buffer, "buffer"),
         )

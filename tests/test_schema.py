@@ -89,10 +89,10 @@ BROKEN: list[tuple[str, list[object], int, str]] = [
     ("loss_mask", [[True], [True]], 1, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5, -0.5], [-0.5, -0.5]], 0, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5], [-0.5, None]], 1, "null exactly where loss_mask is false"),
-    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy and replay"),
+    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy, replay and tempered"),
     ("loss_mask", [[False], [True, True]], 0, "null exactly where loss_mask is false"),
     ("origin", ["sft", "policy"], 0, "must be null for sft"),
-    ("origin", ["policy", "dream"], 1, "one of policy, refined, replay, sft"),
+    ("origin", ["policy", "dream"], 1, "one of policy, refined, replay, tempered, sft"),
     ("sample_id", ["a", "a"], 1, "unique"),
     ("text", [None, "x"], 0, "must not be null"),
     ("reward", [0.0, float("nan")], 1, "finite or null"),
@@ -270,7 +270,7 @@ def test_committed_rows_are_the_group_again() -> None:
 def test_any_committed_group_is_itself_again(group: Group) -> None:
     """Odd floats and texts too; rows of origin replay and sft are not the step's own."""
     batch = group_to_batch(group, RUN)
-    own = [row for row in batch.to_pylist() if row["origin"] in ("policy", "refined")]
+    own = [row for row in batch.to_pylist() if row["origin"] in ("policy", "refined", "tempered")]
     assert as_group(batch).to_pylist() == own
     read = committed(batch)
     assert as_group(read).to_pylist() == own
@@ -298,7 +298,7 @@ def test_replayed_rows_by_hand() -> None:
 @pytest.mark.parametrize(
     ("column", "values", "rule"),
     [
-        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy and replay"),
+        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy, replay and tempered"),
         ("versions", [[], [{"start": 0, "version": 1}]], "name the policy_version"),
     ],
 )

@@ -15,10 +15,12 @@ from configs.kinds.losses import LossCommon
 from configs.schema import RunConfig
 from trainer.batch import BatchPlan, plan_batch
 from trainer.credit import MOVED_HERE, credit
+from trainer.dynamic_sampling import left_out_rows
 from trainer.history import AnswerHistory
 from trainer.reduce import row_weights
 from trainer.rows import answer_masks, token_advantages
 from trainer.schedule import learning_rate
+from trainer.tempered import counting_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,32 +74,48 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
     """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
-    group_N, update_N = _spread_groups(submissions, origins_of(index), learner.updates_per_step)
+    reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    origins = origins_of(index)
+    group_N = _number_groups(submissions, origins)
+    left_out_N = left_out_rows(reward, group_N, origins, config.rollout)
+    update_N = _spread_groups(group_N, origins, left_out_N, learner.updates_per_step)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
         lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
     )
-    reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
     return Batch(index=index, plan=plan, group_N=group_N, update_N=update_N, reward_N=reward)
 
 
+def _parts(origin_N: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The step's own rows, those of replay, tempered ones, those of sft: each bool [N]."""
+    others = ("replay", "tempered", "sft")
+    return ~np.isin(origin_N, others), *(origin_N == origin for origin in others)
+
+
+def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
+    """Each row's group, [N] from 0: the step's own in order of submission, then replay, tempered, sft."""
+    group_N, num_groups = np.zeros(len(submission_N), np.int64), 0
+    for chosen in _parts(origin_N):
+        found, number = np.unique(submission_N[chosen], return_inverse=True)
+        group_N[chosen] = num_groups + number
+        num_groups += len(found)
+    return group_N
+
+
 def _spread_groups(
-    submission_N: np.ndarray, origin_N: np.ndarray, num_updates: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's group and update: the step's own groups evenly over the updates, then those of replay alike,
-    then those of sft.
+    group_N: np.ndarray, origin_N: np.ndarray, left_out_N: np.ndarray, num_updates: int
+) -> np.ndarray:
+    """Each row's update, [N]: the step's own groups evenly over the updates, then those of replay, the
+    tempered ones and those of sft alike; in each of these what is learned from, and what is left out.
 
     Together they would put all replay, whose submissions are older, into the first updates.
     """
-    group_N, update_N = np.zeros(len(submission_N), np.int64), np.zeros(len(submission_N), np.int64)
-    num_groups = 0
-    is_own_N = ~np.isin(origin_N, ("replay", "sft"))
-    for chosen in (is_own_N, origin_N == "replay", origin_N == "sft"):
-        found, number = np.unique(submission_N[chosen], return_inverse=True)
-        group_N[chosen] = num_groups + number
-        update_N[chosen] = number * num_updates // max(1, len(found))
-        num_groups += len(found)
-    return group_N, update_N
+    update_N = np.zeros(len(group_N), np.int64)
+    for part in _parts(origin_N):
+        for chosen in (part & ~left_out_N, part & left_out_N):
+            found, number = np.unique(group_N[chosen], return_inverse=True)
+            update_N[chosen] = number * num_updates // max(1, len(found))
+    return update_N
 
 
 def align(index: pa.Table, columns: pa.Table) -> pa.Table:
@@ -116,22 +134,27 @@ def with_advantages(
 ) -> Learnable:
     """The credit of the rows that have a reward, and the weight of every row in its update's loss.
 
-    Demonstrations have no reward and are learned from all the same, with an advantage of 0.
+    Demonstrations have no reward and are learned from all the same, with an advantage of 0. Tempered rows
+    are compared with nobody: those with a reward above 0 count, with an advantage of 1. Groups that
+    `rollout.degenerate` leaves out have neither advantage nor weight, whatever a KL term would make of them.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
     controllers want of this step, by dotted config key; `history` is what earlier steps sampled, nothing if
     it is left out.
     """
     settings, history = settings or {}, history or AnswerHistory()
-    given = credit(batch.index, batch.group_N, batch.reward_N, columns, config, settings, history)
+    origins = origins_of(batch.index)
+    apart = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout) | (origins == "tempered")
+    rewards = np.where(apart, np.nan, batch.reward_N)
+    given = credit(batch.index, batch.group_N, rewards, columns, config, settings, history)
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
-    origins = origins_of(batch.index)
-    learned = given.has_reward_N | (origins == "sft")
+    counting = counting_rows(batch.reward_N, origins)
+    learned = given.has_reward_N | counting | (origins == "sft")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
-        advantage_N=given.advantage_N,
+        advantage_N=np.where(counting, 1.0, given.advantage_N),
         bonus_N=given.bonus_N,
         visits_N=given.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),

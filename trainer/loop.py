@@ -20,10 +20,11 @@ from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
-from trainer.collate import align, collate, learner_columns, with_advantages
+from trainer.collate import Batch, align, collate, learner_columns, with_advantages
 from trainer.controllers import make_controllers, watched_metrics
 from trainer.demonstrations import SHARE, draw, no_demonstrations
 from trainer.diagnose import Probe
+from trainer.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
 from trainer.evaluate import Evaluator
 from trainer.history import AnswerHistory
 from trainer.metrics import credit_metrics, step_metrics, update_metrics
@@ -32,7 +33,7 @@ from trainer.proof import Published, check_mismatch, publish
 from trainer.reference import Reference
 from trainer.replay import choose
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError
-from trainer.rollout import Judges, Producer, make_submission
+from trainer.rollout import SAMPLING_SETTINGS, Judges, Producer, make_submission
 from trainer.seeds import derive_seed
 
 _T = TypeVar("_T")
@@ -230,14 +231,14 @@ class Run:
         """One step (from 0): its metrics, and which of its updates were applied."""
         config, watch = self._config, Stopwatch()
         self._reports.phase(step, "generating")
-        self._producer.top_up(step)
+        settings = self._settings()
+        self._producer.top_up(step, settings)
         watch.phases |= await self._unless_stopped(self._producer.settle(step))
         watch.lap("rollout")
         if self._takes_turns:
             await self._producer.pause()
         self._reports.phase(step, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
-        settings = self._settings()
         shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         index = await self._take(step, oldest, shown)
         batch = collate(index, config)
@@ -245,9 +246,11 @@ class Run:
         began, generated_s = time.perf_counter(), self._producer.generating_s()
         columns = align(index, await self._roles.learner.score(batch))
         watch.lap("learn_score")
-        of_objective = {key: value for key, value in settings.items() if key != SHARE}
+        of_sampling = (SHARE, *SAMPLING_SETTINGS)
+        of_objective = {key: value for key, value in settings.items() if key not in of_sampling}
         learnable = with_advantages(batch, columns, config, step, of_objective, self._history)
         metrics = step_metrics(batch, columns, step) | credit_metrics(batch, learnable)
+        metrics |= self._sampled(batch, step)
         if self._on_policy:
             check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         watch.lap("advantages")
@@ -277,9 +280,9 @@ class Run:
 
     async def _take(self, step: int, oldest: int, shown: pa.RecordBatch) -> pa.Table:
         """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
-        size, picks = self._config.rollout.groups_per_step, choose(self._config, step)
-        while (index := await self._roles.buffer.take(size, oldest, picks, shown)) is None:
-            waiting = await self._roles.buffer.waiting()
+        picks, buffer = choose(self._config, step), self._roles.buffer
+        while (index := await buffer.take(self._producer.num_groups, oldest, picks, shown)) is None:
+            waiting = await buffer.waiting()
             again = self._producer.submit_again(step, waiting)
             self._reports.event("groups_missing", step=step, groups=len(again))
             if self._takes_turns:
@@ -291,6 +294,16 @@ class Run:
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step, groups=missing)
         return index
+
+    def _sampled(self, batch: Batch, step: int) -> dict[str, float]:
+        """sampling/*; a step that all its rounds left short of groups that teach is told."""
+        rollout = self._config.rollout
+        metrics = sampling_metrics(batch.index.take(batch.rows_of("policy")), rollout)
+        kept = metrics.get("sampling/kept_groups", 0.0)
+        if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
+            rounds, wanted = metrics["sampling/rounds"], rollout.groups_per_step
+            self._reports.event("groups_short", step=step, kept=int(kept), wanted=wanted, rounds=int(rounds))
+        return metrics
 
     def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Say once which metric a controller waits for in vain: its name may be wrong."""
@@ -363,8 +376,8 @@ class Run:
     def _state(self, step: int) -> dict[str, Json]:
         """What a checkpoint keeps beside the learner's state. All sampling seeds derive from these."""
         return {
-            "next_submission": step * self._config.rollout.groups_per_step,
-            "journal_from": step * self._config.rollout.groups_per_step,
+            "next_submission": step * submissions_per_step(self._config),
+            "journal_from": step * submissions_per_step(self._config),
             "seed": self._config.seed,
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
             "unrewarded_in_a_row": self._unrewarded_in_a_row,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.collate import Batch, Learnable
+from trainer.tempered import tempered_metrics
 
 
 def entropy_of(labels: Iterable[object]) -> float:
@@ -153,12 +154,14 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
     `version` is the one of the learner's weights before the step's updates.
-    Replayed rows and demonstrations have metrics of their own, replay/* and sft/*; all others are of the rows
-    of origin policy.
+    Replayed and tempered rows and demonstrations have metrics of their own, replay/*, tempered/* and sft/*;
+    all others are of the rows of origin policy.
     """
-    own, replayed, shown = (batch.rows_of(origin) for origin in ("policy", "replay", "sft"))
+    origins = ("policy", "replay", "tempered", "sft")
+    own, replayed, tempered, shown = (batch.rows_of(origin) for origin in origins)
     metrics = _policy_metrics(batch.only(own), columns.take(own), version)
     metrics |= _replay_metrics(batch.only(replayed), columns.take(replayed), version)
+    metrics |= tempered_metrics(batch.index.take(tempered), columns.take(tempered))
     return metrics | _sft_metrics(batch.only(shown), columns.take(shown))
 
 

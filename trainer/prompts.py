@@ -89,17 +89,40 @@ def tokenize_prompts(
 
 @dataclass(frozen=True, slots=True)
 class PromptOrder:
-    """Which prompt a submission gets: a pure function of the run's seed and the submission's index."""
+    """Which prompt a group gets: a pure function of the run's seed, the step and the group's place in it."""
 
     prompts: Sequence[TokenPrompt]
     seed: int
     shuffle: bool
 
-    def at(self, submission_index: int) -> TokenPrompt:
-        """The prompt of a submission; every epoch has its own order and goes through all prompts once."""
-        epoch, place = divmod(submission_index, len(self.prompts))
-        if self.shuffle:
-            rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
-            place = int(rng.permutation(len(self.prompts))[place])
-        chosen = self.prompts[place]
+    def at(self, number: int) -> TokenPrompt:
+        """The prompt of that number in turn; every epoch has its own order and all prompts once."""
+        epoch, place = divmod(number, len(self.prompts))
+        return self._prompt(int(self._order(epoch)[place]), epoch)
+
+    def of_step(self, step: int, place: int, num_groups: int) -> TokenPrompt:
+        """The prompt of group `place` of a step (both from 0).
+
+        The first `num_groups` are the next in turn. Further ones come from a shuffle of the others, then of
+        these: a step has no prompt twice as long as there are enough.
+        """
+        first, size = step * num_groups, len(self.prompts)
+        if place < num_groups:
+            return self.at(first + place)
+        epochs = range(first // size, (first + num_groups - 1) // size + 1)
+        in_turn = np.concatenate([self._order(epoch) for epoch in epochs])
+        start = first - epochs.start * size
+        mixed = np.random.default_rng(derive_seed(self.seed, "further", step)).permutation(size)
+        is_used = np.isin(mixed, in_turn[start : start + num_groups])
+        further = np.concatenate([mixed[~is_used], mixed[is_used]])
+        return self._prompt(int(further[(place - num_groups) % size]), epochs.start)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The numbers of all prompts in the order of that epoch."""
+        if not self.shuffle:
+            return np.arange(len(self.prompts))
+        return np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(len(self.prompts))
+
+    def _prompt(self, index: int, epoch: int) -> TokenPrompt:
+        chosen = self.prompts[index]
         return TokenPrompt(replace(chosen.prompt, epoch=epoch), chosen.token_ids)

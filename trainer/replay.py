@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import RunConfig
+from trainer.dynamic_sampling import submissions_per_step
 from trainer.seeds import derive_seed
 
 
@@ -26,8 +27,8 @@ def choose(config: RunConfig, step: int) -> tuple[Pick, ...]:
     """`replay.groups_per_step` distinct groups for step `step` (from 0), in order of submission.
 
     Drawn uniformly from the groups that the last `replay.max_age` committed steps were trained on, fewer if
-    there are fewer. Committed step N (from 1) holds submissions (N - 1) G to N G - 1, with
-    G = `rollout.groups_per_step`, so nothing is read and a resumed run draws the same.
+    there are fewer. The first G = `rollout.groups_per_step` submissions that a step
+    owns are those, so nothing is read and a resumed run draws the same.
     """
     num_groups = config.rollout.groups_per_step
     oldest = max(0, step - config.replay.max_age) * num_groups
@@ -37,5 +38,6 @@ def choose(config: RunConfig, step: int) -> tuple[Pick, ...]:
         return ()
     rng = np.random.default_rng(derive_seed(config.seed, "replay", step))
     drawn = rng.choice(num_candidates, size=num_picks, replace=False)
-    indexes = sorted(oldest + int(number) for number in drawn)
-    return tuple(Pick(step=index // num_groups + 1, submission_index=index) for index in indexes)
+    found = [divmod(oldest + int(number), num_groups) for number in sorted(drawn)]
+    stride = submissions_per_step(config)
+    return tuple(Pick(step=of + 1, submission_index=of * stride + place) for of, place in found)

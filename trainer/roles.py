@@ -107,6 +107,10 @@ class Buffer(Protocol):
         """The submissions whose groups can be taken."""
         ...
 
+    async def rewards(self, first: int, last: int) -> pa.Table:
+        """submission_index and reward of all rows that wait, of submissions from `first` to below `last`."""
+        ...
+
     async def take(
         self,
         num_groups: int,

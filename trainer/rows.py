@@ -22,6 +22,7 @@ class RankRows:
     """True at the tokens of the answer, as far as a scorer said which they are."""
     behavior_logprobs: list[np.ndarray]
     temperature_N: np.ndarray
+    """At which the row is scored."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -34,8 +35,16 @@ def _split(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
     return np.split(values.to_numpy(zero_copy_only=False).astype(dtype), np.cumsum(lengths)[:-1])
 
 
-def read_rows(batch: pa.RecordBatch) -> RankRows:
-    """Rows of a GROUP_SCHEMA batch; null logprobs (masked tokens, sft rows) become NaN."""
+def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) -> RankRows:
+    """Rows of a GROUP_SCHEMA batch; null logprobs (masked tokens, sft rows) become NaN.
+
+    A row is scored at the temperature it was sampled at, but for tempered ones at `training_temperature` if
+    that is given: it is the difference that they teach.
+    """
+    origins = np.array(batch.column("origin").to_pylist(), dtype=object)
+    temperature = batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32)
+    if training_temperature is not None:
+        temperature = np.where(origins == "tempered", np.float32(training_temperature), temperature)
     tokens = _split(batch.column("token_ids"), np.int64) if len(batch) else []
     behavior = _split(batch.column("behavior_logprobs"), np.float32) if len(batch) else []
     filled = [
@@ -44,13 +53,13 @@ def read_rows(batch: pa.RecordBatch) -> RankRows:
     ]
     return RankRows(
         sample_ids=batch.column("sample_id").to_pylist(),
-        origins=np.array(batch.column("origin").to_pylist(), dtype=object),
+        origins=origins,
         prompts=_split(batch.column("prompt_ids"), np.int64) if len(batch) else [],
         tokens=tokens,
         loss_masks=_split(batch.column("loss_mask"), np.bool_) if len(batch) else [],
         answer_masks=answer_masks(batch.column("spans"), [len(ids) for ids in tokens]),
         behavior_logprobs=filled,
-        temperature_N=batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32),
+        temperature_N=temperature,
     )
 
 

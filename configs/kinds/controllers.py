@@ -70,8 +70,8 @@ class AdaptiveSettingOptions(_Fine):
     """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
     setting: str = ""
-    """entropy.coef, kl.coef, kl_base.coef, sft.share, loss.<origin>.<option>, or <section>.<name>.<option>
-    with section shape, reward_shape, bonus or prompt_weight."""
+    """entropy.coef, kl.coef, kl_base.coef, sft.share, tempered.temperature, loss.<origin>.<option>, or
+    <section>.<name>.<option> with section shape, reward_shape, bonus or prompt_weight."""
     metric: str = "entropy/token_mean"
     target: float = 0.0
     """A value of the metric, or with `relative` a multiple of its value in the first step."""
