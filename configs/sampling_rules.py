@@ -85,7 +85,7 @@ def _moved_temperature(config: RunConfig) -> Iterator[tuple[str, str]]:
         if "rollout.temperature" not in controller_options(entry).moves():
             continue
         if config.rollout.max_lag > 0:
-            rule = "must not move rollout.temperature with rollout.max_lag above 0: it is not known before a step"
+            rule = "must not move rollout.temperature with rollout.max_lag above 0: it is not known in time"
             yield f"controllers.{name}", rule
         if config.tempered.groups_per_step > 0:
             rule = "must not move rollout.temperature beside tempered groups, which are trained at it"

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, judges, token_prompts
 
+from configs.errors import ConfigError
+from configs.load import load_config
 from configs.schema import RolloutConfig, RunConfig
 from rollouts.records import Completion, Submission
 from trainer.collate import align, collate, with_advantages
@@ -55,6 +57,34 @@ def test_groups_in_flight(tmp_path: Path) -> None:
         return counts
 
     assert asyncio.run(made_by(make_producer(config, FakeGenerator(), buffer))) == [4, 6, 6]
+
+
+def test_a_controller_may_move_the_temperature(tmp_path: Path) -> None:
+    """Step 0 is sampled at 1, step 1 at 1.5, step 2 at 1 again. Only where it is known in time."""
+    config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=1))
+    buffer = FileBuffer(tmp_path, 1)
+    settings: list[dict[str, float]] = [{}, {"rollout.temperature": 1.5}, {}]
+
+    found: list[float] = []
+
+    @dataclass
+    class Noting(FakeGenerator):
+        async def generate(self, submission: Submission) -> list[Completion]:
+            found.append(submission.sampling.temperature)
+            return await FakeGenerator.generate(self, submission)
+
+    async def run(producer: Producer) -> None:
+        for step, moved in enumerate(settings):
+            producer.top_up(step, moved)
+            await producer.settle(step)
+
+    asyncio.run(run(make_producer(config, Noting(), buffer)))
+    assert found == [1.0, 1.5, 1.0]
+    moved = "controllers.t={kind: threshold, setting: rollout.temperature, value: 1.2, otherwise: 1.0}"
+    assert load_config("debug", [moved]).controllers["t"]["value"] == 1.2
+    for more, rule in (("rollout.max_lag=1", "not known in time"), ("controllers.t.otherwise=0", "above 0")):
+        with pytest.raises(ConfigError, match=rule):
+            load_config("debug", [moved, more])
 
 
 def test_groups_the_buffer_has_are_not_made_again(tmp_path: Path) -> None:
