@@ -117,17 +117,17 @@ def _all_rows(
         answer_ok_N=objects("answer_ok"),
         num_tokens_N=index.column("num_tokens").to_numpy(),
         finish_reason_N=objects("finish_reason"),
-        ref_logprob_N=_sequence_logprob(columns, "ref_logprobs"),
+        ref_logprob_N=_sequence_logprob(columns, "ref_logprobs", len(reward_N)),
         visits_N=before.visits_N,
         successes_N=before.successes_N,
         failures_N=before.failures_N,
     )
 
 
-def _sequence_logprob(columns: pa.Table, name: str) -> np.ndarray:
+def _sequence_logprob(columns: pa.Table, name: str, num_rows: int) -> np.ndarray:
     """Sum over each row's completion tokens of the column, float64 [N]; NaN where it is null or absent."""
     if name not in columns.column_names:
-        return np.full(len(columns), np.nan)
+        return np.full(num_rows, np.nan)
     column = columns.column(name)
     counts = pc.list_value_length(column).fill_null(0).to_numpy()
     rows = np.repeat(np.arange(len(columns)), counts)
