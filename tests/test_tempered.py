@@ -118,6 +118,8 @@ def expected_loss(logits: torch.Tensor, sampled_at: float, scored_at: float) -> 
         behavior_logprobs=blank,
         advantages=blank,
         rows=torch.zeros(len(logprobs), dtype=torch.long),
+        token_ids=torch.arange(len(logprobs)),
+        positions=torch.zeros(len(logprobs), dtype=torch.long),
         prepared={},
     )
     return (drawn * nll(inputs, NllOptions())).sum()
