@@ -26,6 +26,7 @@ from types import CodeType, FunctionType
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "trainer.losses": ("tests/test_losses.py", "tests/test_policy_losses.py"),
+    "trainer.covariance": ("tests/test_covariance.py",),
     "trainer.shapes": ("tests/test_shapes.py",),
     "trainer.entropy_shapes": ("tests/test_token_shapes.py",),
     "trainer.off_policy": ("tests/test_token_shapes.py",),

@@ -24,7 +24,15 @@ from reference_covariance import (
 from configs.errors import ConfigError
 from configs.kinds.losses import ClipCovOptions, KlCovOptions
 from configs.load import load_config
-from trainer.covariance import clip_cov, covariances, kl_cov, num_selected, select_in_band, select_top
+from trainer.covariance import (
+    _is_clipped,
+    clip_cov,
+    covariances,
+    kl_cov,
+    num_selected,
+    select_in_band,
+    select_top,
+)
 from trainer.losses import LossInputs
 from trainer.prepare import Prepared, TokenTable, prepare_origin
 
@@ -67,6 +75,20 @@ def test_covariances_by_hand() -> None:
     stats = select_top(table, KlCovOptions()).stats
     assert stats["cov_q50"] == pytest.approx(1.0) and stats["cov_q99.8"] == pytest.approx(3.988)
     assert list(stats) == ["cov_q50", "cov_q80", "cov_q98", "cov_q99.8"]
+
+
+def test_what_is_not_known_enters_no_mean() -> None:
+    """An advantage that is NaN, a logprob of minus infinity: Cov 0 for these, HAND's own for the others."""
+    odd = [dict(HAND[0], position=2, advantage=math.nan), dict(HAND[0], position=3, logp=-math.inf)]
+    assert covariances(to_table([*HAND, *odd])).tolist() == [2.0, 4.0, 0.0, -1.0, 0.0, 0.0]
+
+
+def test_where_the_ratio_has_stopped_a_token() -> None:
+    """Bounds 0.8 and 1.3: with A > 0 beyond 1.3 (not 1.25), with A < 0 below 0.8 (0.75 is, 0.85 is not)."""
+    cases = [(1.35, 1.0, True), (1.25, 1.0, False), (0.75, 1.0, False)]
+    cases += [(0.75, -1.0, True), (0.85, -1.0, False), (1.35, -1.0, False), (0.75, 0.0, False)]
+    tokens = [dict(HAND[0], old=-1.0 - math.log(r), advantage=advantage) for r, advantage, _ in cases]
+    assert _is_clipped(to_table(tokens), NARROW).tolist() == [stopped for _, _, stopped in cases]
 
 
 def test_kl_cov_takes_the_highest() -> None:
@@ -184,11 +206,13 @@ def test_the_published_clip_is_zero_to_two() -> None:
 
 def test_marks() -> None:
     """clip_high and clip_low where the ratio's clip stops the gradient, cov where the token is selected."""
-    r = [1.5, 1.5, 0.5, 0.5, 1.0]
-    inputs = marked_inputs([math.log(x) for x in r], [0.0] * 5, [1, -1, 1, -1, 1], [False] * 4 + [True])
+    r = [1.5, 1.5, 0.5, 0.5, 1.0, 1.25, 0.75]
+    advantages = [1, -1, 1, -1, 1, 1, -1]  # the last two: within 1.3, and below 0.8 but not 0.7
+    selected = [False] * 4 + [True] + [False] * 2
+    inputs = marked_inputs([math.log(x) for x in r], [0.0] * 7, advantages, selected)
     marks = {name: mark.tolist() for name, mark in clip_cov(inputs, NARROW).marks.items()}
     assert np.flatnonzero(marks["clip_high"]).tolist() == [0]
-    assert np.flatnonzero(marks["clip_low"]).tolist() == [3]
+    assert np.flatnonzero(marks["clip_low"]).tolist() == [3, 6]
     assert np.flatnonzero(marks["cov"]).tolist() == [4]
     assert kl_cov(inputs, KlCovOptions()).marks["cov"].tolist() == marks["cov"]
 

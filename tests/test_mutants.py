@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 
 import credit_cases
@@ -11,9 +12,12 @@ import planning_cases
 import pytest
 import sampling_cases
 import shape_cases
+import test_covariance
 import test_reduce
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
+
+Check = Callable[[], object]
 
 REDUCE_CHECKS = {
     "row_weights": (
@@ -23,10 +27,34 @@ REDUCE_CHECKS = {
         test_reduce.test_origins_and_updates_are_normalised_apart,
     )
 }
+
+
+def each_case(test: Callable[..., None]) -> Check:
+    """A parametrised test as one check of all its cases."""
+    (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    return lambda: [test(*case) for case in mark.args[1]]
+
+
+OF_COVARIANCE: tuple[Check, ...] = (
+    test_covariance.test_covariances_by_hand,
+    test_covariance.test_what_is_not_known_enters_no_mean,
+    test_covariance.test_where_the_ratio_has_stopped_a_token,
+    test_covariance.test_kl_cov_takes_the_highest,
+    test_covariance.test_clip_cov_takes_the_smallest_draws_within_the_band,
+    each_case(test_covariance.test_clip_cov_leaves_what_the_ratio_has_stopped),
+    test_covariance.test_with_old_behavior_the_sampler_decides_what_is_stopped,
+    test_covariance.test_ties_go_to_the_first_sample_and_position,
+    test_covariance.test_no_least_of_one_token,
+    each_case(test_covariance.test_clip_regions),
+    test_covariance.test_the_published_clip_is_zero_to_two,
+    test_covariance.test_marks,
+)
+COVARIANCE_CHECKS = {it.__name__: OF_COVARIANCE for it in functions_of("trainer.covariance")}
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
     for module, checks in (
         ("trainer.losses", loss_cases.CHECKS),
+        ("trainer.covariance", COVARIANCE_CHECKS),
         ("trainer.shapes", loss_cases.SHAPE_CHECKS),
         ("trainer.entropy_shapes", shape_cases.ENTROPY_CHECKS),
         ("trainer.off_policy", shape_cases.OFF_POLICY_CHECKS),
