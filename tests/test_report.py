@@ -445,3 +445,11 @@ def test_thinning_averages_buckets() -> None:
     assert (size, len(kept), len(means)) == (3, 161, 161)
     assert (kept[0], kept[-1]) == (1, 480)
     assert means[:2] == (2.0, 5.0)
+
+
+@pytest.mark.parametrize("value", [5e-324, -5e-324, 1e-300])
+def test_a_curve_of_almost_nothing_is_drawn_as_a_flat_one(value: float) -> None:
+    """Between such a number and 0 there is no room for ticks."""
+    for floor in (0.0, math.nan):
+        chart = Chart(title="t", steps=(1, 2), lines=(Line("a", (0.0, value), 0),), floor=floor)
+        assert "<path" in line_chart(chart) or "<polyline" in line_chart(chart)

@@ -23,6 +23,8 @@ NUM_COLOURS = 7
 REST = NUM_COLOURS
 """The colour index for "all the others": grey."""
 _LEGEND_GAP = 15.0
+_TINY = 1e-290
+"""Smaller numbers are drawn as 0: the steps between them cannot be told apart any more."""
 _LOG_FLOOR_SHARE = 0.1
 
 
@@ -200,8 +202,9 @@ def _value_axis(chart: Chart, values: Iterable[float]) -> tuple[Axis, tuple[floa
         ticks = log_ticks(low, max(positive))
     else:
         low, high = min(reach, default=0.0), max(reach, default=1.0)
-        if high - low <= 1e-5 * max(abs(low), abs(high)):  # flat: the axis needs some height
-            pad = abs(high) * 0.1 or 1.0
+        size = max(abs(low), abs(high))
+        if high - low <= 1e-5 * size or size < _TINY:  # flat: the axis needs some height
+            pad = abs(high) * 0.1 if size >= _TINY else 1.0
             low, high = (low, low + pad) if low == chart.floor else (low - pad, high + pad)
         ticks = nice_ticks(low, high)
     return Axis(ticks[0], ticks[-1], BOTTOM, TOP, chart.log), ticks
