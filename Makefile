@@ -13,7 +13,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debug test check format clean
+.PHONY: help setup debug test check format docs clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything (Python 3.11 to 3.13; PYTHON=... chooses)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test    run the tests (ARGS=... goes to pytest)"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  rewrite files as the formatter and linter want them"
+	@echo "make docs    write docs/files.md"
 	@echo "make clean   remove caches and build output; $(VENV) and runs/ stay"
 
 setup: $(STAMP)
@@ -71,6 +72,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/files.md, from the first line of each file.
+docs: setup
+	$(BIN)/python docs/file_table.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

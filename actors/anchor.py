@@ -20,8 +20,8 @@ from actors.learner_state import save_tensors
 from actors.requests import RankPlace
 from configs.entries import is_anchored, needs_reference
 from configs.schema import RunConfig
-from trainer.batch import Microbatch
-from trainer.policy import load_policy
+from trainer.model.batch_plan import Microbatch
+from trainer.model.policy import load_policy
 
 REFERENCE_FILE: Final = "reference.safetensors"
 

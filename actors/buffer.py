@@ -25,8 +25,8 @@ from rollouts.rewind import rewind, saved_groups
 from rollouts.schema import as_replay, compact, renamed, to_batch, validate
 from rollouts.store import commit_step, committed_steps, read_step, verify_step
 from rollouts.sums import DamagedError
-from trainer.replay import Pick
 from trainer.roles import Restored
+from trainer.rollout.replay import Pick
 
 _INDEX_COLUMNS: Final = (
     "submission_index",

@@ -33,8 +33,8 @@ from actors.requests import EngineFailedError
 from actors.weight_transfer import TRANSFER_CONFIG
 from configs.schema import RunConfig
 from rollouts.records import Completion, Sampling, Submission
-from trainer.diagnose import Probe
-from trainer.weights import PackedWeights
+from trainer.weights.diagnose import Probe
+from trainer.weights.packed import PackedWeights
 
 _IDLE_POLL_S = 0.5
 _GATHER_S = 0.003
@@ -173,10 +173,10 @@ class GeneratorActor:
 
     async def ready(self) -> int:
         """The version of the weights now loaded; returning means that the engine is up."""
-        await self.alive()
+        await self.stalled_for_s()
         return self._version
 
-    async def alive(self) -> float:
+    async def stalled_for_s(self) -> float:
         """Seconds that the engine's thread has been at one turn or command; 0.0 while it has none."""
         if self._failure:
             raise EngineFailedError(self._failure)

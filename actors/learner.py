@@ -25,18 +25,18 @@ from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.kinds.base import load_target
 from configs.schema import RunConfig
-from trainer.batch import Microbatch, build_microbatch
-from trainer.credit import ANCHOR_COLUMNS
-from trainer.diagnose import Probe, explain_mismatch, probe_logprobs
-from trainer.export import export_model
-from trainer.logprobs import TokenScores
+from trainer.credit.credit import ANCHOR_COLUMNS
+from trainer.losses.batch_statistics import Prepared, TokenTable, prepare_origin
+from trainer.losses.logprobs import TokenScores
+from trainer.model.batch_plan import Microbatch, build_microbatch
+from trainer.model.policy import PolicyModel, load_policy
+from trainer.model.rows import RankRows, read_rows, score_columns, token_advantages
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
-from trainer.policy import PolicyModel, load_policy
-from trainer.prepare import Prepared, TokenTable, prepare_origin
-from trainer.rows import RankRows, read_rows, score_columns, token_advantages
 from trainer.seeds import derive_seed
-from trainer.shapes import bound_shapes, prepare_shapes
-from trainer.weights import PackedWeights, pack_weights
+from trainer.token_advantages.transforms import bound_transforms, prepare_transforms
+from trainer.weights.diagnose import Probe, explain_mismatch, probe_logprobs
+from trainer.weights.export import export_model
+from trainer.weights.packed import PackedWeights, pack_weights
 
 
 class LearnerRank:
@@ -88,7 +88,7 @@ class LearnerRank:
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
         """Forward only: logprobs and exact entropies of every completion token, and the anchors' logprobs.
 
-        Returns one row per shard row, keyed by sample_id; see `trainer.rows.score_columns`.
+        Returns one row per shard row, keyed by sample_id; see `trainer.model.rows.score_columns`.
         """
         rows = read_rows(shard, self._config.rollout.temperature)
         self._built.clear()
@@ -121,7 +121,7 @@ class LearnerRank:
             anchors={"kl": self._config.kl, "kl_base": self._config.kl_base},
             entropy_coef=self._config.entropy.coef,
             entropy_clamp=self._config.entropy.clamp,
-            shapes=bound_shapes(self._config),
+            transforms=bound_transforms(self._config),
         ).with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
             for group in self._engine.optimizer.param_groups:
@@ -214,11 +214,11 @@ class LearnerRank:
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
     ) -> dict[str, Prepared]:
-        """Batch statistics of the losses and shapes that ask for them, over all rows of the update on all
+        """Batch statistics of the losses and transforms that ask for them, over all rows of the update on all
         ranks; keyed as `TokenColumns.prepared`."""
         assert self._rows is not None
         wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
-        if not wanting and not any(shape.kind.prepare for shape in objective.shapes.values()):
+        if not wanting and not any(each.kind.prepare for each in objective.transforms.values()):
             return {}
         order = [row for micro in microbatches for row in micro]
         scored = self._scored | self._scores_now(self._rows, microbatches)
@@ -227,7 +227,7 @@ class LearnerRank:
             origin: prepare_origin(table, origin, _gather, partial(_call_prepare, loss))
             for origin, loss in wanting.items()
         }
-        return of_losses | prepare_shapes(table, objective.shapes, _gather)
+        return of_losses | prepare_transforms(table, objective.transforms, _gather)
 
     def _scores_now(
         self, rows: RankRows, microbatches: Sequence[Sequence[int]]
@@ -321,7 +321,7 @@ class LearnerRank:
     def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss]) -> None:
         """Go back to the model of step 0 and a new optimizer, as if just built for `config` and `losses`.
 
-        What the engine was built with stays: `config` must have the same (`cluster.company.built_in`).
+        What the engine was built with stays: `config` must have the same (`cluster.actor_pool.built_in`).
         """
         self._config, self._losses = config, losses
         self._policy.clamp_entropy(config.entropy.clamp)

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from actors.judge_wire import (
+from actors.sandbox_protocol import (
     HEADER,
     MAX_REPLY_BYTES,
     JsonObject,
@@ -56,7 +56,7 @@ _MARK = "POLYPHONY_JUDGE"
 logger = logging.getLogger(__name__)
 
 
-class JudgeFailure(Exception):
+class SandboxError(Exception):
     """A child gave no judgement; `status` says how."""
 
     def __init__(self, status: Status, detail: str) -> None:
@@ -98,7 +98,7 @@ class KillablePool:
         try:
             for child in self._children:
                 child.wait_ready()
-        except JudgeFailure as failure:
+        except SandboxError as failure:
             self.close()
             raise ValueError(f"scorer function {fn_target!r} must start, got {failure}") from failure
 
@@ -136,7 +136,7 @@ class KillablePool:
         try:
             child.wait_ready()
             return child.judge(prompt, completions, limit_s)
-        except JudgeFailure as failure:
+        except SandboxError as failure:
             self._log(failure, completions[0].sample_id)
             if failure.status != "error":  # after an exception the child is as good as before
                 child = self._replace(child)
@@ -155,7 +155,7 @@ class KillablePool:
             self._children.add(fresh)
             return fresh
 
-    def _log(self, failure: JudgeFailure, sample_id: str) -> None:
+    def _log(self, failure: SandboxError, sample_id: str) -> None:
         with self._lock:
             self._num_logged += 1
             wanted = self._num_logged <= MAX_LOGGED and not self._closed
@@ -176,7 +176,7 @@ class _Child:
         self._reply_fd, reply_fd = os.pipe()
         os.set_blocking(self._request_fd, False)
         # -P: nothing but the parent's own search path, given as PYTHONPATH, may supply modules.
-        command = [sys.executable, "-P", "-m", "actors.judge_child", str(request_fd), str(reply_fd)]
+        command = [sys.executable, "-P", "-m", "actors.sandbox_worker", str(request_fd), str(reply_fd)]
         self._process = subprocess.Popen(
             command,
             env=_environment(self._mark),
@@ -195,24 +195,24 @@ class _Child:
         """Return when the function is imported and warm.
 
         Raises:
-            JudgeFailure: ``crashed``, with the child's reason where it gave one.
+            SandboxError: ``crashed``, with the child's reason where it gave one.
         """
         if self._ready:
             return
         try:
             self._send(self._unsent, self._start_deadline)
             reply = self._receive(self._start_deadline)
-        except JudgeFailure as failure:
-            raise JudgeFailure("crashed", f"while starting: {failure}") from failure
+        except SandboxError as failure:
+            raise SandboxError("crashed", f"while starting: {failure}") from failure
         if reply.get("ready") is not True:
-            raise JudgeFailure("crashed", f"while starting: {reply.get('refused')}")
+            raise SandboxError("crashed", f"while starting: {reply.get('refused')}")
         self._ready = True
 
     def judge(self, prompt: Prompt, completions: Sequence[Completion], limit_s: float) -> list[Judgement]:
         """One request and its reply.
 
         Raises:
-            JudgeFailure: ``timeout``, ``crashed``, ``invalid`` (kill the child) or ``error`` (it goes on).
+            SandboxError: ``timeout``, ``crashed``, ``invalid`` (kill the child) or ``error`` (it goes on).
         """
         deadline = time.monotonic() + limit_s
         self._num_requests += 1
@@ -220,12 +220,12 @@ class _Child:
         self._send(pack(request), deadline)
         reply = self._receive(deadline)
         if reply.get("id") != self._num_requests:
-            raise JudgeFailure("invalid", "the reply answers another request")
+            raise SandboxError("invalid", "the reply answers another request")
         if "error" in reply:
-            raise JudgeFailure("error", str(reply["error"]))
+            raise SandboxError("error", str(reply["error"]))
         judgements = reply.get("judgements")
         if not isinstance(judgements, list) or len(judgements) != len(completions):
-            raise JudgeFailure("invalid", f"the reply does not hold {len(completions)} judgements")
+            raise SandboxError("invalid", f"the reply does not hold {len(completions)} judgements")
         return [decode_judgement(judgement) for judgement in judgements]
 
     def signal_group(self) -> None:
@@ -256,19 +256,19 @@ class _Child:
             except BlockingIOError:
                 continue
             except BrokenPipeError as error:
-                raise JudgeFailure("crashed", "the process ended") from error
+                raise SandboxError("crashed", "the process ended") from error
 
     def _receive(self, deadline: float) -> JsonObject:
         (size,) = HEADER.unpack(self._read(HEADER.size, deadline))
         if size > MAX_REPLY_BYTES:
-            raise JudgeFailure("invalid", f"a reply of {size} bytes")
+            raise SandboxError("invalid", f"a reply of {size} bytes")
         body = self._read(size, deadline)
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise JudgeFailure("invalid", "the reply is not JSON") from error
+            raise SandboxError("invalid", "the reply is not JSON") from error
         if not isinstance(reply, dict):
-            raise JudgeFailure("invalid", "the reply is not an object")
+            raise SandboxError("invalid", "the reply is not an object")
         return reply
 
     def _read(self, size: int, deadline: float) -> bytes:
@@ -277,7 +277,7 @@ class _Child:
             self._wait(self._reply_fd, select.POLLIN, deadline)
             piece = os.read(self._reply_fd, size - len(data))
             if not piece:
-                raise JudgeFailure("crashed", "the process ended")
+                raise SandboxError("crashed", "the process ended")
             data += piece
         return bytes(data)
 
@@ -288,12 +288,12 @@ class _Child:
         while True:
             rest_s = deadline - time.monotonic()
             if rest_s <= 0.0:
-                raise JudgeFailure("timeout", "the limit was exceeded")
+                raise SandboxError("timeout", "the limit was exceeded")
             if poller.poll(1000.0 * min(rest_s, _POLL_S)):
                 return
             # WNOWAIT leaves it unreaped, so that its group's number is not given away before the kill.
             if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                raise JudgeFailure("crashed", "the process ended")
+                raise SandboxError("crashed", "the process ended")
 
 
 def _environment(mark: str) -> dict[str, str]:

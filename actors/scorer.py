@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from actors.judge_wire import check_judgements
 from actors.sandbox import KillablePool
+from actors.sandbox_protocol import check_judgements
 from configs.entries import OwnOptions
 from configs.kinds.base import load_target
 from configs.kinds.scorers import ISOLATED, SCORERS, CustomOptions, MathOptions

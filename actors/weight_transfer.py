@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from trainer.weights import PackedWeights, unpack_weights
+from trainer.weights.packed import PackedWeights, unpack_weights
 
 BACKEND = "host"
 

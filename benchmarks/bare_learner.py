@@ -25,9 +25,9 @@ from actors.deepspeed_engine import engine_config, init_distributed
 from actors.requests import RankPlace
 from benchmarks.bare import Answer, read_config, serve
 from configs.schema import ModelConfig
-from trainer.batch import Microbatch, build_microbatch
-from trainer.policy import DTYPES
-from trainer.rows import read_rows
+from trainer.model.batch_plan import Microbatch, build_microbatch
+from trainer.model.policy import DTYPES
+from trainer.model.rows import read_rows
 
 CLIP = 0.2
 

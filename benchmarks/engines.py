@@ -28,11 +28,11 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from benchmarks.bare import PRESET, ROOT, BareProcess
+from cluster.actor_process import host_environment
 from cluster.actors import Site, spawn_run
-from cluster.bind import local_microbatches
 from cluster.connect import connect
-from cluster.hosts import host_environment
 from cluster.placement import check, plan, reserve
+from cluster.role_proxies import local_microbatches
 from cluster.spawn import Handle, wait_ready
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -40,10 +40,10 @@ from rollouts.files import Json, write_json_atomic
 from rollouts.records import Completion, Sampling, Submission
 from rollouts.schema import group_to_batch
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
+from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
 from trainer.loop import Roles, make_probes
-from trainer.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
-from trainer.proof import Published, publish
-from trainer.rollout import make_submission, single_turn
+from trainer.rollout.producer import make_submission, single_turn
+from trainer.weights.weight_sync import Published, publish
 
 GOAL = 0.9
 NUM_WARMUPS = 2
@@ -146,7 +146,7 @@ async def fill_batch(bench: Bench) -> Batch:
     roles = bench.roles
 
     async def produce(submission: Submission) -> None:
-        group = await single_turn(submission, roles.generator, roles.judges)
+        group = await single_turn(submission, roles.generator, roles.scorers)
         await roles.buffer.add(group_to_batch(group, bench.config.name))
 
     await asyncio.gather(*(produce(submission) for submission in bench.submissions))

@@ -27,16 +27,16 @@ import pyarrow.compute as pc
 from actors.learner import LearnerRank
 from actors.requests import RankPlace, RankUpdate
 from benchmarks.faults.common import markdown
-from cluster.bind import local_microbatches
+from cluster.role_proxies import local_microbatches
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import write_json_atomic
 from rollouts.schema import as_group
 from rollouts.store import read_step
-from trainer.batch import plan_batch
+from trainer.losses.normalize import row_weights
+from trainer.model.batch_plan import plan_batch
 from trainer.objective import bound_losses
-from trainer.reduce import row_weights
-from trainer.shapes import bound_shapes
+from trainer.token_advantages.transforms import bound_transforms
 
 GOAL: Final = 1.10
 BASELINE: Final = "ppo_clip"
@@ -50,10 +50,10 @@ ARMS: Final[dict[str, tuple[str, ...]]] = {
     "nll": ("loss.policy.kind=nll",),
     "KL anchors in the loss": ("kl.coef=0.1", "kl_base.coef=0.1"),
     "entropy bonus": ("entropy.coef=0.001",),
-    "positive_reweight": ("shape.a={kind: positive_reweight}",),
-    "stare": ("shape.a={kind: stare}",),
+    "positive_reweight": ("token_advantage.a={kind: positive_reweight}",),
+    "stare": ("token_advantage.a={kind: stare}",),
     "clamped bonus": ("entropy.coef=0.001", "entropy.clamp=0.3"),
-    "repo_r": ("shape.a={kind: repo_r}",),
+    "repo_r": ("token_advantage.a={kind: repo_r}",),
     "clip_cov": ("loss.policy.kind=clip_cov",),
     "kl_cov": ("loss.policy.kind=kl_cov",),
 }
@@ -78,7 +78,7 @@ class Arm:
         commons = {origin: loss.common for origin, loss in losses.items()}
         weights = row_weights(counted, origins, update_N, commons, config.rollout.max_tokens)
         advantages = table.column("advantage").to_numpy().astype(np.float64)
-        asked = [*losses.values(), *bound_shapes(config).values()]
+        asked = [*losses.values(), *bound_transforms(config).values()]
         self.has_forward = any(each.kind.prepare for each in asked)
         self._shard = self._rows.take(pa.array(order))
         self._update = RankUpdate(

@@ -25,20 +25,25 @@ from types import CodeType, FunctionType
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
-    "trainer.losses": ("tests/test_losses.py", "tests/test_policy_losses.py"),
-    "trainer.covariance": ("tests/test_covariance.py",),
-    "trainer.shapes": ("tests/test_shapes.py",),
-    "trainer.entropy_shapes": ("tests/test_token_shapes.py",),
-    "trainer.off_policy": ("tests/test_token_shapes.py",),
-    "trainer.planning": ("tests/test_planning.py",),
-    "trainer.grams": ("tests/test_planning.py",),
-    "trainer.advantages": ("tests/test_advantages.py",),
-    "trainer.bonuses": ("tests/test_bonuses.py",),
-    "trainer.reward_shapes": ("tests/test_reward_shapes.py",),
-    "trainer.reduce": ("tests/test_reduce.py",),
-    "trainer.prompt_weights": ("tests/test_prompt_weights.py",),
-    "trainer.dynamic_sampling": ("tests/test_dynamic_sampling.py",),
-    "trainer.tempered": ("tests/test_tempered.py",),
+    "trainer.losses.per_token": (
+        "tests/trainer/losses/test_losses.py",
+        "tests/trainer/losses/test_per_token_losses.py",
+    ),
+    "trainer.losses.covariance": ("tests/trainer/losses/test_covariance.py",),
+    "trainer.token_advantages.transforms": ("tests/trainer/token_advantages/test_transforms.py",),
+    "trainer.token_advantages.entropy_transforms": (
+        "tests/trainer/token_advantages/test_token_advantages.py",
+    ),
+    "trainer.token_advantages.off_policy": ("tests/trainer/token_advantages/test_token_advantages.py",),
+    "trainer.token_advantages.planning": ("tests/trainer/token_advantages/test_planning.py",),
+    "trainer.token_advantages.strategic_ngrams": ("tests/trainer/token_advantages/test_planning.py",),
+    "trainer.credit.advantages": ("tests/trainer/credit/test_advantages.py",),
+    "trainer.credit.bonuses": ("tests/trainer/credit/test_bonuses.py",),
+    "trainer.credit.reward_shapes": ("tests/trainer/credit/test_reward_shapes.py",),
+    "trainer.losses.normalize": ("tests/trainer/losses/test_normalize.py",),
+    "trainer.credit.prompt_weights": ("tests/trainer/credit/test_prompt_weights.py",),
+    "trainer.rollout.dynamic_sampling": ("tests/trainer/rollout/test_dynamic_sampling.py",),
+    "trainer.rollout.tempered": ("tests/trainer/rollout/test_tempered.py",),
 }
 """By module: the test files that must notice."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
@@ -103,7 +108,7 @@ def _changed(node: ast.AST) -> tuple[str, ast.AST] | None:
 
 
 class _Swap(ast.NodeTransformer):
-    """Puts `new` where `old` stands, compared by identity."""
+    """Puts `new` where `ratio_to` stands, compared by identity."""
 
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self._old, self._new = old, new

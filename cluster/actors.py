@@ -1,4 +1,4 @@
-"""Starting a run's actors and binding them to their roles. Called by `cluster.company`."""
+"""Starting a run's actors and binding them to their roles. Called by `cluster.actor_pool`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
-from cluster.bind import BufferProxy, LearnerGroup, ScorerReplicas
-from cluster.hosts import Blueprint, ProcessSetup, host_environment
+from cluster.actor_process import Blueprint, ProcessSetup, host_environment
 from cluster.placement import Cores, Placement, Share, split_cores
+from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, Supervised, Tell
 from configs.entries import OwnOptions, scorer_options
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
-from trainer.dynamic_sampling import submissions_per_step
 from trainer.objective import bound_losses
-from trainer.rollout import Judges
+from trainer.rollout.dynamic_sampling import submissions_per_step
+from trainer.rollout.producer import ScorerSet
 
 _RESTART_S = 5.0
 """What an isolated scorer may need to replace a killed process, for each sample that is killed."""
@@ -164,7 +164,7 @@ def score_limit_s(config: RunConfig, options: object) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class ScorerPool:
     """One scorer of a run: its kind and options, its replicas, and the role they play."""
 
     kind: str
@@ -173,16 +173,16 @@ class Bench:
     role: ScorerReplicas
 
 
-def spawn_scorers(site: Site, kept: Mapping[str, Bench] | None = None) -> dict[str, Bench]:
+def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
     """All scorers with their replicas; of `kept` those that judge alike go on, under the run's own limit."""
-    benches = {}
+    scorer_pools = {}
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
         limit_s = score_limit_s(site.config, options)
-        bench = (kept or {}).get(name)
-        if bench is not None and (bench.kind, bench.options) == (common.kind, options):
-            bench.role.limit_s = limit_s
-            benches[name] = bench
+        scorer_pool = (kept or {}).get(name)
+        if scorer_pool is not None and (scorer_pool.kind, scorer_pool.options) == (common.kind, options):
+            scorer_pool.role.limit_s = limit_s
+            scorer_pools[name] = scorer_pool
             continue
         replicas = []
         for k in range(site.config.cluster.scorer_replicas):
@@ -190,14 +190,16 @@ def spawn_scorers(site: Site, kept: Mapping[str, Bench] | None = None) -> dict[s
             start = partial(site.spawn, label, "actors.scorer:ScorerActor", (common.kind, options))
             replicas.append(site.supervise(label, start))
         role = ScorerReplicas(replicas, limit_s)
-        benches[name] = Bench(kind=common.kind, options=options, replicas=tuple(replicas), role=role)
-    return benches
+        scorer_pools[name] = ScorerPool(
+            kind=common.kind, options=options, replicas=tuple(replicas), role=role
+        )
+    return scorer_pools
 
 
-def judges_of(config: RunConfig, benches: Mapping[str, Bench]) -> Judges:
+def scorer_set(config: RunConfig, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:
     """The scorers in their role, with the weights that the run gives them."""
-    return Judges(
-        scorers={name: benches[name].role for name in config.scorers},
+    return ScorerSet(
+        scorers={name: scorer_pools[name].role for name in config.scorers},
         commons={name: scorer_options(entry)[0] for name, entry in config.scorers.items()},
     )
 

@@ -1,4 +1,4 @@
-"""One attempt at a run: claim its folder, do the job with the company's actors, say why if it fails.
+"""One attempt at a run: claim its folder, do the job with the actor_pool's actors, say why if it fails.
 
 Called by `cluster.train` for one run, and by `cluster.series` for several on the same actors.
 """
@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.claim import Claim, claim_run, reading, shown_digest, source_digest, write_config
-from cluster.company import Company, Crew, Samplers
-from cluster.job import Order
+from cluster.actor_pool import ActorPool, SamplingActors, TrainingActors
+from cluster.job import ResolvedRun
+from cluster.run_directory import Claim, claim_run, reading, shown_digest, source_digest, write_config
 from cluster.spawn import ActorCallError
 from configs.schema import RunConfig
 from rollouts.events import append_event, describe_event
@@ -21,11 +21,11 @@ from rollouts.files import write_bytes_atomic
 from rollouts.space import is_disk_full
 from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
+from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
 from trainer.loop import NonFiniteError, NoRewardError, Reports, Run
-from trainer.prompts import PromptOrder
-from trainer.proof import WeightSyncError
-from trainer.rollout import Producer
+from trainer.rollout.producer import Producer
+from trainer.weights.weight_sync import WeightSyncError
 
 _TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
 """Reasons to stop that are told by their message alone."""
@@ -36,7 +36,7 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def claimed(order: Order) -> Iterator[Claim]:
+def claimed(order: ResolvedRun) -> Iterator[Claim]:
     """The run's folder, this driver's for as long as the block lasts.
 
     Raises:
@@ -66,10 +66,10 @@ def _told(error: Exception) -> str:
 
 
 class Attempt:
-    """One attempt at a job. When it is done the company's actors stand: who made the company ends them."""
+    """One attempt at a job. The actors outlive it: whoever made the actor pool ends them."""
 
-    def __init__(self, order: Order, claim: Claim, company: Company) -> None:
-        self._order, self._claim, self._company = order, claim, company
+    def __init__(self, order: ResolvedRun, claim: Claim, actor_pool: ActorPool) -> None:
+        self._order, self._claim, self._actor_pool = order, claim, actor_pool
         self._config, self._reporter, self._job = order.config, order.reporter, order.job
         self._run: Run | None = None
         self._furthest = 0.0
@@ -87,19 +87,21 @@ class Attempt:
             if self._job.learns:
                 samples = self._job.rollouts_of is None
                 return await self._learn(
-                    await self._company.crew(self._order, self._claim, self._tell, samples)
+                    await self._actor_pool.for_training(self._order, self._claim, self._tell, samples)
                 )
-            return await self._sample(await self._company.samplers(self._order, self._claim, self._tell))
+            return await self._sample(
+                await self._actor_pool.for_sampling(self._order, self._claim, self._tell)
+            )
         finally:
             self._run = None
-            await self._company.rest()
+            await self._actor_pool.rest()
 
-    async def _learn(self, crew: Crew) -> bool:
+    async def _learn(self, actors: TrainingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
-        self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=crew.num_parameters)
+        self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=actors.num_parameters)
         if self._job.rollouts_of is not None:
-            config = await self._adopt(crew, self._job.rollouts_of)
-        self._run = self._make_run(config, crew)
+            config = await self._adopt(actors, self._job.rollouts_of)
+        self._run = self._make_run(config, actors)
         export = run_dir / "export" if config.checkpoint.export_last else None
         finished = await self._run.train(self._order.prompts.train, str(export or ""))
         if finished:
@@ -107,11 +109,11 @@ class Attempt:
             self._reporter.note(f"final model: {export}" if export else "finished")
         return finished
 
-    async def _adopt(self, crew: Crew, source: Path) -> RunConfig:
+    async def _adopt(self, actors: TrainingActors, source: Path) -> RunConfig:
         """Give the buffer another run's groups; the config with as many steps as they last."""
         config = self._config
         with reading(source):
-            num_groups = await crew.buffer.adopt(str(source.resolve()))
+            num_groups = await actors.buffer.adopt(str(source.resolve()))
         num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
         if not num_steps:
             raise ValueError(
@@ -120,23 +122,23 @@ class Attempt:
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
         return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
 
-    def _make_run(self, config: RunConfig, crew: Crew) -> Run:
-        roles, reports, claim = crew.roles, self._reports(), self._claim
+    def _make_run(self, config: RunConfig, actors: TrainingActors) -> Run:
+        roles, reports, claim = actors.roles, self._reports(), self._claim
         order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
-        producer = Producer(config, order, roles.generator, roles.judges, roles.buffer, reports.phase)
+        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
         held_out = self._order.prompts.held_out
-        evaluator = Evaluator(config, held_out, roles.generator, roles.judges, claim.run_dir)
+        evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         on_policy = self._job.rollouts_of is None
         shown = self._order.prompts.demonstrations
         return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
 
-    async def _sample(self, samplers: Samplers) -> bool:
+    async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
         self._reporter.header(run_dir=run_dir, model=config.model.path)
         order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
-            config, order, samplers.generator, samplers.judges, samplers.buffer, self._reporter.phase
+            config, order, samplers.generator, samplers.scorers, samplers.buffer, self._reporter.phase
         )
         try:
             await collect(config, producer, samplers.buffer, self._claim.attempt, self._reports())
@@ -157,7 +159,7 @@ class Attempt:
     def _step(self, metrics: Mapping[str, float]) -> None:
         if metrics["step"] > self._furthest:  # a step trained again is no progress
             self._furthest = metrics["step"]
-            self._company.progress()
+            self._actor_pool.progress()
         self._reporter.step(metrics)
 
     def _tell(self, kind: str, actor: str, **fields: str | float) -> None:

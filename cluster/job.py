@@ -16,9 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from cluster.placement import Placement
 from configs.schema import RunConfig
-from trainer.demonstrations import demonstration_rows
-from trainer.prompts import TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
-from trainer.shapes import start_shapes
+from trainer.data.demonstrations import demonstration_rows
+from trainer.data.prompts import TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.token_advantages.transforms import start_transforms
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -56,9 +56,9 @@ def check_job(config: RunConfig, job: Job) -> None:
         ValueError: it says of the sampling what only a whole training can do.
     """
     half = "--train-only" if job.rollouts_of is not None else "" if job.learns else "--rollout-only"
-    if half == "--train-only" and config.rollout.degenerate == "refill":
+    if half == "--train-only" and config.rollout.zero_variance_groups == "refill":
         raise ValueError(
-            f"rollout.degenerate must be keep or drop with {half}, got refill: nothing is sampled"
+            f"rollout.zero_variance_groups must be keep or drop with {half}, got refill: nothing is sampled"
         )
     if half and (count := config.tempered.groups_per_step):
         raise ValueError(f"tempered.groups_per_step must be 0 with {half}, got {count}")
@@ -74,7 +74,7 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ResolvedRun:
     """A run that has passed every check: `given` is its config as the user gave it, `config` has a local
     model."""
 
@@ -94,7 +94,7 @@ def local_model(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: there is no such folder and no such model on the hub, or such a file cannot be used.
     """
-    shapes = start_shapes(config)
+    transforms = start_transforms(config)
     packages = Path(__file__).resolve().parent.parent
     folders = [root / config.model.path for root in (Path.cwd(), packages)]
     found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
@@ -111,7 +111,7 @@ def local_model(config: RunConfig) -> RunConfig:
             raise ValueError(
                 f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
             ) from error
-    return replace(config, model=replace(config.model, path=str(found)), shape=shapes)
+    return replace(config, model=replace(config.model, path=str(found)), token_advantage=transforms)
 
 
 def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:

@@ -13,13 +13,13 @@ from typing import Protocol
 
 import ray
 
+from cluster.actor_pool import ActorPool
 from cluster.attempt import Attempt, RunError, claimed
-from cluster.claim import is_finished
-from cluster.company import Company
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
-from cluster.job import Job, Order, Prompts, Reporter, load_prompts, local_model
+from cluster.job import Job, Prompts, Reporter, ResolvedRun, load_prompts, local_model
 from cluster.placement import check, plan
+from cluster.run_directory import is_finished
 from cluster.train import check_startable
 from configs.schema import RunConfig
 
@@ -67,7 +67,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     try:
         orders = []
         for index, config in enumerate(local):
-            order = Order(
+            order = ResolvedRun(
                 given=configs[index],
                 config=config,
                 prompts=prompts[index],
@@ -96,11 +96,11 @@ def _device(config: RunConfig) -> str:
 
 
 class _Series:
-    """The runs one after another; one company of actors goes from each to the next."""
+    """The runs one after another; one actor_pool of actors goes from each to the next."""
 
-    def __init__(self, orders: Sequence[Order], listener: Listener) -> None:
+    def __init__(self, orders: Sequence[ResolvedRun], listener: Listener) -> None:
         self._orders, self._listener = orders, listener
-        self._company = Company()
+        self._actor_pool = ActorPool()
         self._attempt: Attempt | None = None
         self._stopping = False
 
@@ -122,22 +122,22 @@ class _Series:
                         return False
                     self._listener.finished(index, run_dir)
                 except (RunError, ValueError) as error:
-                    await self._company.close()  # whatever it has done to them, the next run has others
+                    await self._actor_pool.close()  # whatever it has done to them, the next run has others
                     self._listener.failed(index, str(error))
             return True
         finally:
-            await self._company.close()
+            await self._actor_pool.close()
 
-    async def _run(self, order: Order) -> Path | None:
+    async def _run(self, order: ResolvedRun) -> Path | None:
         """The run's folder once it is finished; None if it was stopped."""
         if is_finished(order.given, order.job.describe()):
             return (Path(order.config.runs_dir) / order.config.name).resolve()
         with claimed(order) as claim:
-            self._attempt = Attempt(order, claim, self._company)
+            self._attempt = Attempt(order, claim, self._actor_pool)
             try:
                 finished = await self._attempt.work()
             except BaseException:
-                await self._company.close()  # before another may claim the folder
+                await self._actor_pool.close()  # before another may claim the folder
                 raise
             finally:
                 self._attempt = None

@@ -20,7 +20,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import EngineFailedError
-from cluster.hosts import Blueprint, Host, ProcessId, ProcessSetup, build, started_at
+from cluster.actor_process import Blueprint, Host, ProcessId, ProcessSetup, build, started_at
 
 
 class ActorCallError(RuntimeError):
@@ -39,9 +39,9 @@ class Handle(Protocol):
 
     async def call(self, method: str, *arguments: object) -> Any: ...
 
-    async def keep(self, method: str, *arguments: object) -> object: ...
+    async def call_ref(self, method: str, *arguments: object) -> object: ...
 
-    async def alive(self) -> float: ...
+    async def stalled_for_s(self) -> float: ...
 
     async def ready(self) -> Any: ...
 
@@ -64,15 +64,15 @@ class RayHandle:
         """
         return await self._wait(self._actor.call.remote(method, *arguments), method)
 
-    async def keep(self, method: str, *arguments: object) -> object:
+    async def call_ref(self, method: str, *arguments: object) -> object:
         """A reference to the result, once it exists; errors as `call`."""
         result, done = self._actor.keep.options(num_returns=2).remote(method, *arguments)
         await self._wait(done, method)
         return result
 
-    async def alive(self) -> float:
+    async def stalled_for_s(self) -> float:
         """Seconds since the actor last moved, by its own account."""
-        return await self._wait(self._actor.alive.remote(), "alive")  # type: ignore[no-any-return]
+        return await self._wait(self._actor.stalled_for_s.remote(), "stalled_for_s")  # type: ignore[no-any-return]
 
     async def ready(self) -> Any:
         """Wait for the constructor and `ready`, and note which process it is; returns what `ready` says."""
@@ -129,11 +129,11 @@ class LocalHandle:
             return await function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    async def keep(self, method: str, *arguments: object) -> object:
+    async def call_ref(self, method: str, *arguments: object) -> object:
         """The result itself: nothing lies between two actors of one process."""
         return await self.call(method, *arguments)
 
-    async def alive(self) -> float:
+    async def stalled_for_s(self) -> float:
         """Always a sign of life."""
         return 0.0
 

@@ -115,13 +115,13 @@ class Supervised:
         """
         return await self._until_answered(lambda handle: handle.call(method, *arguments))
 
-    async def keep(self, method: str, *arguments: object) -> object:
+    async def call_ref(self, method: str, *arguments: object) -> object:
         """A reference to the result; otherwise as `call`."""
-        return await self._until_answered(lambda handle: handle.keep(method, *arguments))
+        return await self._until_answered(lambda handle: handle.call_ref(method, *arguments))
 
-    async def alive(self) -> float:
+    async def stalled_for_s(self) -> float:
         """Seconds since the actor last moved, by its own account."""
-        return await self._handle.alive()
+        return await self._handle.stalled_for_s()
 
     def kill(self, force: bool = False) -> None:
         """End it for good."""
@@ -209,7 +209,7 @@ class Supervised:
 async def quiet_reason(handle: Handle, hang_s: float, tell: Tell) -> str:
     """Why the actor must be given up, or "" when it answers. A long silence that ends is told of."""
     asked = time.perf_counter()
-    answer = asyncio.ensure_future(handle.alive())
+    answer = asyncio.ensure_future(handle.stalled_for_s())
     try:
         await asyncio.wait({answer}, timeout=min(STALL_S, hang_s))
         if not answer.done() and hang_s > STALL_S:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import ray
 
+from cluster.actor_pool import ActorPool
 from cluster.attempt import Attempt, RunError, claimed
-from cluster.claim import check_claimable, check_space, is_finished, reading
-from cluster.company import Company
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
-from cluster.job import Job, Order, Reporter, check_job, load_prompts, local_model
+from cluster.job import Job, Reporter, ResolvedRun, check_job, load_prompts, local_model
 from cluster.placement import check, plan
+from cluster.run_directory import check_claimable, check_space, is_finished, reading
 from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
@@ -77,9 +77,9 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
             pass
     prompts = load_prompts(config, reporter)
 
-    def on(device: str) -> Order:
+    def on(device: str) -> ResolvedRun:
         placement = plan(config, device)
-        return Order(
+        return ResolvedRun(
             given=given, config=config, prompts=prompts, placement=placement, reporter=reporter, job=job
         )
 
@@ -94,11 +94,11 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         ray.shutdown()
 
 
-async def _train(order: Order) -> Outcome:
+async def _train(order: ResolvedRun) -> Outcome:
     with claimed(order) as claim:
-        company = Company()
+        actor_pool = ActorPool()
         try:
-            code = await interruptible(Attempt(order, claim, company), order.reporter)
+            code = await interruptible(Attempt(order, claim, actor_pool), order.reporter)
         finally:
-            await company.close()
+            await actor_pool.close()
     return Outcome(exit_code=code, run_dir=claim.run_dir)

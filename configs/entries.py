@@ -26,7 +26,7 @@ from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.prompt_weights import PROMPT_WEIGHTS
 from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.scorers import SCORERS, ScorerCommon
-from configs.kinds.shapes import SHAPES
+from configs.kinds.token_advantages import TOKEN_ADVANTAGES
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
@@ -59,7 +59,7 @@ class Role:
 NAMED_ENTRIES: dict[str, Role] = {
     "scorers": Role(SCORERS, ScorerCommon),
     "loss": Role(LOSSES, LossCommon),
-    "shape": Role(SHAPES, KindOnly),
+    "token_advantage": Role(TOKEN_ADVANTAGES, KindOnly),
     "reward_shape": Role(REWARD_SHAPES, KindOnly),
     "bonus": Role(BONUSES, KindOnly),
     "prompt_weight": Role(PROMPT_WEIGHTS, KindOnly),

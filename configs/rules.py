@@ -26,14 +26,14 @@ from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.sampling_rules import SAMPLING_RULES
 from configs.schema import RunConfig
-from configs.shape_rules import broken_shapes
 from configs.sources import Provenance
+from configs.token_advantage_rules import broken_shapes
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("fp32", "bf16"),
     "kl.estimator": ("k1", "k2", "k3"),
     "kl.place": ("loss", "reward"),
-    "rollout.degenerate": ("keep", "drop", "refill"),
+    "rollout.zero_variance_groups": ("keep", "drop", "refill"),
     "kl_base.estimator": ("k1", "k2", "k3"),
     "kl_base.place": ("loss", "reward"),
     "cluster.spawn": ("ray", "local"),
@@ -45,7 +45,7 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "combine": ("sum", "multiply", "gate"),
     "aggregate": ("token_mean", "sequence_mean", "sequence_sum"),
     "split": ("train", "heldout", "creative"),
-    "old": ("proximal", "behavior"),
+    "ratio_to": ("proximal", "behavior"),
     "level": ("token", "sequence"),
     "mask": ("mined", "random"),
     "baseline": ("group", "none"),
@@ -145,7 +145,7 @@ MOVABLE = (
 )
 """Sections' keys that a controller may move."""
 _BOUNDS = ("low", "high", "value", "otherwise")
-MOVABLE_ENTRIES = ("loss", "shape", "reward_shape", "bonus", "prompt_weight")
+MOVABLE_ENTRIES = ("loss", "token_advantage", "reward_shape", "bonus", "prompt_weight")
 """Sections of entries whose numbers (floats, no counts) a controller may move."""
 RATIO_KINDS = frozenset({"gspo", "cispo", "gppo", "ce_gppo"})
 """Losses that differ from ppo_clip only where ratios are not 1."""
@@ -317,7 +317,7 @@ def _broken_bound(setting: str, low: float) -> str:
     section, _, rest = setting.partition(".")
     option = rest.rpartition(".")[2]
     is_entry = section in MOVABLE_ENTRIES
-    not_negative = ENTRY_NOT_NEGATIVE | ({"weight", "beta"} if section == "shape" else set())
+    not_negative = ENTRY_NOT_NEGATIVE | ({"weight", "beta"} if section == "token_advantage" else set())
     if low < 0 and (setting in NOT_NEGATIVE or (is_entry and option in not_negative)):
         return f"must not be moved below 0, got {low:g}"
     if low <= 0 and (setting in POSITIVE or (is_entry and option in ENTRY_POSITIVE)):
@@ -379,8 +379,8 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
     for origin, entry in config.loss.items():  # unlike a scorer, a loss may not be climbed
         if entry["weight"] < 0:
             yield f"loss.{origin}.weight", "must not be negative"
-        if entry.get("old") == "behavior" and origin in ("refined", "sft"):
-            yield f"loss.{origin}.old", "must be proximal: the sampler of these rows saw another context"
+        if entry.get("ratio_to") == "behavior" and origin in ("refined", "sft"):
+            yield f"loss.{origin}.ratio_to", "must be proximal: the sampler of these rows saw another context"
     if not any(entry["weight"] > 0 for entry in config.loss.values()):
         yield "loss", "must have a loss with a weight above 0"
     for name, entry in config.scorers.items():
@@ -397,9 +397,9 @@ def _ratios(config: RunConfig) -> Iterator[Broken]:
         key, kind = f"loss.{origin}", entry["kind"]
         if entry.get("dual_clip", 0) and not entry["dual_clip"] > 1:
             yield f"{key}.dual_clip", "must be 0 (off) or above 1"
-        if kind in RATIO_KINDS and entry["old"] == "proximal" and config.learner.updates_per_step == 1:
+        if kind in RATIO_KINDS and entry["ratio_to"] == "proximal" and config.learner.updates_per_step == 1:
             rule = f"must not be {kind}: when each step makes one update every ratio is 1, as in ppo_clip"
-            yield f"{key}.kind", f"{rule} (or learner.updates_per_step above 1, or old: behavior)"
+            yield f"{key}.kind", f"{rule} (or learner.updates_per_step above 1, or ratio_to: behavior)"
 
 
 def _covariance(config: RunConfig) -> Iterator[Broken]:
@@ -414,7 +414,7 @@ def _covariance(config: RunConfig) -> Iterator[Broken]:
             yield f"{key}.lower", f"must be below upper ({entry['upper']:g})"
         if kind == "kl_cov" and entry["beta"] <= 0:
             yield f"{key}.beta", "must be above 0"
-        is_own = entry["old"] == "proximal" or (origin == "policy" and config.rollout.max_lag == 0)
+        is_own = entry["ratio_to"] == "proximal" or (origin == "policy" and config.rollout.max_lag == 0)
         if kind == "kl_cov" and config.learner.updates_per_step == 1 and is_own:
             yield f"{key}.kind", "must not be kl_cov: it has zero gradient when each step makes one update"
 

@@ -27,22 +27,27 @@ def _sampling(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _dynamic_sampling(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Leaving groups out needs an advantage that says nothing of them; refilling needs their rewards."""
     rollout, kind = config.rollout, config.advantage["kind"]
-    if rollout.degenerate == "keep":
+    if rollout.zero_variance_groups == "keep":
         return
     if kind in ADVANTAGES and kind not in GROUP_BASELINE:
         rule = f"must be keep with advantage {kind}: it compares no siblings, so equal rewards teach"
-        yield "rollout.degenerate", rule
+        yield "rollout.zero_variance_groups", rule
     if config.loss.get("policy", {"kind": "nll"})["kind"] == "nll":
-        yield "rollout.degenerate", "must be keep without a loss.policy that uses advantages (nll does not)"
-    if rollout.degenerate != "refill":
+        yield (
+            "rollout.zero_variance_groups",
+            "must be keep without a loss.policy that uses advantages (nll does not)",
+        )
+    if rollout.zero_variance_groups != "refill":
         return
     if rollout.max_rounds == 1:
-        yield "rollout.max_rounds", "must be 2 or more with rollout.degenerate refill"
+        yield "rollout.max_rounds", "must be 2 or more with rollout.zero_variance_groups refill"
     if rollout.max_lag > 0:
         rule = "must be keep or drop with rollout.max_lag above 0: a step's rewards decide what it samples"
-        yield "rollout.degenerate", rule
+        yield "rollout.zero_variance_groups", rule
     if config.replay.groups_per_step > 0:
-        rule = "must be 0 with rollout.degenerate refill: only its rewards say which groups a step has"
+        rule = (
+            "must be 0 with rollout.zero_variance_groups refill: only its rewards say which groups a step has"
+        )
         yield "replay.groups_per_step", rule
 
 
@@ -69,8 +74,8 @@ def _tempered(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield key, f"must not be above rollout.groups_per_step ({limit}), whose prompts they have"
     if config.rollout.max_lag > 0:
         yield key, "must be 0 with rollout.max_lag above 0: a step's temperature is not known before it"
-    if config.rollout.degenerate == "refill":
-        yield key, "must be 0 with rollout.degenerate refill"
+    if config.rollout.zero_variance_groups == "refill":
+        yield key, "must be 0 with rollout.zero_variance_groups refill"
     if not moved and config.tempered.temperature == config.rollout.temperature:
         yield "tempered.temperature", "must be another than rollout.temperature: there would be no pull"
     for name, entry in moved.items():

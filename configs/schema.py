@@ -40,7 +40,7 @@ class RolloutConfig:
     top_p: float = 1.0
     max_tokens: int = 40
     max_prompt_tokens: int = 64
-    degenerate: str = "keep"
+    zero_variance_groups: str = "keep"
     """Groups whose rewards are all equal, or with fewer than two: keep (learned from as the rest is), drop
     (weight 0), refill (weight 0, and further groups are sampled in their place)."""
     max_rounds: int = 3
@@ -247,7 +247,7 @@ class RunConfig:
     advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
     loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
-    shape: dict[str, Any] = field(default_factory=dict)
+    token_advantage: dict[str, Any] = field(default_factory=dict)
     """Changes of the policy rows' advantages, token by token, in order: {name: {kind, ...options}}."""
     reward_shape: dict[str, Any] = field(default_factory=dict)
     """Changes of a step's rewards before its advantages, in order: {name: {kind, ...options}}."""

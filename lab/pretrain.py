@@ -30,10 +30,10 @@ from lab.measure import BaseReport, measure_base
 from lab.recipe import Recipe, TrainingConfig, load_recipe, recipe_hash
 from lab.tokenizer import make_tokenizer
 from rollouts.schema import sft_batch
-from trainer.batch import split_rows
+from trainer.controllers.schedule import learning_rate
+from trainer.losses.normalize import row_weights
+from trainer.model.batch_plan import split_rows
 from trainer.objective import BoundLoss, bound_losses
-from trainer.reduce import row_weights
-from trainer.schedule import learning_rate
 
 MAX_WEIGHTS_BYTES = 4_000_000
 _MICROBATCH_TOKENS = 65536

@@ -98,7 +98,7 @@ def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
 
 def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -> int:
     """Mine strategic n-grams from runs' correct completions into a file for the shape hicra."""
-    from trainer.grams import correct_completions, mine_grams, write_grams
+    from trainer.token_advantages.strategic_ngrams import correct_completions, mine_grams, write_grams
 
     documents = (document for run in runs for document in correct_completions(Path(run)))
     grams = mine_grams(documents, share, min_documents, [Path(run).name for run in runs])

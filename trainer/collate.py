@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from configs.entries import loss_options
 from configs.kinds.losses import LossCommon
 from configs.schema import RunConfig
-from trainer.batch import BatchPlan, plan_batch
-from trainer.credit import MOVED_HERE, credit
-from trainer.dynamic_sampling import left_out_rows
-from trainer.history import AnswerHistory
-from trainer.reduce import row_weights
-from trainer.rows import answer_masks, token_advantages
-from trainer.schedule import learning_rate
-from trainer.tempered import counting_rows
+from trainer.controllers.schedule import learning_rate
+from trainer.credit.credit import MOVED_HERE, credit
+from trainer.credit.history import AnswerHistory
+from trainer.losses.normalize import row_weights
+from trainer.model.batch_plan import BatchPlan, plan_batch
+from trainer.model.rows import answer_masks, token_advantages
+from trainer.rollout.dynamic_sampling import left_out_rows
+from trainer.rollout.tempered import counting_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,8 @@ def with_advantages(
 
     Demonstrations have no reward and are learned from all the same, with an advantage of 0. Tempered rows
     are compared with nobody: those with a reward above 0 count, with an advantage of 1. Groups that
-    `rollout.degenerate` leaves out have neither advantage nor weight, whatever a KL term would make of them.
+    `rollout.zero_variance_groups` leaves out have neither advantage nor weight, whatever a KL term would
+    make of them.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
     controllers want of this step, by dotted config key; `history` is what earlier steps sampled, nothing if
     it is left out.

@@ -7,7 +7,7 @@ from rollouts.records import Group
 from trainer.evaluate import eval_metrics
 from trainer.loop import Reports
 from trainer.roles import Buffer
-from trainer.rollout import Producer
+from trainer.rollout.producer import Producer
 
 
 async def collect(

@@ -14,11 +14,11 @@ from configs.schema import RunConfig
 from rollouts.records import Group, Sampling
 from rollouts.schema import group_to_batch
 from rollouts.store import commit_eval, committed_evals
-from trainer.clock import Clock
+from trainer.data.prompts import TokenPrompt
 from trainer.metrics import entropy_of
-from trainer.prompts import TokenPrompt
 from trainer.roles import Generator
-from trainer.rollout import Judges, make_submission, single_turn
+from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.producer import ScorerSet, make_submission, single_turn
 from trainer.seeds import derive_seed
 
 
@@ -66,10 +66,10 @@ class Evaluator:
         config: RunConfig,
         prompts: Sequence[TokenPrompt],
         generator: Generator,
-        judges: Judges,
+        scorers: ScorerSet,
         run_dir: Path,
     ) -> None:
-        self._config, self._generator, self._judges, self._run_dir = config, generator, judges, run_dir
+        self._config, self._generator, self._judges, self._run_dir = config, generator, scorers, run_dir
         self._prompts = prompts[: config.eval.num_prompts]
 
     def due(self, step: int) -> bool:

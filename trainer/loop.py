@@ -21,20 +21,20 @@ from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
 from trainer.collate import Batch, align, collate, learner_columns, with_advantages
-from trainer.controllers import make_controllers, watched_metrics
-from trainer.demonstrations import SHARE, draw, no_demonstrations
-from trainer.diagnose import Probe
-from trainer.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
+from trainer.controllers.reference import Reference
+from trainer.controllers.setting_controllers import make_controllers, watched_metrics
+from trainer.credit.history import AnswerHistory
+from trainer.data.demonstrations import SHARE, draw, no_demonstrations
+from trainer.data.prompts import TokenPrompt
 from trainer.evaluate import Evaluator
-from trainer.history import AnswerHistory
 from trainer.metrics import credit_metrics, step_metrics, update_metrics
-from trainer.prompts import TokenPrompt
-from trainer.proof import Published, check_mismatch, publish
-from trainer.reference import Reference
-from trainer.replay import choose
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError
-from trainer.rollout import SAMPLING_SETTINGS, Judges, Producer, make_submission
+from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
+from trainer.rollout.producer import SAMPLING_SETTINGS, Producer, ScorerSet, make_submission
+from trainer.rollout.replay import choose
 from trainer.seeds import derive_seed
+from trainer.weights.diagnose import Probe
+from trainer.weights.weight_sync import Published, check_mismatch, publish
 
 _T = TypeVar("_T")
 _MAX_UNREWARDED_STEPS = 3
@@ -45,7 +45,7 @@ class Roles:
     """Everything a run is made of, bound to wherever it runs."""
 
     generator: Generator
-    judges: Judges
+    scorers: ScorerSet
     learner: Learner
     buffer: Buffer
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.collate import Batch, Learnable
-from trainer.tempered import tempered_metrics
+from trainer.rollout.tempered import tempered_metrics
 
 
 def entropy_of(labels: Iterable[object]) -> float:

@@ -1,7 +1,7 @@
 """The objective of one microbatch: losses by origin and KL anchor, masked and weighted. Used by learners.
 
-Row weights come from `trainer.reduce`; summing the returned loss over all microbatches and ranks of an
-update gives the update's loss, whatever the cut.
+Row weights come from `trainer.losses.normalize`; summing the returned loss over all microbatches and ranks
+of an update gives the update's loss, whatever the cut.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from configs.entries import loss_options
 from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import LossCommon
 from configs.schema import KLConfig, RunConfig
-from trainer.kl import ESTIMATORS, k3
-from trainer.logprobs import TokenScores
-from trainer.losses import LossInputs, TokenLoss
-from trainer.shapes import BoundShape, apply_shapes
+from trainer.losses.kl import ESTIMATORS, k3
+from trainer.losses.logprobs import TokenScores
+from trainer.losses.per_token import LossInputs, TokenLoss
+from trainer.token_advantages.transforms import BoundTransform, apply_transforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class TokenColumns:
     positions: Tensor
     """Of each token in its row's completion, from 0."""
     prepared: Mapping[str, Mapping[str, Tensor]]
-    """By origin what its loss's `prepare` returned, by shape.<name> what that shape's did."""
+    """By origin what its loss's `prepare` returned, by token_advantage.<name> what that transform's did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +76,14 @@ class Objective:
     entropy_coef: float = 0.0
     entropy_clamp: float = 0.0
     """Share of the vocabulary that the entropy of the bonus leaves out; above 0 it is logged by itself."""
-    shapes: Mapping[str, BoundShape] = field(default_factory=dict)
+    transforms: Mapping[str, BoundTransform] = field(default_factory=dict)
     """Changes of the advantages of origin policy, in order."""
 
     def with_settings(self, settings: Mapping[str, float]) -> Objective:
         """This objective with numbers that a controller moved, by dotted config key.
 
-        Keys are kl.coef, kl_base.coef, entropy.coef, loss.<origin>.<option> and shape.<name>.<option>.
+        Keys are kl.coef, kl_base.coef, entropy.coef, loss.<origin>.<option> and
+        token_advantage.<name>.<option>.
 
         Raises:
             ValueError: a key that names no number of the objective.
@@ -91,7 +92,7 @@ class Objective:
         for key, value in settings.items():
             section, _, rest = key.partition(".")
             name, _, option = rest.partition(".")
-            losses, shapes, anchors = changed.losses, changed.shapes, changed.anchors
+            losses, transforms, anchors = changed.losses, changed.transforms, changed.anchors
             if key == "entropy.coef":
                 changed = replace(changed, entropy_coef=value)
             elif section in anchors and rest == "coef":
@@ -100,9 +101,13 @@ class Objective:
             elif section == "loss" and hasattr(getattr(losses.get(name), "options", None), option):
                 moved = replace(losses[name].options, **{option: value})
                 changed = replace(changed, losses={**losses, name: replace(losses[name], options=moved)})
-            elif section == "shape" and hasattr(getattr(shapes.get(name), "options", None), option):
-                moved = replace(shapes[name].options, **{option: value})
-                changed = replace(changed, shapes={**shapes, name: replace(shapes[name], options=moved)})
+            elif section == "token_advantage" and hasattr(
+                getattr(transforms.get(name), "options", None), option
+            ):
+                moved = replace(transforms[name].options, **{option: value})
+                changed = replace(
+                    changed, transforms={**transforms, name: replace(transforms[name], options=moved)}
+                )
             else:
                 raise ValueError(f"setting must be a number of the objective, got {key!r}")
         return changed
@@ -123,7 +128,7 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
 
 
 def _prepared(columns: TokenColumns, place: str, chosen: Tensor) -> dict[str, Tensor]:
-    """What the `prepare` of a loss or shape found, of the chosen tokens."""
+    """What the `prepare` of a loss or transform found, of the chosen tokens."""
     return {name: column[chosen] for name, column in columns.prepared.get(place, {}).items()}
 
 
@@ -143,8 +148,10 @@ def microbatch_loss(
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
         if origin == "policy":
-            found_by = {name: _prepared(columns, f"shape.{name}", chosen) for name in objective.shapes}
-            inputs, shaped = apply_shapes(inputs, objective.shapes, found_by)
+            found_by = {
+                name: _prepared(columns, f"token_advantage.{name}", chosen) for name in objective.transforms
+            }
+            inputs, shaped = apply_transforms(inputs, objective.transforms, found_by)
             sums |= {f"mark/policy/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
         found = loss.per_token(inputs)
         part = (weights * found.loss).sum()

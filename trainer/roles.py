@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.collate import Batch, Learnable
-from trainer.diagnose import Probe
-from trainer.replay import Pick
+from trainer.rollout.replay import Pick
+from trainer.weights.diagnose import Probe
 
 WeightsRef = object
 
@@ -62,7 +62,7 @@ class Learner(Protocol):
     """All ranks of the learner."""
 
     async def score(self, batch: Batch) -> pa.Table:
-        """Columns of `trainer.rows.score_columns` for all rows, keyed by sample_id."""
+        """Columns of `trainer.model.rows.score_columns` for all rows, keyed by sample_id."""
         ...
 
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.faults.common import actor_pids, state_of
-from cluster.hosts import started_at
+from cluster.actor_process import started_at
 from cluster.train import train
 from configs.load import load_config
 from rollouts.files import Json, write_json_atomic

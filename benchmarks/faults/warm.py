@@ -30,7 +30,7 @@ class Warm:
 
     def __enter__(self) -> Warm:
         from benchmarks.faults.common import ROOT
-        from cluster.hosts import host_environment
+        from cluster.actor_process import host_environment
 
         environment = {**os.environ, **host_environment(1, "cpu")}
         self._process = subprocess.Popen(

@@ -70,14 +70,14 @@ class QuantileOptions:
 
 
 ADVANTAGES: dict[str, Kind] = {
-    "grpo": Kind(GrpoOptions, "trainer.advantages:grpo"),
-    "dr_grpo": Kind(DrGrpoOptions, "trainer.advantages:dr_grpo"),
-    "rloo": Kind(RlooOptions, "trainer.advantages:rloo"),
-    "reinforce": Kind(ReinforceOptions, "trainer.advantages:reinforce"),
-    "reinforce_pp": Kind(ReinforcePpOptions, "trainer.advantages:reinforce_pp"),
-    "pass_at_k": Kind(PassAtKOptions, "trainer.advantages:pass_at_k"),
-    "w_reinforce": Kind(WReinforceOptions, "trainer.advantages:w_reinforce"),
-    "quantile": Kind(QuantileOptions, "trainer.advantages:quantile"),
+    "grpo": Kind(GrpoOptions, "trainer.credit.advantages:grpo"),
+    "dr_grpo": Kind(DrGrpoOptions, "trainer.credit.advantages:dr_grpo"),
+    "rloo": Kind(RlooOptions, "trainer.credit.advantages:rloo"),
+    "reinforce": Kind(ReinforceOptions, "trainer.credit.advantages:reinforce"),
+    "reinforce_pp": Kind(ReinforcePpOptions, "trainer.credit.advantages:reinforce_pp"),
+    "pass_at_k": Kind(PassAtKOptions, "trainer.credit.advantages:pass_at_k"),
+    "w_reinforce": Kind(WReinforceOptions, "trainer.credit.advantages:w_reinforce"),
+    "quantile": Kind(QuantileOptions, "trainer.credit.advantages:quantile"),
 }
 GROUP_BASELINE = frozenset({"grpo", "dr_grpo", "rloo", "pass_at_k", "quantile"})
 """Kinds that compare a row with its siblings: a group of one would give them nothing."""

@@ -1,7 +1,7 @@
 """Options of the controller `entropy_bands`, and the typed bands, actuators and changes that they describe.
 
 In: mappings out of a config. Out: dataclasses, or one ValueError that names the key. Called by
-`configs.rules` to check them and by `trainer.bands` to act on them.
+`configs.rules` to check them and by `trainer.controllers.bands` to act on them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Actuator:
     """A setting that answers for some bands, within limits."""
 
     setting: str = ""
-    """entropy.coef, kl.coef, kl_base.coef, sft.share, loss.<origin>.<option> or shape.<name>.<option>."""
+    """entropy.coef, kl.coef, kl_base.coef, sft.share, loss.<origin>.<option> or
+    token_advantage.<name>.<option>."""
     bands: list[str] = field(default_factory=list)
     """Names of bands; where they disagree, one that is too low wins: what is lost is harder to get back."""
     low: float = 0.0

@@ -26,7 +26,7 @@ class Kind:
     token's own), policy_logprobs and policy_entropy (of the weights that the update starts from),
     behavior_logprobs and what else was scored: proximal_logprobs, entropy, ref_logprobs. A loss sees the
     advantages as they are before all shapes, a shape as the shapes before it make them. It returns columns of
-    the same length, or a `trainer.prepare.Prepared`.
+    the same length, or a `trainer.losses.batch_statistics.Prepared`.
     """
     start: str = ""
     """Shapes only: "module:attr" of a function options -> options that is called before anything starts.

@@ -43,10 +43,10 @@ class BatchOptions:
 
 
 BONUSES: dict[str, Kind] = {
-    "ucb": Kind(UcbOptions, "trainer.bonuses:ucb"),
-    "ucb_mean": Kind(UcbMeanOptions, "trainer.bonuses:ucb_mean"),
-    "ucb_con": Kind(UcbConOptions, "trainer.bonuses:ucb_con"),
-    "batch": Kind(BatchOptions, "trainer.bonuses:batch"),
+    "ucb": Kind(UcbOptions, "trainer.credit.bonuses:ucb"),
+    "ucb_mean": Kind(UcbMeanOptions, "trainer.credit.bonuses:ucb_mean"),
+    "ucb_con": Kind(UcbConOptions, "trainer.credit.bonuses:ucb_con"),
+    "batch": Kind(BatchOptions, "trainer.credit.bonuses:batch"),
 }
 COMPARES_SIBLINGS = frozenset({"ucb_mean", "batch"})
 """Kinds that give a group of one nothing."""

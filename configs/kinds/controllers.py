@@ -1,4 +1,4 @@
-"""Controllers by name. A target is a class, made as ``Controller(options)``; see `trainer.controllers`.
+"""Controllers by name. A target is a class, made as ``Controller(options)``; see `setting_controllers`.
 
 Options say which settings the controller moves (`moves`), by dotted config key, within which bounds, which
 metrics it names (`watches`), by option, and what is wrong with them beside their types (`problem`).
@@ -120,9 +120,13 @@ class ThresholdOptions(_Fine):
 
 
 CONTROLLERS: dict[str, Kind] = {
-    "adaptive_entropy": Kind(AdaptiveEntropyOptions, "trainer.controllers:AdaptiveEntropy"),
-    "projected_band": Kind(ProjectedBandOptions, "trainer.projected_band:ProjectedBand"),
-    "adaptive_setting": Kind(AdaptiveSettingOptions, "trainer.controllers:AdaptiveSetting"),
-    "entropy_bands": Kind(EntropyBandsOptions, "trainer.bands:EntropyBands"),
-    "threshold": Kind(ThresholdOptions, "trainer.controllers:Threshold"),
+    "adaptive_entropy": Kind(
+        AdaptiveEntropyOptions, "trainer.controllers.setting_controllers:AdaptiveEntropy"
+    ),
+    "projected_band": Kind(ProjectedBandOptions, "trainer.controllers.projected_band:ProjectedBand"),
+    "adaptive_setting": Kind(
+        AdaptiveSettingOptions, "trainer.controllers.setting_controllers:AdaptiveSetting"
+    ),
+    "entropy_bands": Kind(EntropyBandsOptions, "trainer.controllers.bands:EntropyBands"),
+    "threshold": Kind(ThresholdOptions, "trainer.controllers.setting_controllers:Threshold"),
 }

@@ -32,5 +32,5 @@ class FileOptions:
 
 DATASETS: dict[str, Kind] = {
     "lab": Kind(LabOptions, "lab.problems:load_prompts"),
-    "file": Kind(FileOptions, "trainer.dataset:load_file"),
+    "file": Kind(FileOptions, "trainer.data.file_dataset:load_file"),
 }

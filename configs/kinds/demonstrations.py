@@ -43,5 +43,5 @@ class FileDemonstrationOptions:
 
 DEMONSTRATIONS: dict[str, Kind] = {
     "lab": Kind(LabDemonstrationOptions, "lab.corpus:load_demonstrations"),
-    "file": Kind(FileDemonstrationOptions, "trainer.demonstrations:load_file"),
+    "file": Kind(FileDemonstrationOptions, "trainer.data.demonstrations:load_file"),
 }

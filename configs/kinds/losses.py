@@ -31,7 +31,7 @@ class PpoClipOptions:
 
     clip_low: float = 0.2
     clip_high: float = 0.2
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """What the ratio is taken to: proximal (the policy before this step's updates) or behavior (the sampler).
 
     Rows of older weights (replay, rollout.max_lag above 0) need behavior for a ratio that corrects for them.
@@ -49,7 +49,7 @@ class GspoOptions:
 
     clip_low: float = 3e-4
     clip_high: float = 4e-4
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip."""
 
 
@@ -63,7 +63,7 @@ class CispoOptions:
 
     clip_low: float = 1.0
     clip_high: float = 4.0
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip."""
 
 
@@ -78,7 +78,7 @@ class GppoOptions:
     clip_high: float = 0.2
     dual_clip: float = 10.0
     """As in ppo_clip."""
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip."""
 
 
@@ -97,7 +97,7 @@ class CeGppoOptions:
     """Of tokens with A > 0 above the bound: a larger one raises entropy."""
     dual_clip: float = 10.0
     """As in ppo_clip."""
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip."""
 
 
@@ -121,7 +121,7 @@ class ClipCovOptions:
     clip_low: float = 1.0
     clip_high: float = 1.0
     """The ratio's own clip: [0, 2] in the runs, on purpose; the paper's other methods have 0.2."""
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip."""
 
 
@@ -134,17 +134,23 @@ class KlCovOptions:
 
     fraction: float = 2e-4
     beta: float = 1.0
-    old: str = "proximal"
+    ratio_to: str = "proximal"
     """As in ppo_clip, for the ratio and for the term."""
 
 
 LOSSES: dict[str, Kind] = {
-    "ppo_clip": Kind(PpoClipOptions, "trainer.losses:ppo_clip"),
-    "gspo": Kind(GspoOptions, "trainer.losses:gspo"),
-    "cispo": Kind(CispoOptions, "trainer.losses:cispo"),
-    "gppo": Kind(GppoOptions, "trainer.losses:gppo"),
-    "ce_gppo": Kind(CeGppoOptions, "trainer.losses:ce_gppo"),
-    "nll": Kind(NllOptions, "trainer.losses:nll", supervised=True),
-    "clip_cov": Kind(ClipCovOptions, "trainer.covariance:clip_cov", "trainer.covariance:select_in_band"),
-    "kl_cov": Kind(KlCovOptions, "trainer.covariance:kl_cov", "trainer.covariance:select_top"),
+    "ppo_clip": Kind(PpoClipOptions, "trainer.losses.per_token:ppo_clip"),
+    "gspo": Kind(GspoOptions, "trainer.losses.per_token:gspo"),
+    "cispo": Kind(CispoOptions, "trainer.losses.per_token:cispo"),
+    "gppo": Kind(GppoOptions, "trainer.losses.per_token:gppo"),
+    "ce_gppo": Kind(CeGppoOptions, "trainer.losses.per_token:ce_gppo"),
+    "nll": Kind(NllOptions, "trainer.losses.per_token:nll", supervised=True),
+    "clip_cov": Kind(
+        ClipCovOptions, "trainer.losses.covariance:clip_cov", "trainer.losses.covariance:select_in_band"
+    ),
+    "kl_cov": Kind(
+        KlCovOptions,
+        "trainer.losses.covariance:kl_cov",
+        "trainer.losses.covariance:select_top",
+    ),
 }

@@ -27,5 +27,5 @@ class PassAtKValueOptions:
 
 
 PROMPT_WEIGHTS: dict[str, Kind] = {
-    "pass_at_k_value": Kind(PassAtKValueOptions, "trainer.prompt_weights:pass_at_k_value"),
+    "pass_at_k_value": Kind(PassAtKValueOptions, "trainer.credit.prompt_weights:pass_at_k_value"),
 }

@@ -41,6 +41,6 @@ class MaraOptions:
 
 
 REWARD_SHAPES: dict[str, Kind] = {
-    "overlong": Kind(OverlongOptions, "trainer.reward_shapes:overlong"),
-    "mara": Kind(MaraOptions, "trainer.reward_shapes:mara", reference=True),
+    "overlong": Kind(OverlongOptions, "trainer.credit.reward_shapes:overlong"),
+    "mara": Kind(MaraOptions, "trainer.credit.reward_shapes:mara", reference=True),
 }

@@ -1,0 +1,165 @@
+"""What `actors.sandbox` and its children say to each other: length-prefixed JSON, nothing that is executed.
+
+Records in, JSON values out, and back. A reply comes from a process that ran untrusted code, so every value in
+it is checked. Used by `actors.sandbox`, `actors.sandbox_worker` and, for `check_judgements`, `actors.scorer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from configs.kinds.base import load_target
+from rewards.custom import finite_or_none
+from rollouts.records import Completion, Judgement, Prompt, Span, Status
+
+HEADER = struct.Struct(">I")
+"""Number of bytes of JSON that follow."""
+MAX_REPLY_BYTES = 1 << 24
+MAX_SPAN_END = (1 << 31) - 1
+
+JsonObject = dict[str, object]
+_INVALID = Judgement(score=None, status="invalid")
+
+
+def pack(message: JsonObject) -> bytes:
+    """One message, header included. Lone surrogates survive, as ASCII escapes."""
+    body = json.dumps(message).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def encode_options(options: object) -> JsonObject:
+    """A dataclass as its type ("module:name") and fields; a mapping as fields alone."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        kind = type(options)
+        return {"type": f"{kind.__module__}:{kind.__qualname__}", "fields": dataclasses.asdict(options)}
+    if isinstance(options, Mapping):
+        return {"type": "", "fields": dict(options)}
+    raise ValueError(f"options must be a dataclass or a mapping, got {type(options).__name__}")
+
+
+def decode_options(kind: str, fields: Mapping[str, object]) -> object:
+    """The inverse of `encode_options`. JSON has no tuples: a dataclass field that is a list becomes one."""
+    if not kind:
+        return dict(fields)
+    return load_target(kind)(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    )
+
+
+def encode_group(prompt: Prompt, completions: Sequence[Completion]) -> JsonObject:
+    """A prompt and its completions as JSON values."""
+    return {
+        "prompt": {
+            "prompt_id": prompt.prompt_id,
+            "messages": prompt.messages,
+            "answer": prompt.answer,
+            "domain": prompt.domain,
+            "epoch": prompt.epoch,
+            "extra": dict(prompt.extra),
+        },
+        "completions": [dataclasses.asdict(completion) for completion in completions],
+    }
+
+
+def decode_prompt(fields: JsonObject) -> Prompt:
+    """The inverse of `encode_group`'s prompt; the sender is the trusted side."""
+    messages = fields.pop("messages")
+    assert isinstance(messages, list)
+    return Prompt(messages=tuple((role, content) for role, content in messages), **fields)  # type: ignore[arg-type]
+
+
+def decode_completion(fields: JsonObject) -> Completion:
+    """The inverse of one of `encode_group`'s completions; the sender is the trusted side."""
+    versions = fields.pop("versions")
+    assert isinstance(versions, list)
+    flat = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Completion(versions=tuple((start, version) for start, version in versions), **flat)  # type: ignore[arg-type]
+
+
+def encode_judgement(judgement: Judgement) -> JsonObject:
+    """A judgement as JSON values."""
+    return {
+        "score": judgement.score,
+        "status": judgement.status,
+        "tags": dict(judgement.tags),
+        "spans": [[span.label, span.start, span.end] for span in judgement.spans],
+        "answer": judgement.answer,
+        "answer_ok": judgement.answer_ok,
+    }
+
+
+def decode_judgement(fields: object) -> Judgement:
+    """The inverse of `encode_judgement`, for any value: ``invalid`` unless every part has its type."""
+    if not isinstance(fields, dict):
+        return _INVALID
+    status, score = fields.get("status"), fields.get("score")
+    if status in ("error", "invalid") and score is None:
+        return Judgement(score=None, status=status)
+    spans = fields.get("spans")
+    if status != "ok" or not isinstance(score, float) or not isinstance(spans, list):
+        return _INVALID
+    try:
+        made = tuple(Span(label=label, start=start, end=end) for label, start, end in spans)
+    except (TypeError, ValueError):
+        return _INVALID
+    judgement = Judgement(
+        score=score,
+        tags=fields.get("tags"),  # type: ignore[arg-type]
+        spans=made,
+        answer=fields.get("answer"),
+        answer_ok=fields.get("answer_ok"),
+    )
+    return check_judgements([judgement], 1)[0]
+
+
+def check_judgements(results: object, count: int) -> list[Judgement]:
+    """What a scorer function returned, made safe: `count` judgements, finite scores, the types they declare.
+
+    A judgement that is not so becomes ``invalid``; a result that is no list of `count` makes all of them so.
+    """
+    if not isinstance(results, (list, tuple)) or len(results) != count:
+        return [_INVALID] * count
+    return [_checked(result) for result in results]
+
+
+def _checked(result: object) -> Judgement:
+    if not isinstance(result, Judgement):
+        return _INVALID
+    if result.score is None:
+        return result if result.status in get_args(Status) else _INVALID
+    score = finite_or_none(result.score)
+    tags_ok = isinstance(result.tags, Mapping) and all(
+        isinstance(key, str) and isinstance(value, str) for key, value in result.tags.items()
+    )
+    spans_ok = isinstance(result.spans, tuple) and all(_is_span(span) for span in result.spans)
+    answer_ok = isinstance(result.answer, (str, type(None))) and isinstance(
+        result.answer_ok, (bool, type(None))
+    )
+    if score is None or not (tags_ok and spans_ok and answer_ok) or not _is_storable(result):
+        return _INVALID
+    return dataclasses.replace(result, score=score)
+
+
+def _is_storable(judgement: Judgement) -> bool:
+    """Whether its texts are Unicode and its spans fit a row's columns."""
+    texts = [judgement.answer or "", *judgement.tags, *judgement.tags.values()]
+    texts += [span.label for span in judgement.spans]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return all(span.end <= MAX_SPAN_END for span in judgement.spans)
+
+
+def _is_span(span: object) -> bool:
+    return (
+        isinstance(span, Span)
+        and isinstance(span.label, str)
+        and isinstance(span.start, int)
+        and isinstance(span.end, int)
+        and 0 <= span.start <= span.end
+    )

@@ -1,0 +1,114 @@
+"""The process in which untrusted scoring code runs: ``python -m actors.sandbox_worker REQUEST_FD REPLY_FD``.
+
+In: one opening message (which function, which options), then groups, as length-prefixed JSON on REQUEST_FD.
+Out: one reply each on REPLY_FD. Ends when REQUEST_FD closes. Started and killed by `actors.sandbox` alone; it
+imports no torch, ray or vllm, so that another is cheap to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import BinaryIO
+
+from actors.sandbox_protocol import (
+    HEADER,
+    JsonObject,
+    check_judgements,
+    decode_completion,
+    decode_options,
+    decode_prompt,
+    encode_judgement,
+    pack,
+)
+from configs.kinds.base import load_target
+
+MEMORY_LIMIT_BYTES = 8 << 30
+"""Address space: a runaway allocation becomes a MemoryError here and not a machine out of memory."""
+ORPHAN_GRACE_S = 5.0
+"""The parent kills at the limit; should it be gone, the kernel ends this process so much later."""
+MAX_DETAIL_CHARS = 300
+
+Scorer = Callable[..., object]
+
+
+def main() -> None:
+    """Serve until the parent closes the request pipe."""
+    request_fd, reply_fd = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (request_fd, reply_fd):
+        os.set_inheritable(descriptor, False)
+    os.dup2(2, 1)  # what the function prints goes where errors go
+    with contextlib.suppress(ValueError, OSError):  # a lower limit set from outside stays
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open(request_fd, "rb") as requests, open(reply_fd, "wb") as replies:
+        opening = _receive(requests)
+        if opening is None:
+            return
+        try:
+            function, options = _open(opening)
+        except Exception as error:
+            _send(replies, {"refused": _describe(error)})
+            return
+        _send(replies, {"ready": True})
+        while (request := _receive(requests)) is not None:
+            _send(replies, _serve(function, options, request))
+
+
+def _open(opening: JsonObject) -> tuple[Scorer, object]:
+    """Import the function and warm it up; whatever that raises makes the function unusable."""
+    described = opening["options"]
+    assert isinstance(described, dict)
+    function = load_target(str(opening["target"]))
+    options = decode_options(described["type"], described["fields"])
+    if opening["warm_target"]:
+        load_target(str(opening["warm_target"]))(options)
+    return function, options
+
+
+def _serve(function: Scorer, options: object, request: JsonObject) -> JsonObject:
+    """Judge one request; an exception is an answer too."""
+    fields, completions, limit_s = request["prompt"], request["completions"], request["limit_s"]
+    assert isinstance(fields, dict) and isinstance(completions, list) and isinstance(limit_s, float)
+    group = [decode_completion(completion) for completion in completions]
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
+    try:
+        judgements = check_judgements(function(decode_prompt(fields), group, options), len(group))
+    except Exception as error:
+        return {"id": request["id"], "error": _describe(error)}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    return {"id": request["id"], "judgements": [encode_judgement(judgement) for judgement in judgements]}
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+
+
+def _receive(requests: BinaryIO) -> JsonObject | None:
+    """The next message, or None at the end."""
+    header = requests.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (size,) = HEADER.unpack(header)
+    message = json.loads(requests.read(size))
+    assert isinstance(message, dict)
+    return message
+
+
+def _send(replies: BinaryIO, message: JsonObject) -> None:
+    replies.write(pack(message))
+    replies.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        os._exit(0)  # threads that the function left behind must not keep the process

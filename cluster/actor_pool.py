@@ -1,0 +1,263 @@
+"""The actors that stand: started for a run, and given to the next one where they fit it.
+
+Starting an engine and a learner takes longer than many a small run. What an actor was built with cannot be
+changed (`built_in`); everything else of a config comes with the next run: the ranks go back to the weights of
+step 0 and hand them to the engines, a scorer goes on if it scorers alike, and the buffer is a new one,
+because it belongs to a folder. Called by `cluster.attempt`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Final
+
+from ray.util.placement_group import remove_placement_group
+
+from cluster.actors import (
+    ScorerPool,
+    Site,
+    scorer_set,
+    spawn_buffer,
+    spawn_engines,
+    spawn_learner,
+    spawn_scorers,
+)
+from cluster.job import ResolvedRun
+from cluster.placement import reserve
+from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, NoEngines
+from cluster.run_directory import Claim
+from cluster.spawn import ActorCallError, wait_ready
+from cluster.supervise import Fleet, Supervised, Tell
+from configs.schema import RunConfig
+from trainer.loop import Roles
+from trainer.objective import bound_losses
+from trainer.roles import LearnerLostError
+from trainer.rollout.producer import ScorerSet
+
+BUILT_IN: Final = (
+    *("model", "generator", "cluster", "sync.num_probes"),
+    *("rollout.max_prompt_tokens", "rollout.max_tokens"),
+    *("learner.num_ranks", "learner.zero_stage", "learner.logit_chunk_tokens", "learner.offload_anchor"),
+    *("learner.betas", "learner.eps", "learner.weight_decay", "learner.max_grad_norm"),
+)
+"""Keys and sections that engines and learner ranks are built with: another value needs other actors."""
+_CLOSE_LIMIT_S = 5.0
+
+
+def built_in(standing: RunConfig, wanted: RunConfig) -> list[str]:
+    """Keys of `BUILT_IN` in which two configs differ; actors of one fit the other if there are none."""
+    return [key for key in BUILT_IN if attrgetter(key)(standing) != attrgetter(key)(wanted)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingActors:
+    """What a run that learns nothing needs."""
+
+    generator: Engines
+    scorers: ScorerSet
+    buffer: BufferProxy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingActors:
+    """The actors of a run in their roles, and the size of its model."""
+
+    roles: Roles
+    buffer: BufferProxy
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Actors:
+    """Who stands; `engines` and `scorer_pools` are empty where nothing is sampled."""
+
+    engines: Sequence[Supervised]
+    generator: Engines | NoEngines
+    scorer_pools: Mapping[str, ScorerPool]
+    learner: LearnerGroup
+    buffer: BufferProxy
+    keeper: Supervised
+    log_dir: Path
+    """Where they were started."""
+
+    @property
+    def others(self) -> tuple[Supervised, ...]:
+        """All but the learner's ranks; the buffer's last."""
+        scorers = (replica for scorer_pool in self.scorer_pools.values() for replica in scorer_pool.replicas)
+        return (*self.engines, *scorers, self.keeper)
+
+
+class ActorPool:
+    """Starts actors, watches them while a run works with them, keeps them in between, ends them."""
+
+    def __init__(self) -> None:
+        self._site: Site | None = None
+        self._actors: _Actors | None = None
+        self._scorers: tuple[Supervised, ...] = ()
+        self._fleet = Fleet(())
+
+    async def for_training(
+        self, order: ResolvedRun, claim: Claim, tell: Tell, samples: bool
+    ) -> TrainingActors:
+        """Every actor of a run that learns, ready and watched; without engines and scorers if it samples not.
+
+        Actors of the last run that do not fit, or do not come back from it, are ended and others started.
+        """
+        renewed = await self._renewed(order, claim, tell) if samples else None
+        if renewed is None:
+            await self.close()
+            renewed = await self._start(await self._open(order, claim, tell), claim.run_dir, samples)
+        actors, size = renewed
+        self._fleet.watch()
+        scorers = (
+            scorer_set(order.config, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
+        )
+        roles = Roles(
+            generator=actors.generator, scorers=scorers, learner=actors.learner, buffer=actors.buffer
+        )
+        return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size)
+
+    async def for_sampling(self, order: ResolvedRun, claim: Claim, tell: Tell) -> SamplingActors:
+        """The actors of a run that learns nothing, ready and watched. They are never kept."""
+        await self.close()
+        site = await self._open(order, claim, tell)
+        engines, scorer_pools = spawn_engines(site), spawn_scorers(site)
+        buffer, keeper = spawn_buffer(site, claim.run_dir)
+        self._scorers = tuple(
+            replica for scorer_pool in scorer_pools.values() for replica in scorer_pool.replicas
+        )
+        self._fleet = Fleet((*engines, *self._scorers, keeper))
+        await wait_ready((*engines, *self._scorers, keeper), site.config.cluster.ready_timeout_s)
+        self._fleet.watch()
+        return SamplingActors(
+            generator=Engines(engines), scorers=scorer_set(site.config, scorer_pools), buffer=buffer
+        )
+
+    def progress(self) -> None:
+        """A step was finished."""
+        self._fleet.progress()
+
+    async def rest(self) -> None:
+        """The run is over: its buffer ends with it, the others stand unwatched until the next one."""
+        await self._fleet.rest()
+        if self._site is not None and self._actors is not None:
+            self._site.tell = _tell_nobody
+            self._actors.keeper.kill()
+
+    async def close(self) -> None:
+        """End everything."""
+        await _close(self._scorers)
+        await self._fleet.close()
+        if self._site is not None and self._site.group is not None:
+            remove_placement_group(self._site.group)
+        self._site = self._actors = None
+        self._fleet, self._scorers = Fleet(()), ()
+
+    async def _renewed(self, order: ResolvedRun, claim: Claim, tell: Tell) -> tuple[_Actors, int] | None:
+        """The actors of the run before and the number of parameters; None, and why, if they are of no use."""
+        note, site, before = order.reporter.note, self._site, self._actors
+        if site is None or before is None or not before.engines:
+            return None
+        others = built_in(site.config, order.config)
+        if others:
+            note(f"other actors are needed: {', '.join(others)} differ from the run before")
+            return None
+        actors = await self._fitted(site, before, order, claim, tell)
+        limit_s = order.config.cluster.ready_timeout_s
+        try:
+            # Nobody watches them yet, and a call to an engine has no limit of its own.
+            async with asyncio.timeout(limit_s):
+                size = await self._reset(actors, order.config)
+        except TimeoutError:
+            note(f"other actors are needed: those of the run before did not answer within {limit_s:g} s")
+            return None
+        except (LearnerLostError, ActorCallError) as error:
+            note(f"other actors are needed: {error}")
+            return None
+        note(f"the actors of the run before go on; their logs are in {before.log_dir}")
+        return actors, size
+
+    async def _open(self, order: ResolvedRun, claim: Claim, tell: Tell) -> Site:
+        config, group = order.config, None
+        if config.cluster.spawn == "ray":
+            group = await reserve(order.placement, config.cluster.ready_timeout_s)
+        self._site = Site(
+            config=config, placement=order.placement, group=group, log_dir=claim.log_dir, tell=tell
+        )
+        order.reporter.note(f"starting actors; their logs are in {claim.log_dir}")
+        return self._site
+
+    async def _start(self, site: Site, run_dir: Path, samples: bool) -> tuple[_Actors, int]:
+        engines = spawn_engines(site) if samples else []
+        scorer_pools = spawn_scorers(site) if samples else {}
+        buffer, keeper = spawn_buffer(site, run_dir)
+        actors = _Actors(
+            engines=engines,
+            generator=Engines(engines) if samples else NoEngines(),
+            scorer_pools=scorer_pools,
+            learner=spawn_learner(site, buffer),
+            buffer=buffer,
+            keeper=keeper,
+            log_dir=site.log_dir,
+        )
+        self._take(actors)
+        limit_s = site.config.cluster.ready_timeout_s
+        size, _ = await asyncio.gather(actors.learner.ready(), wait_ready(actors.others, limit_s))
+        return actors, size
+
+    async def _fitted(
+        self, site: Site, before: _Actors, order: ResolvedRun, claim: Claim, tell: Tell
+    ) -> _Actors:
+        """The same engines and ranks with this run's scorers and buffer, of which the new ones are ready."""
+        site.config, site.log_dir, site.tell = order.config, claim.log_dir, tell
+        scorer_pools = spawn_scorers(site, before.scorer_pools)
+        buffer, keeper = spawn_buffer(site, claim.run_dir)
+        actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, keeper=keeper)
+        self._take(actors)
+        await _end([each for each in before.others[:-1] if each not in actors.others])
+        new = [each for each in actors.others if each not in before.others]
+        await wait_ready(new, order.config.cluster.ready_timeout_s)
+        return actors
+
+    async def _reset(self, actors: _Actors, config: RunConfig) -> int:
+        """Make engines and ranks as if just started for this run: weights of step 0, nothing running.
+
+        Returns the number of parameters.
+        """
+        learner = actors.learner
+        self._fleet.progress()
+        await learner.reset(config, bound_losses(config), actors.buffer)
+        # Weights of an earlier version make an engine drop what it still samples.
+        await actors.generator.load(await learner.publish(0))
+        await actors.generator.resume()
+        return await learner.ready()
+
+    def _take(self, actors: _Actors) -> None:
+        """From now on these are to be watched and ended."""
+        self._actors = actors
+        self._scorers = tuple(
+            replica for scorer_pool in actors.scorer_pools.values() for replica in scorer_pool.replicas
+        )
+        self._fleet = Fleet((actors.learner, *actors.others))
+
+
+def _tell_nobody(kind: str, actor: str, **fields: str | float) -> None:
+    """Between two runs: their folders are no longer, or not yet, ours."""
+
+
+async def _end(scorers: Sequence[Supervised]) -> None:
+    await _close(scorers)
+    for scorer in scorers:
+        scorer.kill()
+
+
+async def _close(scorers: Sequence[Supervised]) -> None:
+    """Let scorers end what their code has started, before their processes are killed."""
+    with suppress(Exception):
+        async with asyncio.timeout(_CLOSE_LIMIT_S):
+            await asyncio.gather(*(each.once("close") for each in scorers), return_exceptions=True)

@@ -1,0 +1,144 @@
+"""The processes actors live in: set up the process, then import and build the actor, then pass calls on.
+
+An actor's module (torch, vLLM, DeepSpeed) is imported only after environment and log file are set,
+because all of them read the environment once, at import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSetup:
+    """What an actor's process needs before its imports."""
+
+    label: str
+    log_file: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, int] | None = None
+    """(first, number) among the cores this process may use; None leaves it all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """Which plain class to build ("module:Class") with which arguments."""
+
+    target: str
+    arguments: tuple[object, ...]
+
+
+def prepare_process(setup: ProcessSetup) -> None:
+    """Apply cores, environment and output redirection to this process."""
+    if setup.cores is not None:
+        first, number = setup.cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + number])
+    os.environ.update(setup.environment)
+    if setup.log_file:
+        os.makedirs(os.path.dirname(setup.log_file), exist_ok=True)
+        descriptor = os.open(setup.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+def build(blueprint: Blueprint) -> object:
+    """Import the class and construct it."""
+    module, _, name = blueprint.target.partition(":")
+    return getattr(importlib.import_module(module), name)(*blueprint.arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """Which process it is, even if its number is given away again: `started` is in ticks since boot."""
+
+    host: str
+    pid: int
+    started: int
+
+
+def started_at(pid: int) -> int | None:
+    """When process `pid` of this machine began; None if there is none (or it is a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def this_process() -> ProcessId:
+    """The process this runs in."""
+    return ProcessId(host=socket.gethostname(), pid=os.getpid(), started=started_at(os.getpid()) or 0)
+
+
+class Host:
+    """Hosts one actor. Plain methods run one at a time on the thread that built it; async ones interleave.
+
+    The process itself stays free to say that it is alive while a plain method works.
+    """
+
+    def __init__(self, setup: ProcessSetup, blueprint: Blueprint) -> None:
+        prepare_process(setup)
+        self._label = setup.label
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=setup.label)
+        self._actor = self._thread.submit(build, blueprint).result()
+
+    async def call(self, method: str, *arguments: object) -> object:
+        """The result of a method."""
+        function = getattr(self._actor, method)
+        if inspect.iscoroutinefunction(function):
+            return await function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def call_ref(self, method: str, *arguments: object) -> tuple[object, None]:
+        """The same as two results: a caller can wait for the second and leave the first where it is."""
+        return await self.call(method, *arguments), None
+
+    async def stalled_for_s(self) -> float:
+        """Seconds since the actor last moved, by its own account; an answer at all is a sign of life."""
+        own = getattr(self._actor, "stalled_for_s", None)
+        return await own() if own is not None else 0.0
+
+    async def process(self) -> ProcessId:
+        """Whom to kill."""
+        return this_process()
+
+    def __repr__(self) -> str:
+        return self._label
+
+
+def host_environment(threads: int, device: str) -> dict[str, str]:
+    """Environment of every engine and learner process: quiet, offline-safe, and CPU-safe on CPU."""
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "DO_NOT_TRACK": "1",
+    }
+    if device == "cpu":
+        environment |= {
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Compiling the sampler takes 20 s on the first call and brings nothing at these sizes.
+            "TORCHDYNAMO_DISABLE": "1",
+            # An idle OpenMP team that spins would take the core from whoever's turn it is.
+            "KMP_BLOCKTIME": "0",
+            # glibc gives a second thread an arena that hands its memory back after every engine step.
+            "MALLOC_ARENA_MAX": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+    return environment

@@ -1,0 +1,335 @@
+"""Roles bound to actors: the protocols of `trainer.roles`, implemented by calls to supervised handles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.requests import RankUpdate
+from cluster.spawn import ActorLostError, Handle, wait_ready
+from cluster.supervise import PING_S, Failures, Limits, Supervised, Tell, quiet_reason
+from configs.schema import RunConfig
+from rollouts.records import Completion, Judgement, Prompt, Status, Submission
+from trainer.collate import Batch, Learnable
+from trainer.model.batch_plan import BatchPlan
+from trainer.objective import BoundLoss
+from trainer.roles import LearnerLostError, Restored, WeightsRef
+from trainer.rollout.replay import Pick
+from trainer.weights.diagnose import Probe
+
+_SCORE_ATTEMPTS = 2
+_OTHER_RANKS_S = 10.0
+"""After a rank raised, how long the others may take to show that one of them died and caused it."""
+
+
+class Engines:
+    """All engines as one `Generator`: submission i goes to engine i modulo their number.
+
+    A replaced engine gets the last weights, and is paused if the others are; the submissions it had are
+    given again, with their seeds.
+    """
+
+    def __init__(self, engines: Sequence[Supervised]) -> None:
+        self._engines = engines
+        self._weights: WeightsRef | None = None
+        self._paused = False
+        for engine in engines:
+            engine.prepare = self._bring_up
+
+    async def _bring_up(self, handle: Handle) -> None:
+        if self._weights is not None:
+            await handle.call("load", self._weights)
+        if self._paused:
+            await handle.call("pause")
+
+    async def generate(self, submission: Submission) -> list[Completion]:
+        engine = self._engines[submission.submission_index % len(self._engines)]
+        return await engine.call("generate", submission)  # type: ignore[no-any-return]
+
+    async def load(self, weights: WeightsRef) -> None:
+        self._weights = weights
+        await self._all("load", weights)
+
+    async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+        return await self._all("probe", probes)
+
+    async def pause(self) -> None:
+        self._paused = True
+        await self._all("pause")
+
+    async def resume(self) -> None:
+        self._paused = False
+        await self._all("resume")
+
+    async def _all(self, method: str, *arguments: object) -> list[Any]:
+        return list(await asyncio.gather(*(engine.call(method, *arguments) for engine in self._engines)))
+
+
+class ScorerReplicas:
+    """The replicas of one scorer; each judges one group at a time, and its limit begins when it begins.
+
+    What goes wrong becomes a status: a group on which replicas died twice, or that took longer than
+    `limit_s` (that replica is replaced), has null scores.
+    """
+
+    def __init__(self, replicas: Sequence[Supervised], limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._idle: asyncio.Queue[Supervised] = asyncio.Queue()
+        for replica in replicas:
+            self._idle.put_nowait(replica)
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        replica = await self._idle.get()
+        work = asyncio.ensure_future(self._judge(replica, prompt, completions))
+        work.add_done_callback(lambda _: self._idle.put_nowait(replica))
+        # A caller that gives up leaves the replica busy: its next group must not wait for this one's end.
+        return await asyncio.shield(work)
+
+    async def _judge(
+        self, replica: Supervised, prompt: Prompt, completions: Sequence[Completion]
+    ) -> list[Judgement]:
+        status: Status = "crashed"
+        limit_s = self.limit_s
+        for _ in range(_SCORE_ATTEMPTS):
+            await replica.settled()  # the limit is for judging, not for starting a replacement
+            try:
+                return await asyncio.wait_for(replica.once("score", prompt, completions), limit_s)
+            except TimeoutError:
+                replica.replace(f"{replica.label} judged a group for {limit_s:g} s", counted=False)
+                status = "timeout"
+                break
+            except ActorLostError:
+                continue
+        return [Judgement(score=None, status=status) for _ in completions]
+
+
+class NoEngines:
+    """The `Generator` of a run on saved rollouts: weights go nowhere and nothing is sampled."""
+
+    async def generate(self, submission: Submission) -> list[Completion]:
+        raise RuntimeError(f"a run on saved rollouts must have group {submission.submission_index}")
+
+    async def load(self, weights: WeightsRef) -> None: ...
+
+    async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+        return []
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+
+class BufferProxy:
+    """The rollout buffer. A replaced one reads the journal and takes again what was taken."""
+
+    def __init__(self, keeper: Supervised) -> None:
+        self._keeper = keeper
+        self._step = 0
+        self._taken: tuple[object, ...] | None = None
+        keeper.prepare = self._bring_up
+
+    async def _bring_up(self, handle: Handle) -> None:
+        await handle.call("reopen", self._step)
+        if self._taken is not None:
+            await handle.call("take", *self._taken)
+
+    async def rewind(self, step: int, attempt: int) -> Restored:
+        self._step, self._taken = step, None
+        return await self._keeper.call("rewind", step, attempt)  # type: ignore[no-any-return]
+
+    async def adopt(self, run_dir: str) -> int:
+        return await self._keeper.call("adopt", run_dir)  # type: ignore[no-any-return]
+
+    async def add(self, batch: pa.RecordBatch) -> None:
+        await self._keeper.call("add", batch)
+
+    async def waiting(self) -> tuple[int, ...]:
+        return await self._keeper.call("waiting")  # type: ignore[no-any-return]
+
+    async def rewards(self, first: int, last: int) -> pa.Table:
+        return await self._keeper.call("rewards", first, last)  # type: ignore[no-any-return]
+
+    async def take(
+        self,
+        num_groups: int,
+        min_version: int,
+        replay: Sequence[Pick] = (),
+        sft: pa.RecordBatch | None = None,
+    ) -> pa.Table | None:
+        arguments = (num_groups, min_version, tuple(replay), sft)
+        found = await self._keeper.call("take", *arguments)
+        self._taken = arguments if found is not None else None
+        return found
+
+    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float:
+        seconds: float = await self._keeper.call("commit", step, columns, summary)
+        self._step, self._taken = step, None
+        return seconds
+
+    async def shard(self, rows: Sequence[int]) -> object:
+        """A reference to the shard with these rows; the rank fetches it from the buffer's node."""
+        return await self._keeper.call_ref("shard", rows)
+
+
+def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
+    """The rank's microbatches in numbers of its own shard, whose rows are `plan.rows_of(rank)` in order."""
+    numbers = iter(range(len(plan.rows_of(rank))))
+    return [[list(islice(numbers, len(micro))) for micro in update] for update in plan.microbatches[rank]]
+
+
+def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One update's metric sums over ranks; the gradient norm is global already, a skip is every rank's."""
+    names = sorted({name for part in parts for name in part if not name.startswith("rank/")})
+    total = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+    return total | {"grad/norm": parts[0]["rank/grad_norm"], "grad/applied": parts[0]["rank/applied"]}
+
+
+class LearnerGroup:
+    """All learner ranks as one `Learner`; each fetches its own token-balanced shard.
+
+    Ranks hold the state together: when one is lost, all are ended and `LearnerLostError` says so. `restart`
+    then starts them afresh, and what they knew comes from a checkpoint.
+    """
+
+    def __init__(
+        self, start: Callable[[], Sequence[Handle]], buffer: BufferProxy, limits: Limits, tell: Tell
+    ) -> None:
+        self._start, self._buffer, self._limits, self._tell = start, buffer, limits, tell
+        self._failures = Failures("learner", limits, tell)
+        self._handles = start()
+        self._lost = ""
+
+    async def ready(self) -> int:
+        """Wait for all ranks; the number of parameters."""
+        return int((await wait_ready(self._handles, self._limits.ready_s))[0])
+
+    async def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss], buffer: BufferProxy) -> None:
+        """Give the ranks another run: weights of step 0, a new optimizer, that run's losses and rows.
+
+        Raises:
+            LearnerLostError: a rank died or hangs; all are ended.
+        """
+        self._buffer = buffer
+        await self._all("reset", config, losses)
+
+    async def restart(self) -> None:
+        began = time.perf_counter()
+        while True:
+            await self._failures.note(self._lost or "asked for")
+            self._handles = self._start()
+            try:
+                await self.ready()
+            except ActorLostError as error:
+                self._lost = str(error)
+                self.kill(force=True)
+                continue
+            self._lost = ""
+            self._tell("actor_replaced", "learner", seconds=round(time.perf_counter() - began, 3))
+            return
+
+    def progress(self) -> None:
+        """A step was finished: failures count from zero again."""
+        self._failures.clear()
+
+    def kill(self, force: bool = False) -> None:
+        """End all ranks."""
+        for handle in self._handles:
+            handle.kill(force)
+
+    async def watch(self) -> None:
+        """Look every second whether each rank is alive; one that is not is ended, and the next call fails."""
+        while True:
+            await asyncio.sleep(PING_S)
+            for handle in self._handles if not self._lost else ():
+                reason = await quiet_reason(handle, self._limits.hang_s, self._tell)
+                if reason and handle in self._handles and not self._lost:
+                    self._lost = reason
+                    self.kill(force=True)
+
+    async def _each(
+        self, method: str, arguments: Sequence[tuple[object, ...]], keep: bool = False
+    ) -> list[Any]:
+        """Call `method` on every rank with arguments of its own; all results, in order of rank.
+
+        Raises:
+            LearnerLostError: a rank died or hangs; all are ended.
+            Exception: what a rank raised.
+        """
+        tasks = [
+            asyncio.ensure_future(handle.call_ref(method, *own) if keep else handle.call(method, *own))
+            for handle, own in zip(self._handles, arguments, strict=True)
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failures = [error for task in tasks if task.done() and (error := task.exception())]
+            if failures and not any(isinstance(error, ActorLostError) for error in failures):
+                # a rank's complaint may only be the echo of another's death
+                await asyncio.wait(tasks, timeout=_OTHER_RANKS_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+        errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+        lost = next((error for error in errors if isinstance(error, ActorLostError)), None)
+        if lost is not None:
+            self._lost = self._lost or str(lost)
+            self.kill(force=True)
+            raise LearnerLostError(self._lost) from lost
+        for error in errors:
+            if error is not None:
+                raise error
+        return [task.result() for task in tasks]
+
+    async def _all(self, method: str, *arguments: object) -> list[Any]:
+        return await self._each(method, [arguments] * len(self._handles))
+
+    async def score(self, batch: Batch) -> pa.Table:
+        plan = batch.plan
+        ranks = range(len(self._handles))
+        shards = await asyncio.gather(*(self._buffer.shard(plan.rows_of(rank)) for rank in ranks))
+        parts = await self._each("score", [(shards[rank], local_microbatches(plan, rank)) for rank in ranks])
+        return pa.Table.from_batches(parts)
+
+    async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
+        updates = []
+        for rank in range(len(self._handles)):
+            rows = list(batch.plan.rows_of(rank))
+            update = RankUpdate(
+                microbatches=local_microbatches(batch.plan, rank),
+                advantages_N=learnable.advantage_N[rows],
+                bonuses_N=learnable.bonus_N[rows],
+                row_weights_N=learnable.row_weight_N[rows],
+                learning_rates=learnable.learning_rates,
+                settings=learnable.settings,
+            )
+            updates.append((update,))
+        return [add_sums(parts) for parts in zip(*await self._each("update", updates), strict=True)]
+
+    async def publish(self, version: int) -> WeightsRef:
+        return (await self._each("publish", [(version,)] * len(self._handles), keep=True))[0]
+
+    async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
+        return (await self._all("probe", probes))[0]  # type: ignore[no-any-return]
+
+    async def explain(
+        self, probes: Sequence[Probe], observed: np.ndarray, current: WeightsRef, previous: WeightsRef | None
+    ) -> str:
+        return await self._handles[0].call("explain", probes, observed, current, previous)  # type: ignore[no-any-return]
+
+    async def save(self, folder: str) -> dict[str, str]:
+        parts = await self._all("save", folder)
+        return {name: digest for part in parts for name, digest in part.items()}
+
+    async def load(self, folder: str) -> None:
+        await self._all("load", folder)
+
+    async def reset_reference(self, with_optimizer: bool) -> None:
+        await self._all("reset_reference", with_optimizer)
+
+    async def export(self, folder: str) -> None:
+        await self._all("export", folder)

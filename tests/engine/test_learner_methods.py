@@ -1,0 +1,65 @@
+"""Policy losses and transforms in real learners: no cut of the batch changes them, and they do act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from learner_cases import Bench, Case, Outcome, distance, train
+
+from configs.schema import RunConfig
+
+pytestmark = pytest.mark.engine
+
+TOKEN_ADVANTAGES = {
+    "half": {"kind": "positive_reweight", "weight": 0.5},
+    "push": {"kind": "repo_r", "zeta": 0.1},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCase(Case):
+    """A case with shapes; two updates per step, so the second's ratios are not 1."""
+
+    updates_per_step: int = 2
+    shapes: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def config(self, base: Path) -> RunConfig:
+        return replace(Case.config(self, base), shape=self.shapes)
+
+
+def trained(bench: Bench, case: MethodCase) -> Outcome:
+    return train(bench.ranks(case), case, bench.base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "aggregate", "shapes"),
+    [("gspo", "sequence_mean", {}), ("gspo", "token_mean", TOKEN_ADVANTAGES), ("ce_gppo", "token_mean", {})],
+    ids=["gspo", "gspo-shaped", "ce_gppo"],
+)
+def test_cut_and_ranks_change_nothing(
+    bench: Bench, kind: str, aggregate: str, shapes: dict[str, dict[str, object]]
+) -> None:
+    """One rank with 8 rows at a time and two ranks with one: a row's ratio never depends on its neighbours.
+
+    Two float32 runs of the learner differ by rounding; the bounds are those of the tests against plain torch.
+    """
+    whole = MethodCase(
+        stage=0, num_ranks=1, rows_per_microbatch=8, kind=kind, aggregate=aggregate, shapes=shapes
+    )
+    first, second = trained(bench, whole), trained(bench, replace(whole, num_ranks=2, rows_per_microbatch=1))
+    found = distance(first, second, bench.start)
+    print(kind, aggregate, found)
+    assert found.loss < 1e-4 and found.norm < 1e-4, found
+    assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
+
+
+def test_kinds_and_shapes_reach_the_learner(bench: Bench) -> None:
+    """Against ppo_clip from the same start, each of them ends with other weights."""
+    plain = MethodCase(stage=0, num_ranks=1)
+    start = trained(bench, plain)
+    for other in (replace(plain, kind="gspo"), replace(plain, shapes=TOKEN_ADVANTAGES)):
+        found = distance(trained(bench, other), start, bench.start)
+        print(other.kind, other.shapes, found)
+        assert found.update_l2 > 1e-3, found

@@ -1,0 +1,118 @@
+"""A run on actors that have worked already is the run that new actors make, to the bit. Real engines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.common import fingerprint
+from cluster.actor_pool import BUILT_IN, built_in
+from cluster.job import Reporter
+from cluster.series import train_all
+from configs.load import load_config
+from configs.schema import RunConfig
+from rollouts.store import committed_steps
+
+SMALL = (
+    *(
+        "num_steps=2",
+        "rollout.groups_per_step=2",
+        "rollout.group_size=2",
+        "eval.every=2",
+        "eval.num_prompts=2",
+    ),
+    *("eval.num_samples=4", "eval.pass_at=[1,4]", "sync.num_probes=2"),
+)
+
+
+@dataclass
+class Told:
+    """A listener and a reporter that keep what they hear."""
+
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def reporter(self, index: int) -> Reporter:
+        return self
+
+    def begins(self, index: int) -> None:
+        self.notes.append(f"run {index}")
+
+    def finished(self, index: int, run_dir: Path) -> None:
+        self.folders.append(run_dir)
+
+    def failed(self, index: int, reason: str) -> None:
+        self.failures.append(reason)
+
+    def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None:
+        self.notes.append(f"header {run_dir.name} {num_parameters}")
+
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def phase(self, step: int, name: str) -> None: ...
+
+
+def _config(runs: Path, name: str, *overrides: str) -> RunConfig:
+    return load_config("debug", [*SMALL, f"runs_dir={runs}", f"name={name}", *overrides])
+
+
+def test_actors_fit_a_run_that_differs_in_nothing_they_were_built_with() -> None:
+    """An anchor, a loss, a learning rate or a seed comes with the run; Adam's betas and lengths do not."""
+    one = load_config("debug")
+    for other in ("kl.coef=0.1", "learner.updates_per_step=2", "learner.lr=1e-5", "seed=7", "num_steps=3"):
+        assert built_in(one, load_config("debug", [other])) == []
+    for key, value in (
+        ("learner.betas", "[0.9,0.95]"),
+        ("rollout.max_tokens", "30"),
+        ("sync.num_probes", "3"),
+    ):
+        assert built_in(one, load_config("debug", [f"{key}={value}"])) == [key]
+    two = load_config("debug", ["generator.num_engines=2", "learner.zero_stage=2"])
+    assert built_in(one, two) == ["generator", "learner.zero_stage"]
+    assert "learner.lr" not in BUILT_IN
+
+
+@pytest.mark.engine
+def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
+    """Fresh: seed 1 with an anchor, on actors of its own. Live: the same after seed 0 without anchor and with
+    another loss, learning rate and fewer scorers, which leaves weights and moments behind and no anchor. A
+    run that fails (its scorer cannot be imported) takes none of the others along."""
+    wanted = ("seed=1", "kl.coef=0.2", "entropy.coef=0.01")
+    before = (
+        "seed=0",
+        "learner.base_logprobs=false",
+        "loss.policy.kind=cispo",
+        "learner.updates_per_step=2",
+        "learner.lr=2e-3",
+        "scorers.format=null",
+    )
+    had_engine = "vllm" in sys.modules  # by another test
+    fresh = Told()
+    assert train_all([_config(tmp_path / "fresh", "run", *wanted)], fresh, fresh) == 0, fresh
+    live = Told()
+    broken = ("scorers.other={kind: 'no_such_module:score', weight: 1.0}", "allow=[no_such_module]")
+    configs = [
+        _config(tmp_path / "live", "before", *before),
+        _config(tmp_path / "live", "run", *wanted),
+        _config(tmp_path / "live", "broken", *broken),
+    ]
+    assert train_all(configs, live, live) == 0
+    assert [path.name for path in live.folders] == ["before", "run"] and len(live.failures) == 1
+    assert "no_such_module" in live.failures[0]
+    assert sum(note.startswith("starting actors") for note in live.notes) == 1, live.notes
+    assert sum(note.startswith("the actors of the run before go on") for note in live.notes) == 1, live.notes
+    assert committed_steps(tmp_path / "live" / "run") == [1, 2]
+    # The run of another seed and loss is another one: equal hashes below mean something.
+    first = fingerprint(tmp_path / "live" / "before")
+    expected = fingerprint(tmp_path / "fresh" / "run")
+    assert all(first[name] != expected[name] for name in ("weights", "learner", "metrics", "rows"))
+    assert fingerprint(tmp_path / "live" / "run") == expected
+    assert ("vllm" in sys.modules) == had_engine, "all of it in processes of their own"

@@ -1,0 +1,112 @@
+"""Changes of the reward: by hand, the papers' equations in floats, row order, groups without a good row."""
+
+from __future__ import annotations
+
+import math
+
+import credit_cases
+import numpy as np
+import pytest
+import reference_credit as papers
+from credit_cases import rewarded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.entries import needs_reference
+from configs.errors import ConfigError
+from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
+from configs.load import load_config
+from trainer.credit.reward_shapes import mara, overlong
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.integers(0, 2), st.floats(-60, 0), st.integers(0, 20)
+    ),
+    min_size=1,
+    max_size=9,
+)
+Row = tuple[float, int, float, int]
+
+
+@pytest.mark.parametrize("name", credit_cases.REWARD_SHAPE_CHECKS)
+def test_by_hand(name: str) -> None:
+    for check in credit_cases.REWARD_SHAPE_CHECKS[name]:
+        check()
+
+
+@given(ROWS, st.integers(4, 18), st.integers(1, 4), st.floats(0, 2))
+def test_overlong_against_the_paper(rows: list[Row], longest: int, cache: int, penalty: float) -> None:
+    rewards, groups, _, tokens = (list(column) for column in zip(*rows, strict=True))
+    options = OverlongOptions(max_tokens=longest, cache_tokens=cache, penalty=penalty)
+    found = overlong(rewarded(rewards, groups, tokens=tokens), options)
+    wanted = [papers.overlong(r, n, longest, cache, penalty) for r, n in zip(rewards, tokens, strict=True)]
+    assert found.tolist() == pytest.approx(wanted)
+
+
+@given(ROWS, st.floats(0.01, 2))
+def test_mara_against_the_paper(rows: list[Row], beta: float) -> None:
+    """Row by row; and log ref + r' / beta is the same for all good rows of a group: the target is uniform."""
+    rewards, groups, ref, _ = (list(column) for column in zip(*rows, strict=True))
+    given = rewarded(rewards, groups, ref=ref)
+    found = mara(given, MaraOptions(beta=beta))
+    for group in set(groups):
+        places = [place for place, at in enumerate(groups) if at == group]
+        of_group, of_ref = [rewards[place] for place in places], [ref[place] for place in places]
+        for me, place in enumerate(places):
+            assert found[place] == pytest.approx(papers.mara(of_group, of_ref, me, beta, 1.0))
+        good = [place for place in places if rewards[place] >= 1.0]
+        target = [ref[place] + found[place] / beta for place in good]
+        assert target == pytest.approx([max(target, default=0.0)] * len(good))
+
+
+@given(ROWS, st.permutations(range(9)))
+def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
+    """Ties of the reference, too: bit by bit."""
+    moved = [place for place in order if place < len(rows)]
+    results = []
+    for chosen in (rows, [rows[place] for place in moved]):
+        rewards, groups, ref, tokens = (list(column) for column in zip(*chosen, strict=True))
+        given = rewarded(rewards, groups, ref=[round(each, -1) for each in ref], tokens=tokens)
+        results.append((mara(given, MaraOptions()), overlong(given, OverlongOptions(max_tokens=9))))
+    for here, there in zip(*results, strict=True):
+        assert there.tolist() == here[moved].tolist() and np.isfinite(here).all()
+
+
+def test_an_empty_completion_is_short_and_may_be_the_anchor() -> None:
+    """No tokens: log ref is 0, the largest there is."""
+    rows = rewarded([1.0, 1.0], [0, 0], tokens=[0, 5], ref=[0.0, -4.0])
+    assert overlong(rows, OverlongOptions()).tolist() == [1.0, 1.0]
+    assert mara(rows, MaraOptions(beta=0.5)).tolist() == [1.0, 3.0]
+
+
+def test_filter_alone() -> None:
+    """Without a penalty only what was cut off changes: it has no reward."""
+    rows = rewarded([1.0, 0.0], [0, 0], tokens=[40, 40], finish=["stop", "length"])
+    found = overlong(rows, OverlongOptions(penalty=0.0, filter=True))
+    assert found[0] == 1.0 and math.isnan(found[1])
+
+
+def test_which_runs_score_the_reference() -> None:
+    """An anchor, a controller that may turn one on, or mara; overlong does not."""
+    for overrides, wanted in (
+        ([], False),
+        (["kl.coef=0.1"], True),
+        (["reward_shape.x={kind: overlong}"], False),
+        (["reward_shape.x={kind: mara}", "reference.reset_every=5"], True),
+    ):
+        assert needs_reference(load_config("debug", overrides)) is wanted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["reward_shape.x={kind: overlong, max_tokens: 60}"], r"must be below rollout\.max_tokens"),
+        (["reward_shape.x={kind: overlong, max_tokens: 5}"], r"must not be above max_tokens \(5\)"),
+        (["reward_shape.x={kind: overlong, cache_tokens: 0}"], "must be above 0"),
+        (["reward_shape.x={kind: overlong, penalty: 0}"], "this shape changes nothing"),
+        (["reward_shape.x={kind: mara, beta: -1}"], "must be above 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides: list[str], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        load_config("debug", overrides)

@@ -1,0 +1,95 @@
+"""Half a training: only rollouts, or only learning from those of another run; roles in memory, real files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, TokenScorer, scorers, token_prompts
+
+from cluster.role_proxies import NoEngines
+from configs.schema import RolloutConfig, RunConfig, SyncConfig
+from rollouts.journal import Journal
+from rollouts.store import committed_steps, read_step
+from trainer.checkpoint import Checkpoints
+from trainer.collect import collect
+from trainer.data.prompts import PromptOrder
+from trainer.evaluate import Evaluator
+from trainer.loop import Reports, Roles, Run
+from trainer.rollout.dynamic_sampling import submissions_per_step
+from trainer.rollout.producer import Producer
+
+CONFIG = RunConfig(
+    num_steps=3, rollout=RolloutConfig(group_size=2, groups_per_step=2), sync=SyncConfig(num_probes=1)
+)
+
+
+def collected(
+    folder: Path, config: RunConfig = CONFIG, scorer: FakeScorer | None = None
+) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
+    """Every group of the run in its journal; who made them, and the lines that were told."""
+    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
+    order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
+    producer = Producer(config, order, generator, scorers(scorer), buffer)
+    reports = Reports(step=lines.append, note=lambda text: None)
+    asyncio.run(collect(config, producer, buffer, 1, reports))
+    buffer.actor.close()
+    return generator, lines
+
+
+def test_every_group_is_in_the_journal(tmp_path: Path) -> None:
+    """Six groups of the starting model, a line a step; what is there already is not made again."""
+    generator, lines = collected(tmp_path)
+    journal = sorted(path.name for path in (tmp_path / "journal").glob("*.arrow"))
+    assert journal == [f"{index:012d}.arrow" for index in range(6)]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["reward/mean"] == 0.5
+    assert len(generator.calls) == 6 and committed_steps(tmp_path) == []
+    (tmp_path / "journal" / "000000000003.arrow").unlink()
+    again, told = collected(tmp_path)
+    assert again.calls == ["generate 00000003"] and [line["step"] for line in told] == [2]
+
+
+def test_further_groups_are_collected_too(tmp_path: Path) -> None:
+    """With refilling the journal has what each step asks for, from submission 6 s on, once."""
+    rollout = replace(CONFIG.rollout, zero_variance_groups="refill")
+    _, lines = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
+    indexes = Journal(tmp_path / "journal").indexes()
+    sizes = [sum(index // 6 == step for index in indexes) for step in range(3)]
+    assert indexes == [6 * step + place for step, size in enumerate(sizes) for place in range(size)]
+    assert max(sizes) > 2 and len(lines) == 3
+    again, _ = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
+    assert again.calls == []
+
+
+def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
+    """They are all of version 0 and still trained on at lag 0; without probes nothing is proved."""
+    collected(tmp_path / "theirs")
+    mine, learner = tmp_path / "mine", FakeLearner()
+    buffer = FileBuffer(mine, 2)
+    roles = Roles(generator=NoEngines(), scorers=scorers(), learner=learner, buffer=buffer)
+    order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
+    producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
+    evaluator = Evaluator(CONFIG, (), roles.generator, roles.scorers, mine)
+    lines: list[Mapping[str, float]] = []
+    reports = Reports(step=lines.append, note=lambda text: None)
+    checkpoints = Checkpoints(mine, CONFIG, "experiment", 1, reports.event)
+    run = Run(CONFIG, roles, producer, evaluator, checkpoints, reports, on_policy=False)
+    assert buffer.actor.adopt(str(tmp_path / "theirs")) == 6
+    assert asyncio.run(run.train(token_prompts(5)))
+    assert committed_steps(mine) == [1, 2, 3] and learner.version == 3
+    groups = [read_step(mine, step).column("submission_index").to_pylist() for step in (1, 2, 3)]
+    assert groups == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]]
+    assert len(lines) == 3 and not any(name.startswith("sync/") for line in lines for name in line)
+    with pytest.raises(RuntimeError, match="on saved rollouts must have group"):
+        asyncio.run(ask_for_more(roles))
+
+
+async def ask_for_more(roles: Roles) -> None:
+    """Ask for a group that no rollouts hold."""
+    order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
+    producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
+    producer.top_up(0)
+    await producer.settle(0)

@@ -1,0 +1,427 @@
+"""A run that is ended anywhere goes on to the same end: the loop with roles in memory, on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Observed, scorers, token_prompts
+from run_files import damage
+
+from benchmarks.faults.common import metrics_lines
+from configs.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    EvalConfig,
+    RolloutConfig,
+    RunConfig,
+    SyncConfig,
+    TemperedConfig,
+)
+from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
+from rollouts.files import Json
+from rollouts.schema import sft_batch
+from rollouts.store import committed_evals, committed_steps, read_eval, read_step, step_dir
+from rollouts.sums import digest_file, write_sums
+from trainer.checkpoint import Checkpoints
+from trainer.data.demonstrations import draw
+from trainer.data.prompts import PromptOrder
+from trainer.evaluate import Evaluator
+from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.roles import LearnerLostError
+from trainer.rollout.dynamic_sampling import submissions_per_step
+from trainer.rollout.producer import Producer
+
+NUM_STEPS = 6
+REFRESH = {
+    "kind": "threshold",
+    "metric": "entropy/token_mean",
+    "target": 0.7,
+    "relative": False,
+    "value": 0.5,
+}
+
+
+class Killed(BaseException):
+    """The process ended here: nothing that it would still have done happens."""
+
+
+def seven_demonstrations() -> pa.RecordBatch:
+    """Of three tokens each, as many as the learner in memory scores."""
+    tokens, names = [[1, 2, 3]] * 7, ["x"] * 7
+    return sft_batch(
+        "run", prompt_ids=tokens, token_ids=tokens, text=names, domain=names, format_tag=[None] * 7
+    )
+
+
+@dataclass
+class Trial:
+    """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
+
+    With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
+    `heat`, a controller's entry, a tempered group.
+    `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
+    """
+
+    folder: Path
+    max_lag: int = 0
+    attempt: int = 1
+    num_steps: int = NUM_STEPS
+    refresh: bool = False
+    zero_variance_groups: str = "keep"
+    heat: dict[str, object] = field(default_factory=dict)
+    scorer: FakeScorer = field(default_factory=FakeScorer)
+    act: Callable[[int, str, bool], None] = lambda number, name, before: None
+    learner: FakeLearner = field(default_factory=FakeLearner)
+    events: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dead = False
+        self.generator = FakeGenerator()
+        config = RunConfig(
+            num_steps=self.num_steps,
+            rollout=RolloutConfig(
+                group_size=2,
+                groups_per_step=2,
+                max_lag=self.max_lag,
+                zero_variance_groups=self.zero_variance_groups,
+            ),
+            eval=EvalConfig(every=3, num_prompts=1, num_samples=2, pass_at=(1,)),
+            sync=SyncConfig(num_probes=1),
+            cluster=ClusterConfig(schedule="overlap"),
+            checkpoint=CheckpointConfig(every=2),
+            # makes every step depend on what earlier ones sampled for its prompts
+            prompt_weight={"value": {"kind": "pass_at_k_value", "k": 2}},
+        )
+        if self.refresh:
+            losses = {"policy": {"kind": "ppo_clip"}, "sft": {"kind": "nll"}}
+            config = replace(config, loss=losses, controllers={"refresh": REFRESH})
+        if self.heat:
+            losses = {"policy": {"kind": "ppo_clip"}, "tempered": {"kind": "nll"}}
+            tempered = TemperedConfig(groups_per_step=1)
+            config = replace(config, loss=losses, controllers={"heat": self.heat}, tempered=tempered)
+        self.buffer = FileBuffer(self.folder, submissions_per_step(config))
+        self.prompts = token_prompts(5)
+        roles = Roles(
+            generator=self._observed(self.generator, "generator"),
+            scorers=scorers(self.scorer),
+            learner=self._observed(self.learner, "learner"),
+            buffer=self._observed(self.buffer, "buffer"),
+        )
+        order = PromptOrder(self.prompts, config.seed, config.data.shuffle)
+        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer)
+        evaluator = Evaluator(config, self.prompts, roles.generator, roles.scorers, self.folder)
+        reports = Reports(step=lambda metrics: None, note=lambda text: None, event=self._event)
+        checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)
+        self.run = Run(
+            config, roles, producer, evaluator, checkpoints, reports, demonstrations=seven_demonstrations()
+        )
+
+    def _event(self, kind: str, **fields: object) -> None:
+        self.events.append(" ".join([kind, *(f"{name}={value}" for name, value in fields.items())]))
+
+    def _observed(self, role: object, name: str) -> Any:
+        return cast(Any, Observed(role, name, self._observe))
+
+    async def _observe(self, name: str, work: Callable[[], Awaitable[object]]) -> object:
+        if self.dead:
+            raise Killed
+        number = len(self.calls)
+        self.calls.append(name)
+        self.act(number, name, True)
+        found = await work()
+        self.act(number, name, False)
+        return found
+
+    def train(self) -> bool:
+        """Whether it came to its end; what its process held goes with it."""
+        try:
+            return asyncio.run(self._train())
+        finally:
+            self.buffer.actor.close()
+
+    async def _train(self) -> bool:
+        # groups in flight die with the process; nobody will ask what became of them
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        return await self.run.train(self.prompts)
+
+    def kill_at(self, fatal: int, before: bool) -> None:
+        """End the process at that call, before it is made or when it has had its effect."""
+
+        def act(number: int, name: str, is_before: bool) -> None:
+            if (number, is_before) == (fatal, before):
+                self.dead = True
+                raise Killed
+
+        self.act = act
+
+    def lose_learner_at(self, fatal: int, before: bool) -> None:
+        """Lose the learner at that call, once."""
+
+        def act(number: int, name: str, is_before: bool) -> None:
+            if (number, is_before) == (fatal, before):
+                raise LearnerLostError("rank 0 died")
+
+        self.act = act
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that must not depend on what went wrong on the way."""
+
+    state: str
+    metrics: list[dict[str, Json]]
+    steps: list[pa.Table]
+    evals: dict[int, pa.Table]
+    checkpoints: list[int]
+
+
+def result_of(trial: Trial) -> Result:
+    return Result(
+        state=trial.learner.state,
+        metrics=metrics_lines(trial.folder),
+        steps=[read_step(trial.folder, step) for step in committed_steps(trial.folder)],
+        evals={step: read_eval(trial.folder, step) for step in committed_evals(trial.folder)},
+        checkpoints=checkpoint_steps(trial.folder),
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes end here, not machines: what was written is there, synced or not."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["lag 0", "lag 1"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Result]:
+    """A run that nothing happened to, for each lag."""
+    trial = Trial(tmp_path_factory.mktemp("whole") / "run", max_lag=request.param)
+    assert trial.train()
+    result = result_of(trial)
+    assert len(result.steps) == NUM_STEPS and result.checkpoints == [4, 6] and set(result.evals) == {0, 3, 6}
+    return trial, result
+
+
+def test_visits_are_a_fold_over_the_steps_before(whole: tuple[Trial, Result]) -> None:
+    """Of prompt and answer, read from the committed rows alone; no step counts itself, none counts twice."""
+    counts: Counter[tuple[str, str | None]] = Counter()
+    for table in whole[1].steps:
+        keys = list(zip(*(table.column(name).to_pylist() for name in ("prompt_id", "answer")), strict=True))
+        assert table.column("visit_count").to_pylist() == [counts[key] for key in keys]
+        counts.update(keys)
+    assert max(counts.values()) == 6, "a prompt comes in the third epoch again"
+
+
+def go_on(folder: Path, max_lag: int, attempt: int = 2) -> Trial:
+    """Another process on the same directory, to the end."""
+    trial = Trial(folder, max_lag=max_lag, attempt=attempt)
+    assert trial.train()
+    return trial
+
+
+def killed(folder: Path, max_lag: int, fatal: int, before: bool = True, attempt: int = 1) -> Trial:
+    """An attempt that ended at that call."""
+    trial = Trial(folder, max_lag=max_lag, attempt=attempt)
+    trial.kill_at(fatal, before)
+    with pytest.raises(Killed):
+        trial.train()
+    return trial
+
+
+def call_of(trial: Trial, name: str, count: int) -> int:
+    """The number of the `count`-th call (from 1) of that name."""
+    return [number for number, called in enumerate(trial.calls) if called == name][count - 1]
+
+
+def test_demonstrations_are_drawn_alike_by_who_goes_on(tmp_path: Path) -> None:
+    """Those that `draw` gives, in steps after one of low entropy; and the same rows, controller and learner
+    after a death at any seventh call."""
+    reference = Trial(tmp_path / "whole", refresh=True)
+    assert reference.train()
+    expected = result_of(reference)
+    config, counts = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=2)), []
+    for step, (table, line) in enumerate(zip(expected.steps, expected.metrics, strict=True)):
+        names = [name for name in table.column("sample_id").to_pylist() if name.startswith("sft-")]
+        share = line["control/sft.share"]
+        drawn = draw(seven_demonstrations(), config, step, share)
+        assert names == drawn.column("sample_id").to_pylist()
+        low = step > 0 and expected.metrics[step - 1]["entropy/token_mean"] < 0.7
+        assert share == (0.5 if low else 0.0)
+        counts.append(len(names))
+    assert set(counts) == {0, 2}, "this seed has steps of both kinds"
+    assert all("sft.share" not in learned.settings for learned in reference.learner.learned)
+    for fatal, name in list(enumerate(reference.calls))[::7]:
+        trial = Trial(tmp_path / str(fatal), refresh=True)
+        trial.kill_at(fatal, before=fatal % 2 == 0)
+        with pytest.raises(Killed):
+            trial.train()
+        again = Trial(tmp_path / str(fatal), refresh=True, attempt=2)
+        assert again.train()
+        assert result_of(again) == expected, f"killed at call {fatal}, {name}"
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
+    """Two processes make what one makes, whichever call of a role is the last of the first.
+
+    It ends before the call is made or after it has had its effect, in turns; each lag has the other's turns.
+    """
+    reference, expected = whole
+    for fatal, name in list(enumerate(reference.calls))[part::4]:
+        folder = tmp_path / str(fatal)
+        killed(folder, reference.max_lag, fatal, before=(fatal // 4 + reference.max_lag) % 2 == 0)
+        assert result_of(go_on(folder, reference.max_lag)) == expected, f"killed at call {fatal}, {name}"
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again(whole: tuple[Trial, Result], tmp_path: Path, seed: int) -> None:
+    """Five times, also while it restores."""
+    reference, expected = whole
+    fatal = np.random.default_rng((seed, reference.max_lag)).integers(len(reference.calls) // 3, size=5)
+    for attempt, number in enumerate(fatal, 1):
+        killed(tmp_path / "run", reference.max_lag, int(number), bool(number % 2), attempt)
+    assert result_of(go_on(tmp_path / "run", reference.max_lag, attempt=6)) == expected
+
+
+def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """One process: it starts the learner again, from the newest checkpoint, and ends the same."""
+    reference, expected = whole
+    fatal = [number for number, name in enumerate(reference.calls) if name.startswith("learner.")]
+    for number in fatal:
+        folder = tmp_path / str(number)
+        trial = Trial(folder, max_lag=reference.max_lag)
+        trial.lose_learner_at(number, before=(number + reference.max_lag) % 2 == 0)
+        assert trial.train()
+        assert result_of(trial) == expected, f"lost at call {number}, {reference.calls[number]}"
+        assert trial.calls.count("learner.restart") == 1
+        shutil.rmtree(folder)
+
+
+def test_stopped_at_every_call(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """A checkpoint of the last finished step is there when it ends, and the next process goes on from it."""
+    reference, expected = whole
+    for number in range(reference.max_lag, len(reference.calls), 3):
+        folder = tmp_path / str(number)
+        trial = Trial(folder, max_lag=reference.max_lag)
+        trial.act = lambda at, name, before, trial=trial, number=number: (
+            trial.run.stop() if at == number else None
+        )
+        finished = trial.train()
+        where = f"stopped at call {number}, {reference.calls[number]}"
+        steps, saved = committed_steps(folder), checkpoint_steps(folder)
+        assert saved[-1:] == steps[-1:], where
+        assert not finished or steps[-1:] == [NUM_STEPS], where
+        again = go_on(folder, reference.max_lag)
+        assert replace(result_of(again), checkpoints=[]) == replace(expected, checkpoints=[]), where
+        assert not (folder / "abandoned").exists(), "nothing is trained twice"
+        shutil.rmtree(folder)
+
+
+def test_what_was_sampled_is_not_sampled_again(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """No checkpoint yet, one step committed and one trained but not committed: both are trained on again."""
+    reference, _ = whole
+    first = killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 2))
+    made = {call for call in first.generator.calls[1:] if call.startswith("generate 0")}
+    second = go_on(tmp_path, reference.max_lag)
+    again = [call for call in second.generator.calls[1:] if call.startswith("generate 0")]
+    assert len(made) >= 4 and made.isdisjoint(again) and len(made | set(again)) == 2 * NUM_STEPS
+    waiting = 4 + 2 * reference.max_lag
+    assert second.events == [f"resumed step=0 groups_waiting={waiting} steps_to_train_again=1"]
+    assert os.listdir(tmp_path / "abandoned" / "attempt_2" / "rollouts") == ["step=000001"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """The one before it does, two steps more are trained again, and the end is the same."""
+    reference, expected = whole
+    killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
+    damage(checkpoint_dir(tmp_path, 4) / "learner-00000-of-00001.safetensors")
+    second = go_on(tmp_path, reference.max_lag)
+    assert second.events[0].startswith("checkpoint_damaged reason=") and "step-000004" in second.events[0]
+    assert second.events[1].startswith("resumed step=2") and "steps_to_train_again=3" in second.events[1]
+    assert result_of(second) == expected
+    assert os.listdir(tmp_path / "abandoned" / "checkpoints") == ["step-000004"]
+
+
+def test_without_a_whole_checkpoint_it_refuses(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """It never starts over in silence; nothing is moved."""
+    reference, _ = whole
+    killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
+    for step in (2, 4):
+        damage(checkpoint_dir(tmp_path, step) / "manifest.json")
+    second = Trial(tmp_path, max_lag=reference.max_lag, attempt=2)
+    with pytest.raises(
+        ValueError, match=r"must hold a whole checkpoint, got 2 damaged: .*step-000004.*step-000002"
+    ):
+        second.train()
+    assert committed_steps(tmp_path) == [1, 2, 3, 4, 5] and checkpoint_steps(tmp_path) == [2, 4]
+    assert not (tmp_path / "abandoned").exists()
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    """Whoever copied it there: its weights are of other settings."""
+    killed(tmp_path, 0, 60)
+    manifest = checkpoint_dir(tmp_path, 2) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"experiment"', '"elsewhere!"'))
+    write_sums(
+        manifest.parent,
+        {path.name: digest_file(path) for path in manifest.parent.iterdir() if path.name != "SHA256SUMS"},
+    )
+    with pytest.raises(ValueError, match="must be of experiment experiment, got elsewhere!"):
+        Trial(tmp_path, attempt=2).train()
+
+
+def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+    """Its groups and no others, with their seeds; that it happened is told."""
+    reference, expected = whole
+    killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
+    damage(next(step_dir(tmp_path, "rollouts", 5).glob("*.parquet")))
+    second = go_on(tmp_path, reference.max_lag)
+    assert second.events[0].startswith("rollouts_damaged reason=") and "step=000005" in second.events[0]
+    again = {call for call in second.generator.calls[1:] if call.startswith("generate 0")}
+    assert again == {"generate 00000008", "generate 00000009"}
+    result = result_of(second)
+    if reference.max_lag == 0:
+        assert result == expected
+    else:  # those two groups are of newer weights now
+        assert result.steps[:4] == expected.steps[:4] and len(result.steps) == NUM_STEPS
+
+
+def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(
+    whole: tuple[Trial, Result], tmp_path: Path
+) -> None:
+    """Another process on a finished run trains nothing; with more steps it makes those of a longer run."""
+    reference, expected = whole
+    lag = reference.max_lag
+    assert Trial(tmp_path / "run", max_lag=lag).train()
+    idle = Trial(tmp_path / "run", max_lag=lag, attempt=2)
+    assert idle.train() and "learner.update" not in idle.calls and result_of(idle) == expected
+    longer = Trial(tmp_path / "run", max_lag=lag, attempt=3, num_steps=NUM_STEPS + 3)
+    assert longer.train() and longer.calls.count("learner.update") == 3
+    at_once = Trial(tmp_path / "at once", max_lag=lag, num_steps=NUM_STEPS + 3)
+    assert at_once.train()
+    if lag == 0:
+        assert result_of(longer) == result_of(at_once)
+    assert longer.generator.calls.count("generate 00000012") == 1
+
+
+def test_skipped_updates_in_a_row_are_counted_across_processes(tmp_path: Path) -> None:
+    """Two before the checkpoint of step 4, one after it: three in a row stop the second process."""
+    skipping = frozenset({2, 3, 4})
+    first = Trial(tmp_path, learner=FakeLearner(nonfinite_steps=skipping))
+    first.act = lambda number, name, before: first.run.stop() if first.learner.version == 4 else None
+    assert not first.train() and checkpoint_steps(tmp_path) == [2, 4]
+    second = Trial(tmp_path, attempt=2, learner=FakeLearner(nonfinite_steps=skipping))
+    with pytest.raises(NonFiniteError, match="3 updates in a row"):
+        second.train()
+    assert committed_steps(tmp_path) == [1, 2, 3, 4, 5]

@@ -1,0 +1,152 @@
+"""From a step's rewards to what every row is credited with: an advantage, and a bonus beside it.
+
+rewards -> reward shapes, in order -> KL terms of place reward -> advantage -> bonuses -> prompt weights. Each
+of them is a kind that a config names; called by `trainer.collate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.entries import plain_options
+from configs.kinds.base import load_target
+from configs.schema import KLConfig, RunConfig
+from trainer.credit.advantage_inputs import RewardedRows
+from trainer.credit.history import AnswerHistory
+
+ANCHOR_COLUMNS: Final = {"kl": "ref_logprobs", "kl_base": "base_logprobs"}
+"""The learner's column of each KL anchor, by its section of the config."""
+MOVED_HERE: Final = ("reward_shape", "bonus", "prompt_weight")
+"""Sections whose settings act here and not in the objective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What every row of a batch gets, [N] each."""
+
+    advantage_N: np.ndarray
+    """float64, 0 for rows without a reward."""
+    bonus_N: np.ndarray
+    """float64, added to the advantage of every token outside the row's answer."""
+    has_reward_N: np.ndarray
+    """bool: whether it still has one behind the reward shapes."""
+    visits_N: np.ndarray
+    """int64, samples of the row's prompt with its answer in earlier steps."""
+
+
+def credit(
+    index: pa.Table,
+    group_N: np.ndarray,
+    reward_N: np.ndarray,
+    columns: pa.Table,
+    config: RunConfig,
+    settings: Mapping[str, float],
+    history: AnswerHistory,
+) -> Credit:
+    """The credit of every row of `index`; `reward_N` is NaN where the reward is null.
+
+    A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
+    as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
+    Bonuses are of rows of origin policy alone. `columns` are the learner's scores in the index's row order,
+    `settings` what controllers want of this step, `history` what came before it.
+    """
+    rows = _all_rows(index, group_N, reward_N, columns, history)
+    visits = rows.visits_N
+    rows = rows.only(np.isfinite(reward_N))
+    for shape, options in _bound(config, "reward_shape", settings):
+        rows = rows.with_rewards(shape(rows, options)) if len(rows) else rows
+    rows = _less_kl(rows, columns, config, settings)
+    options, kind = plain_options(config.advantage, "advantage")
+    advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
+    if len(rows):
+        advantage = load_target(kind.target)(rows, options)
+    own = np.flatnonzero(rows.origin_N == "policy")
+    for give, options in _bound(config, "bonus", settings):
+        bonus[own] += give(rows.only(own), options) if len(own) else 0.0
+    for weigh, options in _bound(config, "prompt_weight", settings):
+        factor = weigh(rows, options) if len(rows) else np.ones(0)
+        advantage, bonus = advantage * factor, bonus * factor
+    return Credit(
+        advantage_N=_spread(advantage, rows.row_N, len(reward_N)),
+        bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
+        has_reward_N=_spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0,
+        visits_N=visits,
+    )
+
+
+def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:
+    """`values` at their rows' numbers, 0 elsewhere."""
+    spread = np.zeros(num_rows)
+    spread[row_N] = values
+    return spread
+
+
+def _bound(
+    config: RunConfig, section: str, settings: Mapping[str, float]
+) -> Iterator[tuple[Callable[[RewardedRows, Any], np.ndarray], Any]]:
+    """Function and options of each entry of a section, in order, with what controllers moved."""
+    for name, entry in getattr(config, section).items():
+        options, kind = plain_options(entry, section)
+        start = f"{section}.{name}."
+        moved = {key.removeprefix(start): value for key, value in settings.items() if key.startswith(start)}
+        yield load_target(kind.target), replace(options, **moved)  # type: ignore[type-var]
+
+
+def _all_rows(
+    index: pa.Table, group_N: np.ndarray, reward_N: np.ndarray, columns: pa.Table, history: AnswerHistory
+) -> RewardedRows:
+    """Every row of the batch, those without a reward too (NaN)."""
+
+    def objects(name: str) -> np.ndarray:
+        return np.array(index.column(name).to_pylist(), dtype=object)
+
+    before = history.before(index)
+    return RewardedRows(
+        row_N=np.arange(len(reward_N)),
+        rewards_N=reward_N,
+        group_N=group_N,
+        origin_N=objects("origin"),
+        prompt_id_N=objects("prompt_id"),
+        answer_N=objects("answer"),
+        answer_ok_N=objects("answer_ok"),
+        num_tokens_N=index.column("num_tokens").to_numpy(),
+        finish_reason_N=objects("finish_reason"),
+        ref_logprob_N=_sequence_logprob(columns, "ref_logprobs", len(reward_N)),
+        visits_N=before.visits_N,
+        successes_N=before.successes_N,
+        failures_N=before.failures_N,
+    )
+
+
+def _sequence_logprob(columns: pa.Table, name: str, num_rows: int) -> np.ndarray:
+    """Sum over each row's completion tokens of the column, float64 [N]; NaN where it is null or absent."""
+    if name not in columns.column_names:
+        return np.full(num_rows, np.nan)
+    column = columns.column(name)
+    counts = pc.list_value_length(column).fill_null(0).to_numpy()
+    rows = np.repeat(np.arange(len(columns)), counts)
+    sums = np.bincount(rows, pc.list_flatten(column).to_numpy(), len(columns))
+    return np.where(column.is_valid().to_numpy(), sums, np.nan)
+
+
+def _less_kl(
+    rows: RewardedRows, columns: pa.Table, config: RunConfig, settings: Mapping[str, float]
+) -> RewardedRows:
+    """The rewards less coef times the log-ratio of each sequence (k1) to anchors of place reward."""
+    for section, column in ANCHOR_COLUMNS.items():
+        anchor: KLConfig = getattr(config, section)
+        coef = settings.get(f"{section}.coef", anchor.coef)
+        if coef > 0 and anchor.place == "reward":
+            policy, held_to = columns.column("proximal_logprobs"), columns.column(column)
+            counts = pc.list_value_length(policy).to_numpy()
+            of_token = np.repeat(np.arange(len(columns)), counts)
+            difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(held_to).to_numpy()
+            log_ratio = np.bincount(of_token, difference, len(columns))
+            rows = rows.with_rewards(rows.rewards_N - coef * log_ratio[rows.row_N])
+    return rows

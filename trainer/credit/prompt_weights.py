@@ -1,0 +1,31 @@
+"""Weights of prompts. `credit` multiplies advantages and bonuses by those under `prompt_weight`.
+
+A prompt weight is ``weight(rows, options) -> [N]`` for the rewarded rows of a step, the same within a group.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from configs.kinds.prompt_weights import PassAtKValueOptions
+from trainer.credit.advantage_inputs import RewardedRows
+
+
+def pass_at_k_value(rows: RewardedRows, options: PassAtKValueOptions) -> np.ndarray:
+    """w = E[k (1 - p)^(k - 1)], p ~ Beta(a + s, b + f) with s right and f wrong earlier samples of the prompt
+
+    = k times the product over j = 0 .. k - 2 of (b + f + j) / (a + s + b + f + j). k (1 - p)^(k - 1) is the
+    derivative of pass@k = 1 - (1 - p)^k. A derivation of ours; that updates of solved prompts gain nothing at
+    the boundary is the finding of arXiv 2606.15455, whose own estimate was not retrieved. With `normalise`
+    divided by its mean over the groups of the step, replayed ones apart.
+    """
+    right = options.prior_successes + rows.successes_N
+    wrong = options.prior_failures + rows.failures_N
+    weight = np.full(len(rows), float(options.k))
+    for j in range(options.k - 1):
+        weight *= (wrong + j) / (right + wrong + j)
+    if options.normalise:
+        for mine in rows.parts():
+            _, first = np.unique(rows.group_N[mine], return_index=True)
+            weight[mine] /= weight[mine[first]].mean()
+    return weight

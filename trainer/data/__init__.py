@@ -1,0 +1,1 @@
+"""Prompts and demonstrations: where they come from and how they become tokens."""

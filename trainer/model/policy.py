@@ -1,0 +1,89 @@
+"""The model as the learner sees it: a Hugging Face causal LM that returns token scores instead of logits.
+
+`load_policy` builds it from a local folder; `PolicyModel` is what DeepSpeed wraps. The head is replaced by a
+`ScoringHead` under the same parameter name, so ZeRO-3 gathers its weight through the module's own hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from trainer.losses.logprobs import score_tokens
+from trainer.model.batch_plan import Microbatch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class ScoringHead(nn.Linear):
+    """An output head that goes from hidden states straight to `TokenScores` (no [T, V] output)."""
+
+    chunk_tokens: int = 1024
+    entropy_clamp: float = 0.0
+    """Share of the vocabulary that the clamped entropy leaves out."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor
+    ) -> tuple[Tensor, ...]:
+        # A plain tuple: ZeRO-3 hangs its backward hooks on the tensors of a tuple, list or dict.
+        found = score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens, self.entropy_clamp)
+        return tuple(found)
+
+
+class PolicyModel(nn.Module):
+    """`forward(microbatch)` gives the columns of `TokenScores` for all rows' completion tokens, [T] each."""
+
+    def __init__(self, model: PreTrainedModel, logit_chunk_tokens: int) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        assert isinstance(head, nn.Linear) and head.bias is None, (
+            "the output head must be a Linear without bias"
+        )
+        head.__class__ = ScoringHead
+        head.chunk_tokens = logit_chunk_tokens  # type: ignore[assignment]
+        self.model = model
+
+    def clamp_entropy(self, share: float) -> None:
+        """Leave this share of the vocabulary out of `TokenScores.entropy_clamped`."""
+        self.model.get_output_embeddings().entropy_clamp = share  # type: ignore[assignment]
+
+    def forward(self, batch: Microbatch) -> tuple[Tensor, ...]:
+        hidden_BTD = self.model.base_model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.attention_BT,
+            position_ids=batch.positions_BT,
+            use_cache=False,
+        ).last_hidden_state
+        hidden_TD = hidden_BTD[batch.source_rows_T, batch.source_positions_T]
+        head = self.model.get_output_embeddings()
+        return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under their Hugging Face names; a tied head is listed once, as in the checkpoint."""
+        yield from self.model.named_parameters()
+
+
+def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_code: bool) -> PolicyModel:
+    """Load a Hugging Face folder in eval mode (no dropout: sampler and learner must agree).
+
+    Raises:
+        ValueError: the folder holds no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"model.path must be a Hugging Face causal LM folder, got {path!r}: {error}"
+        ) from error
+    return PolicyModel(model.eval(), logit_chunk_tokens)

@@ -1,0 +1,1 @@
+"""From prompts to scored groups: the producer and what decides which groups it samples."""

@@ -1,0 +1,1 @@
+"""Transforms of the advantage, token by token, before the loss."""

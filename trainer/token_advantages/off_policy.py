@@ -1,0 +1,74 @@
+"""Corrections for tokens that were sampled by another policy than the one ratios are taken to: transforms.
+
+All compare the policy before this step's updates (proximal) with the sampler (behavior): at max_lag 0 the
+two differ only by rounding and by what engine and learner compute differently, later by the updates between.
+They change advantages alone, so they are exact for a loss in proportion to A; terms that are not (the pull of
+kl_cov, a KL anchor, the entropy bonus) are not corrected. The number of tokens that a loss is divided by
+still counts what is dropped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from configs.kinds.token_advantages import IcepopOptions, RejectionOptions, TisOptions
+from trainer.losses.per_token import LossInputs, mean_by_row
+from trainer.token_advantages.transforms import TokenTransform
+
+
+def sampler_drift(inputs: LossInputs) -> Tensor:
+    """log proximal - log behavior per token [T], held to +-20 so that one stray token cannot overflow."""
+    assert not inputs.behavior_logprobs.isnan().any(), "learned policy tokens have behaviour logprobs"
+    return (inputs.proximal_logprobs - inputs.behavior_logprobs).clamp(-20.0, 20.0)
+
+
+def tis(inputs: LossInputs, options: TisOptions) -> TokenTransform:
+    """A' = min(proximal / behavior, cap) A, the ratio of the token or (`level: sequence`) of all the row's
+    learned tokens multiplied. [T] -> [T]
+
+    Truncated importance sampling, the truncation of IMPALA, arXiv 1802.01561, between learner and sampler as
+    in verl's rollout correction. The mark is where the cap holds.
+    """
+    drift = sampler_drift(inputs)
+    if options.level == "sequence":
+        drift = sum_by_row(drift, inputs.rows).clamp(-20.0, 20.0).to(drift.dtype)
+    weight = drift.exp()
+    return TokenTransform(
+        advantages=weight.clamp(max=options.cap) * inputs.advantages,
+        marks={"truncated": weight > options.cap},
+    )
+
+
+def sum_by_row(values: Tensor, rows: Tensor) -> Tensor:
+    """The sum of `values` [T] over each token's own row, in float64. [T], [T] -> [T]"""
+    counts = torch.bincount(rows)[rows]
+    return mean_by_row(values, rows) * counts
+
+
+def icepop(inputs: LossInputs, options: IcepopOptions) -> TokenTransform:
+    """A' = k A where low <= k <= high, else 0; k = proximal / behavior, and 1 for k A if not `weigh`.
+    [T] -> [T]
+
+    IcePop, Ring-1T, arXiv 2510.18855. The mark is where it is 0.
+    """
+    k = sampler_drift(inputs).exp()
+    outside = (k < options.low) | (k > options.high)
+    kept = k * inputs.advantages if options.weigh else inputs.advantages
+    return TokenTransform(
+        advantages=torch.where(outside, torch.zeros_like(kept), kept), marks={"dropped": outside}
+    )
+
+
+def rejection(inputs: LossInputs, options: RejectionOptions) -> TokenTransform:
+    """A' = A where low <= exp(mean_t log(proximal / behavior)) <= high over the row, else 0. [T] -> [T]
+
+    The sequence-level rejection of verl's rollout correction (`seq_mean_k1`); no paper. The mark is the
+    tokens of rejected rows.
+    """
+    level = mean_by_row(sampler_drift(inputs), inputs.rows).exp()
+    outside = (level < options.low) | (level > options.high)
+    none = torch.zeros_like(inputs.advantages)
+    return TokenTransform(
+        advantages=torch.where(outside, none, inputs.advantages), marks={"dropped": outside}
+    )

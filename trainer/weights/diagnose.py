@@ -1,0 +1,120 @@
+"""Probing weights: fixed sequences whose logprobs tell one set of weights from another, and what a gap means.
+
+`probe_logprobs` is the learner's side of the proof after each weight sync; `explain_mismatch` runs only when
+the proof has failed, and tries the known faults one by one until one reproduces what the engine answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.model.batch_plan import build_microbatch
+from trainer.model.policy import PolicyModel
+from trainer.weights.packed import PackedWeights, unpack_weights
+
+_MOST_LAYERS_FOR_ALL_SWAPS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A token sequence of at least two tokens; every token but the first is scored."""
+
+    token_ids: tuple[int, ...]
+
+
+def probe_logprobs(
+    model: Callable[..., tuple[Tensor, ...]], probes: Sequence[Probe], device: torch.device
+) -> np.ndarray:
+    """Logprobs at temperature 1 of all probe tokens but the firsts, laid end to end, float32."""
+    batch = build_microbatch(
+        [np.array(probe.token_ids[:1]) for probe in probes],
+        [np.array(probe.token_ids[1:]) for probe in probes],
+        np.ones(len(probes)),
+        device,
+    )
+    with torch.no_grad():
+        return model(batch)[0].float().cpu().numpy()
+
+
+def gap(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference in nats."""
+    return float(np.abs(one.astype(np.float64) - other).mean())
+
+
+def _swapped(state: dict[str, Tensor], i: int, j: int) -> dict[str, Tensor]:
+    moved = dict(state)
+    for name in state:
+        if f".layers.{i}." in name:
+            partner = name.replace(f".layers.{i}.", f".layers.{j}.")
+            moved[name], moved[partner] = state[partner], state[name]
+    return moved
+
+
+def _hypotheses(
+    current: dict[str, Tensor], previous: dict[str, Tensor], version: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if previous:
+        yield f"all weights are one step old (version {version - 1} instead of {version})", previous
+        for name in current:
+            yield (
+                f"tensor {name} was skipped: it still holds version {version - 1}",
+                current | {name: previous[name]},
+            )
+    layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in current if ".layers." in name})
+    pairs = combinations(layers, 2) if len(layers) <= _MOST_LAYERS_FOR_ALL_SWAPS else pairwise(layers)
+    for i, j in pairs:
+        yield f"layers {i} and {j} are swapped", _swapped(current, i, j)
+
+
+def _stale_head_gap(
+    policy: PolicyModel, probes: Sequence[Probe], observed: np.ndarray, head: Tensor
+) -> float:
+    """The gap if the output head alone were `head`: for tied models, where no tensor of its own exists."""
+    module = policy.model.get_output_embeddings()
+    assert isinstance(module, nn.Linear)
+    tied = module.weight
+    module.weight = nn.Parameter(head.clone())
+    found = gap(probe_logprobs(policy, probes, head.device), observed)
+    module.weight = tied
+    return found
+
+
+def explain_mismatch(
+    policy: PolicyModel,
+    probes: Sequence[Probe],
+    observed: np.ndarray,
+    current: PackedWeights,
+    previous: PackedWeights | None,
+) -> str:
+    """Name the fault that best reproduces `observed`, or say that none of the known ones does.
+
+    A fault is named when it explains at least nine tenths of the gap.
+    """
+    now = dict(unpack_weights(current))
+    before = dict(unpack_weights(previous)) if previous is not None else {}
+    policy.model.load_state_dict(now, strict=False)
+    whole = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
+    best, best_gap = "none of the known faults", whole
+    tied = bool(policy.model.config.tie_word_embeddings)
+    if tied and before:
+        embedding = next(name for name in now if name.endswith("embed_tokens.weight"))
+        stale = _stale_head_gap(policy, probes, observed, before[embedding])
+        if stale < best_gap:
+            best, best_gap = (
+                f"the tied output head is stale: it still holds version {current.version - 1}",
+                stale,
+            )
+    for sentence, state in _hypotheses(now, before, current.version):
+        policy.model.load_state_dict(state, strict=False)
+        found = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
+        if found < best_gap:
+            best, best_gap = sentence, found
+    if not best_gap <= 0.1 * whole:  # also when the engine's answer is not finite
+        return f"none of the known faults explains it (closest: {best}, gap {best_gap:.2e} nats)"
+    return f"{best} (this reproduces the engine's answer to {best_gap:.1e} nats)"

@@ -1,0 +1,114 @@
+"""Publishing weights and proving that they arrived: names and checksums on the way, then a logprob probe.
+
+After every load, engine and learner score the same fixed sequences. The proof also measures its own power:
+how far the learner's probe moved in this step, which is the gap a stale engine would show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import PROBE_TOLERANCE, RunConfig
+from trainer.roles import Generator, Learner, WeightsRef
+from trainer.weights.diagnose import Probe, gap
+
+_FLOOR = 2.0e-5
+"""Nats: a probe that moved less in a step is not asked to tell the step before from this one."""
+_NOISE_MULTIPLE = 8.0
+"""Nor one that moved less than this many times the gap between equal weights, measured at the first sync."""
+_EXPLAIN_LIMIT_S = 120.0
+
+
+class WeightSyncError(RuntimeError):
+    """Engine and learner hold different weights; the message names the fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The last publish: what the next one is compared with."""
+
+    version: int
+    weights: WeightsRef
+    expected: np.ndarray
+    """The learner's probe logprobs."""
+    noise: float
+    """Largest gap of any engine at the first sync, when engine and learner had read the same file."""
+
+
+def tolerance(config: RunConfig) -> float:
+    """`sync.tolerance`, or the default of the model's dtype."""
+    return config.sync.tolerance or PROBE_TOLERANCE[config.model.dtype]
+
+
+async def publish(
+    version: int,
+    learner: Learner,
+    generator: Generator,
+    probes: Sequence[Probe],
+    previous: Published | None,
+    config: RunConfig,
+) -> tuple[Published, dict[str, float]]:
+    """Send version `version` to every engine and prove it.
+
+    Raises:
+        WeightSyncError: an engine refused the weights, or its answers are not the learner's of this step.
+    """
+    weights = await learner.publish(version)
+    try:
+        _, expected = await asyncio.gather(generator.load(weights), _probe(learner, probes))
+    except ValueError as error:
+        raise WeightSyncError(f"weight sync to version {version} failed: {error}") from error
+    found = await generator.probe(probes) if probes else []
+    gaps = [gap(observed, expected) for observed in found]
+    worst = max(gaps, default=0.0)
+    noise = previous.noise if previous is not None else worst
+    published = Published(version=version, weights=weights, expected=expected, noise=noise)
+    if not probes:
+        return published, {}
+    power = gap(expected, previous.expected) if previous is not None else float("nan")
+    proven = power > max(_FLOOR, _NOISE_MULTIPLE * noise)
+    for engine, size in enumerate(gaps):
+        if not size <= tolerance(config) or (proven and size > 0.25 * power):
+            before = previous.weights if previous is not None else None
+            fault = await _explain(learner, probes, found[engine], weights, before)
+            raise WeightSyncError(
+                f"after weight sync to version {version}, engine {engine} and learner differ by {size:.2e} "
+                f"nats on the probes (one stale step would show {power:.2e}): {fault}"
+            )
+    return published, {"sync/probe_gap": worst, "sync/probe_power": power, "sync/proven": float(proven)}
+
+
+async def _explain(
+    learner: Learner,
+    probes: Sequence[Probe],
+    observed: np.ndarray,
+    current: WeightsRef,
+    previous: WeightsRef | None,
+) -> str:
+    """The learner's diagnosis; whatever happens to it, the gap itself must be told."""
+    try:
+        async with asyncio.timeout(_EXPLAIN_LIMIT_S):
+            return await learner.explain(probes, observed, current, previous)
+    except Exception as error:
+        return f"not diagnosed ({type(error).__name__}: {error})"
+
+
+async def _probe(learner: Learner, probes: Sequence[Probe]) -> np.ndarray:
+    return await learner.probe(probes) if probes else np.zeros(0, np.float32)
+
+
+def check_mismatch(mean_abs: float, config: RunConfig) -> None:
+    """The gate at lag 0: sampler and learner must agree on the training tokens themselves.
+
+    Raises:
+        WeightSyncError: the mean absolute logprob difference is beyond the tolerance.
+    """
+    if config.rollout.max_lag == 0 and not mean_abs <= tolerance(config):  # NaN must not pass
+        raise WeightSyncError(
+            f"sampler and learner logprobs differ by {mean_abs:.2e} nats on the training tokens "
+            f"(tolerance {tolerance(config):.0e}): the samples are not from the policy being trained"
+        )
