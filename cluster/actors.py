@@ -141,7 +141,7 @@ def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
         (site.config, site.placement.device),
         share=site.placement.engines[k],
         cores=cores,
-        limited=False,  # a queue of requests is no fault: `alive` tells whether its thread moves
+        limited=False,  # a queue of requests is no fault: `stalled_for_s` tells whether its thread moves
     )
 
 

@@ -32,7 +32,7 @@ class ActorLostError(ActorCallError):
 
 
 class Handle(Protocol):
-    """One actor. `call` gives a method's result; `keep` waits too, but leaves the result where it was made
+    """One actor. `call` gives a method's result; `call_ref` waits for it too, but leaves it where it was made
     and gives a reference that other actors' calls take."""
 
     label: str
@@ -66,7 +66,7 @@ class RayHandle:
 
     async def call_ref(self, method: str, *arguments: object) -> object:
         """A reference to the result, once it exists; errors as `call`."""
-        result, done = self._actor.keep.options(num_returns=2).remote(method, *arguments)
+        result, done = self._actor.call_ref.options(num_returns=2).remote(method, *arguments)
         await self._wait(done, method)
         return result
 

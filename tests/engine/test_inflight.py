@@ -196,7 +196,7 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(engine: tuple[RayHandle, li
 
 
 def test_an_engine_that_hangs_and_one_that_breaks(engine: tuple[RayHandle, list[PackedWeights]]) -> None:
-    """Hanging shows in `alive`, which still answers; breaking reaches every open call and every later one."""
+    """`stalled_for_s` answers and shows hanging; breaking reaches every open and later call."""
     handle, weights = engine
 
     async def act() -> None:
