@@ -61,7 +61,8 @@ class Reports:
     record: Callable[..., None] = lambda kind, **fields: None
     """What belongs in the run's record but is not to be told: as `event`."""
     phase: Callable[[int, str], None] = lambda step, name: None
-    """What the run does now: generating, scoring, learning, publishing, committing, checkpointing, idle."""
+    """The step (its committed number) and what the run does now: generating, scoring, learning, publishing,
+    committing, checkpointing, idle."""
 
 
 class NonFiniteError(RuntimeError):
@@ -230,14 +231,14 @@ class Run:
     async def _step(self, step: int) -> tuple[dict[str, float], list[bool]]:
         """One step (from 0): its metrics, and which of its updates were applied."""
         config, watch = self._config, Stopwatch()
-        self._reports.phase(step, "generating")
+        self._reports.phase(step + 1, "generating")
         settings = self._settings()
         self._producer.top_up(step, settings)
         watch.phases |= await self._unless_stopped(self._producer.settle(step))
         watch.lap("rollout")
         if self._takes_turns:
             await self._producer.pause()
-        self._reports.phase(step, "learning")
+        self._reports.phase(step + 1, "learning")
         oldest = step - config.rollout.max_lag if self._on_policy else 0
         shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         index = await self._take(step, oldest, shown)
@@ -264,13 +265,13 @@ class Run:
         self._tell_unknown_metrics(metrics, step + 1)
         self._observe(metrics, step + 1)
         metrics |= await self._reset_reference(step + 1, metrics)
-        self._reports.phase(step, "publishing")
+        self._reports.phase(step + 1, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
         num_tokens = float(index.column("num_tokens").to_numpy()[batch.rows_of("policy")].sum())
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
-        self._reports.phase(step, "committing")
+        self._reports.phase(step + 1, "committing")
         summary = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
         self._history.add(index)
@@ -284,7 +285,7 @@ class Run:
         while (index := await buffer.take(self._producer.num_groups, oldest, picks, shown)) is None:
             waiting = await buffer.waiting()
             again = self._producer.submit_again(step, waiting)
-            self._reports.event("groups_missing", step=step, groups=len(again))
+            self._reports.event("groups_missing", step=step + 1, groups=len(again))
             if self._takes_turns:
                 await self._producer.resume()
             await self._unless_stopped(self._producer.settle(step))
@@ -292,7 +293,7 @@ class Run:
                 await self._producer.pause()
         found = index.filter(pc.equal(index.column("origin"), "replay")).column("submission_index")
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
-            self._reports.event("replay_left_out", step=step, groups=missing)
+            self._reports.event("replay_left_out", step=step + 1, groups=missing)
         return index
 
     def _sampled(self, batch: Batch, step: int) -> dict[str, float]:
@@ -302,7 +303,8 @@ class Run:
         kept = metrics.get("sampling/kept_groups", 0.0)
         if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
             rounds, wanted = metrics["sampling/rounds"], rollout.groups_per_step
-            self._reports.event("groups_short", step=step, kept=int(kept), wanted=wanted, rounds=int(rounds))
+            told = {"kept": int(kept), "wanted": wanted, "rounds": int(rounds)}
+            self._reports.event("groups_short", step=step + 1, **told)
         return metrics
 
     def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:

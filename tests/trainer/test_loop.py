@@ -107,8 +107,8 @@ def test_order_of_calls(tmp_path: Path) -> None:
     assert trial.calls == [*start, *(call for step in range(3) for call in step_calls(step)), "save"]
     assert checkpoint_steps(tmp_path) == [3] and trial.events == []
     names = ["generating", "learning", "publishing", "committing"]
-    assert [name for step, name in trial.phases if step == 0] == names
-    assert trial.phases[-2:] == [(3, "checkpointing"), (3, "idle")]
+    assert [name for step, name in trial.phases if step == 1] == [*names, "idle"]
+    assert trial.phases[-6:] == [(3, name) for name in (*names, "checkpointing", "idle")]
 
 
 def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from configs.schema import (
     CheckpointConfig,
     ClusterConfig,
     EvalConfig,
+    ReplayConfig,
     RolloutConfig,
     RunConfig,
     SyncConfig,
@@ -68,7 +69,7 @@ class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
     With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
-    `heat`, a controller's entry, a tempered group.
+    `heat`, a controller's entry, a tempered group, with `replay` so many groups of earlier steps.
     `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
@@ -79,10 +80,12 @@ class Trial:
     refresh: bool = False
     zero_variance_groups: str = "keep"
     heat: dict[str, object] = field(default_factory=dict)
+    replay: int = 0
     scorer: FakeScorer = field(default_factory=FakeScorer)
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
     events: list[str] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -110,6 +113,9 @@ class Trial:
             losses = {"policy": {"kind": "ppo_clip"}, "tempered": {"kind": "nll"}}
             tempered = TemperedConfig(groups_per_step=1)
             config = replace(config, loss=losses, controllers={"heat": self.heat}, tempered=tempered)
+        if self.replay:
+            losses = {"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip", "ratio_to": "behavior"}}
+            config = replace(config, loss=losses, replay=ReplayConfig(groups_per_step=self.replay))
         self.buffer = FileBuffer(self.folder, submissions_per_step(config))
         self.prompts = token_prompts(5)
         roles = Roles(
@@ -119,9 +125,14 @@ class Trial:
             buffer=self._observed(self.buffer, "buffer"),
         )
         order = PromptOrder(self.prompts, config.seed, config.data.shuffle)
-        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer)
+        reports = Reports(
+            step=lambda metrics: None,
+            note=lambda text: None,
+            event=self._event,
+            phase=lambda step, name: self.phases.append((step, name)),
+        )
+        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
         evaluator = Evaluator(config, self.prompts, roles.generator, roles.scorers, self.folder)
-        reports = Reports(step=lambda metrics: None, note=lambda text: None, event=self._event)
         checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)
         self.run = Run(
             config, roles, producer, evaluator, checkpoints, reports, demonstrations=seven_demonstrations()

@@ -98,8 +98,8 @@ class Producer:
     """Fills the buffer, in submission order; step `s` (from 0) begins at submission s x submissions_per_step.
 
     `num_groups` is how many the step has that was settled last: groups_per_step, or more in several rounds.
-    `phase` is told (step, "scoring") when the first completions of a step are there, `on_group` gets every
-    group that is durable.
+    `phase` gets the step's committed number (from 1) and "scoring" when its first completions are there,
+    `on_group` every group that is durable.
     """
 
     def __init__(
@@ -142,6 +142,7 @@ class Producer:
         self._tempered_at = temperature_of(self._config, settings)
         temperature = settings.get(TEMPERATURE, self._config.rollout.temperature)
         self._sampling = replace(self._sampling, temperature=temperature)
+        self._tell_first_reply(step)
         last = min(step + self._config.rollout.max_lag + 1, self._config.num_steps)
         for each in range(self._submitted, last):
             indexes = self._indexes(each, self._first_round)
@@ -159,6 +160,7 @@ class Producer:
         """Submit what step `step` lacks beside the groups that wait; which they are."""
         have = {*waiting, *self._tasks}
         missing = [index for index in self._indexes(step, self.num_groups) if index not in have]
+        self._tell_first_reply(step)
         self._submit(missing)
         return missing
 
@@ -172,7 +174,8 @@ class Producer:
         began = time.perf_counter()
         await self._finish(step)
         while further := await self._further(step):
-            self._phase(step, "generating")
+            self._phase(step + 1, "generating")
+            self._tell_first_reply(step)
             self._submit(further)
             await self._finish(step)
         ended = time.perf_counter()
@@ -182,11 +185,16 @@ class Producer:
     async def _finish(self, step: int) -> None:
         """Wait for all that was submitted for `step` and before it."""
         mine = [index for index in sorted(self._tasks) if index < (step + 1) * self._stride]
-        self._generator.on_reply = lambda: self._phase(step, "scoring")
         # Popped only when all are done: after a failure `close` must still find and cancel the others.
         await asyncio.gather(*(self._tasks[index] for index in mine))
         for index in mine:
             del self._tasks[index]
+        self._generator.on_reply = _no_notice
+
+    def _tell_first_reply(self, step: int) -> None:
+        """Report `step` as scoring with the next reply. Set before anything is submitted: a reply may come
+        before anyone waits for it."""
+        self._generator.on_reply = lambda: self._phase(step + 1, "scoring")
 
     async def _further(self, step: int) -> list[int]:
         """The submissions that the rewards of `step` so far ask for beyond what the buffer has."""

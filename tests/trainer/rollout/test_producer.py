@@ -223,7 +223,7 @@ def test_a_pause_does_not_count_against_the_limit(tmp_path: Path) -> None:
 
 
 def test_the_first_completions_of_a_step_begin_its_scoring(tmp_path: Path) -> None:
-    """Two groups a step: the phase is told once per step, with the step."""
+    """Two groups a step: the phase is told once per step, with the step's committed number."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
     order, told = PromptOrder(token_prompts(4), config.seed, shuffle=False), []
     producer = Producer(
@@ -241,4 +241,4 @@ def test_the_first_completions_of_a_step_begin_its_scoring(tmp_path: Path) -> No
             await producer.settle(step)
 
     asyncio.run(run())
-    assert told == [(0, "scoring"), (1, "scoring")]
+    assert told == [(1, "scoring"), (2, "scoring")]

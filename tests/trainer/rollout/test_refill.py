@@ -66,7 +66,7 @@ def test_every_step_has_its_groups(whole: tuple[Trial, Result]) -> None:
         assert line["reward/mean"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))
         rounds_seen.add(rounds)
         if kept < 2:
-            short.append(f"groups_short step={step} kept={kept} wanted=2 rounds=3")
+            short.append(f"groups_short step={step + 1} kept={kept} wanted=2 rounds=3")
     assert rounds_seen == {1, 2, 3} and short and trial.events == short
     assert Journal(trial.folder / "journal").indexes() == []
 
@@ -165,7 +165,7 @@ def test_the_buffer_lost_at_a_take(whole: tuple[Trial, Result], tmp_path: Path) 
 
     trial.act = lose
     assert trial.train() and result_of(trial) == expected
-    assert f"groups_missing step={step} groups=2" in trial.events
+    assert f"groups_missing step={step + 1} groups=2" in trial.events
 
 
 def test_nothing_to_learn_from_ends_each_step_with_its_reason(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_nothing_to_learn_from_ends_each_step_with_its_reason(tmp_path: Path) ->
     trial = refill(tmp_path, scorer=EqualScorer())
     assert trial.train()
     result = result_of(trial)
-    assert trial.events == [f"groups_short step={step} kept=0 wanted=2 rounds=3" for step in range(6)]
+    assert trial.events == [f"groups_short step={step} kept=0 wanted=2 rounds=3" for step in range(1, 7)]
     assert [table.num_rows for table in result.steps] == [12] * 6
     assert {line["sampling/degenerate_share"] for line in result.metrics} == {1.0}
     assert all(not learned.row_weight_N.any() for learned in trial.learner.learned)
