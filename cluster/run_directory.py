@@ -20,7 +20,7 @@ from typing import Final
 import pyarrow as pa
 from safetensors import safe_open
 
-from configs.load import config_hash, dump_yaml, experiment
+from configs.load import DEFAULTS_VERSION, config_hash, differences, dump_yaml, experiment
 from configs.schema import RunConfig
 from rollouts.checkpoints import checkpoint_steps, newest_checkpoint
 from rollouts.files import make_dir_synced, write_bytes_atomic, write_json_atomic
@@ -156,7 +156,8 @@ def claim_run(config: RunConfig, digest: str, job: str, shown: str = "") -> Clai
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
-        _identify(run_dir, config, {"source_sha256": digest, "demonstrations_sha256": shown}, job)
+        digests = {"source_sha256": digest, "demonstrations_sha256": shown}
+        experiment_hash = _identify(run_dir, config, digests, job)
         newest_checkpoint(run_dir)  # refused before anything is started
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
@@ -164,7 +165,7 @@ def claim_run(config: RunConfig, digest: str, job: str, shown: str = "") -> Clai
     except BaseException:
         lock.release()
         raise
-    return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=config_hash(config))
+    return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=experiment_hash)
 
 
 def _open_run_dir(config: RunConfig) -> Path:
@@ -176,18 +177,19 @@ def _open_run_dir(config: RunConfig) -> Path:
     return run_dir
 
 
-def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str) -> None:
-    """Write who the run is, or check that it is this one."""
+def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str) -> str:
+    """Write who the run is, or check that it is this one; the hash that its checkpoints bear."""
     if not (run_dir / RUN_FILE).exists():
         record = {
             "format": _FORMAT,
             "experiment_hash": config_hash(config),
             "experiment": experiment(config),
+            "defaults": DEFAULTS_VERSION,
             **digests,
             "job": job,
         }
         write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
-        return
+        return config_hash(config)
     known = _check_experiment(run_dir, config)
     if known.get("job") != job:
         raise ValueError(
@@ -200,6 +202,7 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
             "others (prompts, answers, demonstrations, tokenizer or model files have changed): "
             "choose another name (name=...)"
         )
+    return str(known["experiment_hash"])
 
 
 def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
@@ -212,12 +215,13 @@ def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
         raise ValueError(f"{path}: must be a run's description, found it damaged: {error!r}") from error
     if hashed == config_hash(config):
         return known  # type: ignore[no-any-return]
-    now = json.loads(json.dumps(experiment(config)))
     lines = [
-        f"  {key}: the run has {before.get(key, 'none')!r}, asked for {now.get(key, 'none')!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"  {key}: the run has {then!r}, asked for {now!r}" for key, then, now in differences(before, config)
     ]
+    if known.get("defaults", 1) != DEFAULTS_VERSION:
+        lines.append(f"  defaults: the run has those of version {known.get('defaults', 1)}")
+    if not lines:  # hashed by another version, which counted other keys
+        return known  # type: ignore[no-any-return]
     raise ValueError(
         f"run directory {run_dir} is of another experiment, which cannot be gone on with:\n"
         + "\n".join(lines)

@@ -45,6 +45,7 @@ from configs.sources import (
 __all__ = [
     "ConfigError",
     "config_hash",
+    "differences",
     "dump_yaml",
     "experiment",
     "load_config",
@@ -56,10 +57,12 @@ NOT_HASHED = (
     *("name", "num_steps", "runs_dir", "resume", "checkpoint", "cluster", "generator", "sync"),
     *("learner.num_ranks", "learner.zero_stage", "learner.microbatch_tokens", "learner.logit_chunk_tokens"),
     *("learner.offload_anchor", "learner.max_nonfinite_updates"),
-    *("rollout.group_timeout_s", "rollout.score_timeout_s", "eval.timeout_s"),
+    *("rollout.group_timeout_s", "rollout.score_timeout_s", "eval", "data.eval"),
 )
-"""Keys and sections of which another value is the same experiment: longer, kept or placed elsewhere, with
-other limits."""
+"""Keys and sections of which another value is the same experiment: longer, kept or placed elsewhere, measured
+otherwise, with other limits."""
+_MEASURED = ("eval", "data.eval")
+_ONLY_LIMITS = ("eval.timeout_s",)
 DEFAULTS_VERSION: Final = 1
 """Raised when a default is changed: what was made with the old one is another experiment."""
 
@@ -103,11 +106,31 @@ def settings(config: RunConfig) -> dict[str, object]:
 
 def experiment(config: RunConfig) -> dict[str, object]:
     """dotted key -> value of what makes two runs the same experiment, without secrets."""
-    return {
-        key: value
-        for key, value in settings(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in NOT_HASHED)
-    }
+    return {key: value for key, value in settings(config).items() if not _is_under(key, NOT_HASHED)}
+
+
+def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[str, object, object]]:
+    """(dotted key, its value in `known`, its value in `config`) where the two are other experiments.
+
+    `known` is an `experiment`, perhaps of an earlier version: a key that it lacks had its default.
+    """
+    usual, now = _as_json(experiment(RunConfig())), _as_json(experiment(config))
+    before = {key: value for key, value in known.items() if not _is_under(key, NOT_HASHED)}
+    leaves = {key for key, _ in _schema(RunConfig)}
+    return [
+        (key, before.get(key, "none"), now.get(key, "none"))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, usual.get(key) if key in leaves else None) != now.get(key)
+    ]
+
+
+def _as_json(tree: Mapping[str, object]) -> dict[str, object]:
+    """As a file gives it back: tuples are lists."""
+    return cast(Tree, json.loads(json.dumps(tree)))
+
+
+def _is_under(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
@@ -118,15 +141,21 @@ def _leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, obje
             yield f"{prefix}{name}", value
 
 
-def config_hash(config: RunConfig) -> str:
+def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
     """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it.
 
-    What has its default is left out, so that a version with a new key goes on with the runs of the last.
+    `with_evaluation` also counts how it is evaluated, for results that are compared. What has its default is
+    left out, so that a version with a new key goes on with the runs of the last.
     """
-    usual, leaves = experiment(RunConfig()), {key for key, _ in _schema(RunConfig)}
+    usual, leaves = settings(RunConfig()), {key for key, _ in _schema(RunConfig)}
+    counted = experiment(config)
+    if with_evaluation:
+        for key, value in settings(config).items():
+            if _is_under(key, _MEASURED) and not _is_under(key, _ONLY_LIMITS):
+                counted[key] = value
     content: dict[str, object] = {
         key: value
-        for key, value in experiment(config).items()
+        for key, value in counted.items()
         if key not in leaves or key not in usual or usual[key] != value
     }
     content["defaults"] = DEFAULTS_VERSION

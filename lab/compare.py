@@ -122,8 +122,9 @@ def _finished(folder: Path, run: _Run) -> RunResult | None:
     if not path.exists():
         return None
     found = read_result(path)
-    if (found.config_hash, found.num_steps) != (config_hash(run.config), run.config.num_steps):
-        same = found.config_hash == config_hash(run.config)
+    asked = config_hash(run.config, with_evaluation=True)
+    if (found.config_hash, found.num_steps) != (asked, run.config.num_steps):
+        same = found.config_hash == asked
         what = f"{found.num_steps} steps, not {run.config.num_steps}" if same else "other settings"
         raise ValueError(
             f"{path}: must be of what is asked for, it is of {what}: ask for what it was made with, "

@@ -101,7 +101,7 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
     return RunResult(
         arm=arm,
         seed=config.seed,
-        config_hash=config_hash(config),
+        config_hash=config_hash(config, with_evaluation=True),
         num_steps=config.num_steps,
         source_sha256=str(known["source_sha256"]),
         demonstrations_sha256=known.get("demonstrations_sha256"),

@@ -26,7 +26,7 @@ from cluster.run_directory import (
     write_config,
 )
 from configs.load import config_hash, dump_yaml
-from configs.schema import CheckpointConfig, ModelConfig, RunConfig
+from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
 from rollouts.lock import RunLock
 
 DIGEST = source_digest(token_prompts(3), Path("no-model"))
@@ -68,6 +68,38 @@ def test_the_same_experiment_goes_on(tmp_path: Path) -> None:
     claim = claim_run(other, DIGEST, "train")
     assert (claim.run_dir, claim.attempt) == (first, 2)
     claim.lock.release()
+
+
+def test_another_evaluation_is_the_same_experiment(tmp_path: Path) -> None:
+    """More often, with other prompts or samples: what is measured changes nothing of what is trained."""
+    first = config_in(tmp_path, eval=EvalConfig(every=2))
+    claimed(first)
+    other = replace(
+        first, eval=EvalConfig(every=1, num_prompts=3, num_samples=2, pass_at=(2,), temperature=0.7)
+    )
+    other = replace(other, data=replace(other.data, eval={"kind": "lab", "split": "train"}))
+    claim = claim_run(other, DIGEST, "train")
+    assert claim.attempt == 2 and claim.experiment_hash == config_hash(first) == config_hash(other)
+    claim.lock.release()
+
+
+def test_a_run_of_a_version_that_hashed_other_keys_goes_on(tmp_path: Path) -> None:
+    """Its keys are compared one by one; its checkpoints bear the hash that they were written with."""
+    config = config_in(tmp_path)
+    path = claimed(config) / "run.json"
+    record = json.loads(path.read_text())
+    record["experiment"] |= {"eval.every": 25, "data.eval.kind": "lab", "data.eval.split": "heldout"}
+    del record["experiment"]["entropy.clamp"], record["defaults"]  # a key that is newer than the run
+    path.write_text(json.dumps(record | {"experiment_hash": "0" * 64}))
+    claim = claim_run(config, DIGEST, "train")
+    assert claim.experiment_hash == "0" * 64
+    claim.lock.release()
+    moved = replace(config, entropy=replace(config.entropy, clamp=0.3))
+    with pytest.raises(ValueError, match=r"entropy\.clamp: the run has 'none', asked for 0\.3"):
+        claim_run(moved, DIGEST, "train")
+    path.write_text(json.dumps(record | {"experiment_hash": "0" * 64, "defaults": 0}))
+    with pytest.raises(ValueError, match="defaults: the run has those of version 0"):
+        claim_run(config, DIGEST, "train")
 
 
 def test_a_driver_that_died_while_it_claimed_hurts_nobody(tmp_path: Path) -> None:

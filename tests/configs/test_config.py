@@ -375,6 +375,16 @@ def test_the_hash_changes_with_the_experiment_only() -> None:
     assert config_hash(load_config("debug", ["learner.lr=4e-4"])) != plain
     assert config_hash(load_config("debug", ["seed=1"])) != plain
     assert config_hash(load_config("debug", ["learner.num_ranks=2", "checkpoint.every=3"])) == plain
+    assert config_hash(load_config("debug", ["eval.every=1", "data.eval.split=train"])) == plain
+
+
+def test_results_that_are_compared_also_hash_how_they_were_evaluated() -> None:
+    """Two evaluations of another size are not paired; a longer limit of one is no difference."""
+    hashes = {
+        config_hash(load_config("debug", changes), with_evaluation=True)
+        for changes in ([], ["eval.timeout_s=7"], ["eval.num_samples=16"], ["data.eval.split=train"])
+    }
+    assert len(hashes) == 3
 
 
 DEFAULTS = dataclasses.asdict(RunConfig())

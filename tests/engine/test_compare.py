@@ -61,7 +61,7 @@ def _replace_runs(
 
     def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResult:
         made = result(arm, config.seed, [prompt("a", 1 + config.seed, BOTH)])
-        return replace(made, config_hash=config_hash(config))
+        return replace(made, config_hash=config_hash(config, with_evaluation=True))
 
     monkeypatch.setattr(lab.compare, "train_all", train_all)
     monkeypatch.setattr(lab.compare, "gather", gather)
