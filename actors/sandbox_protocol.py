@@ -60,6 +60,7 @@ def encode_group(prompt: Prompt, completions: Sequence[Completion]) -> JsonObjec
             "domain": prompt.domain,
             "epoch": prompt.epoch,
             "extra": dict(prompt.extra),
+            "is_text": prompt.is_text,
         },
         "completions": [dataclasses.asdict(completion) for completion in completions],
     }

@@ -40,7 +40,8 @@ from rollouts.files import Json, write_json_atomic
 from rollouts.records import Completion, Sampling, Submission
 from rollouts.schema import group_to_batch
 from trainer.collate import Batch, Learnable, align, collate, with_advantages
-from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.data.encode import load_tokenizer, load_vocab_size
+from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, tokenize_prompts
 from trainer.loop import Roles, make_probes
 from trainer.rollout.producer import make_submission, single_turn
 from trainer.weights.weight_sync import Published, publish
@@ -284,9 +285,8 @@ def local_ray() -> Iterator[None]:
 async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     """Start the system, measure, and end it."""
     tokenizer = load_tokenizer(config.model)
-    prompts, _ = tokenize_prompts(
-        load_dataset(config.data.train), tokenizer, config.rollout.max_prompt_tokens
-    )
+    vocab_size, limit = load_vocab_size(config.model), config.rollout.max_prompt_tokens
+    prompts, _ = tokenize_prompts(load_dataset(config.data.train), tokenizer, vocab_size, limit)
     placement = plan(config, "cpu")
     check(placement)
     group = await reserve(placement, config.cluster.ready_timeout_s)

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from cluster.placement import Placement
 from configs.schema import RunConfig
 from trainer.data.demonstrations import demonstration_rows
-from trainer.data.prompts import TokenPrompt, load_dataset, load_tokenizer, tokenize_prompts
+from trainer.data.encode import load_tokenizer, load_vocab_size
+from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.token_advantages.transforms import start_transforms
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -120,15 +121,15 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:
     Raises:
         ValueError: dataset, demonstrations, tokenizer or chat template are not usable.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, vocab_size = load_tokenizer(config.model), load_vocab_size(config.model)
     limit = config.rollout.max_prompt_tokens
     found: dict[str, list[TokenPrompt]] = {}
     for name, entry in (("train", config.data.train), ("eval", config.data.eval)):
         if name == "eval" and config.eval.every == 0:
             found[name] = []
             continue
-        found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, limit)
+        found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, vocab_size, limit)
         if too_long:
             reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
-    demonstrations = demonstration_rows(config, tokenizer, reporter.note)
+    demonstrations = demonstration_rows(config, tokenizer, vocab_size, reporter.note)
     return Prompts(train=found["train"], held_out=found["eval"], demonstrations=demonstrations)

@@ -163,6 +163,7 @@ def load_demonstrations(options: LabDemonstrationOptions) -> list[Demonstration]
             completion=row.response,
             domain="arithmetic",
             format_tag=row.format,
+            is_text=True,
         )
         for index, row in enumerate(rows)
     ]

@@ -169,7 +169,13 @@ def creative_texts() -> list[str]:
 
 def _prompts(texts: Sequence[str], answers: Sequence[str | None], name: str, domain: str) -> list[Prompt]:
     return [
-        Prompt(prompt_id=f"{name}-{index:05d}", messages=(("user", text),), answer=answer, domain=domain)
+        Prompt(
+            prompt_id=f"{name}-{index:05d}",
+            messages=(("user", text),),
+            answer=answer,
+            domain=domain,
+            is_text=True,
+        )
         for index, (text, answer) in enumerate(zip(texts, answers, strict=True))
     ]
 

@@ -19,6 +19,8 @@ class Prompt:
     """One dataset row.
 
     `messages` is a tuple of (role, content); `answer` is the ground truth as text, or None if open-ended.
+    `is_text`: given as plain text, which `messages` holds as the user's; a model without a chat template
+    reads it as it is. `place` says in messages where the row stands, such as ``train.jsonl, line 3``.
     """
 
     prompt_id: str
@@ -27,13 +29,21 @@ class Prompt:
     domain: str
     epoch: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
+    is_text: bool = False
+    place: str = field(default="", compare=False)
+
+    @property
+    def prefill(self) -> str:
+        """The beginning of the answer, where the last message is the assistant's: the model continues it."""
+        role, content = self.messages[-1] if self.messages else ("", "")
+        return content if role == "assistant" else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
     """A prompt and the answer that is to be imitated; `format_tag` is the answer's format, where it is known.
 
-    `messages` as in `Prompt`.
+    `messages`, `is_text` and `place` as in `Prompt`.
     """
 
     prompt_id: str
@@ -41,6 +51,8 @@ class Demonstration:
     completion: str
     domain: str
     format_tag: str | None = None
+    is_text: bool = False
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

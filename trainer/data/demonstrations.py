@@ -21,8 +21,8 @@ from configs.schema import RolloutConfig, RunConfig
 from rollouts.columns import GROUP_SCHEMA
 from rollouts.records import Demonstration
 from rollouts.schema import named_for_step, sft_batch
-from trainer.data.file_dataset import prompt_messages, row_domain, row_id
-from trainer.data.prompts import prompt_ids
+from trainer.data.encode import check_ids, prompt_ids, row_of
+from trainer.data.file_dataset import is_text, prompt_messages, row_domain, row_id
 from trainer.data.row_files import Row, first_given, is_given, read_rows, to_messages, to_text
 from trainer.seeds import derive_seed
 
@@ -57,6 +57,8 @@ def _to_demonstration(row: Row, domain: str) -> Demonstration:
         messages=messages,
         completion=completion,
         domain=domain or row_domain(row)[1],
+        is_text=bool(key) and is_text(row),
+        place=f"{row.path}, {row.place}",
     )
 
 
@@ -92,24 +94,27 @@ def load_demonstrations(entry: Mapping[str, object]) -> list[Demonstration]:
 def tokenize_demonstrations(
     demonstrations: Sequence[Demonstration],
     tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
     rollout: RolloutConfig,
     run_id: str,
 ) -> tuple[pa.RecordBatch, int]:
     """Rows of GROUP_SCHEMA with origin sft, and how many were left out as too long.
 
-    A prompt stands under the chat template as for an engine; the completion is followed by the end token that
+    A prompt is encoded as for an engine; the completion is followed by the end token that
     an engine would have sampled. Row i has submission_index i; `draw` gives it the names of a step.
 
     Raises:
-        ValueError: the tokenizer has no end token, or every demonstration is longer than
-            rollout.max_prompt_tokens or rollout.max_tokens.
+        ValueError: the tokenizer has no end token, a demonstration cannot be encoded, or every one is longer
+            than rollout.max_prompt_tokens or rollout.max_tokens.
     """
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer must have an end-of-sequence token to end demonstrations, got none")
     texts = [each.completion for each in demonstrations]
     completions = [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    prompts = [prompt_ids(each.messages, tokenizer) for each in demonstrations]
+    prompts = [prompt_ids(each, tokenizer, vocab_size) for each in demonstrations]
+    for each, ids in zip(demonstrations, completions, strict=True):
+        check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
     kept = [
         number
         for number in range(len(demonstrations))
@@ -139,7 +144,7 @@ def no_demonstrations() -> pa.RecordBatch:
 
 
 def demonstration_rows(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, note: Callable[[str], None]
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, note: Callable[[str], None]
 ) -> pa.RecordBatch:
     """All demonstrations of a run, in tokens; `note` is told what was left out. No rows without a `loss.sft`.
 
@@ -149,7 +154,7 @@ def demonstration_rows(
     if "sft" not in config.loss:
         return no_demonstrations()
     found = load_demonstrations(config.sft.data)
-    rows, too_long = tokenize_demonstrations(found, tokenizer, config.rollout, config.name)
+    rows, too_long = tokenize_demonstrations(found, tokenizer, vocab_size, config.rollout, config.name)
     if too_long:
         limits = "rollout.max_prompt_tokens or rollout.max_tokens"
         note(f"sft.data: {too_long} demonstrations are longer than {limits} and were left out")

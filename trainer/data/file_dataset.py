@@ -40,6 +40,10 @@ def load_file(options: FileOptions) -> list[Prompt]:
     makes an open-ended prompt. Everything not used otherwise, and what `extra_info` holds, goes to `extra`:
     text as it is, other values as JSON, nulls left out.
 
+    A prompt that is text is the user's message under the model's chat template; a model without one reads it as
+    it is. Chat messages need a template. If the last one is the assistant's, the completion continues it, and
+    scorers judge both together, as in TRL.
+
     Raises:
         ValueError: the file cannot be read, or a row breaks a rule.
     """
@@ -65,16 +69,27 @@ def _to_prompt(row: Row, domain: str) -> Prompt:
         answer=answer,
         domain=domain or own_domain,
         extra=_extra(row, {"reward_model", "extra_info", source, id_key, domain_key, answer_key}),
+        is_text=is_text(row),
+        place=f"{row.path}, {row.place}",
     )
 
 
 def prompt_messages(row: Row) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The key that the prompt stands under, `prompt` or `question`, and its messages."""
-    source = "prompt" if is_given(row, "prompt") else "question"
+    source = _prompt_key(row)
     if not is_given(row, source):
         rule = "text or a list of chat messages (or give `question`)"
         raise row.error("prompt", rule, row.values.get("prompt"))
     return source, to_messages(row, source, row.values[source])
+
+
+def is_text(row: Row) -> bool:
+    """Whether the prompt is given as text, not as chat messages."""
+    return isinstance(row.values.get(_prompt_key(row)), str)
+
+
+def _prompt_key(row: Row) -> str:
+    return "prompt" if is_given(row, "prompt") else "question"
 
 
 def row_id(row: Row) -> tuple[str, str]:

@@ -6,36 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from configs.entries import plain_options
 from configs.kinds.base import load_target
-from configs.schema import ModelConfig
 from rollouts.records import Prompt
+from trainer.data.encode import prompt_ids
 from trainer.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt with its token ids under the chat template, generation prompt included."""
+    """A prompt with its token ids (`trainer.data.encode.prompt_ids`)."""
 
     prompt: Prompt
     token_ids: tuple[int, ...]
-
-
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        ValueError: there is none, or it has no chat template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path must hold a tokenizer, got {model.path!r}: {error}") from error
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer of {model.path!r} must have a chat template, got none")
-    return tokenizer  # type: ignore[no-any-return]
 
 
 def load_dataset(entry: dict[str, object]) -> list[Prompt]:
@@ -53,33 +38,17 @@ def load_dataset(entry: dict[str, object]) -> list[Prompt]:
     return prompts
 
 
-def prompt_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids of (role, content) messages under the chat template, generation prompt included.
-
-    Raises:
-        ValueError: the template puts the beginning-of-sequence token twice.
-    """
-    chat = [{"role": role, "content": content} for role, content in messages]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    start = tokenizer.bos_token_id
-    if start is not None and list(ids[:2]) == [start, start]:
-        raise ValueError(
-            f"the chat template must put {tokenizer.bos_token!r} once, got it twice at the start"
-        )
-    return tuple(int(token) for token in ids)
-
-
 def tokenize_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_tokens: int
 ) -> tuple[list[TokenPrompt], int]:
     """Token prompts of at most `max_tokens` tokens, and how many were left out as too long.
 
     Raises:
-        ValueError: the template puts the beginning-of-sequence token twice, or every prompt is too long.
+        ValueError: a prompt cannot be encoded (`trainer.data.encode.prompt_ids`), or every one is too long.
     """
     kept: list[TokenPrompt] = []
     for prompt in prompts:
-        ids = prompt_ids(prompt.messages, tokenizer)
+        ids = prompt_ids(prompt, tokenizer, vocab_size)
         if len(ids) <= max_tokens:
             kept.append(TokenPrompt(prompt, ids))
     if not kept:

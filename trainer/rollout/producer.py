@@ -62,9 +62,12 @@ async def single_turn(
 async def _judge(
     scorer: Scorer, submission: Submission, completions: list[Completion], clock: Clock, deadline: float
 ) -> list[Judgement]:
+    # As in TRL: an answer that the prompt begins is judged whole.
+    prefill = submission.prompt.prefill
+    whole = [replace(each, text=prefill + each.text) for each in completions] if prefill else completions
     try:
         async with clock.timeout_at(deadline):
-            found = await scorer.score(submission.prompt, completions)
+            found = await scorer.score(submission.prompt, whole)
     except TimeoutError:
         return [Judgement(score=None, status="timeout") for _ in completions]
     return [

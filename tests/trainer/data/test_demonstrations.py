@@ -56,7 +56,14 @@ def write_jsonl(folder: Path, *rows: object) -> FileDemonstrationOptions:
 )
 def test_rows_of_any_layout_show_the_same(tmp_path: Path, row: dict[str, object]) -> None:
     """A prompt and an answer, or a chat that ends with one; what else stands there is passed over."""
-    wanted = Demonstration(prompt_id="mine-0", messages=(("user", "1+2?"),), completion="so 3", domain="mine")
+    wanted = Demonstration(
+        prompt_id="mine-0",
+        messages=(("user", "1+2?"),),
+        completion="so 3",
+        domain="mine",
+        is_text=isinstance(row.get("prompt", row.get("question")), str)
+        and row.get("completion", "") is not None,
+    )
     assert load_file(write_jsonl(tmp_path, row)) == [wanted]
     if row.get("messages") != [3]:
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "mine.parquet")
@@ -174,7 +181,7 @@ def test_the_lab_s_options() -> None:
 def test_tokens_are_those_that_the_base_was_pretrained_on() -> None:
     """Prompt under the chat template, completion with the end token: as `lab.pretrain` makes them."""
     tokenizer, found = make_tokenizer(), load_lab(LabDemonstrationOptions(num_rows=40))
-    rows, too_long = tokenize_demonstrations(found, tokenizer, RolloutConfig(), "run")
+    rows, too_long = tokenize_demonstrations(found, tokenizer, len(tokenizer), RolloutConfig(), "run")
     validate(rows)
     corpus = [CorpusRow(each.messages[0][1], each.completion, "", "") for each in found]
     expected = tokenize_rows(corpus, tokenizer)
@@ -200,15 +207,17 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
     kept = shown("1 + 2 = ?", "so 3")
     longer = [shown("1 + 2 + 3 = ?", "so 3"), shown("1 + 2 = ?", "so is 3")]
     limits = RolloutConfig(max_prompt_tokens=8, max_tokens=3)
-    rows, too_long = tokenize_demonstrations([longer[0], kept, longer[1]], make_tokenizer(), limits, "run")
+    tokenizer, size = make_tokenizer(), len(make_tokenizer())
+    found = [longer[0], kept, longer[1]]
+    rows, too_long = tokenize_demonstrations(found, tokenizer, size, limits, "run")
     assert too_long == 2 and rows.column("text").to_pylist() == ["so 3"]
     assert rows.column("submission_index").to_pylist() == [0]
     with pytest.raises(ValueError, match=r"every demonstration is longer than rollout.max_prompt_tokens"):
-        tokenize_demonstrations(longer, make_tokenizer(), limits, "run")
+        tokenize_demonstrations(longer, tokenizer, size, limits, "run")
     plain = make_tokenizer()
     plain.eos_token = None
     with pytest.raises(ValueError, match="must have an end-of-sequence token"):
-        tokenize_demonstrations([kept], plain, limits, "run")
+        tokenize_demonstrations([kept], plain, size, limits, "run")
     file = write_jsonl(tmp_path, *({"prompt": each.messages[0][1], "response": "so 3"} for each in longer))
     config = RunConfig(
         rollout=RolloutConfig(max_prompt_tokens=8, group_size=2, groups_per_step=2),
@@ -216,7 +225,7 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
         loss={"sft": {"kind": "nll"}},
     )
     notes: list[str] = []
-    assert demonstration_rows(config, make_tokenizer(), notes.append).num_rows == 1
+    assert demonstration_rows(config, tokenizer, size, notes.append).num_rows == 1
     assert "1 demonstrations are longer" in notes[0] and "all 1 demonstrations, fewer than 2" in notes[1]
 
 

@@ -58,22 +58,24 @@ def test_submissions_of_the_same_prompt_have_other_seeds() -> None:
 class FakeTokenizer:
     """One token per character after a start token (`doubled` puts it twice, as some templates do)."""
 
-    bos_token_id, bos_token = 1, "<s>"
+    bos_token_id, bos_token, chat_template, name_or_path = 1, "<s>", "chat", "fake"
 
     def __init__(self, doubled: bool = False) -> None:
         self.start = [1, 1] if doubled else [1]
 
-    def apply_chat_template(
-        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool, return_dict: bool
-    ) -> list[int]:
-        assert add_generation_prompt and not return_dict
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: bool) -> list[int]:
+        assert options == {
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            "return_dict": False,
+        }
         return self.start + [ord(letter) for message in messages for letter in message["content"]]
 
 
 def test_long_prompts_are_left_out_and_counted() -> None:
     """ "p9" has 3 tokens, "p10" 4: with at most 3, ten of twelve stay."""
     prompts = [token_prompt.prompt for token_prompt in token_prompts(12)]
-    kept, left_out = tokenize_prompts(prompts, FakeTokenizer(), 3)  # type: ignore[arg-type]
+    kept, left_out = tokenize_prompts(prompts, FakeTokenizer(), 128, 3)  # type: ignore[arg-type]
     assert (len(kept), left_out) == (10, 2)
     assert kept[0].token_ids == (1, ord("p"), ord("0"))
 
@@ -82,6 +84,6 @@ def test_prompts_that_cannot_be_used_are_refused() -> None:
     """All too long, or a template that starts twice."""
     prompts = [token_prompt.prompt for token_prompt in token_prompts(2)]
     with pytest.raises(ValueError, match=r"longer than rollout\.max_prompt_tokens = 2"):
-        tokenize_prompts(prompts, FakeTokenizer(), 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must put '<s>' once"):
-        tokenize_prompts(prompts, FakeTokenizer(doubled=True), 9)  # type: ignore[arg-type]
+        tokenize_prompts(prompts, FakeTokenizer(), 128, 2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompt p0: the chat template must put '<s>' once"):
+        tokenize_prompts(prompts, FakeTokenizer(doubled=True), 128, 9)  # type: ignore[arg-type]
