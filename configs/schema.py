@@ -15,7 +15,7 @@ class ModelConfig:
     """Which model is trained."""
 
     path: str = "lab/bases/voices"
-    """Hugging Face folder or name: config.json, safetensors, tokenizer; a chat template unless prompts are text."""
+    """Hugging Face folder or name: config.json, safetensors, tokenizer, chat template (for chat prompts)."""
     dtype: str = "fp32"
     """Compute type of learner and engine: fp32 or bf16 (the learner keeps fp32 master weights)."""
     trust_remote_code: bool = False

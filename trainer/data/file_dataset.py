@@ -40,9 +40,9 @@ def load_file(options: FileOptions) -> list[Prompt]:
     makes an open-ended prompt. Everything not used otherwise, and what `extra_info` holds, goes to `extra`:
     text as it is, other values as JSON, nulls left out.
 
-    A prompt that is text is the user's message under the model's chat template; a model without one reads it as
-    it is. Chat messages need a template. If the last one is the assistant's, the completion continues it, and
-    scorers judge both together, as in TRL.
+    A prompt that is text is the user's message under the model's chat template; a model without one reads it
+    as it is. Chat messages need a template. If the last one is the assistant's, the completion continues it,
+    and scorers judge both together, as in TRL.
 
     Raises:
         ValueError: the file cannot be read, or a row breaks a rule.
