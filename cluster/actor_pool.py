@@ -27,6 +27,7 @@ from cluster.actors import (
     spawn_learner,
     spawn_scorers,
 )
+from cluster.calls import ScorerActor, call_once
 from cluster.job import ResolvedRun
 from cluster.placement import reserve
 from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, NoEngines
@@ -260,4 +261,6 @@ async def _close(scorers: Sequence[Supervised]) -> None:
     """Let scorers end what their code has started, before their processes are killed."""
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_LIMIT_S):
-            await asyncio.gather(*(each.once("close") for each in scorers), return_exceptions=True)
+            await asyncio.gather(
+                *(call_once(each, ScorerActor.close) for each in scorers), return_exceptions=True
+            )

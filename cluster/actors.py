@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
 from cluster.actor_process import Blueprint, ProcessSetup, host_environment
+from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, blueprint
 from cluster.placement import Cores, Placement, Share, split_cores
 from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.spawn import Handle, spawn_local, spawn_ray
@@ -48,16 +49,14 @@ class Site:
     def spawn(
         self,
         label: str,
-        target: str,
-        arguments: tuple[object, ...],
+        plan: Blueprint,
         *,
         share: Share | None = None,
         threads: int = 1,
         cores: Cores | None = None,
         limited: bool = True,
     ) -> Handle:
-        """Start one actor; without a share it asks for no CPU, not `limited` its calls may take for ever."""
-        blueprint = Blueprint(target=target, arguments=arguments)
+        """Start an actor. Without a share it asks for no CPU; if not `limited`, calls have no time limit."""
         local = self.config.cluster.spawn == "local"
         setup = ProcessSetup(
             label=label,
@@ -66,10 +65,10 @@ class Site:
             cores=cores,
         )
         if local:
-            return spawn_local(setup, blueprint)
+            return spawn_local(setup, plan)
         return spawn_ray(
             setup,
-            blueprint,
+            plan,
             num_cpus=share.num_cpus if share else 0,
             num_gpus=share.num_gpus if share else 0,
             group=self.group if share else None,
@@ -126,19 +125,15 @@ def start_ranks(site: Site) -> list[Handle]:
             device=site.placement.device,
             num_threads=threads,
         )
-        arguments = (config, bound_losses(config), place)
-        target = "actors.learner:LearnerRank"
-        handles.append(
-            site.spawn(f"learner-{rank}", target, arguments, share=share, threads=threads, cores=own)
-        )
+        plan = blueprint(LearnerRank, config, bound_losses(config), place)
+        handles.append(site.spawn(f"learner-{rank}", plan, share=share, threads=threads, cores=own))
     return handles
 
 
 def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
     return site.spawn(
         f"generator-{k}",
-        "actors.generator:GeneratorActor",
-        (site.config, site.placement.device),
+        blueprint(GeneratorActor, site.config, site.placement.device),
         share=site.placement.engines[k],
         cores=cores,
         limited=False,  # a queue of requests is no fault: `stalled_for_s` tells whether its thread moves
@@ -187,7 +182,7 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
         replicas = []
         for k in range(site.config.cluster.scorer_replicas):
             label = f"scorer-{name}-{k}"
-            start = partial(site.spawn, label, "actors.scorer:ScorerActor", (common.kind, options))
+            start = partial(site.spawn, label, blueprint(ScorerActor, common.kind, options))
             replicas.append(site.supervise(label, start))
         role = ScorerReplicas(replicas, limit_s)
         scorer_pools[name] = ScorerPool(
@@ -207,8 +202,8 @@ def scorer_set(config: RunConfig, scorer_pools: Mapping[str, ScorerPool]) -> Sco
 def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
     """The buffer of the run."""
     config = site.config
-    arguments = (str(run_dir), config.name, submissions_per_step(config))
-    start = partial(site.spawn, "buffer", "actors.buffer:BufferActor", arguments)
+    plan = blueprint(BufferActor, str(run_dir), config.name, submissions_per_step(config))
+    start = partial(site.spawn, "buffer", plan)
     keeper = site.supervise("buffer", start)
     return BufferProxy(keeper), keeper
 

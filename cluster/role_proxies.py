@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from actors.requests import RankUpdate
+from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, call, call_once, call_ref
 from cluster.spawn import ActorLostError, Handle, wait_ready
 from cluster.supervise import PING_S, Failures, Limits, Supervised, Tell, quiet_reason
 from configs.schema import RunConfig
+from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Status, Submission
 from trainer.collate import Batch, Learnable
 from trainer.model.batch_plan import BatchPlan
@@ -23,6 +25,8 @@ from trainer.roles import LearnerLostError, Restored, WeightsRef
 from trainer.rollout.replay import Pick
 from trainer.weights.diagnose import Probe
 
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 _SCORE_ATTEMPTS = 2
 _OTHER_RANKS_S = 10.0
 """After a rank raised, how long the others may take to show that one of them died and caused it."""
@@ -44,31 +48,33 @@ class Engines:
 
     async def _bring_up(self, handle: Handle) -> None:
         if self._weights is not None:
-            await handle.call("load", self._weights)
+            await call(handle, GeneratorActor.load, self._weights)
         if self._paused:
-            await handle.call("pause")
+            await call(handle, GeneratorActor.pause)
 
     async def generate(self, submission: Submission) -> list[Completion]:
         engine = self._engines[submission.submission_index % len(self._engines)]
-        return await engine.call("generate", submission)  # type: ignore[no-any-return]
+        return await call(engine, GeneratorActor.generate, submission)
 
     async def load(self, weights: WeightsRef) -> None:
         self._weights = weights
-        await self._all("load", weights)
+        await self._all(GeneratorActor.load, weights)
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
-        return await self._all("probe", probes)
+        return await self._all(GeneratorActor.probe, probes)
 
     async def pause(self) -> None:
         self._paused = True
-        await self._all("pause")
+        await self._all(GeneratorActor.pause)
 
     async def resume(self) -> None:
         self._paused = False
-        await self._all("resume")
+        await self._all(GeneratorActor.resume)
 
-    async def _all(self, method: str, *arguments: object) -> list[Any]:
-        return list(await asyncio.gather(*(engine.call(method, *arguments) for engine in self._engines)))
+    async def _all(
+        self, method: Callable[[Any, *_Arguments], Coroutine[Any, Any, _Result]], *arguments: *_Arguments
+    ) -> list[_Result]:
+        return list(await asyncio.gather(*(call(engine, method, *arguments) for engine in self._engines)))
 
 
 class ScorerReplicas:
@@ -99,7 +105,9 @@ class ScorerReplicas:
         for _ in range(_SCORE_ATTEMPTS):
             await replica.settled()  # the limit is for judging, not for starting a replacement
             try:
-                return await asyncio.wait_for(replica.once("score", prompt, completions), limit_s)
+                return await asyncio.wait_for(
+                    call_once(replica, ScorerActor.score, prompt, completions), limit_s
+                )
             except TimeoutError:
                 replica.replace(f"{replica.label} judged a group for {limit_s:g} s", counted=False)
                 status = "timeout"
@@ -131,29 +139,29 @@ class BufferProxy:
     def __init__(self, keeper: Supervised) -> None:
         self._keeper = keeper
         self._step = 0
-        self._taken: tuple[object, ...] | None = None
+        self._taken: tuple[int, int, Sequence[Pick], pa.RecordBatch | None] | None = None
         keeper.prepare = self._bring_up
 
     async def _bring_up(self, handle: Handle) -> None:
-        await handle.call("reopen", self._step)
+        await call(handle, BufferActor.reopen, self._step)
         if self._taken is not None:
-            await handle.call("take", *self._taken)
+            await call(handle, BufferActor.take, *self._taken)
 
     async def rewind(self, step: int, attempt: int) -> Restored:
         self._step, self._taken = step, None
-        return await self._keeper.call("rewind", step, attempt)  # type: ignore[no-any-return]
+        return await call(self._keeper, BufferActor.rewind, step, attempt)
 
     async def adopt(self, run_dir: str) -> int:
-        return await self._keeper.call("adopt", run_dir)  # type: ignore[no-any-return]
+        return await call(self._keeper, BufferActor.adopt, run_dir)
 
     async def add(self, batch: pa.RecordBatch) -> None:
-        await self._keeper.call("add", batch)
+        await call(self._keeper, BufferActor.add, batch)
 
     async def waiting(self) -> tuple[int, ...]:
-        return await self._keeper.call("waiting")  # type: ignore[no-any-return]
+        return await call(self._keeper, BufferActor.waiting)
 
     async def rewards(self, first: int, last: int) -> pa.Table:
-        return await self._keeper.call("rewards", first, last)  # type: ignore[no-any-return]
+        return await call(self._keeper, BufferActor.rewards, first, last)
 
     async def take(
         self,
@@ -163,18 +171,18 @@ class BufferProxy:
         sft: pa.RecordBatch | None = None,
     ) -> pa.Table | None:
         arguments = (num_groups, min_version, tuple(replay), sft)
-        found = await self._keeper.call("take", *arguments)
+        found = await call(self._keeper, BufferActor.take, *arguments)
         self._taken = arguments if found is not None else None
         return found
 
-    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float:
-        seconds: float = await self._keeper.call("commit", step, columns, summary)
+    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
+        seconds = await call(self._keeper, BufferActor.commit, step, columns, summary)
         self._step, self._taken = step, None
         return seconds
 
-    async def shard(self, rows: Sequence[int]) -> object:
+    async def shard(self, rows: Sequence[int]) -> pa.RecordBatch:
         """A reference to the shard with these rows; the rank fetches it from the buffer's node."""
-        return await self._keeper.call_ref("shard", rows)
+        return await call_ref(self._keeper, BufferActor.shard, rows)
 
 
 def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
@@ -216,7 +224,7 @@ class LearnerGroup:
             LearnerLostError: a rank died or hangs; all are ended.
         """
         self._buffer = buffer
-        await self._all("reset", config, losses)
+        await self._all(LearnerRank.reset, config, losses)
 
     async def restart(self) -> None:
         began = time.perf_counter()
@@ -253,16 +261,21 @@ class LearnerGroup:
                     self.kill(force=True)
 
     async def _each(
-        self, method: str, arguments: Sequence[tuple[object, ...]], keep: bool = False
-    ) -> list[Any]:
-        """Call `method` on every rank with arguments of its own; all results, in order of rank.
+        self,
+        method: Callable[[Any, *_Arguments], _Result],
+        arguments: Sequence[tuple[*_Arguments]],
+        by_reference: bool = False,
+    ) -> list[_Result]:
+        """Call `method` on every rank with arguments of its own; all results (or references), by rank.
 
         Raises:
             LearnerLostError: a rank died or hangs; all are ended.
             Exception: what a rank raised.
         """
         tasks = [
-            asyncio.ensure_future(handle.call_ref(method, *own) if keep else handle.call(method, *own))
+            asyncio.ensure_future(
+                call_ref(handle, method, *own) if by_reference else call(handle, method, *own)
+            )
             for handle, own in zip(self._handles, arguments, strict=True)
         ]
         try:
@@ -285,14 +298,17 @@ class LearnerGroup:
                 raise error
         return [task.result() for task in tasks]
 
-    async def _all(self, method: str, *arguments: object) -> list[Any]:
+    async def _all(
+        self, method: Callable[[Any, *_Arguments], _Result], *arguments: *_Arguments
+    ) -> list[_Result]:
         return await self._each(method, [arguments] * len(self._handles))
 
     async def score(self, batch: Batch) -> pa.Table:
         plan = batch.plan
         ranks = range(len(self._handles))
         shards = await asyncio.gather(*(self._buffer.shard(plan.rows_of(rank)) for rank in ranks))
-        parts = await self._each("score", [(shards[rank], local_microbatches(plan, rank)) for rank in ranks])
+        arguments = [(shards[rank], local_microbatches(plan, rank)) for rank in ranks]
+        parts = await self._each(LearnerRank.score, arguments)
         return pa.Table.from_batches(parts)
 
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
@@ -308,28 +324,30 @@ class LearnerGroup:
                 settings=learnable.settings,
             )
             updates.append((update,))
-        return [add_sums(parts) for parts in zip(*await self._each("update", updates), strict=True)]
+        return [add_sums(parts) for parts in zip(*await self._each(LearnerRank.update, updates), strict=True)]
 
     async def publish(self, version: int) -> WeightsRef:
-        return (await self._each("publish", [(version,)] * len(self._handles), keep=True))[0]
+        versions = [(version,)] * len(self._handles)
+        first, *_ = await self._each(LearnerRank.publish, versions, by_reference=True)
+        return cast(WeightsRef, first)  # only the other ranks' references are to None
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        return (await self._all("probe", probes))[0]  # type: ignore[no-any-return]
+        return (await self._all(LearnerRank.probe, probes))[0]
 
     async def explain(
         self, probes: Sequence[Probe], observed: np.ndarray, current: WeightsRef, previous: WeightsRef | None
     ) -> str:
-        return await self._handles[0].call("explain", probes, observed, current, previous)  # type: ignore[no-any-return]
+        return await call(self._handles[0], LearnerRank.explain, probes, observed, current, previous)
 
     async def save(self, folder: str) -> dict[str, str]:
-        parts = await self._all("save", folder)
+        parts = await self._all(LearnerRank.save, folder)
         return {name: digest for part in parts for name, digest in part.items()}
 
     async def load(self, folder: str) -> None:
-        await self._all("load", folder)
+        await self._all(LearnerRank.load, folder)
 
     async def reset_reference(self, with_optimizer: bool) -> None:
-        await self._all("reset_reference", with_optimizer)
+        await self._all(LearnerRank.reset_reference, with_optimizer)
 
     async def export(self, folder: str) -> None:
-        await self._all("export", folder)
+        await self._all(LearnerRank.export, folder)

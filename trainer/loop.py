@@ -272,7 +272,7 @@ class Run:
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
         self._reports.phase(step + 1, "committing")
-        summary = {"metrics": metrics, "policy_version": step}
+        summary: dict[str, Json] = {"metrics": metrics, "policy_version": step}
         await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
         self._history.add(index)
         watch.lap("commit")

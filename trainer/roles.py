@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.collate import Batch, Learnable
 from trainer.rollout.replay import Pick
 from trainer.weights.diagnose import Probe
+from trainer.weights.packed import PackedWeights
 
-WeightsRef = object
+WeightsRef = PackedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,4 +123,4 @@ class Buffer(Protocol):
         """The index of a step's rows: its own groups, replayed ones, the rows of `sft`; None if one lacks."""
         ...
 
-    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, object]) -> float: ...
+    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float: ...
