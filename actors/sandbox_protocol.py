@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from configs.kinds.base import load_target
-from rewards.custom import finite_or_none
+from rewards.custom import finite_or_none, one_element
 from rollouts.records import Completion, Judgement, Prompt, Span, Status
 
 HEADER = struct.Struct(">I")
 """Number of bytes of JSON that follow."""
 MAX_REPLY_BYTES = 1 << 24
+MAX_DETAIL_CHARS = 300
 MAX_SPAN_END = (1 << 31) - 1
 
 JsonObject = dict[str, object]
-_INVALID = Judgement(score=None, status="invalid")
+_INVALID = Judgement(score=None, status="invalid", detail="the reply is no judgement")
 
 
 def pack(message: JsonObject) -> bytes:
@@ -53,15 +55,8 @@ def decode_options(kind: str, fields: Mapping[str, object]) -> object:
 def encode_group(prompt: Prompt, completions: Sequence[Completion]) -> JsonObject:
     """A prompt and its completions as JSON values."""
     return {
-        "prompt": {
-            "prompt_id": prompt.prompt_id,
-            "messages": prompt.messages,
-            "answer": prompt.answer,
-            "domain": prompt.domain,
-            "epoch": prompt.epoch,
-            "extra": dict(prompt.extra),
-            "is_text": prompt.is_text,
-        },
+        "prompt": {each.name: getattr(prompt, each.name) for each in dataclasses.fields(prompt)}
+        | {"extra": dict(prompt.extra)},
         "completions": [dataclasses.asdict(completion) for completion in completions],
     }
 
@@ -90,6 +85,7 @@ def encode_judgement(judgement: Judgement) -> JsonObject:
         "spans": [[span.label, span.start, span.end] for span in judgement.spans],
         "answer": judgement.answer,
         "answer_ok": judgement.answer_ok,
+        "detail": judgement.detail[:MAX_DETAIL_CHARS],
     }
 
 
@@ -99,7 +95,8 @@ def decode_judgement(fields: object) -> Judgement:
         return _INVALID
     status, score = fields.get("status"), fields.get("score")
     if status in ("error", "invalid") and score is None:
-        return Judgement(score=None, status=status)
+        detail = fields.get("detail")
+        return Judgement(score=None, status=status, detail=_short(detail) if isinstance(detail, str) else "")
     spans = fields.get("spans")
     if status != "ok" or not isinstance(score, float) or not isinstance(spans, list):
         return _INVALID
@@ -122,27 +119,49 @@ def check_judgements(results: object, count: int) -> list[Judgement]:
 
     A judgement that is not so becomes ``invalid``; a result that is no list of `count` makes all of them so.
     """
-    if not isinstance(results, (list, tuple)) or len(results) != count:
-        return [_INVALID] * count
+    if not isinstance(results, (list, tuple)):
+        return [_invalid(f"the scorer returned {_told(results)}; expected a list of judgements")] * count
+    if len(results) != count:
+        return [_invalid(f"the scorer returned {len(results)} judgements for {count} completions")] * count
     return [_checked(result) for result in results]
+
+
+def _invalid(detail: str) -> Judgement:
+    return Judgement(score=None, status="invalid", detail=_short(detail))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 3] + "..."
+
+
+def _told(value: object) -> str:
+    """The type of a value, and the value cut short."""
+    try:
+        return f"{type(value).__name__} {reprlib.repr(value)}"
+    except Exception:  # its own __repr__
+        return type(value).__name__
 
 
 def _checked(result: object) -> Judgement:
     if not isinstance(result, Judgement):
-        return _INVALID
+        return _invalid(f"the scorer returned {_told(result)}; expected a Judgement")
     if result.score is None:
-        return result if result.status in get_args(Status) else _INVALID
-    score = finite_or_none(result.score)
+        known = result.status in get_args(Status)
+        if not known:
+            return _invalid(f"the scorer returned status {_told(result.status)}")
+        return dataclasses.replace(result, detail=_short(str(result.detail)))
+    score, verdict = finite_or_none(result.score), one_element(result.answer_ok)
     tags_ok = isinstance(result.tags, Mapping) and all(
         isinstance(key, str) and isinstance(value, str) for key, value in result.tags.items()
     )
     spans_ok = isinstance(result.spans, tuple) and all(_is_span(span) for span in result.spans)
-    answer_ok = isinstance(result.answer, (str, type(None))) and isinstance(
-        result.answer_ok, (bool, type(None))
-    )
-    if score is None or not (tags_ok and spans_ok and answer_ok) or not _is_storable(result):
-        return _INVALID
-    return dataclasses.replace(result, score=score)
+    answer_ok = isinstance(result.answer, (str, type(None)))
+    if score is None:
+        return _invalid(f"the scorer returned score {_told(result.score)}; expected a finite number")
+    is_verdict = verdict is None or isinstance(verdict, bool)
+    if not (is_verdict and tags_ok and spans_ok and answer_ok and _is_storable(result)):
+        return _invalid(f"the scorer returned tags, spans or an answer of a wrong type: {_told(result)}")
+    return dataclasses.replace(result, score=score, answer_ok=None if verdict is None else bool(verdict))
 
 
 def _is_storable(judgement: Judgement) -> bool:

@@ -68,6 +68,8 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
         row = prompt.prompt
         told = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
         digest.update(f"{told}\n".encode(errors="surrogatepass"))
+        if row.ground_truth is not None or row.data_source:  # most rows have neither
+            digest.update(f"{(row.ground_truth, row.data_source)}\n".encode())
     for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             size = path.stat().st_size

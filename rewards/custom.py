@@ -1,14 +1,20 @@
 """The user's own reward function in verl's signature. In: a prompt's completions. Out: Judgements.
 
 ``compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": float, ...}``,
-called by keyword as verl calls it. Run by `actors.sandbox` in a killable process, one sample at a time.
+called by keyword as verl calls it; it may be an ``async def``. Run by `actors.sandbox` in a killable process,
+one sample at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import decimal
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from configs.kinds.base import load_target
 from configs.kinds.scorers import CustomOptions
@@ -18,25 +24,38 @@ from rollouts.records import Completion, Judgement, Prompt
 def custom(prompt: Prompt, completions: Sequence[Completion], options: CustomOptions) -> list[Judgement]:
     """What `options.function` says of each text; `options.options` are passed on as further keywords.
 
-    A result that is no finite number (or a dict without one under "score") is ``invalid``. A dict may also
-    hold ``pred`` (the answer it read) and ``acc`` (whether that is right), as verl's own functions do.
+    A result that is no finite number (or a mapping without one under "score") is ``invalid``. A mapping may
+    also hold ``pred`` (the answer it read) and ``acc`` (whether that is right), as verl's own functions do.
+    Numbers and booleans may be numpy's, or arrays and tensors of one element. A coroutine is awaited.
 
     Raises:
         ValueError: `options.function` names nothing callable. Whatever the function raises is passed on.
     """
-    compute_score = _load(options.function)
-    return [
-        to_judgement(
-            compute_score(
-                data_source=prompt.domain,
-                solution_str=completion.text,
-                ground_truth=prompt.answer,
-                extra_info=dict(prompt.extra),
-                **options.options,
-            )
+    compute_score, name = _load(options.function), options.function.partition(":")[2]
+    truth = prompt.answer if prompt.ground_truth is None else prompt.ground_truth
+    judgements = []
+    for completion in completions:
+        result = compute_score(
+            data_source=prompt.data_source or prompt.domain,
+            solution_str=completion.text,
+            ground_truth=truth,
+            extra_info=dict(prompt.extra),
+            **options.options,
         )
-        for completion in completions
-    ]
+        if inspect.isawaitable(result):
+            result = _event_loop().run_until_complete(_wait_for(result))
+        judgements.append(to_judgement(result, name))
+    return judgements
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One for all calls: what a function keeps between them, a session say, belongs to it."""
+    return asyncio.new_event_loop()
+
+
+async def _wait_for(result: Awaitable[object]) -> object:
+    return await result
 
 
 def warm_up(options: CustomOptions) -> None:
@@ -48,29 +67,57 @@ def warm_up(options: CustomOptions) -> None:
     _load(options.function)
 
 
-def to_judgement(result: object) -> Judgement:
-    """A number, or verl's dict with "score", as a Judgement; ``invalid`` for anything else."""
-    detail = result if isinstance(result, dict) else {"score": result}
-    score = finite_or_none(detail.get("score"))
+def to_judgement(result: object, name: str = "compute_score") -> Judgement:
+    """A number, or a mapping with "score", as a Judgement; ``invalid`` for anything else.
+
+    `name` is that of the function, for the reason.
+    """
+    found = result if isinstance(result, Mapping) else {"score": result}
+    score = finite_or_none(found.get("score"))
     if score is None:
-        return Judgement(score=None, status="invalid")
-    prediction, accuracy = detail.get("pred"), detail.get("acc")
+        return Judgement(score=None, status="invalid", detail=f"{name} returned {_complaint(result)}")
+    prediction, accuracy = found.get("pred"), finite_or_none(found.get("acc"))
     return Judgement(
         score=score,
         answer=None if prediction is None else str(prediction),
-        answer_ok=bool(accuracy) if isinstance(accuracy, (bool, numbers.Real)) else None,
+        answer_ok=None if accuracy is None else bool(accuracy),
     )
 
 
+def _complaint(result: object) -> str:
+    """The type of what is no score, its value cut short, and what was expected."""
+    try:
+        shown = reprlib.repr(result)
+    except Exception as error:  # its own __repr__
+        shown = f"(no repr: {type(error).__name__})"
+    expected = "a finite number, a bool or a mapping with `score`"
+    return f"{type(result).__name__} {shown}; expected {expected}"
+
+
 def finite_or_none(value: object) -> float | None:
-    """`value` as a float when it is a finite real number (a bool counts as 0 or 1), else None."""
-    if not isinstance(value, numbers.Real):
+    """`value` as a float when it is a finite real number (a bool counts as 0 or 1), else None.
+
+    An array or tensor of one element counts as that element.
+    """
+    value = one_element(value)
+    if not isinstance(value, numbers.Real | decimal.Decimal):
         return None
     try:
         number = float(value)
-    except OverflowError:
+    except (OverflowError, ValueError):  # ValueError: a signalling NaN
         return None
     return number if math.isfinite(number) else None
+
+
+def one_element(value: object) -> object:
+    """The element of a numpy scalar, or of an array or tensor of one element; anything else as it is."""
+    item = getattr(value, "item", None)
+    if not callable(item):
+        return value
+    try:
+        return item()
+    except Exception:  # more than one element, or something else that is called item
+        return value
 
 
 def _load(function: str) -> Callable[..., object]:

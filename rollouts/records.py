@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rollouts.files import Json
+
 Origin = Literal["policy", "refined", "replay", "tempered", "sft"]
 Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
 
@@ -18,7 +20,10 @@ Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
 class Prompt:
     """One dataset row.
 
-    `messages` is a tuple of (role, content); `answer` is the ground truth as text, or None if open-ended.
+    `messages` is a tuple of (role, content). `answer` is the ground truth as text, or None if there is none
+    or it is no single value. A reward function gets `ground_truth` and `data_source`: what the dataset has,
+    where that differs from `answer` (a number, a list, a mapping) and from `domain` (which a config may
+    give). `extra` is what else the row has. They keep the types of the file, as far as JSON has them.
     `is_text`: given as plain text, which `messages` holds as the user's; a model without a chat template
     reads it as it is. `place` says in messages where the row stands, such as ``train.jsonl, line 3``.
     """
@@ -28,7 +33,11 @@ class Prompt:
     answer: str | None
     domain: str
     epoch: int = 0
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    ground_truth: Json = None
+    """None where it is `answer`."""
+    data_source: str = ""
+    """Empty where it is `domain`."""
     is_text: bool = False
     place: str = field(default="", compare=False)
 
@@ -104,7 +113,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What one scorer says of one completion. `score` is None exactly when `status` is not ``ok``."""
+    """What one scorer says of one completion. `score` is None exactly when `status` is not ``ok``.
+
+    `detail` says for the scorer's log why there is no score; it is not stored.
+    """
 
     score: float | None
     status: Status = "ok"
@@ -112,6 +124,7 @@ class Judgement:
     spans: tuple[Span, ...] = ()
     answer: str | None = None
     answer_ok: bool | None = None
+    detail: str = ""
 
     def __post_init__(self) -> None:
         assert (self.score is None) == (self.status != "ok"), (

@@ -127,6 +127,15 @@ def test_verl_dict_carries_answer_and_verdict(custom: ScorerActor) -> None:
     assert judged == Judgement(score=0.25, answer="7", answer_ok=True)
 
 
+def test_the_values_of_a_row_reach_the_function_with_their_types(custom: ScorerActor) -> None:
+    """Through the process and back: a list, a boolean, an integer, null and a nested mapping."""
+    extra = {"strict": False, "n": 7, "none": None, "deep": {"a": [1, 2.5, {"b": True}]}}
+    truth = ["3", {"tests": [1, None]}]
+    asked = dataclasses.replace(PROMPT, answer=None, ground_truth=truth, data_source="gsm8k", extra=extra)
+    (judged,) = custom.score(asked, completions("types"))
+    assert judged.answer == repr(("gsm8k", truth, extra))
+
+
 def test_results_keep_their_order_around_failures(custom: ScorerActor) -> None:
     """Two processes, one of which is replaced thrice: the order is the completions', and time is bounded."""
     start = time.monotonic()

@@ -28,6 +28,7 @@ from cluster.run_directory import (
 from configs.load import config_hash, dump_yaml
 from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
 from rollouts.lock import RunLock
+from trainer.data.prompts import TokenPrompt
 
 DIGEST = source_digest(token_prompts(3), Path("no-model"))
 
@@ -205,9 +206,14 @@ def test_steps_without_a_description_are_nobodys(tmp_path: Path) -> None:
 def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> None:
     """One prompt more, another order, another answer or another weight are another source."""
     prompts = token_prompts(3)
-    other = [replace(each, prompt=replace(each.prompt, answer="4")) for each in prompts]
-    found = {source_digest(each, tmp_path) for each in (prompts, prompts[::-1], prompts[:2], [], other)}
-    assert len(found) == 5 and source_digest(token_prompts(3), tmp_path) == DIGEST
+
+    def with_(**changes: object) -> list[TokenPrompt]:
+        return [replace(each, prompt=replace(each.prompt, **changes)) for each in prompts]  # type: ignore[arg-type]
+
+    others = [with_(answer="4"), with_(ground_truth=4), with_(ground_truth="4"), with_(ground_truth=[4])]
+    others += [with_(data_source="gsm8k"), with_(extra={"strict": False}), with_(extra={"strict": "false"})]
+    found = {source_digest(each, tmp_path) for each in (prompts, prompts[::-1], prompts[:2], [], *others)}
+    assert len(found) == 4 + len(others) and source_digest(token_prompts(3), tmp_path) == DIGEST
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     first = source_digest(prompts, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"heavier")

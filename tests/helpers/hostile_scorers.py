@@ -15,7 +15,7 @@ from rollouts.records import Completion, Judgement, Prompt, Span
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: str | None, extra_info: Mapping[str, str]
+    data_source: str, solution_str: str, ground_truth: object, extra_info: Mapping[str, object]
 ) -> object:
     """verl's signature; the text says how to misbehave."""
     word, _, rest = solution_str.partition(" ")
@@ -49,6 +49,7 @@ def compute_score(
         "list": [1.0],
         "no_score": {"accuracy": 1.0},
         "bool": True,
+        "types": {"score": 1.0, "pred": repr((data_source, ground_truth, dict(extra_info)))},
         "dict": {"score": 0.25, "pred": 7, "acc": True},
         "echo": float(data_source == "arithmetic" and ground_truth == "7" and extra_info == {"level": "2"}),
         "length": float(len(solution_str)),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math as maths
 import time
+from dataclasses import replace
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,6 +202,93 @@ def test_custom_passes_options_on_as_keywords() -> None:
     options = CustomOptions(function="test_rewards:weighted_score", options={"scale": 0.5})
     judged = custom(prompt(), [completion("7"), completion("8")], options)
     assert judged == [Judgement(score=0.5), Judgement(score=0.0)]
+
+
+async def later(data_source: str, solution_str: str, ground_truth: object, extra_info: object) -> object:
+    """An ``async def`` reward function; its second call needs the loop of the first."""
+    LOOPS.append(asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    return {"score": float(solution_str == ground_truth), "acc": np.bool_(solution_str == ground_truth)}
+
+
+LOOPS: list[asyncio.AbstractEventLoop] = []
+
+
+def shown_types(data_source: str, solution_str: str, ground_truth: object, extra_info: object) -> object:
+    """What a function is called with, as text."""
+    return {"score": 1, "pred": repr((data_source, ground_truth, extra_info))}
+
+
+def test_custom_awaits_coroutines_on_one_loop() -> None:
+    """A session that a function keeps belongs to the loop it was made on."""
+    judged = custom(
+        prompt(), [completion("7"), completion("8")], CustomOptions(function="test_rewards:later")
+    )
+    assert judged == [Judgement(score=1.0, answer_ok=True), Judgement(score=0.0, answer_ok=False)]
+    assert len(LOOPS) == 2 and LOOPS[0] is LOOPS[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({}, ("arithmetic", "7", {})),
+        ({"answer": None}, ("arithmetic", None, {})),
+        ({"ground_truth": 7}, ("arithmetic", 7, {})),
+        ({"answer": None, "ground_truth": ["7", "vii"]}, ("arithmetic", ["7", "vii"], {})),
+        ({"answer": None, "ground_truth": False}, ("arithmetic", False, {})),
+        ({"domain": "mine", "data_source": "gsm8k"}, ("gsm8k", "7", {})),
+        ({"extra": {"strict": False, "n": None}}, ("arithmetic", "7", {"strict": False, "n": None})),
+    ],
+)
+def test_custom_gets_the_values_of_the_row(changes: dict[str, Any], seen: object) -> None:
+    """The ground truth with its type, the row's own source, extra_info as it is."""
+    asked = replace(prompt(), **changes)
+    (judged,) = custom(asked, [completion()], CustomOptions(function="test_rewards:shown_types"))
+    assert judged.answer == repr(seen)
+
+
+@pytest.mark.parametrize(
+    ("result", "score", "verdict"),
+    [
+        (np.bool_(True), 1.0, None),
+        (np.float32(0.5), 0.5, None),
+        (np.array(0.25), 0.25, None),
+        (np.array([0.25]), 0.25, None),
+        (torch.tensor(0.75, dtype=torch.bfloat16), 0.75, None),
+        (torch.tensor([True]), 1.0, None),
+        (Decimal("0.5"), 0.5, None),
+        ({"score": np.float64(1.0), "acc": np.bool_(False)}, 1.0, False),
+        ({"score": torch.tensor(1), "acc": torch.tensor(True)}, 1.0, True),
+        (MappingProxyType({"score": 1, "acc": 0.0}), 1.0, False),
+        ({"score": 1, "acc": float("nan")}, 1.0, None),
+    ],
+)
+def test_custom_takes_what_functions_return(result: object, score: float, verdict: bool | None) -> None:
+    """Numpy's and torch's scalars, arrays of one element, any mapping."""
+    judged = to_judgement(result)
+    assert (judged.score, judged.answer_ok) == (score, verdict)
+    assert type(judged.score) is float and type(judged.answer_ok) in (bool, type(None))
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (
+            "abc",
+            "compute_score returned str 'abc'; expected a finite number, a bool or a mapping with `score`",
+        ),
+        (None, "compute_score returned NoneType None; expected"),
+        (float("nan"), "compute_score returned float nan; expected a finite number"),
+        ({"reward": 1.0}, "compute_score returned dict {'reward': 1.0}; expected"),
+        (np.zeros(2), "compute_score returned ndarray array([0., 0.]); expected"),
+        (1j, "compute_score returned complex 1j; expected"),
+    ],
+)
+def test_custom_says_what_was_no_score(result: object, told: str) -> None:
+    """Type and value, cut short, and what would have done."""
+    judged = to_judgement(result)
+    assert (judged.score, judged.status) == (None, "invalid") and judged.detail.startswith(told)
+    assert len(to_judgement("x" * 10_000).detail) < 200
 
 
 def test_custom_function_must_be_callable() -> None:

@@ -8,13 +8,12 @@ said in `trainer.data.row_files`.
 
 from __future__ import annotations
 
-import datetime
 import decimal
-import json
-import math
 
 from configs.kinds.datasets import FileOptions
+from rollouts.files import Json
 from rollouts.records import Prompt
+from trainer.data.plain_values import plain_value
 from trainer.data.row_files import (
     Row,
     first_given,
@@ -29,6 +28,7 @@ from trainer.data.row_files import (
 _ANSWER_KEYS = ("answer", "solution")
 _ID_KEYS = ("prompt_id", "id")
 _DOMAIN_KEYS = ("data_source", "domain")
+_ANSWER_RULE = "text that is not empty, a number, or another value that JSON can hold"
 _MAX_EXACT_INTEGER = 2**53
 
 
@@ -37,8 +37,8 @@ def load_file(options: FileOptions) -> list[Prompt]:
 
     `prompt_id` is the row's `prompt_id` or `id`, else "<stem>-<row number from 0>". `domain` is
     `options.domain`, else the row's `data_source` or `domain`, else the file's stem. A null or absent answer
-    makes an open-ended prompt. Everything not used otherwise, and what `extra_info` holds, goes to `extra`:
-    text as it is, other values as JSON, nulls left out.
+    makes an open-ended prompt. What `extra_info` holds goes to `extra`, and so do columns not used otherwise,
+    where they are not null. Values keep the types of the file; see `plain_value` for those that JSON lacks.
 
     A prompt that is text is the user's message under the model's chat template; a model without one reads it
     as it is. Chat messages need a template. If the last one is the assistant's, the completion continues it,
@@ -62,7 +62,7 @@ def _to_prompt(row: Row, domain: str) -> Prompt:
     source, messages = prompt_messages(row)
     id_key, prompt_id = row_id(row)
     domain_key, own_domain = row_domain(row)
-    answer, answer_key = _answer(row)
+    answer, truth, answer_key = _answer(row)
     return Prompt(
         prompt_id=prompt_id,
         messages=messages,
@@ -71,6 +71,8 @@ def _to_prompt(row: Row, domain: str) -> Prompt:
         extra=_extra(row, {"reward_model", "extra_info", source, id_key, domain_key, answer_key}),
         is_text=is_text(row),
         place=f"{row.path}, {row.place}",
+        ground_truth=None if truth == answer else truth,
+        data_source=own_domain if domain and domain_key and own_domain != domain else "",
     )
 
 
@@ -104,57 +106,62 @@ def row_domain(row: Row) -> tuple[str, str]:
     return key, row.path.stem if value is None else to_text(row, key, value)
 
 
-def _answer(row: Row) -> tuple[str | None, str]:
-    """The ground truth as text and the key it came from: verl's first, then `answer`, then `solution`."""
+def _answer(row: Row) -> tuple[str | None, Json, str]:
+    """The ground truth as text and as the file has it, and its key: verl's, then `answer`, then `solution`.
+
+    There is a text of a text and of a number, none of anything else.
+    """
     model = row.values.get("reward_model")
     if model is not None:
         if not isinstance(model, dict):
             raise row.error("reward_model", "a mapping with ground_truth", model)
         truth = model.get("ground_truth")
-        if isinstance(truth, list | dict):  # test cases, accepted spellings: the scorer's business
-            return _json(row, "reward_model.ground_truth", truth), "reward_model"
+        if truth == "":  # how verl's files spell that there is none
+            return None, "", "reward_model"
         if truth is not None:
-            return _number_or_text(row, "reward_model.ground_truth", truth), "reward_model"
+            return *_text_and_value(row, "reward_model.ground_truth", truth), "reward_model"
     key, value = first_given(row, _ANSWER_KEYS)
-    return (None if value is None else _number_or_text(row, key, value)), key
+    return (None, None, key) if value is None else (*_text_and_value(row, key, value), key)
 
 
-def _number_or_text(row: Row, key: str, value: object) -> str:
-    """Text, or a finite number as text; 3.0 becomes "3": with nulls in it a column holds floats."""
-    if isinstance(value, int) and not isinstance(value, bool):
+def _text_and_value(row: Row, key: str, truth: object) -> tuple[str | None, Json]:
+    if isinstance(truth, bool | list | dict):
+        return None, to_json(row, key, truth)
+    value = None if isinstance(truth, str) else to_json(row, key, truth)
+    if isinstance(value, int | float):
+        return _number_text(value), value
+    text = to_text(row, key, truth if value is None else value, _ANSWER_RULE)
+    return text, text
+
+
+def _number_text(value: float) -> str:
+    """A finite number as a person writes it, without an exponent, which a scorer may take for Euler's number.
+
+    3.0 becomes "3": with nulls in it a column holds floats.
+    """
+    if isinstance(value, int):
         return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() and abs(value) < _MAX_EXACT_INTEGER else repr(value)
-    if isinstance(value, decimal.Decimal) and value.is_finite():
-        return str(value)
-    return to_text(row, key, value, "text that is not empty, or a finite number")
+    if value.is_integer() and abs(value) < _MAX_EXACT_INTEGER:
+        return str(int(value))
+    return format(decimal.Decimal(repr(value)), "f")
 
 
-def _extra(row: Row, used: set[str]) -> dict[str, str]:
+def _extra(row: Row, used: set[str]) -> dict[str, Json]:
     info = row.values.get("extra_info")
     if info is not None and not isinstance(info, dict):
         raise row.error("extra_info", "a mapping", info)
-    rest = {key: value for key, value in row.values.items() if key not in used}
-    extra = {}
-    for prefix, values in (("", rest), ("extra_info.", info or {})):
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            if value is None or (isinstance(value, float) and math.isnan(value)):
-                continue
-            text = value if isinstance(value, str) else _json(row, name, value)
-            extra[to_unicode(row, name, key)] = to_unicode(row, name, text)
+    extra: dict[str, Json] = {}
+    for key, value in row.values.items():
+        if key not in used and (plain := to_json(row, key, value)) is not None:
+            extra[to_unicode(row, key, key)] = plain
+    for key, value in (info or {}).items():
+        extra[to_unicode(row, f"extra_info.{key}", key)] = to_json(row, f"extra_info.{key}", value)
     return extra
 
 
-def _json(row: Row, key: str, value: object) -> str:
+def to_json(row: Row, key: str, value: object) -> Json:
+    """`value` as `plain_value` makes it; ValueError naming the row and the key where it cannot."""
     try:
-        return to_unicode(row, key, json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise row.error(key, "text or a value that JSON can hold", value) from error
-
-
-def _plain(value: object) -> str:
-    """Dates, durations and decimals as text; anything else (bytes, say) is refused."""
-    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+        return plain_value(value)
+    except ValueError as error:
+        raise row.error(key, f"text or a value that JSON can hold ({error})", value) from error

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from configs.entries import plain_options
+from configs.entries import OwnOptions, plain_options
 from configs.kinds.base import load_target
 from rollouts.records import Prompt
-from trainer.data.encode import prompt_ids
+from trainer.data.encode import prompt_ids, row_of
+from trainer.data.plain_values import plain_value
 from trainer.seeds import derive_seed
 
 
@@ -27,15 +28,37 @@ def load_dataset(entry: dict[str, object]) -> list[Prompt]:
     """The prompts of a `data.train` or `data.eval` entry.
 
     Raises:
-        ValueError: the dataset is empty or names a prompt twice.
+        ValueError: the dataset is empty, names a prompt twice, or has values that JSON cannot hold.
     """
     options, kind = plain_options(entry, "data.train")
     prompts: list[Prompt] = load_target(kind.target)(options)
+    if kind.options is OwnOptions:
+        prompts = [_with_plain_values(prompt) for prompt in prompts]
     if not prompts:
         raise ValueError(f"a dataset must have at least one prompt, got none from {entry}")
     if len({prompt.prompt_id for prompt in prompts}) != len(prompts):
         raise ValueError(f"prompt_id must be unique within a dataset, got a repeated one from {entry}")
     return prompts
+
+
+def _with_plain_values(prompt: Prompt) -> Prompt:
+    """A prompt of a user's own dataset, its values as they reach a reward function.
+
+    Raises:
+        ValueError: a value is not one that JSON can hold, or the answer is no text.
+    """
+    if not isinstance(prompt.answer, str | None):
+        kind = type(prompt.answer).__name__
+        raise ValueError(
+            f"{row_of(prompt)}: answer must be text or None, got {kind}: give it as ground_truth"
+        )
+    try:
+        extra = {key: plain_value(value) for key, value in prompt.extra.items()}
+        return replace(prompt, extra=extra, ground_truth=plain_value(prompt.ground_truth))
+    except ValueError as error:
+        raise ValueError(
+            f"{row_of(prompt)}: extra and ground_truth must be what JSON can hold: {error}"
+        ) from error
 
 
 def tokenize_prompts(

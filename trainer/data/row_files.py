@@ -96,8 +96,13 @@ def _to_rows(batch: pa.RecordBatch, path: Path) -> list[dict[str, object]]:
         if name in columns:
             raise ValueError(f"{path}: column {name} must stand there once, got it twice")
         try:
-            columns[name] = column.to_pylist()
-        except (ValueError, TypeError, OverflowError) as error:  # text that is not UTF-8, years past 9999
+            columns[name] = column.to_pylist(maps_as_pydicts="strict")
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            KeyError,
+        ) as error:  # text that is not UTF-8, years past 9999
             raise ValueError(f"{path}: column {name} must hold plain values: {error}") from error
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

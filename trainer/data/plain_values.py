@@ -1,0 +1,79 @@
+"""Values of a dataset's rows made plain: what JSON can hold, so that they reach a reward function's process.
+
+Used by `trainer.data.file_dataset` and, for a user's own dataset, by `trainer.data.prompts`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from rollouts.files import Json
+
+
+def plain_value(value: object) -> Json:
+    """`value` with the types of JSON.
+
+    Text, numbers, booleans, null, lists and mappings stay what they are; numpy's and Arrow's become these.
+    Decimals become text ("0.10"), dates and times text in ISO 8601, durations seconds, NaN (how pandas marks
+    what is missing) null.
+
+    Raises:
+        ValueError: it holds something else (bytes, an infinity, a key that is no text), or too deeply.
+    """
+    try:
+        return _plain(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested less deeply") from error
+
+
+def _plain(value: object) -> Json:
+    match value:
+        case None | bool() | int():
+            return value
+        case str():
+            return _unicode(value)
+        case float():
+            return _finite(float(value))
+        case decimal.Decimal():
+            return format(value, "f") if value.is_finite() else _finite(float(value))
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta():
+            return value.total_seconds()
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case Mapping():
+            return {_key(key): _plain(item) for key, item in value.items()}
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case pa.Scalar():
+            return _plain(value.as_py())
+    raise TypeError(f"no {type(value).__name__}")
+
+
+def _finite(value: float) -> float | None:
+    if math.isinf(value):
+        raise ValueError("no infinity")
+    return None if math.isnan(value) else value
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"keys that are text, no {type(key).__name__}")
+    return _unicode(key)
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no file can hold
+        raise ValueError("no lone surrogates") from error
+    return str(text)
