@@ -205,7 +205,9 @@ async def weight_sync(bench: Bench) -> tuple[Rounds, int]:
     async def system() -> Seconds:
         version = 0 if last[0] is None else last[0].version + 1
         began = time.perf_counter()
-        last[0], _ = await publish(version, roles.learner, roles.generator, probes, last[0], config)
+        last[0], _ = await publish(
+            version, roles.transport, roles.learner, roles.generator, probes, last[0], config
+        )
         return {"publish": time.perf_counter() - began}
 
     def bare() -> Seconds:
@@ -223,7 +225,7 @@ async def sync_parts(bench: Bench) -> str:
     seconds: dict[str, list[float]] = {"publish and load": [], "learner's probe": [], "engine's probe": []}
     for version in range(bench.rounds):
         began = time.perf_counter()
-        await roles.generator.load(await roles.learner.publish(version))
+        await roles.transport.sync(version)
         loaded = time.perf_counter()
         await roles.learner.probe(probes)
         expected = time.perf_counter()

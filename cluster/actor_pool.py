@@ -34,10 +34,11 @@ from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, NoEngines
 from cluster.run_directory import Claim
 from cluster.spawn import ActorCallError, wait_ready
 from cluster.supervise import Fleet, Supervised, Tell
+from cluster.weight_transport import HostTransport, NoTransport
 from configs.schema import RunConfig
 from trainer.loop import Roles
 from trainer.objective import bound_losses
-from trainer.roles import LearnerLostError
+from trainer.roles import LearnerLostError, WeightTransport
 from trainer.rollout.producer import ScorerSet
 
 BUILT_IN: Final = (
@@ -81,6 +82,7 @@ class _Actors:
     generator: Engines | NoEngines
     scorer_pools: Mapping[str, ScorerPool]
     learner: LearnerGroup
+    transport: WeightTransport
     buffer: BufferProxy
     keeper: Supervised
     log_dir: Path
@@ -119,7 +121,11 @@ class ActorPool:
             scorer_set(order.config, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
         )
         roles = Roles(
-            generator=actors.generator, scorers=scorers, learner=actors.learner, buffer=actors.buffer
+            generator=actors.generator,
+            scorers=scorers,
+            learner=actors.learner,
+            transport=actors.transport,
+            buffer=actors.buffer,
         )
         return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size)
 
@@ -197,11 +203,15 @@ class ActorPool:
         engines = spawn_engines(site) if samples else []
         scorer_pools = spawn_scorers(site) if samples else {}
         buffer, keeper = spawn_buffer(site, run_dir)
+        learner = spawn_learner(site, buffer)
+        generator = Engines(engines) if samples else NoEngines()
+        transport = HostTransport(learner, generator) if isinstance(generator, Engines) else NoTransport()
         actors = _Actors(
             engines=engines,
-            generator=Engines(engines) if samples else NoEngines(),
+            generator=generator,
             scorer_pools=scorer_pools,
-            learner=spawn_learner(site, buffer),
+            learner=learner,
+            transport=transport,
             buffer=buffer,
             keeper=keeper,
             log_dir=site.log_dir,
@@ -234,7 +244,7 @@ class ActorPool:
         self._fleet.progress()
         await learner.reset(config, bound_losses(config), actors.buffer)
         # Weights of an earlier version make an engine drop what it still samples.
-        await actors.generator.load(await learner.publish(0))
+        await actors.transport.sync(0)
         await actors.generator.resume()
         return await learner.ready()
 

@@ -14,16 +14,26 @@ import pyarrow as pa
 from actors.requests import RankUpdate
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, call, call_once, call_ref
 from cluster.spawn import ActorLostError, Handle, wait_ready
-from cluster.supervise import PING_S, Failures, Limits, Supervised, Tell, quiet_reason
+from cluster.supervise import (
+    PING_S,
+    Failures,
+    Limits,
+    Prepare,
+    Supervised,
+    Tell,
+    nothing_to_prepare,
+    quiet_reason,
+)
 from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Status, Submission
 from trainer.collate import Batch, Learnable
 from trainer.model.batch_plan import BatchPlan
 from trainer.objective import BoundLoss
-from trainer.roles import LearnerLostError, Restored, WeightsRef
+from trainer.roles import LearnerLostError, Restored
 from trainer.rollout.replay import Pick
 from trainer.weights.diagnose import Probe
+from trainer.weights.packed import PackedWeights
 
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
@@ -35,20 +45,19 @@ _OTHER_RANKS_S = 10.0
 class Engines:
     """All engines as one `Generator`: submission i goes to engine i modulo their number.
 
-    A replaced engine gets the last weights, and is paused if the others are; the submissions it had are
-    given again, with their seeds.
+    A replaced engine gets the current weights (`on_replaced`, which the weight transport sets), and is paused
+    if the others are; the submissions it had are given again, with their seeds.
     """
 
     def __init__(self, engines: Sequence[Supervised]) -> None:
         self._engines = engines
-        self._weights: WeightsRef | None = None
+        self.on_replaced: Prepare = nothing_to_prepare
         self._paused = False
         for engine in engines:
             engine.prepare = self._bring_up
 
     async def _bring_up(self, handle: Handle) -> None:
-        if self._weights is not None:
-            await call(handle, GeneratorActor.load, self._weights)
+        await self.on_replaced(handle)
         if self._paused:
             await call(handle, GeneratorActor.pause)
 
@@ -56,8 +65,8 @@ class Engines:
         engine = self._engines[submission.submission_index % len(self._engines)]
         return await call(engine, GeneratorActor.generate, submission)
 
-    async def load(self, weights: WeightsRef) -> None:
-        self._weights = weights
+    async def load(self, weights: PackedWeights) -> None:
+        """Have every engine load these weights (or a reference to them), its replacement if it is lost."""
         await self._all(GeneratorActor.load, weights)
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
@@ -118,12 +127,10 @@ class ScorerReplicas:
 
 
 class NoEngines:
-    """The `Generator` of a run on saved rollouts: weights go nowhere and nothing is sampled."""
+    """The `Generator` of a run on saved rollouts: nothing is sampled."""
 
     async def generate(self, submission: Submission) -> list[Completion]:
         raise RuntimeError(f"a run on saved rollouts must have group {submission.submission_index}")
-
-    async def load(self, weights: WeightsRef) -> None: ...
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         return []
@@ -202,7 +209,8 @@ class LearnerGroup:
     """All learner ranks as one `Learner`; each fetches its own token-balanced shard.
 
     Ranks hold the state together: when one is lost, all are ended and `LearnerLostError` says so. `restart`
-    then starts them afresh, and what they knew comes from a checkpoint.
+    then starts them afresh, and what they knew comes from a checkpoint. Calls made at the same time are made
+    one after the other, so that all ranks enter their collectives in the same order.
     """
 
     def __init__(
@@ -212,6 +220,7 @@ class LearnerGroup:
         self._failures = Failures("learner", limits, tell)
         self._handles = start()
         self._lost = ""
+        self._one_at_a_time = asyncio.Lock()
 
     async def ready(self) -> int:
         """Wait for all ranks; the number of parameters."""
@@ -224,7 +233,7 @@ class LearnerGroup:
             LearnerLostError: a rank died or hangs; all are ended.
         """
         self._buffer = buffer
-        await self._all(LearnerRank.reset, config, losses)
+        await self.all(LearnerRank.reset, config, losses)
 
     async def restart(self) -> None:
         began = time.perf_counter()
@@ -260,7 +269,7 @@ class LearnerGroup:
                     self._lost = reason
                     self.kill(force=True)
 
-    async def _each(
+    async def each(
         self,
         method: Callable[[Any, *_Arguments], _Result],
         arguments: Sequence[tuple[*_Arguments]],
@@ -272,6 +281,15 @@ class LearnerGroup:
             LearnerLostError: a rank died or hangs; all are ended.
             Exception: what a rank raised.
         """
+        async with self._one_at_a_time:
+            return await self._each(method, arguments, by_reference)
+
+    async def _each(
+        self,
+        method: Callable[[Any, *_Arguments], _Result],
+        arguments: Sequence[tuple[*_Arguments]],
+        by_reference: bool,
+    ) -> list[_Result]:
         tasks = [
             asyncio.ensure_future(
                 call_ref(handle, method, *own) if by_reference else call(handle, method, *own)
@@ -298,17 +316,18 @@ class LearnerGroup:
                 raise error
         return [task.result() for task in tasks]
 
-    async def _all(
+    async def all(
         self, method: Callable[[Any, *_Arguments], _Result], *arguments: *_Arguments
     ) -> list[_Result]:
-        return await self._each(method, [arguments] * len(self._handles))
+        """The same with the same arguments for every rank."""
+        return await self.each(method, [arguments] * len(self._handles))
 
     async def score(self, batch: Batch) -> pa.Table:
         plan = batch.plan
         ranks = range(len(self._handles))
         shards = await asyncio.gather(*(self._buffer.shard(plan.rows_of(rank)) for rank in ranks))
         arguments = [(shards[rank], local_microbatches(plan, rank)) for rank in ranks]
-        parts = await self._each(LearnerRank.score, arguments)
+        parts = await self.each(LearnerRank.score, arguments)
         return pa.Table.from_batches(parts)
 
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
@@ -324,30 +343,36 @@ class LearnerGroup:
                 settings=learnable.settings,
             )
             updates.append((update,))
-        return [add_sums(parts) for parts in zip(*await self._each(LearnerRank.update, updates), strict=True)]
+        return [add_sums(parts) for parts in zip(*await self.each(LearnerRank.update, updates), strict=True)]
 
-    async def publish(self, version: int) -> WeightsRef:
+    async def publish(self, version: int) -> PackedWeights:
+        """A reference to all weights as of now, in rank 0's host memory."""
         versions = [(version,)] * len(self._handles)
-        first, *_ = await self._each(LearnerRank.publish, versions, by_reference=True)
-        return cast(WeightsRef, first)  # only the other ranks' references are to None
+        first, *_ = await self.each(LearnerRank.publish, versions, by_reference=True)
+        return cast(PackedWeights, first)  # only the other ranks' references are to None
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        return (await self._all(LearnerRank.probe, probes))[0]
+        return (await self.all(LearnerRank.probe, probes))[0]
 
     async def explain(
-        self, probes: Sequence[Probe], observed: np.ndarray, current: WeightsRef, previous: WeightsRef | None
+        self,
+        probes: Sequence[Probe],
+        observed: np.ndarray,
+        current: PackedWeights,
+        previous: PackedWeights | None,
     ) -> str:
+        """Which weights would make an engine answer `observed` (see `LearnerRank.explain`)."""
         return await call(self._handles[0], LearnerRank.explain, probes, observed, current, previous)
 
     async def save(self, folder: str) -> dict[str, str]:
-        parts = await self._all(LearnerRank.save, folder)
+        parts = await self.all(LearnerRank.save, folder)
         return {name: digest for part in parts for name, digest in part.items()}
 
     async def load(self, folder: str) -> None:
-        await self._all(LearnerRank.load, folder)
+        await self.all(LearnerRank.load, folder)
 
     async def reset_reference(self, with_optimizer: bool) -> None:
-        await self._all(LearnerRank.reset_reference, with_optimizer)
+        await self.all(LearnerRank.reset_reference, with_optimizer)
 
     async def export(self, folder: str) -> None:
-        await self._all(LearnerRank.export, folder)
+        await self.all(LearnerRank.export, folder)

@@ -78,7 +78,7 @@ class Failures:
         self._count = 0
 
 
-async def _nothing_to_prepare(handle: Handle) -> None:
+async def nothing_to_prepare(handle: Handle) -> None:
     """A replacement without a past."""
 
 
@@ -93,7 +93,7 @@ class Supervised:
         tell: Tell,
     ) -> None:
         self.label = label
-        self.prepare: Prepare = _nothing_to_prepare
+        self.prepare: Prepare = nothing_to_prepare
         self._start, self._limits, self._tell = start, limits, tell
         self._failures = Failures(label, limits, tell)
         self._handle = start()

@@ -28,7 +28,7 @@ from trainer.data.demonstrations import SHARE, draw, no_demonstrations
 from trainer.data.prompts import TokenPrompt
 from trainer.evaluate import Evaluator
 from trainer.metrics import credit_metrics, step_metrics, update_metrics
-from trainer.roles import Buffer, Generator, Learner, LearnerLostError
+from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTransport
 from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
 from trainer.rollout.producer import SAMPLING_SETTINGS, Producer, ScorerSet, make_submission
 from trainer.rollout.replay import choose
@@ -47,6 +47,7 @@ class Roles:
     generator: Generator
     scorers: ScorerSet
     learner: Learner
+    transport: WeightTransport
     buffer: Buffer
 
 
@@ -344,8 +345,15 @@ class Run:
 
     async def _publish(self, version: int) -> dict[str, float]:
         assert self._probes is not None, "probes are made before anything is published"
+        roles = self._roles
         self._published, metrics = await publish(
-            version, self._roles.learner, self._roles.generator, self._probes, self._published, self._config
+            version,
+            roles.transport,
+            roles.learner,
+            roles.generator,
+            self._probes,
+            self._published,
+            self._config,
         )
         await self._producer.resume()
         if metrics.get("sync/proven") == 0.0 and version == 1:

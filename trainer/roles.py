@@ -1,12 +1,11 @@
 """The roles of a run, as protocols. `cluster` binds them to actors; tests pass fakes.
 
-Every method is awaitable, because the work happens elsewhere. A `WeightsRef` is whatever the learner's side
-hands out for the generators to fetch: the loop passes it on without looking inside.
+Every method is awaitable, because the work happens elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,9 +17,9 @@ from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.collate import Batch, Learnable
 from trainer.rollout.replay import Pick
 from trainer.weights.diagnose import Probe
-from trainer.weights.packed import PackedWeights
 
-WeightsRef = PackedWeights
+Diagnosis = Callable[[Sequence[Probe], np.ndarray], Awaitable[str]]
+"""(probes, what an engine answered to them) -> a sentence that names the fault of the engine's weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,6 @@ class Generator(Protocol):
     """All engines of a run."""
 
     async def generate(self, submission: Submission) -> list[Completion]: ...
-
-    async def load(self, weights: WeightsRef) -> None: ...
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """Probe logprobs of every engine, in engine order."""
@@ -71,13 +68,7 @@ class Learner(Protocol):
         """Metric sums of each update, added over ranks."""
         ...
 
-    async def publish(self, version: int) -> WeightsRef: ...
-
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray: ...
-
-    async def explain(
-        self, probes: Sequence[Probe], observed: np.ndarray, current: WeightsRef, previous: WeightsRef | None
-    ) -> str: ...
 
     async def save(self, folder: str) -> Mapping[str, str]:
         """Write weights and optimiser into the folder; sha256 by file name."""
@@ -94,6 +85,26 @@ class Learner(Protocol):
         ...
 
     async def export(self, folder: str) -> None: ...
+
+
+class WeightTransport(Protocol):
+    """Moves weights from the learner to all engines. It owns both sides, which may wait for each other.
+
+    It also brings up every engine that is replaced, during a sync or between two.
+    """
+
+    async def sync(self, version: int) -> Diagnosis:
+        """Give every engine the learner's weights of now, as `version`; returns once all of them hold these.
+
+        An engine that is lost on the way is waited for: its replacement holds them too. A version below the
+        last one means that the run was set back. The diagnosis may hold on to the weights of both versions:
+        drop it when the sync is proven.
+
+        Raises:
+            ValueError: an engine refused the weights.
+            LearnerLostError: the learner died on the way; some engines may hold the new weights.
+        """
+        ...
 
 
 class Buffer(Protocol):

@@ -250,8 +250,9 @@ def test_a_replaced_engine_gets_weights_pause_and_its_submissions() -> None:
 
     async def work() -> None:
         engines = Engines([supervise(each) for each in lives])
+        engines.on_replaced = lambda handle: handle.call("load", "w2")
         for weights in ("w1", "w2"):
-            await engines.load(weights)
+            await engines.load(weights)  # type: ignore[arg-type]
         await engines.pause()
         await engines.generate(submission)
         await engines.resume()

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 from actors.generator import checkpoint_names
 from cluster.role_proxies import Engines
 from cluster.spawn import RayHandle
+from cluster.weight_transport import HostTransport
 from trainer.weights.packed import PackedWeights, pack_weights
 from trainer.weights.weight_sync import Published, WeightSyncError, publish
 
@@ -100,17 +101,18 @@ async def _sync_then_fault(
 ) -> tuple[dict[str, float], str]:
     """Two good syncs, then one with `fault(current, previous)`: metrics of the good ones, and the refusal."""
     learner, engines, config = OwnLearner(path), Engines([handle]), engine_config(path)
+    transport = HostTransport(learner, engines)  # type: ignore[arg-type]
     published: Published | None = None
     metrics: dict[str, float] = {}
     for version in (0, 1):
         learner.learn()
-        published, metrics = await publish(version, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
+        published, metrics = await publish(version, transport, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
     previous = learner.last
     assert previous is not None
     learner.spoil = lambda weights: fault(weights, previous)
     learner.learn()
     with pytest.raises(WeightSyncError) as refusal:
-        await publish(2, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
+        await publish(2, transport, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
     return metrics, str(refusal.value)
 
 
@@ -200,12 +202,15 @@ def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> Non
     metrics, refusal = asyncio.run(_sync_then_fault(path, good, _stale))
     assert metrics["sync/probe_gap"] < 1e-5 and "one step old" in refusal
     good.kill()
-    bad = start_engine(engine_config(path), tmp_path / "bad.log", "tests.faulty_generator:StaleHeadGenerator")
+    bad = start_engine(
+        engine_config(path), tmp_path / "bad.log", "tests.helpers.faulty_generator:StaleHeadGenerator"
+    )
 
     async def sync() -> None:
-        learner, engines, published = OwnLearner(path), Engines([bad]), None
+        learner, engines, config, published = OwnLearner(path), Engines([bad]), engine_config(path), None
+        transport = HostTransport(learner, engines)  # type: ignore[arg-type]
         for version in range(3):
-            published, _ = await publish(version, learner, engines, PROBES, published, engine_config(path))  # type: ignore[arg-type]
+            published, _ = await publish(version, transport, learner, engines, PROBES, published, config)  # type: ignore[arg-type]
             learner.learn()
 
     with pytest.raises(WeightSyncError, match="the tied output head is stale"):

@@ -48,7 +48,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayHandle
         for _ in range(10):
             learner.learn()
     with private_cluster():
-        target = "tests.faulty_generator:ObstructedGenerator"
+        target = "tests.helpers.faulty_generator:ObstructedGenerator"
         handle = start_engine(engine_config(path, max_tokens=64), folder / "engine.log", target)
         asyncio.run(handle.call("ready"))
         yield handle, versions
@@ -234,7 +234,7 @@ def test_no_prompt_meets_a_prefix_of_other_weights(
     """With a prefix cache and requests under way that use it: found before a load, not found after it."""
     _, weights = engine
     config = engine_config(small_base(tmp_path / "model", tied=False), max_tokens=64)
-    handle = start_engine(config, tmp_path / "engine.log", "tests.faulty_generator:CachingGenerator")
+    handle = start_engine(config, tmp_path / "engine.log", "tests.helpers.faulty_generator:CachingGenerator")
     submission = submission_of(1, 40, (1,), max_tokens=4)
 
     async def act() -> list[int]:

@@ -18,7 +18,7 @@ from rollouts.records import Completion, Judgement, Prompt, Submission
 from rollouts.sums import digest_bytes
 from trainer.collate import Batch, Learnable
 from trainer.data.prompts import TokenPrompt
-from trainer.roles import Restored
+from trainer.roles import Diagnosis, Restored
 from trainer.rollout.producer import ScorerSet
 from trainer.rollout.replay import Pick
 from trainer.weights.diagnose import Probe
@@ -177,11 +177,6 @@ class FakeLearner:
         count = sum(len(probe.token_ids) - 1 for probe in probes)
         return answer_of(self.version, count)
 
-    async def explain(
-        self, probes: Sequence[Probe], observed: np.ndarray, current: object, previous: object | None
-    ) -> str:
-        return f"explained {current} after {previous}"
-
     async def save(self, folder: str) -> Mapping[str, str]:
         self.calls.append("save")
         content = f"{self.version} {self.state}".encode()
@@ -203,6 +198,23 @@ class FakeLearner:
 
     async def export(self, folder: str) -> None:
         self.calls.append("export")
+
+
+class FakeTransport:
+    """The learner publishes, then the engines load. After a sync to 3 that follows one to 2, the diagnosis is
+    "explained 3 after 2"."""
+
+    def __init__(self, learner: FakeLearner, generator: FakeGenerator, last: object = None) -> None:
+        self._learner, self._generator, self._last = learner, generator, last
+
+    async def sync(self, version: int) -> Diagnosis:
+        before, self._last = self._last, await self._learner.publish(version)
+        await self._generator.load(self._last)
+
+        async def explain(probes: Sequence[Probe], observed: np.ndarray) -> str:
+            return f"explained {version} after {before}"
+
+        return explain
 
 
 class FileBuffer:

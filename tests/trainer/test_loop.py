@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, scorers, token_prompts
+from loop_fakes import (
+    FakeGenerator,
+    FakeLearner,
+    FakeScorer,
+    FakeTransport,
+    FileBuffer,
+    scorers,
+    token_prompts,
+)
 
 from configs.schema import (
     CheckpointConfig,
@@ -70,7 +78,11 @@ class Trial:
         )
         prompts = token_prompts(4)
         roles = Roles(
-            generator=self.generator, scorers=scorers(self.scorer), learner=self.learner, buffer=self.buffer
+            generator=self.generator,
+            scorers=scorers(self.scorer),
+            learner=self.learner,
+            transport=FakeTransport(self.learner, self.generator),
+            buffer=self.buffer,
         )
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
         producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer)

@@ -14,7 +14,16 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Observed, scorers, token_prompts
+from loop_fakes import (
+    FakeGenerator,
+    FakeLearner,
+    FakeScorer,
+    FakeTransport,
+    FileBuffer,
+    Observed,
+    scorers,
+    token_prompts,
+)
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
@@ -118,10 +127,13 @@ class Trial:
             config = replace(config, loss=losses, replay=ReplayConfig(groups_per_step=self.replay))
         self.buffer = FileBuffer(self.folder, submissions_per_step(config))
         self.prompts = token_prompts(5)
+        generator = self._observed(self.generator, "generator")
+        learner = self._observed(self.learner, "learner")
         roles = Roles(
-            generator=self._observed(self.generator, "generator"),
+            generator=generator,
             scorers=scorers(self.scorer),
-            learner=self._observed(self.learner, "learner"),
+            learner=learner,
+            transport=FakeTransport(learner, generator),
             buffer=self._observed(self.buffer, "buffer"),
         )
         order = PromptOrder(self.prompts, config.seed, config.data.shuffle)

@@ -263,8 +263,7 @@ class _Timed:
         self.on_reply: Callable[[], None] = lambda: None
         self._in_flight = 0
         self._busy_s = self._busy_since = 0.0
-        self.load, self.probe = generator.load, generator.probe
-        self.pause, self.resume = generator.pause, generator.resume
+        self.probe, self.pause, self.resume = generator.probe, generator.pause, generator.resume
 
     async def generate(self, submission: Submission) -> list[Completion]:
         if not self._in_flight:

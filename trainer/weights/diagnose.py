@@ -57,13 +57,14 @@ def _swapped(state: dict[str, Tensor], i: int, j: int) -> dict[str, Tensor]:
 
 
 def _hypotheses(
-    current: dict[str, Tensor], previous: dict[str, Tensor], version: int
+    current: dict[str, Tensor], previous: dict[str, Tensor], version: int, version_before: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if previous:
-        yield f"all weights are one step old (version {version - 1} instead of {version})", previous
+        age = "one step old" if version_before == version - 1 else "those of the sync before"
+        yield f"all weights are {age} (version {version_before} instead of {version})", previous
         for name in current:
             yield (
-                f"tensor {name} was skipped: it still holds version {version - 1}",
+                f"tensor {name} was skipped: it still holds version {version_before}",
                 current | {name: previous[name]},
             )
     layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in current if ".layers." in name})
@@ -98,6 +99,7 @@ def explain_mismatch(
     """
     now = dict(unpack_weights(current))
     before = dict(unpack_weights(previous)) if previous is not None else {}
+    version_before = previous.version if previous is not None else current.version
     policy.model.load_state_dict(now, strict=False)
     whole = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
     best, best_gap = "none of the known faults", whole
@@ -107,10 +109,10 @@ def explain_mismatch(
         stale = _stale_head_gap(policy, probes, observed, before[embedding])
         if stale < best_gap:
             best, best_gap = (
-                f"the tied output head is stale: it still holds version {current.version - 1}",
+                f"the tied output head is stale: it still holds version {version_before}",
                 stale,
             )
-    for sentence, state in _hypotheses(now, before, current.version):
+    for sentence, state in _hypotheses(now, before, current.version, version_before):
         policy.model.load_state_dict(state, strict=False)
         found = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
         if found < best_gap:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import PROBE_TOLERANCE, RunConfig
-from trainer.roles import Generator, Learner, WeightsRef
+from trainer.roles import Diagnosis, Generator, Learner, WeightTransport
 from trainer.weights.diagnose import Probe, gap
 
 _FLOOR = 2.0e-5
@@ -32,7 +32,6 @@ class Published:
     """The last publish: what the next one is compared with."""
 
     version: int
-    weights: WeightsRef
     expected: np.ndarray
     """The learner's probe logprobs."""
     noise: float
@@ -46,6 +45,7 @@ def tolerance(config: RunConfig) -> float:
 
 async def publish(
     version: int,
+    transport: WeightTransport,
     learner: Learner,
     generator: Generator,
     probes: Sequence[Probe],
@@ -57,24 +57,22 @@ async def publish(
     Raises:
         WeightSyncError: an engine refused the weights, or its answers are not the learner's of this step.
     """
-    weights = await learner.publish(version)
     try:
-        _, expected = await asyncio.gather(generator.load(weights), _probe(learner, probes))
+        diagnosis, expected = await asyncio.gather(transport.sync(version), _probe(learner, probes))
     except ValueError as error:
         raise WeightSyncError(f"weight sync to version {version} failed: {error}") from error
     found = await generator.probe(probes) if probes else []
     gaps = [gap(observed, expected) for observed in found]
     worst = max(gaps, default=0.0)
     noise = previous.noise if previous is not None else worst
-    published = Published(version=version, weights=weights, expected=expected, noise=noise)
+    published = Published(version=version, expected=expected, noise=noise)
     if not probes:
         return published, {}
     power = gap(expected, previous.expected) if previous is not None else float("nan")
     proven = power > max(_FLOOR, _NOISE_MULTIPLE * noise)
     for engine, size in enumerate(gaps):
         if not size <= tolerance(config) or (proven and size > 0.25 * power):
-            before = previous.weights if previous is not None else None
-            fault = await _explain(learner, probes, found[engine], weights, before)
+            fault = await _explain(diagnosis, probes, found[engine])
             raise WeightSyncError(
                 f"after weight sync to version {version}, engine {engine} and learner differ by {size:.2e} "
                 f"nats on the probes (one stale step would show {power:.2e}): {fault}"
@@ -82,17 +80,11 @@ async def publish(
     return published, {"sync/probe_gap": worst, "sync/probe_power": power, "sync/proven": float(proven)}
 
 
-async def _explain(
-    learner: Learner,
-    probes: Sequence[Probe],
-    observed: np.ndarray,
-    current: WeightsRef,
-    previous: WeightsRef | None,
-) -> str:
-    """The learner's diagnosis; whatever happens to it, the gap itself must be told."""
+async def _explain(diagnosis: Diagnosis, probes: Sequence[Probe], observed: np.ndarray) -> str:
+    """What the diagnosis finds; whatever happens to it, the gap itself must be reported."""
     try:
         async with asyncio.timeout(_EXPLAIN_LIMIT_S):
-            return await learner.explain(probes, observed, current, previous)
+            return await diagnosis(probes, observed)
     except Exception as error:
         return f"not diagnosed ({type(error).__name__}: {error})"
 

@@ -11,6 +11,7 @@ import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, TokenScorer, scorers, token_prompts
 
 from cluster.role_proxies import NoEngines
+from cluster.weight_transport import NoTransport
 from configs.schema import RolloutConfig, RunConfig, SyncConfig
 from rollouts.journal import Journal
 from rollouts.store import committed_steps, read_step
@@ -69,7 +70,9 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
     collected(tmp_path / "theirs")
     mine, learner = tmp_path / "mine", FakeLearner()
     buffer = FileBuffer(mine, 2)
-    roles = Roles(generator=NoEngines(), scorers=scorers(), learner=learner, buffer=buffer)
+    roles = Roles(
+        generator=NoEngines(), scorers=scorers(), learner=learner, transport=NoTransport(), buffer=buffer
+    )
     order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
     producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
     evaluator = Evaluator(CONFIG, (), roles.generator, roles.scorers, mine)

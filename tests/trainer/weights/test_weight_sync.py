@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from loop_fakes import FakeGenerator, FakeLearner, answer_of
+from loop_fakes import FakeGenerator, FakeLearner, FakeTransport, answer_of
 
 from configs.schema import ModelConfig, RolloutConfig, RunConfig, SyncConfig
 from trainer.weights.diagnose import Probe
@@ -17,13 +18,26 @@ CONFIG = RunConfig()
 
 
 def previous(version: int = 2) -> Published:
-    return Published(version=version, weights=version, expected=answer_of(version, 3), noise=0.0)
+    return Published(version=version, expected=answer_of(version, 3), noise=0.0)
+
+
+def run_publish(
+    version: int,
+    generator: FakeGenerator,
+    probes: Sequence[Probe],
+    before: Published | None,
+    config: RunConfig = CONFIG,
+) -> tuple[Published, dict[str, float]]:
+    """`publish` of a learner that is at `version`."""
+    learner = FakeLearner(version=version)
+    transport = FakeTransport(learner, generator, last=before.version if before is not None else None)
+    return asyncio.run(publish(version, transport, learner, generator, probes, before, config))
 
 
 def sync(generator: FakeGenerator, before: Published | None, config: RunConfig = CONFIG) -> dict[str, float]:
     """Publish version 3 of a learner whose weights moved the probe by 0.1 nats in this step."""
-    published, metrics = asyncio.run(publish(3, FakeLearner(version=3), generator, PROBES, before, config))
-    assert (published.version, published.weights) == (3, 3)
+    published, metrics = run_publish(3, generator, PROBES, before, config)
+    assert published.version == 3
     np.testing.assert_array_equal(published.expected, answer_of(3, 3))
     return metrics
 
@@ -46,7 +60,7 @@ def test_the_first_sync_has_nothing_to_compare_with() -> None:
 def test_no_probes_no_claim() -> None:
     """sync.num_probes = 0 sends the weights and says nothing about them."""
     generator = FakeGenerator()
-    published, metrics = asyncio.run(publish(1, FakeLearner(version=1), generator, (), None, CONFIG))
+    published, metrics = run_publish(1, generator, (), None)
     assert metrics == {} and len(published.expected) == 0 and generator.calls == ["load 1"]
 
 
@@ -76,7 +90,7 @@ def test_a_stale_engine_raises_under_the_tolerance() -> None:
 
 def test_a_step_that_moved_nothing_is_not_proven() -> None:
     """With the probe where it was, a stale engine would look right: say so, and do not raise on rounding."""
-    still = Published(version=2, weights=2, expected=answer_of(3, 3), noise=0.0)
+    still = Published(version=2, expected=answer_of(3, 3), noise=0.0)
     metrics = sync(FakeGenerator(drift=1e-6), still)
     assert metrics["sync/proven"] == 0.0 and metrics["sync/probe_power"] == 0.0
 

@@ -1,0 +1,62 @@
+"""How weights travel from the learner's ranks to the engines: `trainer.roles.WeightTransport` over actors.
+
+A transport owns both sides of a sync and the bringing up of an engine that is replaced, because kinds of
+transport differ in exactly that: through host memory the sides never meet, in a broadcast neither goes
+without the other. What it may build on: `LearnerGroup.all`, which ends all ranks when one is lost;
+`cluster.calls.call`, which repeats a call on an engine's replacement; `call_once`, which does not; and
+`Engines.on_replaced`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cluster.calls import GeneratorActor, call
+from cluster.role_proxies import Engines, LearnerGroup
+from cluster.spawn import Handle
+from trainer.roles import Diagnosis
+from trainer.weights.diagnose import Probe
+from trainer.weights.packed import PackedWeights
+
+
+class HostTransport:
+    """Through host memory: rank 0 packs all weights into one buffer, which each engine fetches and loads.
+
+    The buffer of the last sync is kept for engines that are replaced, and the one before it for as long as
+    the caller keeps the diagnosis.
+    """
+
+    def __init__(self, learner: LearnerGroup, engines: Engines) -> None:
+        self._learner, self._engines = learner, engines
+        self._weights: PackedWeights | None = None
+        engines.on_replaced = self._bring_up
+
+    async def sync(self, version: int) -> Diagnosis:
+        """See `trainer.roles.WeightTransport`."""
+        before = self._weights
+        weights = self._weights = await self._learner.publish(version)
+        await self._engines.load(weights)
+
+        async def explain(probes: Sequence[Probe], observed: np.ndarray) -> str:
+            return await self._learner.explain(probes, observed, weights, before)
+
+        return explain
+
+    async def _bring_up(self, engine: Handle) -> None:
+        """Give a replacement the weights of the last sync; before the first, it has those of the model."""
+        if self._weights is not None:
+            await call(engine, GeneratorActor.load, self._weights)
+
+
+class NoTransport:
+    """The transport of a run on saved rollouts: there are no engines, and weights go nowhere."""
+
+    async def sync(self, version: int) -> Diagnosis:
+        """See `trainer.roles.WeightTransport`."""
+        return _nothing_to_explain
+
+
+async def _nothing_to_explain(probes: Sequence[Probe], observed: np.ndarray) -> str:
+    raise AssertionError("without engines there are no answers to explain")
