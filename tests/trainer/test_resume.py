@@ -24,6 +24,7 @@ from loop_fakes import (
     scorers,
     token_prompts,
 )
+from matrices import parts
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
@@ -266,9 +267,10 @@ def call_of(trial: Trial, name: str, count: int) -> int:
     return [number for number, called in enumerate(trial.calls) if called == name][count - 1]
 
 
-def test_demonstrations_are_drawn_alike_by_who_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", parts(31))
+def test_demonstrations_are_drawn_alike_after_a_resume(tmp_path: Path, part: int) -> None:
     """Those that `draw` gives, in steps after one of low entropy; and the same rows, controller and learner
-    after a death at any seventh call."""
+    after a death at any call."""
     reference = Trial(tmp_path / "whole", refresh=True)
     assert reference.train()
     expected = result_of(reference)
@@ -283,7 +285,7 @@ def test_demonstrations_are_drawn_alike_by_who_goes_on(tmp_path: Path) -> None:
         counts.append(len(names))
     assert set(counts) == {0, 2}, "this seed has steps of both kinds"
     assert all("sft.share" not in learned.settings for learned in reference.learner.learned)
-    for fatal, name in list(enumerate(reference.calls))[::7]:
+    for fatal, name in list(enumerate(reference.calls))[part::31]:
         trial = Trial(tmp_path / str(fatal), refresh=True)
         trial.kill_at(fatal, before=fatal % 2 == 0)
         with pytest.raises(Killed):
@@ -293,21 +295,21 @@ def test_demonstrations_are_drawn_alike_by_who_goes_on(tmp_path: Path) -> None:
         assert result_of(again) == expected, f"killed at call {fatal}, {name}"
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", parts(13, 2))
 def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """Two processes make what one makes, whichever call of a role is the last of the first.
 
     It ends before the call is made or after it has had its effect, in turns; each lag has the other's turns.
     """
     reference, expected = whole
-    for fatal, name in list(enumerate(reference.calls))[part::4]:
+    for fatal, name in list(enumerate(reference.calls))[part::13]:
         folder = tmp_path / str(fatal)
-        killed(folder, reference.max_lag, fatal, before=(fatal // 4 + reference.max_lag) % 2 == 0)
+        killed(folder, reference.max_lag, fatal, before=(fatal // 13 + reference.max_lag) % 2 == 0)
         assert result_of(go_on(folder, reference.max_lag)) == expected, f"killed at call {fatal}, {name}"
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", parts(3))
 def test_killed_again_and_again(whole: tuple[Trial, Result], tmp_path: Path, seed: int) -> None:
     """Five times, also while it restores."""
     reference, expected = whole
@@ -317,11 +319,12 @@ def test_killed_again_and_again(whole: tuple[Trial, Result], tmp_path: Path, see
     assert result_of(go_on(tmp_path / "run", reference.max_lag, attempt=6)) == expected
 
 
-def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", parts(7))
+def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """One process: it starts the learner again, from the newest checkpoint, and ends the same."""
     reference, expected = whole
     fatal = [number for number, name in enumerate(reference.calls) if name.startswith("learner.")]
-    for number in fatal:
+    for number in fatal[part::7]:
         folder = tmp_path / str(number)
         trial = Trial(folder, max_lag=reference.max_lag)
         trial.lose_learner_at(number, before=(number + reference.max_lag) % 2 == 0)
@@ -331,10 +334,11 @@ def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_p
         shutil.rmtree(folder)
 
 
-def test_stopped_at_every_call(whole: tuple[Trial, Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", parts(13))
+def test_stopped_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """A checkpoint of the last finished step is there when it ends, and the next process goes on from it."""
     reference, expected = whole
-    for number in range(reference.max_lag, len(reference.calls), 3):
+    for number in range(reference.max_lag + part, len(reference.calls), 13):
         folder = tmp_path / str(number)
         trial = Trial(folder, max_lag=reference.max_lag)
         trial.act = lambda at, name, before, trial=trial, number=number: (

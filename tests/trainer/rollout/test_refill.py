@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from loop_fakes import FakeScorer, TokenScorer
+from matrices import parts
 from run_files import damage
 from test_resume import Killed, Result, Trial, result_of
 
@@ -93,15 +94,15 @@ def test_the_prompts_in_turn_do_not_shift(whole: tuple[Trial, Result], tmp_path:
     assert first == result_of(plain).steps[0].select(names)
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_killed_at_every_third_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
+@pytest.mark.parametrize("part", parts(17, 2))
+def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """Two processes make what one makes, bit by bit, whichever call is the last of the first (before it is
     made or after it had its effect, in turns); no group that was durable is sampled again."""
     reference, expected = whole
-    for fatal, name in list(enumerate(reference.calls))[3 * part :: 6]:
+    for fatal, name in list(enumerate(reference.calls))[part::17]:
         folder, where = tmp_path / str(fatal), f"killed at call {fatal}, {name}"
         first = refill(folder)
-        first.kill_at(fatal, before=fatal // 6 % 2 == 0)
+        first.kill_at(fatal, before=fatal // 17 % 2 == 0)
         with pytest.raises(Killed):
             first.train()
         durable = set(Journal(folder / "journal").indexes())

@@ -1,0 +1,23 @@
+"""Long matrices in parts: `make test` runs a slice of each, `make test-long` runs all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+
+def parts(count: int, quick: int = 1) -> list[Any]:
+    """The numbers 0 to `count` - 1 for a test's parameter; all after the first `quick` carry the marker long.
+
+    A test takes every `count`-th case from its number on. A `count` without a factor in common with the
+    length of a step's pattern makes each part meet cases of all kinds.
+    """
+    return [pytest.param(number, marks=() if number < quick else pytest.mark.long) for number in range(count)]
+
+
+def quick_of(cases: Sequence[Any], quick: Sequence[Any]) -> list[Any]:
+    """`cases` as parameters; those that are not in `quick` carry the marker long."""
+    assert all(case in cases for case in quick), f"{quick} must be among {cases}"
+    return [pytest.param(case, marks=() if case in quick else pytest.mark.long) for case in cases]
