@@ -1,6 +1,6 @@
 # Everything a contributor types. `make setup` builds .venv once; the other targets call it first.
 #   make debug                    train configs/debug.yaml as a new numbered run
-#   make test ARGS="-k losses"    extra arguments go to pytest
+#   make test ARGS="-k losses"    extra arguments go to pytest; ARGS="-p randomly" runs in random order
 #   make setup PYTHON=python3.12  choose the interpreter
 
 VENV := .venv
@@ -8,17 +8,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
+JOBS ?= 2
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debug test check format docs clean
+.PHONY: help setup debug test test-quick test-long check format docs clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything (Python 3.11 to 3.13; PYTHON=... chooses)"
 	@echo "make debug   train configs/debug.yaml as a new run, runs/debug-N"
-	@echo "make test    run the tests (ARGS=... goes to pytest)"
+	@echo "make test-quick  run the tests without engines (2 minutes)"
+	@echo "make test    run the tests, real engines too (ARGS=... goes to pytest)"
+	@echo "make test-long   run the rest of the long matrices"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  rewrite files as the formatter and linter want them"
 	@echo "make docs    write docs/files.md"
@@ -61,8 +64,17 @@ debug: setup
 	@n=1; while [ -e runs/debug-$$n ]; do n=$$((n + 1)); done; \
 	exec $(BIN)/python -m polyphony train configs/debug.yaml name=debug-$$n $(ARGS)
 
+# Workers side by side. Tests that share live engines stay on one worker (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+test-quick: setup
+	$(PYTEST) -m "not engine and not long" $(ARGS)
+
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: setup
+	$(PYTEST) -m long $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

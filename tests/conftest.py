@@ -17,6 +17,18 @@ settings.register_profile("polyphony", deadline=None, print_blob=True)
 settings.load_profile("polyphony")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker what shares live engines, and begin with it: those tests take longest.
+
+    With `-n 2 --dist loadgroup` one worker then runs the learner's tests, the other those of the engines.
+    """
+    for item in items:
+        if item.get_closest_marker("engine") is not None:
+            shared = "learner" if "bench" in getattr(item, "fixturenames", ()) else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+
+
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The `Bench` of all tests of the real learner; its processes end with the session."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from learner_cases import Bench, Case, Ranks, make_rows
+from matrices import quick_of
 from plain_reference import load_model, row_logprobs
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,7 @@ def columns_of(ranks: Ranks, case: Case, base: Path, step: int = 9) -> dict[str,
     return {name: np.concatenate([row or [] for row in table.column(name).to_pylist()]) for name in names}
 
 
-@pytest.mark.parametrize(("stage", "num_ranks", "dtype"), PLACES)
+@pytest.mark.parametrize(("stage", "num_ranks", "dtype"), quick_of(PLACES, [PLACES[0], PLACES[3]]))
 def test_a_reset_takes_the_policy_and_leaves_the_base(
     bench: Bench, tmp_path: Path, stage: int, num_ranks: int, dtype: str
 ) -> None:
@@ -113,7 +114,7 @@ def test_a_base_anchor_scores_the_base_alone(bench: Bench) -> None:
     assert columns_of(ranks, case, bench.base)["ref_logprobs"].size == 0
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", quick_of([0, 3], [3]))
 def test_the_optimizer_goes_along_if_asked(bench: Bench, tmp_path: Path, stage: int) -> None:
     """With it the next update is Adam's first again, and ends elsewhere than one that goes on."""
     case = Case(stage=stage, num_ranks=2, base_logprobs=True)

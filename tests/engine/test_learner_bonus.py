@@ -23,6 +23,7 @@ from learner_cases import (
     make_rows,
     reversed_rows,
 )
+from matrices import quick_of
 from plain_reference import (
     Recipe,
     all_logprobs,
@@ -113,14 +114,17 @@ def expected(bench: Bench) -> Outcome:
 
 @pytest.mark.parametrize(
     ("stage", "num_ranks", "rows_per_microbatch", "reverse"),
-    [
-        (0, 1, 1, False),
-        (0, 1, 2, True),
-        (1, 1, 4, False),
-        (0, 1, 8, False),
-        (0, 2, 2, False),
-        (3, 2, 4, True),
-    ],
+    quick_of(
+        [
+            (0, 1, 1, False),
+            (0, 1, 2, True),
+            (1, 1, 4, False),
+            (0, 1, 8, False),
+            (0, 2, 2, False),
+            (3, 2, 4, True),
+        ],
+        [(0, 1, 2, True), (0, 2, 2, False), (3, 2, 4, True)],
+    ),
 )
 def test_the_bonus_is_learned_and_the_cut_changes_nothing(
     bench: Bench, expected: Outcome, stage: int, num_ranks: int, rows_per_microbatch: int, reverse: bool

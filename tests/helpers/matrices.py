@@ -18,6 +18,8 @@ def parts(count: int, quick: int = 1) -> list[Any]:
 
 
 def quick_of(cases: Sequence[Any], quick: Sequence[Any]) -> list[Any]:
-    """`cases` as parameters; those that are not in `quick` carry the marker long."""
+    """`cases` as parameters, tuples as several; those that are not in `quick` carry the marker long."""
     assert all(case in cases for case in quick), f"{quick} must be among {cases}"
-    return [pytest.param(case, marks=() if case in quick else pytest.mark.long) for case in cases]
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if case in quick else pytest.mark.long for case in cases]
+    return [pytest.param(*each, marks=mark) for each, mark in zip(values, marks, strict=True)]
