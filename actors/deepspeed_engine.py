@@ -144,7 +144,7 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -
 
 
 def full_parameters(
-    named: Iterator[tuple[str, nn.Parameter]], zero_stage: int, keep: bool
+    named: Iterator[tuple[str, Tensor]], zero_stage: int, keep: bool
 ) -> list[tuple[str, Tensor]]:
     """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get none."""
     pairs = list(named)

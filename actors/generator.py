@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import queue
 import threading
 import time
@@ -18,11 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
@@ -33,6 +30,7 @@ from actors.requests import EngineFailedError
 from actors.weight_transfer import TRANSFER_CONFIG
 from configs.schema import RunConfig
 from rollouts.records import Completion, Sampling, Submission
+from trainer.model.checkpoint_format import published_names
 from trainer.weights.diagnose import Probe
 from trainer.weights.packed import PackedWeights
 
@@ -116,17 +114,6 @@ def sampling_params(sampling: Sampling, seed: int) -> SamplingParams:
     )
 
 
-def checkpoint_names(folder: str) -> list[str]:
-    """Names of the tensors an update must bring: all in the safetensors files, without a tied head."""
-    names: list[str] = []
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:  # type: ignore[no-untyped-call]
-            names.extend(tensors.keys())
-    # Some checkpoints of tied models store the head as well; the learner has one parameter for both.
-    tied = json.loads((Path(folder) / "config.json").read_text()).get("tie_word_embeddings", False)
-    return [name for name in names if not (tied and name == "lm_head.weight")]
-
-
 def _settle(answer: Future[None], error: Exception | None) -> None:
     """Settle an answer whose caller may have given up waiting."""
     with suppress(InvalidStateError):
@@ -149,7 +136,7 @@ class GeneratorActor:
         self._engine = LLMEngine.from_engine_args(engine_args(config, device))
         self._tokenizer = self._engine.get_tokenizer()
         self._max_num_seqs = config.generator.max_num_seqs
-        names = {"expected_names": checkpoint_names(config.model.path)}
+        names = {"expected_names": sorted(published_names(config.model))}
         self._engine.collective_rpc("init_weight_transfer_engine", args=(names,))
         self._version = self._num_loads = 0
         self._engine.set_weight_version("0")

@@ -29,6 +29,7 @@ from trainer.credit.credit import ANCHOR_COLUMNS
 from trainer.losses.batch_statistics import Prepared, TokenTable, prepare_origin
 from trainer.losses.logprobs import TokenScores
 from trainer.model.batch_plan import Microbatch, build_microbatch
+from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
 from trainer.model.rows import RankRows, read_rows, score_columns, token_advantages
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
@@ -262,8 +263,14 @@ class LearnerRank:
     def publish(self, version: int) -> PackedWeights | None:
         """Full weights of the policy as of now (rank 0; None elsewhere)."""
         first = self._place.rank == 0
-        full = full_parameters(self._policy.named_weights(), self._config.learner.zero_stage, keep=first)
-        return pack_weights(version, full) if first else None
+        full = self._published(keep=first)
+        return pack_weights(version, full.items()) if first else None
+
+    def _published(self, keep: bool) -> dict[str, Tensor]:
+        """All that engines and exports take, in a model folder's format (a collective under ZeRO-3)."""
+        stage = self._config.learner.zero_stage
+        full = dict(full_parameters(self._policy.published_weights(), stage, keep))
+        return to_checkpoint_format(self._policy.model, full) if keep else {}
 
     def probe(self, probes: Sequence[Probe]) -> np.ndarray:
         """Logprobs of the probe tokens at temperature 1 under the current weights, laid end to end."""
@@ -284,9 +291,9 @@ class LearnerRank:
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
         first = self._place.rank == 0
-        full = full_parameters(self._policy.named_weights(), self._config.learner.zero_stage, keep=first)
+        full = self._published(keep=first)
         if first:
-            export_model(Path(folder), dict(full), self._config.model)
+            export_model(Path(folder), full, self._config.model)
 
     # -- state -----------------------------------------------------------------------------------------------
 

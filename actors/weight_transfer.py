@@ -26,7 +26,7 @@ BACKEND = "host"
 
 @dataclass
 class HostInitInfo(WeightTransferInitInfo):
-    """`expected_names`: every tensor of the checkpoint; an update that lacks one, or adds one, is refused."""
+    """`expected_names`: every tensor of an update; one that lacks a tensor, or adds one, is refused."""
 
     expected_names: list[str] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
             f"weights of version {weights.version}: tensor {missing[0]} was skipped ({len(missing)} missing)"
         )
     if alien:
-        raise ValueError(f"weights of version {weights.version}: tensor {alien[0]} is not in the checkpoint")
+        raise ValueError(f"weights of version {weights.version}: tensor {alien[0]} is not of this model")
 
 
 def repack_tied_head(model: nn.Module) -> None:

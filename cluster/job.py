@@ -19,6 +19,7 @@ from configs.schema import RunConfig
 from trainer.data.demonstrations import demonstration_rows
 from trainer.data.encode import load_tokenizer, load_vocab_size
 from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
+from trainer.model.checkpoint_format import check_model
 from trainer.token_advantages.transforms import start_transforms
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -119,8 +120,9 @@ def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:
     """Tokenized training and evaluation prompts, and demonstrations; what is too long is counted and said.
 
     Raises:
-        ValueError: dataset, demonstrations, tokenizer or chat template are not usable.
+        ValueError: model folder, dataset, demonstrations, tokenizer or chat template are not usable.
     """
+    check_model(config.model.path, config.model.trust_remote_code)
     tokenizer, vocab_size = load_tokenizer(config.model), load_vocab_size(config.model)
     limit = config.rollout.max_prompt_tokens
     found: dict[str, list[TokenPrompt]] = {}

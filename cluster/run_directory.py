@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
-from safetensors import safe_open
 
 from configs.load import DEFAULTS_VERSION, config_hash, differences, dump_yaml, experiment
 from configs.schema import RunConfig
@@ -28,6 +28,7 @@ from rollouts.lock import RunLock
 from rollouts.space import check_free_space
 from rollouts.store import check_run_free, committed_steps, create_run_dir
 from trainer.data.prompts import TokenPrompt
+from trainer.model.stored_tensors import stored_shapes
 
 RUN_FILE: Final = "run.json"
 FINISHED_FILE: Final = "finished.json"
@@ -237,16 +238,12 @@ def _next_attempt(logs: Path) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in a model folder's safetensors files, from their headers."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="numpy") as tensors:  # type: ignore[no-untyped-call]
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                size = 1
-                for extent in tensors.get_slice(name).get_shape():
-                    size *= extent
-                total += size
-    return total
+    """Parameters in a model folder's safetensors files, from their headers.
+
+    Raises:
+        ValueError: there are none that can be read.
+    """
+    return sum(math.prod(shape) for shape in stored_shapes(folder).values())
 
 
 def check_space(config: RunConfig) -> None:

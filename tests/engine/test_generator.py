@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,9 @@ from engine_process import (
     start_engine,
     submission_of,
 )
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors.generator import checkpoint_names
 from cluster.role_proxies import Engines
 from cluster.spawn import RayHandle
 from cluster.weight_transport import HostTransport
@@ -76,18 +73,6 @@ def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, 
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         assert np.abs(expected.numpy() - np.array(completion.behavior_logprobs)).max() < 1e-4
         assert completion.versions == ((0, 0),)
-
-
-def test_a_tied_head_in_the_checkpoint_is_not_expected_of_the_learner(tmp_path: Path) -> None:
-    """Some tied models store the head beside the embedding; the learner has one parameter for both."""
-    for tied, expected in (
-        (True, ["model.embed_tokens.weight"]),
-        (False, ["lm_head.weight", "model.embed_tokens.weight"]),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
-        tensors = {"model.embed_tokens.weight": torch.zeros(2, 2), "lm_head.weight": torch.zeros(2, 2)}
-        save_file(tensors, tmp_path / "model.safetensors")
-        assert sorted(checkpoint_names(str(tmp_path))) == expected
 
 
 def _rename(weights: PackedWeights, change: Callable[[str, Tensor], tuple[str, Tensor]]) -> PackedWeights:

@@ -20,6 +20,7 @@ from configs.schema import RunConfig
 from lab.base_model import save_base
 from lab.tokenizer import make_tokenizer
 from rollouts.records import Completion, Prompt, Sampling, Submission
+from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
 from trainer.weights.diagnose import Probe, explain_mismatch, probe_logprobs
 from trainer.weights.packed import PackedWeights, pack_weights
@@ -119,7 +120,8 @@ class OwnLearner:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 2e-3)
 
     async def publish(self, version: int) -> object:
-        self.last = pack_weights(version, self.policy.named_weights())
+        named = to_checkpoint_format(self.policy.model, dict(self.policy.published_weights()))
+        self.last = pack_weights(version, named.items())
         return self.spoil(self.last)
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trainer.losses.logprobs import score_tokens
 from trainer.model.batch_plan import Microbatch
+from trainer.model.checkpoint_format import ATTENTION, published_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,8 +63,12 @@ class PolicyModel(nn.Module):
         return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under their Hugging Face names; a tied head is listed once, as in the checkpoint."""
+        """What is trained: parameters under the model's own names; a tied head is listed once."""
         yield from self.model.named_parameters()
+
+    def published_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What engines and exports take, before `to_checkpoint_format`."""
+        return published_tensors(self.model)
 
 
 def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_code: bool) -> PolicyModel:
@@ -78,7 +83,7 @@ def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_cod
             path,
             config=config,
             dtype=DTYPES[dtype],
-            attn_implementation="sdpa",
+            attn_implementation=ATTENTION,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )

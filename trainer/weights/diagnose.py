@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.batch_plan import build_microbatch
+from trainer.model.checkpoint_format import load_checkpoint_format
 from trainer.model.policy import PolicyModel
 from trainer.weights.packed import PackedWeights, unpack_weights
 
@@ -100,7 +101,7 @@ def explain_mismatch(
     now = dict(unpack_weights(current))
     before = dict(unpack_weights(previous)) if previous is not None else {}
     version_before = previous.version if previous is not None else current.version
-    policy.model.load_state_dict(now, strict=False)
+    load_checkpoint_format(policy.model, now)
     whole = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
     best, best_gap = "none of the known faults", whole
     tied = bool(policy.model.config.tie_word_embeddings)
@@ -113,7 +114,7 @@ def explain_mismatch(
                 stale,
             )
     for sentence, state in _hypotheses(now, before, current.version, version_before):
-        policy.model.load_state_dict(state, strict=False)
+        load_checkpoint_format(policy.model, state)
         found = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
         if found < best_gap:
             best, best_gap = sentence, found
