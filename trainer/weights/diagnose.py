@@ -105,8 +105,9 @@ def explain_mismatch(
     whole = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
     best, best_gap = "none of the known faults", whole
     tied = bool(policy.model.config.tie_word_embeddings)
-    if tied and before:
-        embedding = next(name for name in now if name.endswith("embed_tokens.weight"))
+    shared = policy.model.get_input_embeddings().weight
+    embedding = next(name for name, weight in policy.model.named_parameters() if weight is shared)
+    if tied and embedding in before:
         stale = _stale_head_gap(policy, probes, observed, before[embedding])
         if stale < best_gap:
             best, best_gap = (
