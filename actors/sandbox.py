@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import queue
 import select
@@ -26,19 +25,20 @@ from pathlib import Path
 
 from actors.sandbox_protocol import (
     HEADER,
+    MAX_DETAIL_CHARS,
     MAX_REPLY_BYTES,
+    MAX_TRACEBACK_CHARS,
     JsonObject,
     decode_judgement,
     encode_group,
     encode_options,
     pack,
 )
+from actors.scorer_log import ScorerLog
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 START_LIMIT_S = 120.0
 """For imports and warm-up, which do not count against a sample's limit."""
-MAX_LOGGED = 10
-"""Failures a pool describes in the log; the statuses count all of them."""
 _POLL_S = 0.05
 _KEPT_VARIABLES = (
     "PATH",
@@ -52,23 +52,24 @@ _KEPT_VARIABLES = (
     "VIRTUAL_ENV",
 )
 _MARK = "POLYPHONY_JUDGE"
-
-logger = logging.getLogger(__name__)
+_LAST_WORDS_S = 1.0
+"""How long to wait for what a killed process has printed."""
 
 
 class SandboxError(Exception):
-    """A child gave no judgement; `status` says how."""
+    """A child gave no judgement; `status` says how, `full` is the traceback where there is one."""
 
-    def __init__(self, status: Status, detail: str) -> None:
+    def __init__(self, status: Status, detail: str, full: str = "") -> None:
         super().__init__(detail)
-        self.status = status
+        self.status, self.full = status, full
 
 
 class KillablePool:
     """`num_processes` children run the function `fn_target`, and are killed after `limit_s` on a sample.
 
     The constructor returns when every child has imported the function and run `warm_target(options)`, if one
-    is given. Safe to call from several threads.
+    is given. What they print, and why samples have no score, is in the log (`actors.scorer_log`). Safe to
+    call from several threads.
 
     Raises:
         ValueError: a bad argument, or the function cannot be imported or warmed up.
@@ -89,9 +90,9 @@ class KillablePool:
             raise ValueError(f"options of {fn_target!r} must be plain values: {error}") from error
         self._lock = threading.Lock()
         self._closed = False
-        self._num_logged = 0
+        self._log = ScorerLog(getattr(options, "function", "") or fn_target)
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
-        self._children = {_Child(self._opening) for _ in range(num_processes)}
+        self._children = {_Child(self._opening, self._log) for _ in range(num_processes)}
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="judge")
         for child in self._children:
             self._idle.put(child)
@@ -135,12 +136,16 @@ class KillablePool:
         child = self._idle.get()
         try:
             child.wait_ready()
-            return child.judge(prompt, completions, limit_s)
+            judgements = child.judge(prompt, completions, limit_s)
+            for judgement, completion in zip(judgements, completions, strict=True):
+                self._log.judgement(judgement, completion.sample_id)
+            return judgements
         except SandboxError as failure:
-            self._log(failure, completions[0].sample_id)
+            if not self._closed:
+                self._log.failure(failure.status, str(failure), completions[0].sample_id, failure.full)
             if failure.status != "error":  # after an exception the child is as good as before
                 child = self._replace(child)
-            return [Judgement(score=None, status=failure.status)] * len(completions)
+            return [Judgement(score=None, status=failure.status, detail=str(failure))] * len(completions)
         finally:
             self._idle.put(child)
 
@@ -151,22 +156,15 @@ class KillablePool:
             if self._closed:
                 return child
             self._children.remove(child)
-            fresh = _Child(self._opening)
+            fresh = _Child(self._opening, self._log)
             self._children.add(fresh)
             return fresh
-
-    def _log(self, failure: SandboxError, sample_id: str) -> None:
-        with self._lock:
-            self._num_logged += 1
-            wanted = self._num_logged <= MAX_LOGGED and not self._closed
-        if wanted:
-            logger.warning("sample %s: %s: %s", sample_id, failure.status, failure)
 
 
 class _Child:
     """One child process, its two pipes and its session. Used by a thread at a time; `signal_group` by any."""
 
-    def __init__(self, opening: bytes) -> None:
+    def __init__(self, opening: bytes, log: ScorerLog) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
         self._lock = threading.Lock()
         self._num_requests = 0
@@ -175,18 +173,23 @@ class _Child:
         request_fd, self._request_fd = os.pipe()
         self._reply_fd, reply_fd = os.pipe()
         os.set_blocking(self._request_fd, False)
+        output_fd, printed_fd = os.pipe()
+        # -u: what it prints is here before it is killed; faulthandler: a crash says where.
         # -P: nothing but the parent's own search path, given as PYTHONPATH, may supply modules.
-        command = [sys.executable, "-P", "-m", "actors.sandbox_worker", str(request_fd), str(reply_fd)]
+        flags = ["-u", "-X", "faulthandler", "-P"]
+        command = [sys.executable, *flags, "-m", "actors.sandbox_worker", str(request_fd), str(reply_fd)]
         self._process = subprocess.Popen(
             command,
             env=_environment(self._mark),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=printed_fd,
+            stderr=printed_fd,
             pass_fds=(request_fd, reply_fd),
             start_new_session=True,
         )
-        os.close(request_fd)
-        os.close(reply_fd)
+        for descriptor in (request_fd, reply_fd, printed_fd):
+            os.close(descriptor)
+        self._output = log.follow(output_fd)
         self._start_deadline = time.monotonic() + START_LIMIT_S
         # What the pipe takes at once, so that children import side by side; `wait_ready` sends a rest.
         self._unsent = opening[os.write(self._request_fd, opening) :]
@@ -222,7 +225,8 @@ class _Child:
         if reply.get("id") != self._num_requests:
             raise SandboxError("invalid", "the reply answers another request")
         if "error" in reply:
-            raise SandboxError("error", str(reply["error"]))
+            detail, full = str(reply["error"]), str(reply.get("full", ""))
+            raise SandboxError("error", detail[:MAX_DETAIL_CHARS], full[:MAX_TRACEBACK_CHARS])
         judgements = reply.get("judgements")
         if not isinstance(judgements, list) or len(judgements) != len(completions):
             raise SandboxError("invalid", f"the reply does not hold {len(completions)} judgements")
@@ -244,6 +248,7 @@ class _Child:
             self._alive = False
             self._process.wait()
         _kill_marked(self._mark)
+        self._output.join(_LAST_WORDS_S)
         os.close(self._request_fd)
         os.close(self._reply_fd)
 
@@ -256,7 +261,7 @@ class _Child:
             except BlockingIOError:
                 continue
             except BrokenPipeError as error:
-                raise SandboxError("crashed", "the process ended") from error
+                raise self._ended() from error
 
     def _receive(self, deadline: float) -> JsonObject:
         (size,) = HEADER.unpack(self._read(HEADER.size, deadline))
@@ -277,7 +282,7 @@ class _Child:
             self._wait(self._reply_fd, select.POLLIN, deadline)
             piece = os.read(self._reply_fd, size - len(data))
             if not piece:
-                raise SandboxError("crashed", "the process ended")
+                raise self._ended()
             data += piece
         return bytes(data)
 
@@ -293,7 +298,20 @@ class _Child:
                 return
             # WNOWAIT leaves it unreaped, so that its group's number is not given away before the kill.
             if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                raise SandboxError("crashed", "the process ended")
+                raise self._ended()
+
+    def _ended(self) -> SandboxError:
+        """What became of a process whose pipe is closed."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while time.monotonic() < deadline:
+            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None and found.si_code == os.CLD_EXITED:
+                return SandboxError("crashed", f"the process ended with exit code {found.si_status}")
+            if found is not None:
+                name = signal.Signals(found.si_status).name
+                return SandboxError("crashed", f"the process was killed by {name}")
+            time.sleep(_POLL_S)
+        return SandboxError("crashed", "the process closed its pipe")
 
 
 def _environment(mark: str) -> dict[str, str]:

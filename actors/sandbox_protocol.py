@@ -21,6 +21,7 @@ HEADER = struct.Struct(">I")
 """Number of bytes of JSON that follow."""
 MAX_REPLY_BYTES = 1 << 24
 MAX_DETAIL_CHARS = 300
+MAX_TRACEBACK_CHARS = 4000
 MAX_SPAN_END = (1 << 31) - 1
 
 JsonObject = dict[str, object]

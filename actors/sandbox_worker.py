@@ -13,11 +13,15 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import BinaryIO
 
+import rewards.custom
 from actors.sandbox_protocol import (
     HEADER,
+    MAX_DETAIL_CHARS,
+    MAX_TRACEBACK_CHARS,
     JsonObject,
     check_judgements,
     decode_completion,
@@ -26,13 +30,15 @@ from actors.sandbox_protocol import (
     encode_judgement,
     pack,
 )
+from configs.errors import raised_at
 from configs.kinds.base import load_target
 
 MEMORY_LIMIT_BYTES = 8 << 30
 """Address space: a runaway allocation becomes a MemoryError here and not a machine out of memory."""
 ORPHAN_GRACE_S = 5.0
 """The parent kills at the limit; should it be gone, the kernel ends this process so much later."""
-MAX_DETAIL_CHARS = 300
+_CALLERS = frozenset({__file__, rewards.custom.__file__})
+"""Files whose frames are above the function's own in a traceback."""
 
 Scorer = Callable[..., object]
 
@@ -81,14 +87,24 @@ def _serve(function: Scorer, options: object, request: JsonObject) -> JsonObject
     try:
         judgements = check_judgements(function(decode_prompt(fields), group, options), len(group))
     except Exception as error:
-        return {"id": request["id"], "error": _describe(error)}
+        return {"id": request["id"], "error": _describe(error), "full": _traceback(error)}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
     return {"id": request["id"], "judgements": [encode_judgement(judgement) for judgement in judgements]}
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+    """ "my_rewards.py:12 in compute_score: KeyError: 'answer'"."""
+    place = raised_at(error, _CALLERS)
+    return f"{place}{': ' if place else ''}{type(error).__name__}: {error}"[:MAX_DETAIL_CHARS]
+
+
+def _traceback(error: Exception) -> str:
+    """The traceback from the function's own frame on; its end if it is long."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in _CALLERS:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))[-MAX_TRACEBACK_CHARS:]
 
 
 def _receive(requests: BinaryIO) -> JsonObject | None:

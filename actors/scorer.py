@@ -6,20 +6,19 @@ A plain class, spawned by `cluster` (one per scorer and replica) or used directl
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
+from actors.scorer_log import ScorerLog
 from configs.entries import OwnOptions
+from configs.errors import raised_at
 from configs.kinds.base import load_target
 from configs.kinds.scorers import ISOLATED, SCORERS, CustomOptions, MathOptions
 from rollouts.records import Completion, Judgement, Prompt
 
 WARM_UPS: dict[str, str] = {"math": "rewards.math:warm_up", "custom": "rewards.custom:warm_up"}
 """Isolated kind -> what its processes run once before the first sample, as ``fn(options)``."""
-
-logger = logging.getLogger(__name__)
 
 
 class ScorerActor:
@@ -40,7 +39,7 @@ class ScorerActor:
         self._options = _make_options(kind, options)
         self._pool: KillablePool | None = None
         self._function: Callable[..., object] | None = None
-        self._logged = False
+        self._log = ScorerLog(kind)
         if kind not in SCORERS:
             limit_s, num_processes = _limits(self._options)
             self._pool = KillablePool(kind, self._options, num_processes, limit_s)
@@ -66,20 +65,17 @@ class ScorerActor:
         try:
             results = self._function(prompt, completions, self._options)
         except Exception as error:  # data may be anything; the group is recorded as failed and counted
-            self._log(error)
-            return [Judgement(score=None, status="error") for _ in completions]
-        return check_judgements(results, len(completions))
+            detail = f"{raised_at(error, (__file__,))}: {type(error).__name__}: {error}"
+            results = [Judgement(score=None, status="error", detail=detail) for _ in completions]
+        judgements = check_judgements(results, len(completions))
+        for judgement, completion in zip(judgements, completions, strict=True):
+            self._log.judgement(judgement, completion.sample_id)
+        return judgements
 
     def close(self) -> None:
         """End the processes, if there are any. Idempotent."""
         if self._pool is not None:
             self._pool.close()
-
-    def _log(self, error: Exception) -> None:
-        """The first failure in full; all of them are counted by status."""
-        if not self._logged:
-            self._logged = True
-            logger.warning("scorer %s failed: %s: %s", self._kind, type(error).__name__, error)
 
 
 def _make_options(kind: str, options: object) -> object:

@@ -7,7 +7,10 @@ In: problems found by `configs.sources`, `configs.entries`, `configs.load` and `
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import os
+import sysconfig
+import traceback
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.redact import redact_text, redact_value
@@ -72,3 +75,30 @@ def nearest_key(key: str, valid: Iterable[str]) -> str:
         return nearest(key, same_leaf) or same_leaf[0]
     siblings = {other.rpartition(".")[2]: other for other in keys if other.rpartition(".")[0] == section}
     return siblings.get(nearest(leaf, siblings), "") or nearest(key, keys)
+
+
+def raised_at(error: BaseException, skip: Collection[str] = ()) -> str:
+    """Where in a user's code an exception comes from: "my_rewards.py:12 in compute_score"; "" if unknown.
+
+    That is the innermost frame outside of the standard library, of installed packages and of the files in
+    `skip`.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{_short_path(error.filename)}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(frame.filename) and frame.filename not in skip]
+    if not (own or frames):
+        return ""
+    frame = (own or frames)[-1]
+    return f"{_short_path(frame.filename)}:{frame.lineno} in {frame.name}"
+
+
+def _is_library(path: str) -> bool:
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return path.startswith("<") or any(path.startswith(f"{folder}{os.sep}") for folder in folders)
+
+
+def _short_path(path: str) -> str:
+    """Relative to the working directory where it is below it."""
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here)

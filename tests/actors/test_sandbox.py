@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hostile_scorers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +136,54 @@ def test_the_values_of_a_row_reach_the_function_with_their_types(custom: ScorerA
     asked = dataclasses.replace(PROMPT, answer=None, ground_truth=truth, data_source="gsm8k", extra=extra)
     (judged,) = custom.score(asked, completions("types"))
     assert judged.answer == repr(("gsm8k", truth, extra))
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "actors.scorer_log"]
+
+
+def test_why_there_is_no_score_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Type and value of a wrong result, file, line and traceback of an exception, the end of a process; each
+    kind three times and no more."""
+    options = CustomOptions(function="hostile_scorers:compute_score")
+    pool = KillablePool("rewards.custom:custom", options, 1, LIMIT_S)
+    caplog.clear()
+    pool.score(PROMPT, completions(*["text"] * 5, "none", "raise_deep x", "exit", "segfault", "sleep"))
+    pool.close()
+    told, mark = logged(caplog), "[hostile_scorers:compute_score] "
+    wanted = "compute_score returned str '1.0'; expected a finite number, a bool or a mapping with `score`"
+    kind = [line for line in told if "returned str" in line]
+    assert kind[0] == f"{mark}sample s0: invalid: {wanted}" and len(kind) == 3
+    assert kind[2].endswith("(further ones of this kind are only counted)")
+    assert any("returned NoneType None; expected" in line for line in told)
+    (error,) = [line for line in told if "sample s6" in line]
+    number = Path(hostile_scorers.__file__).read_text().splitlines().index("    return table[key]") + 1
+    assert error.endswith(f"hostile_scorers.py:{number} in _look_up: KeyError: 'x'")
+    trace = told[told.index(error) + 1 :]
+    assert trace[0] == f"{mark}  Traceback (most recent call last):" and "in compute_score" in trace[1]
+    assert any("s7: crashed: the process ended with exit code 3" in line for line in told)
+    assert any("s8: crashed: the process was killed by SIGSEGV" in line for line in told)
+    assert any("Segmentation fault" in line for line in told)  # and where, by faulthandler
+    assert any("s9: timeout: the limit was exceeded" in line for line in told)
+
+
+def test_what_a_function_prints_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Both streams, marked, before the process ends; a flood is cut off and a terminal is not commanded."""
+    options = CustomOptions(function="hostile_scorers:compute_score")
+    pool = KillablePool("rewards.custom:custom", options, 1, 10.0)
+    caplog.clear()
+    pool.score(PROMPT, completions("print this"))
+    mark = "[hostile_scorers:compute_score] "
+    told = [line for line in logged(caplog) if "sample" not in line]
+    assert told == [f"{mark}seen this", f"{mark}to stderr", f"{mark}\ufffd[31mno newline"]
+    caplog.clear()
+    assert found(pool.score(PROMPT, completions("flood", "plain"))) == [(0.5, "ok")] * 2
+    pool.close()
+    told = logged(caplog)
+    is_bounded = [max(map(len, told)) < 2100, 4_000_000 < sum(map(len, told)) < 6_000_000]
+    assert is_bounded == [True, True]
+    is_told = told[-1].endswith("what it prints from here on is left out")
+    assert is_told and not told[0].strip(mark + ".y")
 
 
 def test_results_keep_their_order_around_failures(custom: ScorerActor) -> None:
@@ -264,7 +314,11 @@ def test_kinds_in_process_never_raise_for_a_bad_sample() -> None:
     actor = ScorerActor("lab_answer", LabAnswerOptions())
     assert found(actor.score(PROMPT, completions("so 7", "so 8"))) == [(1.0, "ok"), (0.0, "ok")]
     broken = dataclasses.replace(PROMPT, answer=None)
-    assert found(actor.score(broken, completions("7", "8"))) == [(None, "error")] * 2
+    judged = actor.score(broken, completions("7", "8"))
+    assert found(judged) == [(None, "error")] * 2
+    assert re.match(
+        r".*rewards/lab\.py:\d+ in lab_answer: ValueError: lab_answer: answer of", judged[0].detail
+    )
     actor.close()
     endless = ScorerActor("constant", ConstantOptions(value=float("nan")))
     assert found(endless.score(PROMPT, completions("a", "b"))) == [(None, "invalid")] * 2

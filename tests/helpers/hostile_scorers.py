@@ -36,6 +36,17 @@ def compute_score(
         ctypes.string_at(0)
     if word == "raise":
         raise KeyError("no such thing")
+    if word == "raise_deep":
+        _look_up({}, rest)
+    if word == "print":
+        print("seen", rest)
+        print("to stderr", file=sys.stderr)
+        os.write(1, b"\x1b[31mno newline")
+        os._exit(3)
+    if word == "flood":
+        print("y" * 1_000_000)
+        for _ in range(6):
+            print(("x" * 999 + "\n") * 1000, end="")
     if word == "memory":
         return float(len(bytearray(64 << 30)))
     if word == "noise":
@@ -58,6 +69,10 @@ def compute_score(
         "heavy": float(sum(name in sys.modules for name in ("torch", "ray", "vllm", "deepspeed"))),
     }
     return results.get(word, 0.5)
+
+
+def _look_up(table: Mapping[str, str], key: str) -> str:
+    return table[key]
 
 
 def _spawn(pid_file: str) -> None:
