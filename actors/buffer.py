@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import SFT
 from rollouts.columns import GROUP_SCHEMA, LEARNER_FIELDS, ROLLOUT_SCHEMA
 from rollouts.files import Json, fsync_dir
 from rollouts.journal import Journal
@@ -271,8 +272,8 @@ class BufferActor:
         validate(rows)
         self._check_run(rows)
         origins = rows.column("origin").unique().to_pylist()
-        if origins != ["sft"]:
-            raise ValueError(f"supervised rows must be of origin sft, got {origins}")
+        if origins != [SFT]:
+            raise ValueError(f"supervised rows must be of origin {SFT}, got {origins}")
         return (rows,)
 
     def _drop_older(self, min_version: int) -> None:
@@ -293,14 +294,11 @@ class BufferActor:
                 continue
             for pick in picks:
                 if pick.step == step:
-                    mine = rows.filter(
-                        pc.and_(
-                            pc.equal(rows.column("submission_index"), pick.submission_index),
-                            pc.equal(rows.column("origin"), "policy"),
-                        )
+                    mine = as_replay(
+                        rows.filter(pc.equal(rows.column("submission_index"), pick.submission_index)), now
                     )
                     if mine.num_rows:
-                        yield as_replay(mine, now)
+                        yield mine
 
     def shard(self, row_numbers: Sequence[int]) -> pa.RecordBatch:
         """The taken rows with these numbers (the index's `row`), in this order, in buffers of their own.

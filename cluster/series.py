@@ -21,6 +21,7 @@ from cluster.job import Job, Prompts, Reporter, ResolvedRun, load_prompts, local
 from cluster.placement import check, plan
 from cluster.run_directory import is_finished
 from cluster.train import check_startable
+from configs.origins import SFT
 from configs.schema import RunConfig
 
 
@@ -86,7 +87,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
 
 def _shown(config: RunConfig) -> object:
     """What a run's demonstrations depend on, apart from model and rollout; None without any."""
-    return (config.name, config.sft) if "sft" in config.loss else None
+    return (config.name, config.sft) if SFT in config.loss else None
 
 
 def _device(config: RunConfig) -> str:

@@ -24,6 +24,7 @@ from configs.entries import (
 from configs.errors import Broken, Problem, nearest, raise_if_any
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
+from configs.origins import ORIGINS, POLICY, origins_where
 from configs.sampling_rules import SAMPLING_RULES
 from configs.schema import RunConfig
 from configs.sources import Provenance
@@ -52,7 +53,6 @@ ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The same for options of entries, by the option's name."""
 
-ORIGINS = ("policy", "refined", "replay", "tempered", "sft")
 
 POSITIVE = [
     "eval.timeout_s",
@@ -248,8 +248,8 @@ def _not_supported_yet(config: RunConfig) -> Iterator[Broken]:
         # The sampler's logprobs would be of the truncated distribution, the learner's of the whole.
         yield "rollout.top_p", "top_p below 1 is not supported yet"
     for origin in config.loss:
-        if origin == "refined":
-            yield f"loss.{origin}", "a run has no rows of origin refined yet"
+        if origin in origins_where(lambda spec: not spec.made):
+            yield f"loss.{origin}", f"a run has no rows of origin {origin} yet"
 
 
 def _replay(config: RunConfig) -> Iterator[Broken]:
@@ -376,10 +376,11 @@ def _anchors(config: RunConfig) -> Iterator[Broken]:
 
 
 def _reward(config: RunConfig) -> Iterator[Broken]:
+    not_sampled = origins_where(lambda spec: spec.sampled != "same_context")
     for origin, entry in config.loss.items():  # unlike a scorer, a loss may not be climbed
         if entry["weight"] < 0:
             yield f"loss.{origin}.weight", "must not be negative"
-        if entry.get("ratio_to") == "behavior" and origin in ("refined", "sft"):
+        if entry.get("ratio_to") == "behavior" and origin in not_sampled:
             yield f"loss.{origin}.ratio_to", "must be proximal: the sampler of these rows saw another context"
     if not any(entry["weight"] > 0 for entry in config.loss.values()):
         yield "loss", "must have a loss with a weight above 0"
@@ -387,7 +388,7 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
         if entry["kind"] == "length" and not entry["target_tokens"] < entry["max_tokens"]:
             yield f"scorers.{name}.target_tokens", f"must be below max_tokens ({entry['max_tokens']})"
     effects = (entry["weight"] != 0 or entry["combine"] != "sum" for entry in config.scorers.values())
-    if set(config.loss) != {"sft"} and not any(effects):
+    if set(config.loss) - {*origins_where(lambda spec: spec.learned == "always")} and not any(effects):
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
 
 
@@ -414,7 +415,7 @@ def _covariance(config: RunConfig) -> Iterator[Broken]:
             yield f"{key}.lower", f"must be below upper ({entry['upper']:g})"
         if kind == "kl_cov" and entry["beta"] <= 0:
             yield f"{key}.beta", "must be above 0"
-        is_own = entry["ratio_to"] == "proximal" or (origin == "policy" and config.rollout.max_lag == 0)
+        is_own = entry["ratio_to"] == "proximal" or (origin == POLICY and config.rollout.max_lag == 0)
         if kind == "kl_cov" and config.learner.updates_per_step == 1 and is_own:
             yield f"{key}.kind", "must not be kl_cov: it has zero gradient when each step makes one update"
 

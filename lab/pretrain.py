@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from actors.learner import LearnerRank
 from actors.requests import RankPlace, RankUpdate
+from configs.origins import SFT
 from configs.schema import LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import make_base
 from lab.corpus import CREATIVE, CorpusRow, make_corpus
@@ -130,7 +131,7 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
         chosen = [next(updates) for _ in numbers]
         shard = _shard(tokens, np.concatenate(chosen))
         rates = tuple(learning_rate(run.learner, number, config.num_updates) for number in numbers)
-        results = learner.learn(shard, _rank_update(tokens, chosen, losses["sft"], rates))
+        results = learner.learn(shard, _rank_update(tokens, chosen, losses[SFT], rates))
         loss = sum(result["loss/total"] for result in results) / len(results)
         elapsed = time.perf_counter() - started
         print(f"update {numbers[-1] + 1}/{config.num_updates}  loss {loss:.4f}  {elapsed:.0f} s", flush=True)
@@ -154,7 +155,7 @@ def _run_config(fresh: Path, config: TrainingConfig) -> RunConfig:
         num_steps=config.num_updates,
         model=ModelConfig(path=str(fresh)),
         learner=learner,
-        loss={"sft": {"kind": "nll"}},
+        loss={SFT: {"kind": "nll"}},
     )
 
 
@@ -177,7 +178,7 @@ def _rank_update(
     rows = np.concatenate(chosen)
     counts = np.array([len(tokens.responses[index]) for index in rows.tolist()])
     update_N = np.repeat(np.arange(len(chosen)), [len(update) for update in chosen])
-    origins = np.full(len(rows), "sft", dtype=object)
+    origins = np.full(len(rows), SFT, dtype=object)
     lengths = tokens.lengths_N[rows]
     return RankUpdate(
         microbatches=[
@@ -186,7 +187,7 @@ def _rank_update(
         ],
         advantages_N=np.zeros(len(rows)),
         bonuses_N=np.zeros(len(rows)),
-        row_weights_N=row_weights(counts, origins, update_N, {"sft": loss.common}, int(counts.max())),
+        row_weights_N=row_weights(counts, origins, update_N, {SFT: loss.common}, int(counts.max())),
         learning_rates=rates,
     )
 

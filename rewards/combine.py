@@ -1,6 +1,6 @@
 """Several judgements of one completion into one reward. In: Judgements by scorer name. Out: a Sample.
 
-The only place that combines scores; called by the rollout producer for every policy completion.
+The only place that combines scores; called for every completion that is judged.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 from configs.kinds.scorers import ScorerCommon
+from configs.origins import POLICY
 from rollouts.records import Completion, Judgement, Sample, Span
 
 TAGS: dict[str, tuple[str, ...]] = {"format_tags": ("format",)}
@@ -31,7 +32,10 @@ def check_tags(commons: Mapping[str, ScorerCommon]) -> None:
 
 
 def combine(
-    completion: Completion, judgements: Mapping[str, Judgement], commons: Mapping[str, ScorerCommon]
+    completion: Completion,
+    judgements: Mapping[str, Judgement],
+    commons: Mapping[str, ScorerCommon],
+    origin: str = POLICY,
 ) -> Sample:
     """reward = gate x product(multiply) x sum(weight x score), over scorers in config order.
 
@@ -50,7 +54,7 @@ def combine(
     answer, answer_ok = _first_answer(ordered)
     return Sample(
         completion=completion,
-        origin="policy",
+        origin=origin,
         scores=dict(zip(ordered, vector, strict=True)),
         score_status={name: judgement.status for name, judgement in ordered.items()},
         tags=_merge_tags(ordered),

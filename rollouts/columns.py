@@ -39,7 +39,7 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
     _always("prompt_id", pa.string()),
     _always("domain", pa.string()),
     _always("epoch", pa.int32()),
-    _always("origin", pa.string()),  # one of ORIGINS
+    _always("origin", pa.string()),  # one of configs.origins.ORIGINS
     _always("seed", pa.int64()),
     _always("prompt_ids", IDS),  # the context the row is trained under
     pa.field("behavior_prompt_ids", IDS),  # the context it was sampled under, where that is another
@@ -86,7 +86,6 @@ LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
 GROUP_SCHEMA: Final = pa.schema(GROUP_FIELDS, metadata=METADATA)
 ROLLOUT_SCHEMA: Final = pa.schema(GROUP_FIELDS + LEARNER_FIELDS, metadata=METADATA)
 
-ORIGINS: Final = ("policy", "refined", "replay", "tempered", "sft")
 TOKEN_COLUMNS: Final = (
     "loss_mask",
     "behavior_logprobs",

@@ -12,7 +12,6 @@ from typing import Literal
 
 from rollouts.files import Json
 
-Origin = Literal["policy", "refined", "replay", "tempered", "sft"]
 Status = Literal["ok", "timeout", "error", "invalid", "crashed"]
 
 
@@ -137,7 +136,8 @@ class Sample:
     """A judged completion. `reward` is None if any score that enters it is; such rows never train."""
 
     completion: Completion
-    origin: Origin
+    origin: str
+    """One of configs.origins.ORIGINS."""
     scores: Mapping[str, float | None]
     score_status: Mapping[str, str]
     tags: Mapping[str, str]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from configs.origins import POLICY
 from rollouts.checkpoints import ABANDONED
 from rollouts.files import make_dir_synced, move_dir_synced
 from rollouts.journal import CorruptJournalError, Journal
@@ -104,12 +105,12 @@ def saved_groups(run_dir: Path) -> Iterator[pa.RecordBatch]:
     for step in committed_steps(run_dir):
         groups = _groups_of(read_step(run_dir, step))
         seen |= groups.keys()
-        yield from filter(_is_no_tempered, groups.values())
+        yield from filter(_has_policy_rows, groups.values())
     if (run_dir / "journal").is_dir():
         journal = Journal(run_dir / "journal")
         rest = (journal.read(index) for index in journal.indexes() if index not in seen)
-        yield from filter(_is_no_tempered, rest)
+        yield from filter(_has_policy_rows, rest)
 
 
-def _is_no_tempered(group: pa.RecordBatch) -> bool:
-    return group.column("origin")[0].as_py() != "tempered"
+def _has_policy_rows(group: pa.RecordBatch) -> bool:
+    return POLICY in group.column("origin").to_pylist()

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import ORIGINS, REPLAY, SFT, origins_where
 from rollouts.columns import (
     GROUP_SCHEMA,
-    ORIGINS,
     ROLLOUT_SCHEMA,
     SCHEMA_VERSION,
     SCORED_COLUMNS,
@@ -45,11 +45,11 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 # typed once: Arrow's guessing of a Python string's type costs more than the comparison
 _ORIGINS = pa.array(ORIGINS, pa.string())
-_POLICY, _SFT = pa.scalar("policy", pa.string()), pa.scalar("sft", pa.string())
-_SAMPLED = pa.array(["policy", "replay", "tempered"], pa.string())
+_SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "same_context"), pa.string())
 """Origins whose tokens a policy of the run sampled: they have behaviour logprobs and versions."""
-_OWN = pa.array(["policy", "refined", "tempered"], pa.string())
-"""Origins of the rows that a group was journaled with; replay rows are copies of such."""
+_NOT_SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "no"), pa.string())
+_JOURNALED = pa.array(origins_where(lambda spec: spec.journaled), pa.string())
+_REPLAYABLE = pa.array(origins_where(lambda spec: spec.replayable), pa.string())
 _Values = Mapping[str, Sequence[object] | pa.Array]
 
 
@@ -90,7 +90,7 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
         "loss_mask": [[True] * len(c.token_ids) for c in completions],
         "text": [c.text for c in completions],
         "finish_reason": [c.finish_reason for c in completions],
-        "behavior_logprobs": [None if s.origin == "sft" else s.completion.behavior_logprobs for s in samples],
+        "behavior_logprobs": [_behavior_logprobs(sample) for sample in samples],
         "versions": [
             [{"start": start, "version": version} for start, version in c.versions] for c in completions
         ],
@@ -104,6 +104,11 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
         "answer": [s.answer for s in samples],
         "answer_ok": [s.answer_ok for s in samples],
     }
+
+
+def _behavior_logprobs(sample: Sample) -> tuple[float, ...] | None:
+    was_sampled = ORIGINS[sample.origin].sampled != "no"
+    return sample.completion.behavior_logprobs if was_sampled else None
 
 
 def sft_batch(
@@ -137,7 +142,7 @@ def sft_batch(
     constants: dict[str, object] = {
         "run_id": run_id,
         "epoch": epoch,
-        "origin": "sft",
+        "origin": SFT,
         "seed": 0,
         "finish_reason": "stop",
         "temperature": 1.0,
@@ -193,7 +198,7 @@ def _from_values(columns: _Values, num_rows: int, source: str) -> pa.RecordBatch
 def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
     """The groups in committed rows as they were journaled: GROUP_SCHEMA, unchanged and in the same order.
 
-    Rows of origin replay and sft are left out (they were not this step's groups), learner columns as well.
+    Rows that were added when the step was taken (replay, sft) are left out, learner columns as well.
 
     Raises:
         ValueError: a column of GROUP_SCHEMA is missing or has another type, or the schema version is another.
@@ -201,25 +206,25 @@ def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
     batch = to_batch(rows) if isinstance(rows, pa.Table) else rows
     own = batch.select([name for name in GROUP_SCHEMA.names if name in batch.schema.names])
     _check_schema(own.schema, GROUP_SCHEMA)
-    kept = own.filter(pc.is_in(own.column("origin"), value_set=_OWN))
+    kept = own.filter(pc.is_in(own.column("origin"), value_set=_JOURNALED))
     return pa.RecordBatch.from_arrays(kept.columns, schema=GROUP_SCHEMA)
 
 
 def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """The policy rows in committed rows as rows of origin replay, to be trained on again in step `step`.
+    """Committed rows as rows of origin replay, to be trained on again in step `step`.
 
     parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
     that a group drawn by several steps has ids of its own in each. Behaviour logprobs, versions, scores,
-    tags, rewards and submission_index stay. Refined rows are left out: their sampler saw another context,
-    so no ratio to it holds. Tempered ones too.
+    tags, rewards and submission_index stay. Only rows of replayable origins are
+    kept: the sampler of refined ones saw another context, so no ratio to it holds.
 
     Raises:
         ValueError: as `as_group`.
     """
     groups = as_group(rows)
-    batch = groups.filter(pc.equal(groups.column("origin"), _POLICY))
+    batch = groups.filter(pc.is_in(groups.column("origin"), value_set=_REPLAYABLE))
     names = {name: _prefixed(f"replay-{step}-", batch.column(name)) for name in ("sample_id", "group_id")}
-    origin = pa.repeat(pa.scalar("replay", pa.string()), batch.num_rows)
+    origin = pa.repeat(pa.scalar(REPLAY, pa.string()), batch.num_rows)
     return _with_columns(batch, {**names, "parent_id": batch.column("sample_id"), "origin": origin})
 
 
@@ -325,10 +330,10 @@ def _check_token_columns(rows: pa.RecordBatch, lengths: IntArray) -> None:
 
 def _check_behavior(rows: pa.RecordBatch) -> None:
     column, origin = rows.column("behavior_logprobs"), rows.column("origin")
-    extra = pc.and_(column.is_valid(), pc.equal(origin, _SFT))
-    _fail(rows, "behavior_logprobs", extra, "must be null for sft")
+    extra = pc.and_(column.is_valid(), pc.is_in(origin, value_set=_NOT_SAMPLED))
+    _fail(rows, "behavior_logprobs", extra, f"must be null for {' and '.join(_NOT_SAMPLED.to_pylist())}")
     missing = pc.and_(column.is_null(), pc.is_in(origin, value_set=_SAMPLED))
-    _fail(rows, "behavior_logprobs", missing, "must not be null for policy, replay and tempered")
+    _fail(rows, "behavior_logprobs", missing, f"must not be null for {', '.join(_SAMPLED.to_pylist())}")
     present = pc.indices_nonzero(column.is_valid())
     kept = column if len(present) == rows.num_rows else column.take(present)
     masks = rows.column("loss_mask")

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from configs.entries import loss_options
 from configs.kinds.losses import LossCommon
+from configs.origins import ORIGINS, POLICY, parts
 from configs.schema import RunConfig
 from trainer.controllers.schedule import learning_rate
 from trainer.credit.credit import MOVED_HERE, credit
@@ -87,9 +88,8 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
 
 
 def _parts(origin_N: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The step's own rows, those of replay, tempered ones, those of sft: each bool [N]."""
-    others = ("replay", "tempered", "sft")
-    return ~np.isin(origin_N, others), *(origin_N == origin for origin in others)
+    """Rows whose groups are numbered and spread together, in the table's order of origins: each bool [N]."""
+    return tuple(np.isin(origin_N, part) for part in parts())
 
 
 def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
@@ -134,8 +134,8 @@ def with_advantages(
 ) -> Learnable:
     """The credit of the rows that have a reward, and the weight of every row in its update's loss.
 
-    Demonstrations have no reward and are learned from all the same, with an advantage of 0. Tempered rows
-    are compared with nobody: those with a reward above 0 count, with an advantage of 1. Groups that
+    `OriginSpec.learned` says how: demonstrations have no reward and are learned from all the same, with an
+    advantage of 0; tempered rows with a reward above 0 count, with an advantage of 1. Groups that
     `rollout.zero_variance_groups` leaves out have neither advantage nor weight, whatever a KL term would
     make of them.
     `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
@@ -144,14 +144,15 @@ def with_advantages(
     """
     settings, history = settings or {}, history or AnswerHistory()
     origins = origins_of(batch.index)
-    apart = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout) | (origins == "tempered")
+    how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
+    apart = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout) | (how != "by_advantage")
     rewards = np.where(apart, np.nan, batch.reward_N)
     given = credit(batch.index, batch.group_N, rewards, columns, config, settings, history)
     losses: Mapping[str, LossCommon] = {
         origin: loss_options(entry)[0] for origin, entry in config.loss.items()
     }
     counting = counting_rows(batch.reward_N, origins)
-    learned = given.has_reward_N | counting | (origins == "sft")
+    learned = given.has_reward_N | counting | (how == "always")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
@@ -174,7 +175,7 @@ def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa
     ours = {
         "advantage": pa.array(learnable.advantage_N, from_pandas=True),
         "token_advantage": _token_advantages(batch, learnable),
-        "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != "policy"),
+        "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != POLICY),
         "update_count": pa.array((learnable.row_weight_N > 0).astype("int64")),
     }
     for name, values in ours.items():

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.errors import nearest
+from configs.origins import POLICY, REPLAY
 from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Sampling
@@ -269,7 +270,7 @@ class Run:
         self._reports.phase(step + 1, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
-        num_tokens = float(index.column("num_tokens").to_numpy()[batch.rows_of("policy")].sum())
+        num_tokens = float(index.column("num_tokens").to_numpy()[batch.rows_of(POLICY)].sum())
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
         self._reports.phase(step + 1, "committing")
@@ -292,7 +293,7 @@ class Run:
             await self._unless_stopped(self._producer.settle(step))
             if self._takes_turns:
                 await self._producer.pause()
-        found = index.filter(pc.equal(index.column("origin"), "replay")).column("submission_index")
+        found = index.filter(pc.equal(index.column("origin"), REPLAY)).column("submission_index")
         if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
             self._reports.event("replay_left_out", step=step + 1, groups=missing)
         return index
@@ -300,7 +301,7 @@ class Run:
     def _sampled(self, batch: Batch, step: int) -> dict[str, float]:
         """sampling/*; a step that all its rounds left short of groups that teach is told."""
         rollout = self._config.rollout
-        metrics = sampling_metrics(batch.index.take(batch.rows_of("policy")), rollout)
+        metrics = sampling_metrics(batch.index.take(batch.rows_of(POLICY)), rollout)
         kept = metrics.get("sampling/kept_groups", 0.0)
         if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
             rounds, wanted = metrics["sampling/rounds"], rollout.groups_per_step

@@ -6,12 +6,15 @@ Means over tokens count loss tokens only. A metric whose rows are absent is left
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
 from trainer.collate import Batch, Learnable
 from trainer.rollout.tempered import tempered_metrics
 
@@ -122,8 +125,6 @@ def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
 
 def _replay_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """replay/*: what a step's replayed rows are, and how far the policy is from their samplers."""
-    if not len(batch.reward_N):
-        return {}
     metrics = {"replay/num_groups": float(batch.group_N.max() + 1)}
     _put(metrics, "replay/reward_mean", batch.reward_N)
     total = max(1.0, float(pc.sum(batch.index.column("num_loss_tokens")).as_py()))
@@ -133,13 +134,11 @@ def _replay_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
     return metrics | {name.replace("staleness/", "replay/staleness_"): age for name, age in ages.items()}
 
 
-def _sft_metrics(batch: Batch, columns: pa.Table) -> dict[str, float]:
+def _sft_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
     """sft/*: how many demonstrations a step has, and what the policy thinks of them, per token.
 
     Every token of a demonstration is a loss token.
     """
-    if not batch.index.num_rows:
-        return {}
     counts = batch.index.column("num_loss_tokens").to_numpy().astype(np.float64)
     logprobs = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
     entropy = _floats(columns.column("entropy_mean"))
@@ -154,15 +153,25 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
     """All metrics of a step's rows; `columns` are the learner's scores in the index's row order.
 
     `version` is the one of the learner's weights before the step's updates.
-    Replayed and tempered rows and demonstrations have metrics of their own, replay/*, tempered/* and sft/*;
-    all others are of the rows of origin policy.
+    Those without a prefix are of the rows of origin policy; the rows of every other origin have their own
+    under its name: replay/*, tempered/*, sft/*, ...
     """
-    origins = ("policy", "replay", "tempered", "sft")
-    own, replayed, tempered, shown = (batch.rows_of(origin) for origin in origins)
-    metrics = _policy_metrics(batch.only(own), columns.take(own), version)
-    metrics |= _replay_metrics(batch.only(replayed), columns.take(replayed), version)
-    metrics |= tempered_metrics(batch.index.take(tempered), columns.take(tempered))
-    return metrics | _sft_metrics(batch.only(shown), columns.take(shown))
+    metrics: dict[str, float] = {}
+    for origin in ORIGINS:
+        rows = batch.rows_of(origin)
+        if origin == POLICY or len(rows):
+            measure = _OF_ORIGIN.get(origin, partial(_other_metrics, origin))
+            metrics |= measure(batch.only(rows), columns.take(rows), version)
+    return metrics
+
+
+def _other_metrics(origin: str, batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
+    """<origin>/*: how many rows of an origin without metrics of its own there are, and their means."""
+    counts = batch.index.column("num_loss_tokens").to_numpy().astype(np.float64)
+    entropy = np.nansum(_floats(columns.column("entropy_mean")) * counts) / max(1.0, counts.sum())
+    metrics = {f"{origin}/num_rows": float(len(counts)), f"{origin}/token_entropy": float(entropy)}
+    _put(metrics, f"{origin}/reward_mean", batch.reward_N)
+    return metrics
 
 
 def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
@@ -187,11 +196,20 @@ def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
     return metrics
 
 
+_OF_ORIGIN: Final[Mapping[str, Callable[[Batch, pa.Table, int], dict[str, float]]]] = {
+    POLICY: _policy_metrics,
+    REPLAY: _replay_metrics,
+    TEMPERED: lambda batch, columns, version: tempered_metrics(batch.index, columns),
+    SFT: _sft_metrics,
+}
+"""Origins with metrics of their own; all others have those of `_other_metrics`."""
+
+
 def credit_metrics(batch: Batch, learnable: Learnable) -> dict[str, float]:
     """Of the policy rows that have a reward: credit/bonus_mean, and answers/unseen_share, the share whose
     answer the prompt had not had in an earlier step. Left out where there are no bonuses, and no answers.
     """
-    own = batch.rows_of("policy")
+    own = batch.rows_of(POLICY)
     own = own[np.isfinite(batch.reward_N[own])]
     metrics: dict[str, float] = {}
     if learnable.bonus_N.any():
@@ -202,7 +220,7 @@ def credit_metrics(batch: Batch, learnable: Learnable) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """loss/*, grad/norm, the skipped updates, and means over the policy tokens of a step's updates.
+    """loss/*, grad/norm, the skipped updates, and means over the tokens of a step's updates.
 
     Those are kl/k3_proximal_vs_policy and, with a clamped entropy bonus, entropy/clamped_mean.
     """
@@ -214,9 +232,10 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     metrics |= _mark_shares(updates)
     for name in sorted({name for update in updates for name in update if name.startswith("stat/")}):
         _, origin, stat = name.split("/", 2)
-        place = f"prepare/{stat}" if origin == "policy" else f"prepare/{origin}/{stat}"
+        place = f"prepare/{stat}" if origin == POLICY else f"prepare/{origin}/{stat}"
         _put(metrics, place, np.array([update.get(name, np.nan) for update in updates]))
-    tokens = sum(update.get("tokens/policy", 0.0) for update in updates)
+    names = [f"tokens/{origin}" for origin in origins_where(lambda spec: spec.transformed)]
+    tokens = sum(update.get(name, 0.0) for update in updates for name in names)
     for name, metric in (
         ("sum/k3_proximal_vs_policy", "kl/k3_proximal_vs_policy"),
         ("sum/entropy_clamped", "entropy/clamped_mean"),
@@ -233,6 +252,6 @@ def _mark_shares(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in sorted({name for update in updates for name in update if name.startswith("mark/")}):
         _, origin, mark = name.split("/", 2)
         tokens = sum(update.get(f"tokens/{origin}", 0.0) for update in updates)
-        place = f"clip/{mark}" if origin == "policy" else f"clip/{origin}/{mark}"
+        place = f"clip/{mark}" if origin == POLICY else f"clip/{origin}/{mark}"
         shares[place] = sum(update.get(name, 0.0) for update in updates) / tokens if tokens else 0.0
     return shares

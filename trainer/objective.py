@@ -16,6 +16,7 @@ from torch import Tensor
 from configs.entries import loss_options
 from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import LossCommon
+from configs.origins import ORIGINS
 from configs.schema import KLConfig, RunConfig
 from trainer.losses.kl import ESTIMATORS, k3
 from trainer.losses.logprobs import TokenScores
@@ -147,35 +148,40 @@ def microbatch_loss(
         chosen = present & (columns.weights > 0)
         weights = columns.weights[chosen]
         inputs = _inputs(scores, columns, origin, chosen)
-        if origin == "policy":
+        if ORIGINS[origin].transformed:
             found_by = {
                 name: _prepared(columns, f"token_advantage.{name}", chosen) for name in objective.transforms
             }
             inputs, shaped = apply_transforms(inputs, objective.transforms, found_by)
-            sums |= {f"mark/policy/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
+            sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
         found = loss.per_token(inputs)
         part = (weights * found.loss).sum()
         sums[f"loss/{origin}"] = part.item()
         sums[f"tokens/{origin}"] = float(chosen.sum().item())
         sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in found.marks.items()}
         total = total + part
-        if origin != "policy":
+        if not ORIGINS[origin].transformed:
             continue
         for section, anchor in objective.anchors.items():
             if anchor.coef > 0 and anchor.place == "loss":
                 known = columns.anchor_logprobs[section][chosen]
                 pull = ESTIMATORS[anchor.estimator](inputs.policy_logprobs, known)
                 term = anchor.coef * (weights * pull).sum()
-                sums[f"loss/{section}"] = term.item()
+                _add(sums, f"loss/{section}", term)
                 total = total + term
         if objective.entropy_coef:
             bonus = -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()
-            sums["loss/entropy"] = bonus.item()
+            _add(sums, "loss/entropy", bonus)
             total = total + bonus
         if objective.entropy_clamp:
-            sums["sum/entropy_clamped"] = scores.entropy_clamped[chosen].sum().item()
+            _add(sums, "sum/entropy_clamped", scores.entropy_clamped[chosen].sum())
         with torch.no_grad():
             drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
-        sums["sum/k3_proximal_vs_policy"] = drift.sum().item()
+        _add(sums, "sum/k3_proximal_vs_policy", drift.sum())
     sums["loss/total"] = total.item()
     return total, sums
+
+
+def _add(sums: dict[str, float], name: str, value: Tensor) -> None:
+    """Several origins may add to one sum."""
+    sums[name] = sums.get(name, 0.0) + value.item()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml  # type: ignore[import-untyped]
 
+from configs.origins import POLICY
 from configs.schema import PROBE_TOLERANCE
 
 Curve = tuple[float, ...]
@@ -248,7 +249,7 @@ def _pick(batch: pa.RecordBatch, picked: dict[str, SampleRow]) -> None:
         if len(picked) >= SAMPLES_PER_STEP:
             return
         prompt_id = _text(row.get("prompt_id"))
-        if prompt_id not in picked and row.get("origin", "policy") == "policy":
+        if prompt_id not in picked and row.get("origin", POLICY) == POLICY:
             picked[prompt_id] = SampleRow(
                 prompt_id=prompt_id,
                 text=_text(row.get("text")),

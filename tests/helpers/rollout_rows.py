@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
-from rollouts.records import Completion, Group, Origin, Prompt, Sample, Sampling, Span, Submission
+from configs.origins import ORIGINS
+from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Span, Submission
 from rollouts.schema import group_to_batch, named_for_step, sft_batch
 
 RUN = "run-a"
@@ -107,8 +108,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 def samples(draw: st.DrawFn, sample_id: str) -> Sample:
     """Any sample the records allow: empty completions, any Unicode, null rewards, several versions."""
     num_tokens = draw(st.integers(0, 6))
-    origins: tuple[Origin, ...] = ("policy", "refined", "replay", "tempered", "sft")
-    origin = draw(st.sampled_from(origins))
+    origin = draw(st.sampled_from(tuple(ORIGINS)))
     starts = (
         sorted(draw(st.sets(st.integers(1, max(num_tokens - 1, 1)), max_size=2))) if num_tokens > 1 else []
     )

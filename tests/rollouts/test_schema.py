@@ -89,7 +89,7 @@ BROKEN: list[tuple[str, list[object], int, str]] = [
     ("loss_mask", [[True], [True]], 1, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5, -0.5], [-0.5, -0.5]], 0, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5], [-0.5, None]], 1, "null exactly where loss_mask is false"),
-    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy, replay and tempered"),
+    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy, replay, tempered"),
     ("loss_mask", [[False], [True, True]], 0, "null exactly where loss_mask is false"),
     ("origin", ["sft", "policy"], 0, "must be null for sft"),
     ("origin", ["policy", "dream"], 1, "one of policy, refined, replay, tempered, sft"),
@@ -298,7 +298,7 @@ def test_replayed_rows_by_hand() -> None:
 @pytest.mark.parametrize(
     ("column", "values", "rule"),
     [
-        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy, replay and tempered"),
+        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy, replay, tempered"),
         ("versions", [[], [{"start": 0, "version": 1}]], "name the policy_version"),
     ],
 )

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from configs.origins import parts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardedRows:
@@ -58,12 +60,12 @@ class RewardedRows:
         return replace(self, rewards_N=rewards_N).only(np.isfinite(rewards_N))
 
     def parts(self) -> list[np.ndarray]:
-        """Row numbers of the step's own rows and of replayed ones, as far as there are any.
+        """Row numbers of the step's own rows, of replayed ones, ..., as far as there are any.
 
         What is taken over a whole step is taken over each: replayed rows do not move the others.
         """
-        replayed = self.origin_N == "replay"
-        return [rows for rows in (np.flatnonzero(~replayed), np.flatnonzero(replayed)) if len(rows)]
+        found = (np.flatnonzero(np.isin(self.origin_N, part)) for part in parts())
+        return [rows for rows in found if len(rows)]
 
 
 def group_sums(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from configs.entries import plain_options
 from configs.kinds.base import load_target
+from configs.origins import POLICY
 from configs.schema import KLConfig, RunConfig
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.history import AnswerHistory
@@ -66,7 +67,7 @@ def credit(
     advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
     if len(rows):
         advantage = load_target(kind.target)(rows, options)
-    own = np.flatnonzero(rows.origin_N == "policy")
+    own = np.flatnonzero(rows.origin_N == POLICY)
     for give, options in _bound(config, "bonus", settings):
         bonus[own] += give(rows.only(own), options) if len(own) else 0.0
     for weigh, options in _bound(config, "prompt_weight", settings):

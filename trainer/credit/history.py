@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import POLICY
 from rollouts.files import Json
 
 MAX_ANSWERS: Final = 64
@@ -73,7 +74,7 @@ class AnswerHistory:
 
     def add(self, index: pa.Table) -> None:
         """Count the rows of a committed step."""
-        counted = pc.and_(pc.equal(index.column("origin"), "policy"), pc.is_valid(index.column("reward")))
+        counted = pc.and_(pc.equal(index.column("origin"), POLICY), pc.is_valid(index.column("reward")))
         rows = index.filter(counted)
         columns = (rows.column(name).to_pylist() for name in ("prompt_id", "answer", "answer_ok"))
         for prompt_id, answer, is_right in zip(*columns, strict=True):

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from configs.entries import plain_options
 from configs.kinds.base import load_target
 from configs.kinds.demonstrations import FileDemonstrationOptions
+from configs.origins import SFT
 from configs.schema import RolloutConfig, RunConfig
 from rollouts.columns import GROUP_SCHEMA
 from rollouts.records import Demonstration
@@ -151,7 +152,7 @@ def demonstration_rows(
     Raises:
         ValueError: they cannot be read, or none is short enough.
     """
-    if "sft" not in config.loss:
+    if SFT not in config.loss:
         return no_demonstrations()
     found = load_demonstrations(config.sft.data)
     rows, too_long = tokenize_demonstrations(found, tokenizer, vocab_size, config.rollout, config.name)

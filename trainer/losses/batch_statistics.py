@@ -58,12 +58,12 @@ class GatheredTokens:
         return Prepared(columns=columns, stats=found.stats)
 
 
-def gather_tokens(local: TokenTable, origin: str, gather: Gather) -> GatheredTokens:
-    """The gathered of every rank's learned tokens of `origin`: a collective.
+def gather_tokens(local: TokenTable, origins: Sequence[str], gather: Gather) -> GatheredTokens:
+    """The gathered of every rank's learned tokens of `origins`: a collective.
 
     Learned is what has a weight above 0: nothing else may move a mean or be selected.
     """
-    learned = (local["origin"] == origin) & (local["weight"] > 0)
+    learned = np.isin(local["origin"], origins) & (local["weight"] > 0)
     mine = {name: column[learned] for name, column in local.items()}
     tables = gather(mine)
     gathered = {name: np.concatenate([table[name] for table in tables]) for name in mine}
@@ -81,5 +81,5 @@ def _keys(table: TokenTable) -> np.ndarray:
 
 def prepare_origin(local: TokenTable, origin: str, gather: Gather, prepare: Prepare) -> Prepared:
     """Run `prepare` on the learned tokens of one origin from all ranks, and answer for the local ones."""
-    gathered = gather_tokens(local, origin, gather)
+    gathered = gather_tokens(local, (origin,), gather)
     return gathered.to_local(gathered.apply(prepare))

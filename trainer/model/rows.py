@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from configs.origins import origins_where
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRows:
@@ -44,7 +46,8 @@ def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) 
     origins = np.array(batch.column("origin").to_pylist(), dtype=object)
     temperature = batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32)
     if training_temperature is not None:
-        temperature = np.where(origins == "tempered", np.float32(training_temperature), temperature)
+        moved = origins_where(lambda spec: spec.at_training_temperature)
+        temperature = np.where(np.isin(origins, moved), np.float32(training_temperature), temperature)
     tokens = _split(batch.column("token_ids"), np.int64) if len(batch) else []
     behavior = _split(batch.column("behavior_logprobs"), np.float32) if len(batch) else []
     filled = [
@@ -109,8 +112,11 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
             arrays[name] = pa.nulls(len(rows), pa.list_(pa.float32()))
     arrays["entropy_mean"] = masked_means(columns["entropy"], rows.loss_masks)
     arrays["entropy_mean_t1"] = masked_means(columns["entropy_t1"], rows.loss_masks)
-    # Rows sampled under no policy of ours (sft) have no behaviour logprobs at all; any other NaN must show.
-    compared = [mask & (origin != "sft") for mask, origin in zip(rows.loss_masks, rows.origins, strict=True)]
+    # Rows that no policy of ours sampled in this context (sft) are not compared; any other NaN must show.
+    sampled = origins_where(lambda spec: spec.sampled == "same_context")
+    compared = [
+        mask & (origin in sampled) for mask, origin in zip(rows.loss_masks, rows.origins, strict=True)
+    ]
     differences = [
         (proximal.astype(np.float64) - behavior)[chosen]
         for chosen, proximal, behavior in zip(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import origins_where
 from configs.schema import RolloutConfig, RunConfig
 
 
@@ -37,12 +38,13 @@ def left_out_rows(
 ) -> np.ndarray:
     """bool [N]: rows that the step does not learn from because their group teaches nothing.
 
-    None with `rollout.zero_variance_groups` keep. Demonstrations have no reward, and tempered rows are not
-    compared with siblings: they are never left out.
+    None with `rollout.zero_variance_groups` keep. Rows that are not learned by their advantage
+    (demonstrations, tempered rows) are never left out.
     """
     if rollout.zero_variance_groups == "keep":
         return np.zeros(len(reward_N), bool)
-    return ~teaching_rows(reward_N, group_N) & ~np.isin(origin_N, ("sft", "tempered"))
+    compared = origins_where(lambda spec: spec.learned == "by_advantage")
+    return ~teaching_rows(reward_N, group_N) & np.isin(origin_N, compared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.origins import TEMPERED, origins_where
 from configs.schema import RunConfig
 from rollouts.records import Group
 
@@ -30,12 +31,12 @@ def counting_rows(reward_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
     r > 0 takes the right answers of it. AEPO, arXiv 2510.08141, whose equation was not retrieved: this is
     derived from its abstract and the authors' code, which takes rows that are better than their siblings.
     """
-    return (origin_N == "tempered") & (reward_N > 0)
+    return np.isin(origin_N, origins_where(lambda spec: spec.learned == "if_right")) & (reward_N > 0)
 
 
 def as_tempered(group: Group) -> Group:
     """The group with its samples as rows of origin tempered."""
-    return replace(group, samples=tuple(replace(sample, origin="tempered") for sample in group.samples))
+    return replace(group, samples=tuple(replace(sample, origin=TEMPERED) for sample in group.samples))
 
 
 def temperature_of(config: RunConfig, settings: Mapping[str, float]) -> float:

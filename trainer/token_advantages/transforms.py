@@ -20,6 +20,7 @@ from torch import Tensor
 from configs.entries import plain_options
 from configs.kinds.base import Kind, load_target
 from configs.kinds.token_advantages import PositiveReweightOptions, RepoOptions, RepoROptions
+from configs.origins import origins_where
 from configs.schema import RunConfig
 from trainer.losses.batch_statistics import Gather, Prepared, TokenTable, gather_tokens
 from trainer.losses.per_token import LossInputs
@@ -99,7 +100,7 @@ def prepare_transforms(
     wanting = [name for name, transform in transforms.items() if transform.kind.prepare]
     if not wanting:
         return {}
-    gathered = gather_tokens(local, "policy", gather)
+    gathered = gather_tokens(local, origins_where(lambda spec: spec.transformed), gather)
     columns, results = dict(gathered.columns), {}
     for name, transform in transforms.items():
         found = Prepared(columns={})

@@ -1,0 +1,76 @@
+"""The origins a row of rollouts may have, in one table, and what holds of the rows of each.
+
+Whatever depends on an origin reads this table: the row contract, the journal, how a step's groups are
+numbered and spread, what is compared and credited, the objective and the metrics. To add an origin, add a
+line. What makes the rows (the producer, replay, demonstrations) is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Sampled = Literal["same_context", "other_context", "no"]
+Learned = Literal["by_advantage", "if_right", "always"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginSpec:
+    """What holds of all rows of an origin."""
+
+    sampled: Sampled
+    """Who sampled the tokens. same_context: a policy of the run, under the row's own prompt: it has behaviour
+    logprobs and versions, and a ratio to the sampler holds. other_context: a sampler that saw another prompt:
+    it may have both, and no ratio holds. no: nobody: behaviour logprobs are null."""
+    learned: Learned
+    """by_advantage: compared with siblings, left out if the group has no signal. if_right: imitated if the
+    reward is above 0. always: imitated without a reward."""
+    journaled: bool = False
+    """Whether rows are made with their group and kept in the journal; others are added to a step's batch."""
+    replayable: bool = False
+    """Whether later steps may train on a copy, of origin replay."""
+    transformed: bool = False
+    """Whether `token_advantage`, the KL anchors and the entropy bonus act on its tokens."""
+    group_of: str = ""
+    """The origin whose groups the rows join, by submission; "" if they have groups of their own."""
+    at_training_temperature: bool = False
+    """Scored at `rollout.temperature`, whatever they were sampled at."""
+    made: bool = True
+    """Whether there is something that makes such rows; `loss` may not name an origin that nothing makes."""
+
+
+POLICY: Final = "policy"
+"""What a run is about: its main metrics, bonuses, answer counts and throughput are of these rows alone."""
+REPLAY: Final = "replay"
+TEMPERED: Final = "tempered"
+SFT: Final = "sft"
+
+ORIGINS: Final[dict[str, OriginSpec]] = {
+    POLICY: OriginSpec(
+        sampled="same_context", learned="by_advantage", journaled=True, replayable=True, transformed=True
+    ),
+    "refined": OriginSpec(
+        sampled="other_context", learned="by_advantage", journaled=True, group_of=POLICY, made=False
+    ),
+    REPLAY: OriginSpec(sampled="same_context", learned="by_advantage"),
+    TEMPERED: OriginSpec(
+        sampled="same_context", learned="if_right", journaled=True, at_training_temperature=True
+    ),
+    SFT: OriginSpec(sampled="no", learned="always"),
+}
+"""In the order in which a step numbers their groups and spreads them over its updates."""
+
+
+def origins_where(holds: Callable[[OriginSpec], bool] = lambda spec: True) -> tuple[str, ...]:
+    """The origins whose spec `holds`, in the order of the table."""
+    return tuple(name for name, spec in ORIGINS.items() if holds(spec))
+
+
+def parts() -> tuple[tuple[str, ...], ...]:
+    """Origins whose rows have groups in common, in the order of the table."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, spec in ORIGINS.items():
+        head = spec.group_of or name
+        found[head] = (*found.get(head, ()), name)
+    return tuple(found.values())
