@@ -26,8 +26,7 @@ from rollouts.rewind import rewind, saved_groups
 from rollouts.schema import as_replay, compact, renamed, to_batch, validate
 from rollouts.store import commit_step, committed_steps, read_step, verify_step
 from rollouts.sums import DamagedError
-from trainer.roles import Restored
-from trainer.rollout.replay import Pick
+from trainer.step_records import Pick, Restored
 
 _INDEX_COLUMNS: Final = (
     "submission_index",

@@ -31,7 +31,7 @@ from actors.weight_transfer import TRANSFER_CONFIG
 from configs.schema import RunConfig
 from rollouts.records import Completion, Sampling, Submission
 from trainer.model.checkpoint_format import published_names
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 from trainer.weights.packed import PackedWeights
 
 _IDLE_POLL_S = 0.5

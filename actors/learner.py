@@ -34,8 +34,9 @@ from trainer.model.policy import PolicyModel, load_policy
 from trainer.model.rows import RankRows, read_rows, score_columns, token_advantages
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 from trainer.seeds import derive_seed
+from trainer.step_records import Probe
 from trainer.token_advantages.transforms import bound_transforms, prepare_transforms
-from trainer.weights.diagnose import Probe, explain_mismatch, probe_logprobs
+from trainer.weights.diagnose import explain_mismatch, probe_logprobs
 from trainer.weights.export import export_model
 from trainer.weights.packed import PackedWeights, pack_weights
 

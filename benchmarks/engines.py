@@ -39,11 +39,12 @@ from configs.schema import RunConfig
 from rollouts.files import Json, write_json_atomic
 from rollouts.records import Completion, Sampling, Submission
 from rollouts.schema import group_to_batch
-from trainer.collate import Batch, Learnable, align, collate, with_advantages
+from trainer.collate import align, collate, with_advantages
 from trainer.data.encode import load_tokenizer, load_vocab_size
 from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, tokenize_prompts
 from trainer.loop import Roles, make_probes
 from trainer.rollout.producer import make_submission, single_turn
+from trainer.step_records import Batch, Learnable
 from trainer.weights.weight_sync import Published, publish
 
 GOAL = 0.9

@@ -27,12 +27,9 @@ from cluster.supervise import (
 from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Status, Submission
-from trainer.collate import Batch, Learnable
-from trainer.model.batch_plan import BatchPlan
 from trainer.objective import BoundLoss
-from trainer.roles import LearnerLostError, Restored
-from trainer.rollout.replay import Pick
-from trainer.weights.diagnose import Probe
+from trainer.roles import LearnerLostError
+from trainer.step_records import Batch, BatchPlan, Learnable, Pick, Probe, Restored
 from trainer.weights.packed import PackedWeights
 
 _Arguments = TypeVarTuple("_Arguments")

@@ -17,7 +17,7 @@ from cluster.calls import GeneratorActor, call
 from cluster.role_proxies import Engines, LearnerGroup
 from cluster.spawn import Handle
 from trainer.roles import Diagnosis
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 from trainer.weights.packed import PackedWeights
 
 

@@ -23,7 +23,7 @@ from configs.schema import RunConfig
 from rollouts.files import make_dir_synced, write_json_atomic
 from rollouts.store import committed_evals, read_eval
 from trainer.evaluate import pass_at_k
-from trainer.metrics import entropy_of
+from trainer.label_entropy import entropy_of
 from viewer.run_data import read_run
 
 FORMAT: Final = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -18,57 +17,11 @@ from trainer.controllers.schedule import learning_rate
 from trainer.credit.credit import MOVED_HERE, credit
 from trainer.credit.history import AnswerHistory
 from trainer.losses.normalize import row_weights
-from trainer.model.batch_plan import BatchPlan, plan_batch
+from trainer.model.batch_plan import plan_batch
 from trainer.model.rows import answer_masks, token_advantages
 from trainer.rollout.dynamic_sampling import left_out_rows
 from trainer.rollout.tempered import counting_rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One step's rows. `index` is the buffer's table (row i of every column below is its row i)."""
-
-    index: pa.Table
-    plan: BatchPlan
-    group_N: np.ndarray
-    update_N: np.ndarray
-    reward_N: np.ndarray
-    """float64, NaN where the reward is null. Such a row is kept, but never learned from, unless of sft."""
-
-    def rows_of(self, origin: str) -> np.ndarray:
-        """The numbers of the rows of `origin`, ascending."""
-        return np.flatnonzero(origins_of(self.index) == origin)
-
-    def only(self, rows: np.ndarray) -> Batch:
-        """These rows alone, for measuring: groups are numbered anew from 0, and the plan is empty."""
-        _, group_N = np.unique(self.group_N[rows], return_inverse=True)
-        return Batch(
-            index=self.index.take(rows),
-            plan=BatchPlan(microbatches=()),
-            group_N=group_N,
-            update_N=self.update_N[rows],
-            reward_N=self.reward_N[rows],
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learnable:
-    """Per row: its credit and the weight of its loss tokens; per update: the learning rate."""
-
-    advantage_N: np.ndarray
-    bonus_N: np.ndarray
-    """Added to the advantage of every token outside the row's answer."""
-    visits_N: np.ndarray
-    """Samples of the row's prompt with its answer in earlier steps."""
-    row_weight_N: np.ndarray
-    learning_rates: tuple[float, ...]
-    settings: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the objective that a controller moved, by dotted config key."""
-
-
-def origins_of(index: pa.Table) -> np.ndarray:
-    """The origin of every row, [N] of str."""
-    return np.array(index.column("origin").to_pylist(), dtype=object)
+from trainer.step_records import Batch, Learnable, origins_of
 
 
 def collate(index: pa.Table, config: RunConfig) -> Batch:

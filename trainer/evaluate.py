@@ -15,7 +15,7 @@ from rollouts.records import Group, Sampling
 from rollouts.schema import group_to_batch
 from rollouts.store import commit_eval, committed_evals
 from trainer.data.prompts import TokenPrompt
-from trainer.metrics import entropy_of
+from trainer.label_entropy import entropy_of
 from trainer.roles import Generator
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import ScorerSet, make_submission, single_turn

@@ -21,7 +21,7 @@ from configs.schema import RunConfig
 from rollouts.files import Json
 from rollouts.records import Sampling
 from trainer.checkpoint import Checkpoints
-from trainer.collate import Batch, align, collate, learner_columns, with_advantages
+from trainer.collate import align, collate, learner_columns, with_advantages
 from trainer.controllers.reference import Reference
 from trainer.controllers.setting_controllers import make_controllers, watched_metrics
 from trainer.credit.history import AnswerHistory
@@ -34,7 +34,7 @@ from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submi
 from trainer.rollout.producer import SAMPLING_SETTINGS, Producer, ScorerSet, make_submission
 from trainer.rollout.replay import choose
 from trainer.seeds import derive_seed
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Batch, Probe
 from trainer.weights.weight_sync import Published, check_mismatch, publish
 
 _T = TypeVar("_T")

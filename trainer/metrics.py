@@ -6,7 +6,7 @@ Means over tokens count loss tokens only. A metric whose rows are absent is left
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -15,17 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.origins import ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
-from trainer.collate import Batch, Learnable
+from trainer.label_entropy import entropy_of
 from trainer.rollout.tempered import tempered_metrics
-
-
-def entropy_of(labels: Iterable[object]) -> float:
-    """Shannon entropy in nats of the empirical distribution of `labels`; 0 for none."""
-    counts = np.array(list(Counter(labels).values()), np.float64)
-    if not len(counts):
-        return 0.0
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+from trainer.step_records import Batch, Learnable
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

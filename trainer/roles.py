@@ -6,7 +6,6 @@ Every method is awaitable, because the work happens elsewhere.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,21 +13,10 @@ import pyarrow as pa
 
 from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Submission
-from trainer.collate import Batch, Learnable
-from trainer.rollout.replay import Pick
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Batch, Learnable, Pick, Probe, Restored
 
 Diagnosis = Callable[[Sequence[Probe], np.ndarray], Awaitable[str]]
 """(probes, what an engine answered to them) -> a sentence that names the fault of the engine's weights."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """What a buffer has after it went back: submissions that wait, steps it gave up, damage it found."""
-
-    waiting: tuple[int, ...]
-    abandoned_steps: tuple[int, ...]
-    damaged: tuple[str, ...]
 
 
 class LearnerLostError(RuntimeError):

@@ -13,7 +13,7 @@ from run_files import damage
 from actors.buffer import BufferActor
 from rollouts.schema import group_to_batch, sft_batch, validate
 from rollouts.store import committed_steps, read_step, read_summary
-from trainer.rollout.replay import Pick
+from trainer.step_records import Pick
 
 
 def open_buffer(folder: Path, step: int = 0, groups_per_step: int = 1) -> BufferActor:

@@ -19,7 +19,7 @@ from cluster.role_proxies import BufferProxy, Engines, LearnerGroup
 from cluster.weight_transport import HostTransport, NoTransport
 from configs.schema import RunConfig
 from trainer.roles import LearnerLostError, WeightTransport
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 from trainer.weights.weight_sync import WeightSyncError, publish
 
 PROBES = (Probe(token_ids=(1, 2, 3)),)

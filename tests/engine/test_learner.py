@@ -39,7 +39,7 @@ from lab.base_model import ModelShape, model_config, save_base
 from lab.tokenizer import make_tokenizer
 from rollouts.schema import sft_batch
 from trainer.collate import with_advantages
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 
 pytestmark = pytest.mark.engine
 

@@ -16,7 +16,7 @@ from cluster.role_proxies import Engines, LearnerGroup
 from cluster.spawn import ActorLostError, Handle
 from cluster.supervise import Supervised
 from trainer.roles import Diagnosis
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 
 SEND, RECEIVE = RemoteMethod("send"), RemoteMethod("receive")
 

@@ -22,7 +22,8 @@ from lab.tokenizer import make_tokenizer
 from rollouts.records import Completion, Prompt, Sampling, Submission
 from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
-from trainer.weights.diagnose import Probe, explain_mismatch, probe_logprobs
+from trainer.step_records import Probe
+from trainer.weights.diagnose import explain_mismatch, probe_logprobs
 from trainer.weights.packed import PackedWeights, pack_weights
 
 PROMPT = Prompt(prompt_id="p", messages=(), answer=None, domain="test")

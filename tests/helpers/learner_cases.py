@@ -25,10 +25,11 @@ from configs.schema import KLConfig, LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import ModelShape, make_base
 from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Submission
 from rollouts.schema import group_to_batch, to_batch, validate
-from trainer.collate import Batch, Learnable, align, collate, with_advantages
+from trainer.collate import align, collate, with_advantages
 from trainer.losses.per_token import LossInputs
-from trainer.model.batch_plan import BatchPlan, deal_rows
+from trainer.model.batch_plan import deal_rows
 from trainer.objective import BoundLoss, bound_losses
+from trainer.step_records import Batch, BatchPlan, Learnable
 from trainer.weights.packed import PackedWeights, unpack_weights
 
 GROUP_SIZES = (4, 4, 3, 3, 3)

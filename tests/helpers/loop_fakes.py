@@ -16,12 +16,10 @@ from actors.buffer import BufferActor
 from configs.kinds.scorers import ScorerCommon
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from rollouts.sums import digest_bytes
-from trainer.collate import Batch, Learnable
 from trainer.data.prompts import TokenPrompt
-from trainer.roles import Diagnosis, Restored
+from trainer.roles import Diagnosis
 from trainer.rollout.producer import ScorerSet
-from trainer.rollout.replay import Pick
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Batch, Learnable, Pick, Probe, Restored
 
 LOGPROB = -0.5
 

@@ -289,6 +289,17 @@ def test_light_packages_import_no_heavy_library(package: str) -> None:
     ]
     if package == "polyphony":
         modules = ["polyphony.cli"]  # its verbs import what they need when they are used
+    assert heavy_imports_of(modules) == []
+
+
+def test_a_record_of_the_roles_loads_no_torch() -> None:
+    """The buffer's process and every binding of a role need the records alone."""
+    assert heavy_imports_of(["trainer.step_records", "trainer.roles", "actors.buffer"]) == []
+    assert heavy_imports_of(["trainer.model.batch_plan"]) == ["torch"]  # the rule sees what is loaded
+
+
+def heavy_imports_of(modules: list[str]) -> list[str]:
+    """The heavy libraries that importing `modules` loads, in a process of its own."""
     program = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
@@ -298,7 +309,7 @@ def test_light_packages_import_no_heavy_library(package: str) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    return done.stdout.split()
 
 
 def test_the_file_table_is_up_to_date() -> None:

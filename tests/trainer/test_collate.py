@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from configs.schema import KLConfig, LearnerConfig, RunConfig
 from rollouts.columns import SPANS
-from trainer.collate import Batch, collate, with_advantages
+from trainer.collate import collate, with_advantages
+from trainer.step_records import Batch
 
 REPLAY = {
     "policy": {"kind": "ppo_clip"},

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.collate import Batch
-from trainer.metrics import entropy_of, staleness_metrics, step_metrics, update_metrics
-from trainer.model.batch_plan import BatchPlan
+from trainer.label_entropy import entropy_of
+from trainer.metrics import staleness_metrics, step_metrics, update_metrics
+from trainer.step_records import Batch, BatchPlan
 
 
 def step_rows(domains: tuple[str, ...] = ("math",) * 4, origins: tuple[str, ...] = ("policy",) * 4) -> Batch:

@@ -13,7 +13,7 @@ from rollouts.journal import Journal
 from rollouts.rewind import saved_groups
 from rollouts.schema import renamed
 from rollouts.store import read_step, verify_step
-from trainer.rollout.replay import Pick
+from trainer.step_records import Pick
 from viewer.run_data import read_run
 
 

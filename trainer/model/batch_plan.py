@@ -16,20 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """`microbatches[rank][update]` is a list of microbatches, each a list of row numbers.
-
-    Every rank has the same number of microbatches in an update (empty lists pad it out), because under
-    ZeRO-3 every forward is a collective.
-    """
-
-    microbatches: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
-
-    def rows_of(self, rank: int) -> tuple[int, ...]:
-        """All rows of one rank, in the order its shard holds them."""
-        return tuple(row for update in self.microbatches[rank] for micro in update for row in micro)
+from trainer.step_records import BatchPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,21 +6,12 @@ turns them into rows of origin replay (`rollouts.schema.as_replay`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from configs.schema import RunConfig
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.seeds import derive_seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pick:
-    """A group to train on again: `step` is the committed step that holds it (rollouts/step=N)."""
-
-    step: int
-    submission_index: int
+from trainer.step_records import Pick
 
 
 def choose(config: RunConfig, step: int) -> tuple[Pick, ...]:

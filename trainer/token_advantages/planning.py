@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from configs.kinds.token_advantages import HicraOptions
+from trainer.label_entropy import entropy_of
 from trainer.losses.batch_statistics import Prepared
 from trainer.losses.per_token import LossInputs
-from trainer.metrics import entropy_of
 from trainer.token_advantages.strategic_ngrams import Grams, find_grams, load_grams
 from trainer.token_advantages.transforms import TokenTransform
 

@@ -7,7 +7,6 @@ the proof has failed, and tries the known faults one by one until one reproduces
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -17,16 +16,10 @@ from torch import Tensor, nn
 from trainer.model.batch_plan import build_microbatch
 from trainer.model.checkpoint_format import load_checkpoint_format
 from trainer.model.policy import PolicyModel
+from trainer.step_records import Probe
 from trainer.weights.packed import PackedWeights, unpack_weights
 
 _MOST_LAYERS_FOR_ALL_SWAPS = 12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """A token sequence of at least two tokens; every token but the first is scored."""
-
-    token_ids: tuple[int, ...]
 
 
 def probe_logprobs(

@@ -14,7 +14,8 @@ import numpy as np
 
 from configs.schema import PROBE_TOLERANCE, RunConfig
 from trainer.roles import Diagnosis, Generator, Learner, WeightTransport
-from trainer.weights.diagnose import Probe, gap
+from trainer.step_records import Probe
+from trainer.weights.diagnose import gap
 
 _FLOOR = 2.0e-5
 """Nats: a probe that moved less in a step is not asked to tell the step before from this one."""

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from configs.schema import KLConfig, LearnerConfig, RunConfig
 from rollouts.columns import SPANS
-from trainer.collate import Batch, Learnable, collate, learner_columns, with_advantages
+from trainer.collate import collate, learner_columns, with_advantages
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.history import AnswerHistory
 from trainer.metrics import credit_metrics
+from trainer.step_records import Batch, Learnable
 
 NUM_TOKENS = 4
 

@@ -24,10 +24,11 @@ from configs.kinds.losses import LOSSES
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.columns import SPANS
-from trainer.collate import Learnable, collate, with_advantages
+from trainer.collate import collate, with_advantages
 from trainer.losses.batch_statistics import TokenTable, prepare_origin
 from trainer.losses.logprobs import TokenScores
 from trainer.objective import BoundLoss, Objective, TokenColumns, bound_losses, microbatch_loss
+from trainer.step_records import Learnable
 from trainer.token_advantages.transforms import bound_transforms, prepare_transforms
 
 torch.set_num_threads(1)

@@ -20,9 +20,10 @@ from cluster.train import Job, train
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import KLConfig, LearnerConfig, RolloutConfig, RunConfig
-from trainer.collate import Learnable, collate, with_advantages
+from trainer.collate import collate, with_advantages
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.dynamic_sampling import asked_for, plan_rounds, sampling_metrics, teaching_rows
+from trainer.step_records import Learnable
 from viewer.terminal import StepReporter
 
 REWARD = st.sampled_from([None, 0.0, 1.0, 0.5, -1.0])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import ReplayConfig, RolloutConfig, RunConfig
-from trainer.rollout.replay import Pick, choose
+from trainer.rollout.replay import choose
+from trainer.step_records import Pick
 
 
 def make_config(num_picks: int, max_age: int = 8, num_groups: int = 4, seed: int = 0) -> RunConfig:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.model.policy import PolicyModel, load_policy
-from trainer.weights.diagnose import Probe, explain_mismatch, gap, probe_logprobs
+from trainer.step_records import Probe
+from trainer.weights.diagnose import explain_mismatch, gap, probe_logprobs
 from trainer.weights.packed import PackedWeights, pack_weights
 
 torch.set_num_threads(1)

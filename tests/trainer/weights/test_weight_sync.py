@@ -10,7 +10,7 @@ import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FakeTransport, answer_of
 
 from configs.schema import ModelConfig, RolloutConfig, RunConfig, SyncConfig
-from trainer.weights.diagnose import Probe
+from trainer.step_records import Probe
 from trainer.weights.weight_sync import Published, WeightSyncError, check_mismatch, publish, tolerance
 
 PROBES = (Probe(token_ids=(1, 2, 3)), Probe(token_ids=(4, 5)))
