@@ -28,7 +28,6 @@ from rollouts.lock import RunLock
 from rollouts.space import check_free_space
 from rollouts.store import check_run_free, committed_steps, create_run_dir
 from trainer.data.prompts import TokenPrompt
-from trainer.model.stored_tensors import stored_shapes
 
 RUN_FILE: Final = "run.json"
 FINISHED_FILE: Final = "finished.json"
@@ -243,6 +242,8 @@ def count_parameters(folder: Path) -> int:
     Raises:
         ValueError: there are none that can be read.
     """
+    from trainer.model.stored_tensors import stored_shapes  # safetensors is not in the base install
+
     return sum(math.prod(shape) for shape in stored_shapes(folder).values())
 
 

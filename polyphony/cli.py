@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
+ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "deepspeed", "vllm")
+"""What the extras [cpu] and [gpu] bring and the base install lacks."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -54,6 +56,13 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
     from configs.load import load_config
 
     config = load_config(arguments.config, overrides)
+    if missing := _missing_packages():
+        checked = ""
+        if arguments.dry_run:
+            from cluster.base_check import check_without_engines
+
+            checked = f" ({check_without_engines(config)})"
+        raise _must_install("train", missing, checked)
     from cluster.train import Job, RunError, dry_run, train
     from rollouts.store import committed_steps
     from viewer.report import write_report
@@ -77,6 +86,8 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
 
 def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train a config and its arms over seeds, and compare them."""
+    if missing := _missing_packages():
+        raise _must_install("compare", missing)
     from lab.compare import Request, compare
 
     request = Request(
@@ -91,6 +102,8 @@ def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
 
 def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
     """Make a small base model from scratch."""
+    if missing := _missing_packages():
+        raise _must_install("lab pretrain", missing)
     from lab.pretrain import pretrain
 
     return pretrain(config_path, overrides)
@@ -201,6 +214,26 @@ def _hidden_package(root: Path) -> str:
         if places[0] != root / name:
             return f"package {name} must be imported from {root / name}, got {places[0]}, which hides it"
     return ""
+
+
+def _missing_packages() -> list[str]:
+    """Those of `ENGINE_PACKAGES` that cannot be imported; nothing is imported."""
+
+    def is_installed(name: str) -> bool:
+        try:
+            return name in sys.modules or find_spec(name) is not None
+        except ImportError:
+            return False
+
+    return [name for name in ENGINE_PACKAGES if not is_installed(name)]
+
+
+def _must_install(verb: str, missing: Sequence[str], checked: str = "") -> ValueError:
+    return ValueError(
+        f"{verb} needs {', '.join(missing)}, which the base install does not bring: install the extra for "
+        'this machine, pip install "polyphony-rl[cpu]" or "polyphony-rl[gpu]" (in a clone, '
+        f'pip install -e ".[cpu]"){checked}'
+    )
 
 
 def _refuse(message: str) -> int:

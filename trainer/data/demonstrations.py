@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from configs.entries import plain_options
 from configs.kinds.base import load_target
@@ -26,6 +25,9 @@ from trainer.data.encode import check_ids, prompt_ids, row_of
 from trainer.data.file_dataset import is_text, prompt_messages, row_domain, row_id
 from trainer.data.row_files import Row, first_given, is_given, read_rows, to_messages, to_text
 from trainer.seeds import derive_seed
+
+if TYPE_CHECKING:  # the base install reads demonstrations without transformers
+    from transformers import PreTrainedTokenizerBase
 
 SHARE: Final = "sft.share"
 """The setting that a controller may move; all others are numbers of the objective."""

@@ -8,12 +8,13 @@ refused before its actors start.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from configs.schema import ModelConfig
 from rollouts.records import Demonstration, Prompt
+
+if TYPE_CHECKING:  # the base install reads datasets without transformers
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -22,6 +23,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is none that can be read.
     """
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)  # type: ignore[no-any-return]
     except Exception as error:  # the tokenizers library raises plain `Exception` for a damaged file
@@ -34,6 +37,8 @@ def load_vocab_size(model: ModelConfig) -> int:
     Raises:
         ValueError: the folder's config.json cannot be read, or is of no language model.
     """
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
         return int(config.get_text_config().vocab_size)

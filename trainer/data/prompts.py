@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from configs.entries import OwnOptions, plain_options
 from configs.kinds.base import load_target
@@ -14,6 +14,9 @@ from rollouts.records import Prompt
 from trainer.data.encode import prompt_ids, row_of
 from trainer.data.plain_values import plain_value
 from trainer.seeds import derive_seed
+
+if TYPE_CHECKING:  # the base install reads datasets without transformers
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)

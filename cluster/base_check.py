@@ -1,0 +1,24 @@
+"""What can be checked of a run in the base install, without torch, transformers and engines."""
+
+from __future__ import annotations
+
+from cluster.run_directory import check_claimable
+from configs.schema import RunConfig
+from trainer.data.demonstrations import load_demonstrations
+from trainer.data.prompts import load_dataset
+
+
+def check_without_engines(config: RunConfig) -> str:
+    """Check the run's folder and its data, and say what was checked and what was not.
+
+    Raises:
+        ValueError: the folder cannot be claimed, or a dataset or demonstrations cannot be used.
+    """
+    check_claimable(config)
+    counts = [f"{len(load_dataset(config.data.train))} training prompts"]
+    if config.eval.every:
+        counts.append(f"{len(load_dataset(config.data.eval))} evaluation prompts")
+    if "sft" in config.loss:
+        counts.append(f"{len(load_demonstrations(config.sft.data))} demonstrations")
+    usable = f"config, run folder and {', '.join(counts)} can be used"
+    return f"{usable}; not checked: model, tokens and room on the disk"
