@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.run_directory import check_claimable
+from configs.origins import SFT
 from configs.schema import RunConfig
 from trainer.data.demonstrations import load_demonstrations
 from trainer.data.prompts import load_dataset
@@ -18,7 +19,7 @@ def check_without_engines(config: RunConfig) -> str:
     counts = [f"{len(load_dataset(config.data.train))} training prompts"]
     if config.eval.every:
         counts.append(f"{len(load_dataset(config.data.eval))} evaluation prompts")
-    if "sft" in config.loss:
+    if SFT in config.loss:
         counts.append(f"{len(load_demonstrations(config.sft.data))} demonstrations")
     usable = f"config, run folder and {', '.join(counts)} can be used"
     return f"{usable}; not checked: model, tokens and room on the disk"
