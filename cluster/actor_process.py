@@ -1,4 +1,4 @@
-"""The processes actors live in: set up the process, then import and build the actor, then pass calls on.
+"""An actor's process: set it up, import and build the actor, forward calls to it.
 
 An actor's module (torch, vLLM, DeepSpeed) is imported only after environment and log file are set,
 because all of them read the environment once, at import.
@@ -61,7 +61,7 @@ def build(blueprint: Blueprint) -> object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessId:
-    """Which process it is, even if its number is given away again: `started` is in ticks since boot."""
+    """Identifies a process even after its pid is reused: `started` is in clock ticks since boot."""
 
     host: str
     pid: int
@@ -69,7 +69,7 @@ class ProcessId:
 
 
 def started_at(pid: int) -> int | None:
-    """When process `pid` of this machine began; None if there is none (or it is a zombie)."""
+    """Start time of process `pid` on this machine; None if there is none, or it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -78,14 +78,14 @@ def started_at(pid: int) -> int | None:
 
 
 def this_process() -> ProcessId:
-    """The process this runs in."""
+    """The current process."""
     return ProcessId(host=socket.gethostname(), pid=os.getpid(), started=started_at(os.getpid()) or 0)
 
 
 class Host:
     """Hosts one actor. Plain methods run one at a time on the thread that built it; async ones interleave.
 
-    The process itself stays free to say that it is alive while a plain method works.
+    The event loop stays free, so that liveness can be checked while a plain method runs.
     """
 
     def __init__(self, setup: ProcessSetup, blueprint: Blueprint) -> None:
@@ -102,16 +102,16 @@ class Host:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def call_ref(self, method: str, *arguments: object) -> tuple[object, None]:
-        """The same as two results: a caller can wait for the second and leave the first where it is."""
+        """As `call`, in two results: a caller waits for the second and leaves the first where it was made."""
         return await self.call(method, *arguments), None
 
     async def stalled_for_s(self) -> float:
-        """Seconds since the actor last moved, by its own account; an answer at all is a sign of life."""
+        """Seconds since the actor last made progress, if it reports that; else 0.0."""
         own = getattr(self._actor, "stalled_for_s", None)
         return await own() if own is not None else 0.0
 
     async def process(self) -> ProcessId:
-        """Whom to kill."""
+        """The process to kill."""
         return this_process()
 
     def __repr__(self) -> str:
@@ -133,11 +133,11 @@ def host_environment(threads: int, device: str) -> dict[str, str]:
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # Compiling the sampler takes 20 s on the first call and brings nothing at these sizes.
+            # Compiling the sampler takes 20 s on the first call and saves nothing at these sizes.
             "TORCHDYNAMO_DISABLE": "1",
-            # An idle OpenMP team that spins would take the core from whoever's turn it is.
+            # Idle OpenMP threads that spin would take the core from the actor whose turn it is.
             "KMP_BLOCKTIME": "0",
-            # glibc gives a second thread an arena that hands its memory back after every engine step.
+            # glibc gives a second thread an arena that returns its memory to the system after every step.
             "MALLOC_ARENA_MAX": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }

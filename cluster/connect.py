@@ -17,9 +17,9 @@ def connect() -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # In a cluster of our own the workers are the work: Ray would let everything else on the machine go first.
+    # By default Ray gives workers a lower priority than any other process; here they do the main work.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Leave CUDA_VISIBLE_DEVICES alone for actors without GPUs: their hosts set what they need.
+    # Ray must not change CUDA_VISIBLE_DEVICES of actors without GPUs: `host_environment` sets it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if any(mark in os.environ for mark in _JOB_MARKS):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -34,7 +34,7 @@ def connect() -> bool:
 
 
 def pick_device(asked: str) -> str:
-    """What was asked, "cuda" or "cpu"; for "auto" whichever the cluster has."""
+    """The device asked for, "cuda" or "cpu"; for "auto" the one that the cluster has."""
     if asked != "auto":
         return asked
     return "cuda" if ray.cluster_resources().get("GPU", 0.0) > 0 else "cpu"

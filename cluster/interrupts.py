@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end work in order, a second one ends the process at once. Called by `cluster.train`."""
+"""SIGINT and SIGTERM stop a run in order; a second ends the process at once. Called by `cluster.train`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol
 from cluster.job import Reporter
 
 _STOP_LIMIT_S = 300.0
-"""For finishing a step that learns already, and for the checkpoint after it."""
+"""Time to finish a step that has begun to learn, and to write a checkpoint."""
 
 
 class Stoppable(Protocol):
-    """Work that may be asked to end."""
+    """Work that can be stopped."""
 
     def stop(self) -> bool:
-        """Ask it to end soon; False if there is nothing to ask, and all may be dropped at once."""
+        """Ask it to stop; False if nothing has started, so that all may be dropped at once."""
         ...
 
     async def work(self) -> bool:
-        """Do it; False if it was asked to stop before its end."""
+        """Run to the end; False if it was stopped before."""
         ...
 
 
 async def interruptible(stoppable: Stoppable, reporter: Reporter) -> int:
-    """Do the work; the exit code: 0, 130 (SIGINT) or 143 (SIGTERM)."""
+    """Run the work; the exit code: 0, 130 (SIGINT) or 143 (SIGTERM)."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(stoppable.work())
     caught: list[int] = []

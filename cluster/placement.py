@@ -1,4 +1,4 @@
-"""What a run asks of the cluster, whether it is there, and a placement group that reserves it.
+"""The resources a run needs, whether the cluster has them, and a placement group that reserves them.
 
 A demand that cannot be met fails at once with a table of asked and available, instead of pending for ever.
 """
@@ -16,12 +16,12 @@ from configs.schema import RunConfig
 
 
 class PlacementError(ValueError):
-    """The cluster does not have what the run asks for."""
+    """The cluster does not have the resources that the run needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one actor asks: the bundle it lives in, and its part of the bundle's CPUs and GPUs."""
+    """The resources of one actor: its bundle, and its part of the bundle's CPUs and GPUs."""
 
     bundle: int
     num_cpus: float
@@ -80,7 +80,7 @@ Cores = tuple[int, int]
 def split_cores(config: RunConfig, device: str, num_cores: int) -> tuple[list[Cores], list[Cores]]:
     """Cores of each engine and of each rank when they work at the same time on CPUs; empty otherwise.
 
-    An engine has one (a second brings it nothing), the ranks share the rest.
+    An engine has one (a second one does not speed it up); the ranks share the others.
 
     Raises:
         PlacementError: there are fewer cores than engines and ranks.
@@ -114,11 +114,10 @@ def check(placement: Placement) -> None:
     asked, total, free = placement.totals(), ray.cluster_resources(), ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     short = [name for name in ("CPU", "GPU") if asked[name] > total.get(name, 0.0)]
-    homeless = [bundle for bundle in placement.bundles if not any(_fits(bundle, node) for node in nodes)]
-    if short or homeless:
-        why = (
-            f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {dict(homeless[0])}"
-        )
+    unplaceable = [bundle for bundle in placement.bundles if not any(_fits(bundle, node) for node in nodes)]
+    if short or unplaceable:
+        bundle = dict(unplaceable[0]) if unplaceable else {}
+        why = f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {bundle}"
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
             "lower generator.num_engines, generator.tensor_parallel or learner.num_ranks, "

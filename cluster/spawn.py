@@ -1,6 +1,6 @@
 """Starting actors and calling them: in Ray processes, or all in this process for a debugger.
 
-A `Handle` is the only thing the rest of `cluster` knows of an actor.
+The rest of `cluster` reaches an actor only through its `Handle`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from cluster.actor_process import Blueprint, Host, ProcessId, ProcessSetup, buil
 
 
 class ActorCallError(RuntimeError):
-    """An actor did not do what it was asked, for good; the message says why."""
+    """An actor failed permanently; the message says why."""
 
 
 class ActorLostError(ActorCallError):
-    """An actor died, hangs, or exceeded the limit of a call: another may do its work."""
+    """An actor died, hangs, or exceeded the limit of a call. A replacement can do its work."""
 
 
 class Handle(Protocol):
@@ -75,7 +75,7 @@ class RayHandle:
         return await self._wait(self._actor.stalled_for_s.remote(), "stalled_for_s")  # type: ignore[no-any-return]
 
     async def ready(self) -> Any:
-        """Wait for the constructor and `ready`, and note which process it is; returns what `ready` says."""
+        """Wait for the constructor, then for the actor's `ready`, whose result it returns."""
         found = await self.call("ready")
         self._process = await self._wait(self._actor.process.remote(), "process")
         return found
@@ -90,13 +90,13 @@ class RayHandle:
             raise cause from error
         except ray.exceptions.RayActorError as error:
             raise ActorLostError(f"{self.label} died during {method}: {_why(error)}") from error
-        except ray.exceptions.RayError as error:  # its node, its memory, its result: it cannot be asked again
+        except ray.exceptions.RayError as error:  # its node, its memory or its result was lost
             raise ActorLostError(f"{self.label} was lost during {method}: {type(error).__name__}") from error
         except TimeoutError as error:
             raise ActorLostError(f"{self.label} did not answer {method} within {self._limit_s} s") from error
 
     def kill(self, force: bool = False) -> None:
-        """End the process; `force` also ends one that is stopped and would not notice Ray's asking."""
+        """End the process. `force` sends SIGKILL too, which also ends a stopped process (SIGSTOP)."""
         ray.kill(self._actor)
         process = self._process
         if force and process is not None and process.host == socket.gethostname():
@@ -106,7 +106,7 @@ class RayHandle:
 
 
 def _why(error: ray.exceptions.RayActorError) -> str:
-    """What a constructor raised (the last line of its traceback), or where to look for anything else."""
+    """What the constructor raised (last line of its traceback), or where to look."""
     text = str(error).strip()
     return text.splitlines()[-1] if "creation task" in text else "its process is gone; its log may say why"
 
@@ -123,26 +123,26 @@ class LocalHandle:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=label)
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The result of `method`; an actor that lives here cannot be lost."""
+        """The result of `method`. An actor in this process cannot be lost."""
         function = getattr(self._actor, method)
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def call_ref(self, method: str, *arguments: object) -> object:
-        """The result itself: nothing lies between two actors of one process."""
+        """The result itself: actors of one process share memory."""
         return await self.call(method, *arguments)
 
     async def stalled_for_s(self) -> float:
-        """Always a sign of life."""
+        """Always 0.0: this process would hang with the actor."""
         return 0.0
 
     async def ready(self) -> Any:
-        """What the actor's `ready` says."""
+        """The result of the actor's `ready`."""
         return await self.call("ready")
 
     def kill(self, force: bool = False) -> None:
-        """Stop taking work and let go of what is held."""
+        """Refuse further calls and release the actor's resources."""
         close = getattr(self._actor, "close", None)
         if close is not None and not inspect.iscoroutinefunction(close):
             close()
@@ -159,10 +159,10 @@ def spawn_ray(
     bundle: int,
     limit_s: float | None,
 ) -> RayHandle:
-    """Start an actor process. It dies with the driver: nothing is detached.
+    """Start an actor process. It ends with the driver: nothing is detached.
 
-    Its environment is set before its Python starts: reading the arguments may import torch, whose OpenMP
-    looks at the environment only once.
+    Its environment is set before its Python starts: unpickling the arguments may import torch, whose OpenMP
+    reads the environment only once.
     """
     strategy: Any = "DEFAULT"
     if group is not None:
@@ -179,7 +179,7 @@ def spawn_ray(
 
 
 def spawn_local(setup: ProcessSetup, blueprint: Blueprint) -> LocalHandle:
-    """Build the actor here; its output stays on the terminal, its environment becomes this process's."""
+    """Build the actor in this process. Output goes to the terminal; the environment applies to all of it."""
     os.environ.update(setup.environment)
     return LocalHandle(setup.label, build(blueprint))
 

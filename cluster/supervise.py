@@ -1,8 +1,8 @@
-"""Supervision: an actor that dies or hangs is replaced, and the work it had is given to its replacement.
+"""Supervision: an actor that dies or hangs is replaced, and its calls are repeated on the replacement.
 
-A `Supervised` stands where a `Handle` stands and keeps its promise through deaths: every call is repeated,
-under the same arguments, until an actor has answered it. What is called this way must therefore be safe to
-repeat. Failures are counted per actor; `progress` (a finished step) starts the count again.
+A `Supervised` is used like a `Handle`, but its calls survive the actor: each is repeated with the same
+arguments until an actor has answered it. Such a method must therefore be safe to repeat. Failures are counted
+per actor; `progress` (a finished step) resets the count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cluster.spawn import ActorCallError, ActorLostError, Handle, wait_ready
 from configs.schema import ClusterConfig
 
 STALL_S = 5.0
-"""An actor silent for longer is told of, long before it is given up."""
+"""An actor silent for longer is reported, before it is replaced (`cluster.hang_timeout_s`)."""
 PING_S = 1.0
 _MAX_BACKOFF_S = 30.0
 
@@ -25,7 +25,7 @@ Prepare = Callable[[Handle], Awaitable[None]]
 
 
 class Tell(Protocol):
-    """Where events of supervision go: a kind, the actor's label, and what else there is to say."""
+    """Receives the events of supervision: a kind, the actor's label, and further fields."""
 
     def __call__(self, kind: str, actor: str, **fields: str | float) -> None: ...
 
@@ -58,10 +58,10 @@ class Failures:
         self._count = 0
 
     async def note(self, reason: str, counted: bool = True) -> None:
-        """Tell of one more, then wait before a replacement may start.
+        """Report a failure, then wait (exponential backoff) before a replacement may start.
 
         Raises:
-            ActorCallError: one too many.
+            ActorCallError: more than `max_restarts` failures within a step.
         """
         self._count += counted
         self._tell("actor_lost", self.label, reason=reason)
@@ -79,11 +79,14 @@ class Failures:
 
 
 async def nothing_to_prepare(handle: Handle) -> None:
-    """A replacement without a past."""
+    """For an actor without state: its replacement needs nothing."""
 
 
 class Supervised:
-    """A `Handle` to whichever actor does the work now. `start` makes one; `prepare` gives it its past."""
+    """A `Handle` to the current actor of this label. `start` makes one; `prepare` restores its state.
+
+    A life is the time of one actor, from its start to its replacement; lives are numbered from 0.
+    """
 
     def __init__(
         self,
@@ -103,14 +106,14 @@ class Supervised:
     # -- as a handle -----------------------------------------------------------------------------------------
 
     async def ready(self) -> Any:
-        """Wait for the first one; a failure now is not mended."""
+        """Wait for the first actor. One that fails to start is not replaced."""
         return await self._handle.ready()
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The result of `method`, from whichever actor lives long enough to give it.
+        """The result of `method`; repeated on replacements until one has answered.
 
         Raises:
-            ActorCallError: too many of them failed.
+            ActorCallError: too many actors failed.
             Exception: what the method raised.
         """
         return await self._until_answered(lambda handle: handle.call(method, *arguments))
@@ -132,7 +135,7 @@ class Supervised:
     # -- more than a handle ----------------------------------------------------------------------------------
 
     async def once(self, method: str, *arguments: object) -> Any:
-        """One attempt; after ActorLostError the replacement is under way, and the caller decides."""
+        """One attempt. On ActorLostError a replacement is being started, and the caller decides."""
         life = await self.settled()
         try:
             return await self._handle.call(method, *arguments)
@@ -145,10 +148,10 @@ class Supervised:
         self._begin_replacing(self._life, reason, counted)
 
     async def settled(self) -> int:
-        """Wait while a replacement is under way; which life the actor is in then.
+        """Wait while the actor is being replaced; the number of its life afterwards.
 
         Raises:
-            ActorCallError: too many of them failed.
+            ActorCallError: too many actors failed.
         """
         while self._replacing is not None:
             # Shielded: a caller that gives up must not take the replacement away from the others.
@@ -160,7 +163,7 @@ class Supervised:
         self._failures.clear()
 
     async def watch(self) -> None:
-        """Look every second whether the actor is alive, until cancelled; replace it when it is not."""
+        """Ping the actor every PING_S, until cancelled; replace it when it is dead or hangs."""
         while True:
             await asyncio.sleep(PING_S)
             life = await self.settled()
@@ -182,7 +185,7 @@ class Supervised:
         self._replacing = asyncio.create_task(self._replace(reason, counted), name=f"replace {self.label}")
 
     async def _replace(self, reason: str, counted: bool) -> None:
-        """Start others until one is ready. A failure stays: whoever calls this actor is told the reason."""
+        """Start actors until one is ready. If that fails for good, every later call raises the reason."""
         began = time.perf_counter()
         while True:
             self._handle.kill(force=True)
@@ -200,14 +203,14 @@ class Supervised:
                 raise
             self._handle = handle
             self._life += 1
-            # Here, not once the task is done: a caller that came in between would wait for what is over.
+            # Not when the task ends: a call made in between would wait for a replacement that is there.
             self._replacing = None
             self._tell("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
             return
 
 
 async def quiet_reason(handle: Handle, hang_s: float, tell: Tell) -> str:
-    """Why the actor must be given up, or "" when it answers. A long silence that ends is told of."""
+    """Why the actor must be replaced, or "" if it answers. A silence beyond STALL_S is reported."""
     asked = time.perf_counter()
     answer = asyncio.ensure_future(handle.stalled_for_s())
     try:
@@ -245,7 +248,7 @@ class Fleet:
             each.progress()
 
     async def rest(self) -> None:
-        """Stop watching; they stay as they are."""
+        """Stop watching; the actors keep running."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -261,7 +264,7 @@ class Fleet:
 
 
 class Watched(Protocol):
-    """What a fleet is made of."""
+    """What a `Fleet` watches."""
 
     async def watch(self) -> None: ...
 

@@ -1,8 +1,8 @@
 """How weights travel from the learner's ranks to the engines: `trainer.roles.WeightTransport` over actors.
 
-A transport owns both sides of a sync and the bringing up of an engine that is replaced, because kinds of
-transport differ in exactly that: through host memory the sides never meet, in a broadcast neither goes
-without the other. What it may build on: `LearnerGroup.all`, which ends all ranks when one is lost;
+A transport owns both sides of a sync, and loads the weights of an engine that is replaced: transports differ
+in exactly that. Through host memory the learner writes first and the engines read later; a broadcast needs
+both at the same time. A transport is built from `LearnerGroup.all`, which ends all ranks when one is lost;
 `cluster.calls.call`, which repeats a call on an engine's replacement; `call_once`, which does not; and
 `Engines.on_replaced`.
 """
@@ -45,7 +45,7 @@ class HostTransport:
         return explain
 
     async def _bring_up(self, engine: Handle) -> None:
-        """Give a replacement the weights of the last sync; before the first, it has those of the model."""
+        """Load the weights of the last sync; before the first, an engine has those of the model's folder."""
         if self._weights is not None:
             await call(engine, GeneratorActor.load, self._weights)
 
