@@ -113,7 +113,7 @@ def test_a_series_that_is_stopped_begins_nothing_more(
     assert (told.folders, told.failures, told.notes) == ([], [], ["run 0"])
 
 
-class _FakePool(ActorPool):
+class _Pool(ActorPool):
     """A pool whose actors are numbers of starts; `lost` ranks do not come back from the run before."""
 
     def __init__(self, lost: bool = False, hangs: bool = False) -> None:
@@ -158,14 +158,14 @@ def _tell(kind: str, actor: str, **fields: str | float) -> None: ...
 @pytest.mark.parametrize(
     ("override", "actor_pool", "starts", "said"),
     [
-        ("kl.coef=0.1", _FakePool(), 1, "the actors of the run before go on; their logs are in where"),
-        ("learner.eps=1e-6", _FakePool(), 2, "other actors are needed: learner.eps differ from the run before"),
-        ("kl.coef=0.1", _FakePool(lost=True), 2, "other actors are needed: rank 0 has died"),
-        ("kl.coef=0.1", _FakePool(hangs=True), 2, "those of the run before did not answer within 0.25 s"),
+        ("kl.coef=0.1", _Pool(), 1, "the actors of the run before go on; their logs are in where"),
+        ("learner.eps=1e-6", _Pool(), 2, "other actors are needed: learner.eps differ from the run before"),
+        ("kl.coef=0.1", _Pool(lost=True), 2, "other actors are needed: rank 0 has died"),
+        ("kl.coef=0.1", _Pool(hangs=True), 2, "those of the run before did not answer within 0.25 s"),
     ],
 )
 def test_actors_are_kept_where_they_fit_and_live(
-    override: str, actor_pool: _FakePool, starts: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    override: str, actor_pool: _Pool, starts: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second run of two: on the first one's actors, or on others when those are ended; that is said."""
     monkeypatch.setattr(cluster.actor_pool, "scorer_set", lambda config, scorer_pools: None)
