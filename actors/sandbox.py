@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.sandbox_protocol import (
@@ -52,6 +53,8 @@ _KEPT_VARIABLES = (
     "VIRTUAL_ENV",
 )
 _MARK = "POLYPHONY_JUDGE"
+_STARTING = "while starting: "
+_LONG_S = 5.0
 _LAST_WORDS_S = 1.0
 """How long to wait for what a killed process has printed."""
 
@@ -85,7 +88,7 @@ class KillablePool:
         self._limit_s = float(limit_s)
         described = encode_options(options)
         try:
-            self._opening = pack({"target": fn_target, "options": described, "warm_target": warm_target})
+            self._opening = pack(_opening(fn_target, described, warm_target))
         except TypeError as error:
             raise ValueError(f"options of {fn_target!r} must be plain values: {error}") from error
         self._lock = threading.Lock()
@@ -161,6 +164,56 @@ class KillablePool:
             return fresh
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came of importing a target: `problem` says why it cannot be used, "" if it can.
+
+    `modules` are those of the user's own that were loaded with it: name -> (file, its sha256).
+    """
+
+    problem: str
+    modules: Mapping[str, tuple[str, str]]
+
+
+def import_targets(
+    targets: Iterable[str], allow: Sequence[str], note: Callable[[str], None]
+) -> dict[str, Imported]:
+    """Import each "module:attr" in a process of its own, which is killed after `START_LIMIT_S`.
+
+    `allow` are the prefixes of the user's own modules. `note` is told if it takes long. Nothing of the user's
+    runs in this process.
+    """
+    children: dict[str, _Child] = {}
+    try:
+        for target in targets:
+            opening = pack(_opening(target, encode_options({}), "", allow))
+            children.setdefault(target, _Child(opening, ScorerLog(target)))
+        timer = threading.Timer(
+            _LONG_S, note, [f"importing {', '.join(children)} (at most {START_LIMIT_S:g} s)"]
+        )
+        timer.start()
+        try:
+            return {target: _import_result(child) for target, child in children.items()}
+        finally:
+            timer.cancel()
+    finally:
+        for child in children.values():
+            child.kill()
+
+
+def _import_result(child: _Child) -> Imported:
+    try:
+        child.wait_ready()
+    except SandboxError as failure:
+        return Imported(str(failure).removeprefix(_STARTING), {})
+    return Imported("", child.modules)
+
+
+def _opening(target: str, options: JsonObject, warm_target: str, allow: Sequence[str] = ()) -> JsonObject:
+    """The first message to a child; see `actors.sandbox_worker`."""
+    return {"target": target, "options": options, "warm_target": warm_target, "allow": list(allow)}
+
+
 class _Child:
     """One child process, its two pipes and its session. Used by a thread at a time; `signal_group` by any."""
 
@@ -169,6 +222,7 @@ class _Child:
         self._lock = threading.Lock()
         self._num_requests = 0
         self._ready = False
+        self.modules: dict[str, tuple[str, str]] = {}
         self._alive = True
         request_fd, self._request_fd = os.pipe()
         self._reply_fd, reply_fd = os.pipe()
@@ -206,9 +260,14 @@ class _Child:
             self._send(self._unsent, self._start_deadline)
             reply = self._receive(self._start_deadline)
         except SandboxError as failure:
-            raise SandboxError("crashed", f"while starting: {failure}") from failure
+            is_late = failure.status == "timeout"
+            reason = f"its import did not end within {START_LIMIT_S:g} s" if is_late else str(failure)
+            raise SandboxError("crashed", _STARTING + reason) from failure
         if reply.get("ready") is not True:
-            raise SandboxError("crashed", f"while starting: {reply.get('refused')}")
+            raise SandboxError("crashed", f"{_STARTING}{reply.get('refused')}")
+        modules = reply.get("modules")
+        if isinstance(modules, dict):
+            self.modules = {name: (str(found[0]), str(found[1])) for name, found in modules.items()}
         self._ready = True
 
     def judge(self, prompt: Prompt, completions: Sequence[Completion], limit_s: float) -> list[Judgement]:

@@ -8,6 +8,7 @@ imports no torch, ray or vllm, so that another is cheap to start.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -31,7 +32,7 @@ from actors.sandbox_protocol import (
     pack,
 )
 from configs.errors import raised_at
-from configs.kinds.base import load_target
+from configs.kinds.base import TargetError, load_target
 
 MEMORY_LIMIT_BYTES = 8 << 30
 """Address space: a runaway allocation becomes a MemoryError here and not a machine out of memory."""
@@ -39,6 +40,9 @@ ORPHAN_GRACE_S = 5.0
 """The parent kills at the limit; should it be gone, the kernel ends this process so much later."""
 _CALLERS = frozenset({__file__, rewards.custom.__file__})
 """Files whose frames are above the function's own in a traceback."""
+_OUR_PACKAGES = frozenset(
+    {"configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer", "polyphony"}
+)
 
 Scorer = Callable[..., object]
 
@@ -59,9 +63,9 @@ def main() -> None:
         try:
             function, options = _open(opening)
         except Exception as error:
-            _send(replies, {"refused": _describe(error)})
+            _send(replies, {"refused": str(error) if isinstance(error, TargetError) else _describe(error)})
             return
-        _send(replies, {"ready": True})
+        _send(replies, {"ready": True, "modules": _own_modules(opening["allow"])})
         while (request := _receive(requests)) is not None:
             _send(replies, _serve(function, options, request))
 
@@ -71,10 +75,25 @@ def _open(opening: JsonObject) -> tuple[Scorer, object]:
     described = opening["options"]
     assert isinstance(described, dict)
     function = load_target(str(opening["target"]))
+    if not callable(function):
+        raise TargetError(f"target {opening['target']!r} must name a callable, got {type(function).__name__}")
     options = decode_options(described["type"], described["fields"])
     if opening["warm_target"]:
         load_target(str(opening["warm_target"]))(options)
     return function, options
+
+
+def _own_modules(allow: object) -> JsonObject:
+    """Name -> [file, its sha256] of the loaded modules under the prefixes in `allow`, but for polyphony's."""
+    assert isinstance(allow, list)
+    found: JsonObject = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        is_own = any(name == prefix or name.startswith(f"{prefix}.") for prefix in allow)
+        if is_own and name.partition(".")[0] not in _OUR_PACKAGES and path and os.path.isfile(path):
+            with open(path, "rb") as file:
+                found[name] = [path, hashlib.sha256(file.read()).hexdigest()]
+    return found
 
 
 def _serve(function: Scorer, options: object, request: JsonObject) -> JsonObject:

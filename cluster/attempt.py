@@ -45,7 +45,8 @@ def claimed(order: ResolvedRun) -> Iterator[Claim]:
     """
     prompts = order.prompts
     digest = source_digest(prompts.train, Path(order.config.model.path))
-    claim = claim_run(order.given, digest, order.job.describe(), shown_digest(prompts.demonstrations))
+    shown = shown_digest(prompts.demonstrations)
+    claim = claim_run(order.given, digest, order.job.describe(), shown, order.code)
     try:
         write_config(claim.run_dir, order.config)
         yield claim

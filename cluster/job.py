@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from cluster.placement import Placement
+from cluster.user_code import NO_CODE, UserCode
 from configs.schema import RunConfig
 from trainer.data.demonstrations import demonstration_rows
 from trainer.data.encode import load_tokenizer, load_vocab_size
@@ -86,6 +87,7 @@ class ResolvedRun:
     placement: Placement
     reporter: Reporter
     job: Job
+    code: UserCode = NO_CODE
 
 
 def local_model(config: RunConfig) -> RunConfig:

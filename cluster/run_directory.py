@@ -1,6 +1,7 @@
 """Claiming a run directory: a new one, or an unfinished run of the same experiment to go on with.
 
-    runs/<name>/run.json     which experiment this is: its settings, their hash, the digest of its prompts
+    runs/<name>/run.json     which experiment this is: its settings, their hash, the digests of its prompts
+                             and of the user's own code
     runs/<name>/lock         held by the one driver that works on it
     runs/<name>/logs/attempt_<n>/    of the n-th driver
 
@@ -20,9 +21,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from cluster.user_code import NO_CODE, UserCode
 from configs.load import DEFAULTS_VERSION, config_hash, differences, dump_yaml, experiment
 from configs.schema import RunConfig
 from rollouts.checkpoints import checkpoint_steps, newest_checkpoint
+from rollouts.events import append_event
 from rollouts.files import make_dir_synced, write_bytes_atomic, write_json_atomic
 from rollouts.lock import RunLock
 from rollouts.space import check_free_space
@@ -124,8 +127,8 @@ def reading(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_claimable(config: RunConfig) -> None:
-    """Raise what `claim_run` would raise for the settings, without touching anything."""
+def check_claimable(config: RunConfig, code: UserCode = NO_CODE) -> None:
+    """Raise what `claim_run` would raise for the settings and the code, without touching anything."""
     run_dir = Path(config.runs_dir) / config.name
     for folder in (run_dir, *run_dir.parents):
         if folder.exists() and not folder.is_dir():
@@ -133,7 +136,7 @@ def check_claimable(config: RunConfig) -> None:
     if config.resume == "never":
         check_run_free(run_dir)
     elif (run_dir / RUN_FILE).exists():
-        _check_experiment(run_dir, config)
+        _changed_modules(run_dir, _check_experiment(run_dir, config), config, code)
     elif committed_steps(run_dir) or checkpoint_steps(run_dir) or any(run_dir.glob("journal/*.arrow")):
         raise ValueError(
             f"{run_dir}: must have a {RUN_FILE} that says which experiment it is, found none: "
@@ -141,16 +144,16 @@ def check_claimable(config: RunConfig) -> None:
         )
 
 
-def claim_run(config: RunConfig, digest: str, job: str, shown: str = "") -> Claim:
+def claim_run(config: RunConfig, digest: str, job: str, shown: str = "", code: UserCode = NO_CODE) -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
 
     `digest` and `shown` are of its sources (`source_digest`, `shown_digest`).
 
     Raises:
-        ValueError: it is in use, of another experiment (with the differences), another job or other prompts,
-            it has checkpoints of which none is whole, or it exists and `resume` is never.
+        ValueError: it is in use, of another experiment (with the differences), another job, other prompts or
+            other code, it has checkpoints of which none is whole, or it exists and `resume` is never.
     """
-    check_claimable(config)
+    check_claimable(config, code)
     try:
         run_dir = _open_run_dir(config)
         lock = RunLock(run_dir / "lock", "polyphony train")
@@ -159,7 +162,7 @@ def claim_run(config: RunConfig, digest: str, job: str, shown: str = "") -> Clai
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
         digests = {"source_sha256": digest, "demonstrations_sha256": shown}
-        experiment_hash = _identify(run_dir, config, digests, job)
+        experiment_hash = _identify(run_dir, config, digests, job, code)
         newest_checkpoint(run_dir)  # refused before anything is started
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
@@ -179,7 +182,7 @@ def _open_run_dir(config: RunConfig) -> Path:
     return run_dir
 
 
-def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str) -> str:
+def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str, code: UserCode) -> str:
     """Write who the run is, or check that it is this one; the hash that its checkpoints bear."""
     if not (run_dir / RUN_FILE).exists():
         record = {
@@ -188,6 +191,7 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
             "experiment": experiment(config),
             "defaults": DEFAULTS_VERSION,
             **digests,
+            "code_sha256": dict(code.digests),
             "job": job,
         }
         write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
@@ -204,7 +208,34 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
             "others (prompts, answers, demonstrations, tokenizer or model files have changed): "
             "choose another name (name=...)"
         )
+    if changed := _changed_modules(run_dir, known, config, code):
+        record = dict(known) | {"code_sha256": dict(code.digests)}
+        write_json_atomic(run_dir / RUN_FILE, record)  # type: ignore[arg-type]
+        append_event(run_dir, "code_changed", modules=", ".join(changed))
     return str(known["experiment_hash"])
+
+
+def _changed_modules(
+    run_dir: Path, known: Mapping[str, object], config: RunConfig, code: UserCode
+) -> list[str]:
+    """The user's modules that are not what the run began with, if `resume` accepts that.
+
+    Raises:
+        ValueError: it does not.
+    """
+    before = known.get("code_sha256")
+    if not isinstance(before, dict):  # of a version that kept none
+        return []
+    names = sorted(before.keys() | code.digests.keys())
+    changed = [name for name in names if before.get(name) != code.digests.get(name)]
+    if changed and config.resume != "changed_code":
+        told = ", ".join(f"{name} ({code.files.get(name, 'no longer loaded')})" for name in changed)
+        raise ValueError(
+            f"{run_dir / RUN_FILE}: your own code must be what the run began with, got other content of "
+            f"{told}: choose another name (name=...), put the files back, or resume the run with the new "
+            "code by resume=changed_code"
+        )
+    return changed
 
 
 def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:

@@ -21,6 +21,7 @@ from cluster.job import Job, Prompts, Reporter, ResolvedRun, load_prompts, local
 from cluster.placement import check, plan
 from cluster.run_directory import is_finished
 from cluster.train import check_startable
+from cluster.user_code import UserCode, check_user_code, own_targets
 from configs.origins import SFT
 from configs.schema import RunConfig
 
@@ -53,11 +54,12 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     """
     if not configs:
         return 0
+    codes = _check_code(configs, reporter)
     local = [local_model(config) for config in configs]
     known: dict[str, Prompts] = {}
     prompts = []
-    for given, config in zip(configs, local, strict=True):
-        check_startable(given, config)
+    for given, config, code in zip(configs, local, codes, strict=True):
+        check_startable(given, config, code)
         wanted = repr((config.data, config.model, config.rollout, config.eval.every == 0, _shown(config)))
         if wanted not in known:
             known[wanted] = load_prompts(config, reporter)
@@ -75,6 +77,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
                 placement=plan(config, _device(config)),
                 reporter=listener.reporter(index),
                 job=Job(),
+                code=codes[index],
             )
             if config.cluster.spawn == "ray":
                 check(order.placement)
@@ -83,6 +86,18 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     finally:
         if clustered:
             ray.shutdown()
+
+
+def _check_code(configs: Sequence[RunConfig], reporter: Reporter) -> list[UserCode]:
+    """The user's own code of each run; what several runs share is tried once."""
+    known: dict[str, UserCode] = {}
+    found = []
+    for config in configs:
+        wanted = repr((sorted(own_targets(config).items()), config.allow))
+        if wanted not in known:
+            known[wanted] = check_user_code(config, reporter.note)
+        found.append(known[wanted])
+    return found
 
 
 def _shown(config: RunConfig) -> object:

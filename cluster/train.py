@@ -19,6 +19,7 @@ from cluster.interrupts import interruptible
 from cluster.job import Job, Reporter, ResolvedRun, check_job, load_prompts, local_model
 from cluster.placement import check, plan
 from cluster.run_directory import check_claimable, check_space, is_finished, reading
+from cluster.user_code import NO_CODE, UserCode, check_user_code
 from configs.entries import scorer_options
 from configs.load import dump_yaml
 from configs.schema import RunConfig
@@ -37,9 +38,9 @@ class Outcome:
 
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
+    code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)
-    check_claimable(given)
-    check_space(config)
+    check_startable(given, config, code)
     prompts = load_prompts(config, reporter)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
@@ -50,9 +51,9 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     return 0
 
 
-def check_startable(given: RunConfig, config: RunConfig) -> None:
+def check_startable(given: RunConfig, config: RunConfig, code: UserCode = NO_CODE) -> None:
     """Raise ValueError if the run cannot be claimed, has no room, or has scorers that clash."""
-    check_claimable(given)
+    check_claimable(given, code)
     check_space(config)
     check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
 
@@ -65,13 +66,14 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         RunError: the run had started and was stopped; its folder stays, and the same call resumes it.
     """
     job = job or Job()
-    given, config = config, local_model(config)
-    if is_finished(given, job.describe()):
+    if is_finished(config, job.describe()):
         run_dir = (Path(config.runs_dir) / config.name).resolve()
         reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps goes on with it")
         return Outcome(exit_code=0, run_dir=run_dir)
+    code = check_user_code(config, reporter.note)
+    given, config = config, local_model(config)
     check_job(config, job)
-    check_startable(given, config)
+    check_startable(given, config, code)
     if job.rollouts_of is not None:
         with reading(job.rollouts_of):
             pass
@@ -80,7 +82,13 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     def on(device: str) -> ResolvedRun:
         placement = plan(config, device)
         return ResolvedRun(
-            given=given, config=config, prompts=prompts, placement=placement, reporter=reporter, job=job
+            given=given,
+            config=config,
+            prompts=prompts,
+            placement=placement,
+            reporter=reporter,
+            job=job,
+            code=code,
         )
 
     if config.cluster.spawn == "local":

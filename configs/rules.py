@@ -40,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.spawn": ("ray", "local"),
     "cluster.schedule": ("take_turns", "overlap"),
     "cluster.device": ("auto", "cpu", "cuda"),
-    "resume": ("auto", "never"),
+    "resume": ("auto", "never", "changed_code"),
 }
 ENTRY_CHOICES: dict[str, tuple[str, ...]] = {
     "combine": ("sum", "multiply", "gate"),

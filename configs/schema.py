@@ -237,7 +237,8 @@ class RunConfig:
     seed: int = 0
     num_steps: int = 100
     resume: str = "auto"
-    """auto goes on with a run of this name and experiment; never refuses a name that is taken."""
+    """auto resumes a run of this name and experiment; never refuses a name that is taken; changed_code
+    resumes it even if files of your own code (a reward function) have changed since it began."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -25,6 +25,7 @@ _WORDS: Final = {
     "rollouts_damaged": "damaged rollouts are set aside and made again: {reason}",
     "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
     "after it are trained on again",
+    "code_changed": "the run continues with other content of the user's own code: {modules}",
     "groups_missing": "step {step}: {groups} group(s) were not there or too old and are sampled again",
     "groups_short": "step {step}: after {rounds} rounds {kept} of {wanted} groups have rewards that differ, "
     "and it learns from those",

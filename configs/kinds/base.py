@@ -7,9 +7,14 @@ prefix listed in `allow`. Importing a kind's table imports none of the code it p
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from configs.errors import nearest, raised_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +44,46 @@ class Kind:
     """Reward shapes only: it needs the reference's logprobs, which the learner then scores."""
 
 
+class TargetError(ValueError):
+    """ "module:attr" that names nothing; the message says which part, and the nearest name."""
+
+
 def load_target(target: str) -> Callable[..., Any]:
-    """Import "module:attr" and return the attribute.
+    """Import "module:attr" and return the attribute. What else the module raises is passed on.
 
     Raises:
-        ValueError: the text is not "module:attr", or names nothing.
+        TargetError: the text is not "module:attr", there is no such module or attribute, or the module
+            cannot import what it needs.
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        raise ValueError(f'a target must be "module:attr", got {target!r}')
+        raise TargetError(f'a target must be "module:attr", got {target!r}')
+    rule = f"target {target!r} must name something importable"
     try:
-        return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"target {target!r} must name something importable: {error}") from error
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise TargetError(f"{rule}: {_why_not_imported(module_name, error)}") from error
+    if not hasattr(module, attribute):
+        place = getattr(module, "__file__", None) or "built in"
+        found = f"module {module_name!r} ({place}) has no attribute {attribute!r}"
+        raise TargetError(f"{rule}: {found}{_hint(attribute, vars(module))}")
+    return getattr(module, attribute)  # type: ignore[no-any-return]
+
+
+def _why_not_imported(name: str, error: ImportError) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is None or not (name == missing or name.startswith(f"{missing}.")):
+        # the module itself is there, what it imports is not
+        return f"{raised_at(error, (__file__,))}: {type(error).__name__}: {error}"
+    parent = missing.rpartition(".")[0]
+    folders = list(sys.modules[parent].__path__) if parent else [os.getcwd()]
+    names = [f"{parent}{'.' if parent else ''}{each.name}" for each in pkgutil.iter_modules(folders)]
+    return f"there is no module {missing!r} in {folders[0]} or among what is installed{_hint(missing, names)}"
+
+
+def _hint(name: str, valid: Iterable[str]) -> str:
+    close = nearest(name, valid)
+    return f" (did you mean {close}?)" if close else ""
 
 
 def find_kind(table: Mapping[str, Kind], name: str, custom_options: type) -> Kind:

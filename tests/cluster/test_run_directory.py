@@ -25,8 +25,10 @@ from cluster.run_directory import (
     source_digest,
     write_config,
 )
+from cluster.user_code import UserCode
 from configs.load import config_hash, dump_yaml
 from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
+from rollouts.events import read_events
 from rollouts.lock import RunLock
 from trainer.data.prompts import TokenPrompt
 
@@ -218,6 +220,40 @@ def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> Non
     first = source_digest(prompts, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"heavier")
     assert len({DIGEST, first, source_digest(prompts, tmp_path)}) == 3
+
+
+def test_changed_code_is_refused_unless_it_is_accepted(tmp_path: Path) -> None:
+    """By module and file, before anything is touched; accepted, it is kept, told and not asked again."""
+    config = config_in(tmp_path)
+    old = UserCode({"mine": "a" * 64, "helper": "b" * 64}, {"mine": "/x/mine.py", "helper": "/x/helper.py"})
+    new = UserCode({"mine": "c" * 64, "helper": "b" * 64}, old.files)
+    claim_run(config, DIGEST, "train", code=old).lock.release()
+    for refuse in (
+        lambda: check_claimable(config, new),
+        lambda: claim_run(config, DIGEST, "train", code=new),
+    ):
+        with pytest.raises(
+            ValueError, match=r"got other content of mine \(/x/mine\.py\): .*resume=changed_code"
+        ):
+            refuse()
+    claim_run(config, DIGEST, "train", code=old).lock.release()
+    accepted = replace(config, resume="changed_code")
+    check_claimable(accepted, new)
+    claim_run(accepted, DIGEST, "train", code=new).lock.release()
+    (event,) = read_events(tmp_path / "run")
+    assert (event["kind"], event["modules"]) == ("code_changed", "mine")
+    claim_run(config, DIGEST, "train", code=new).lock.release()
+    with pytest.raises(ValueError, match=r"helper \(no longer loaded\)"):
+        check_claimable(config, UserCode({"mine": "c" * 64}, {}))
+
+
+def test_a_run_of_before_code_was_hashed_goes_on(tmp_path: Path) -> None:
+    """It is not known what its code was."""
+    path = claimed(config_in(tmp_path)) / "run.json"
+    record = json.loads(path.read_text())
+    del record["code_sha256"]
+    path.write_text(json.dumps(record))
+    claim_run(config_in(tmp_path), DIGEST, "train", code=UserCode({"mine": "a" * 64}, {})).lock.release()
 
 
 def test_other_demonstrations_are_another_run(tmp_path: Path) -> None:

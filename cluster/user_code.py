@@ -1,0 +1,72 @@
+"""The user's own code, tried before anything starts: imported in a killable process, its files hashed.
+
+In: a config. Out: the digests of the modules that decide what is trained, or one ValueError with every name
+that cannot be used. Called by `cluster.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
+
+from actors.sandbox import import_targets
+from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES
+from configs.schema import RunConfig
+
+_HASHED_OTHERWISE = ("data.", "sft.data")
+"""Entries whose outcome, the prompts and demonstrations, is hashed instead of their code."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserCode:
+    """The user's own modules that decide what a run trains: name -> sha256, and name -> file."""
+
+    digests: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+NO_CODE: Final = UserCode({}, {})
+
+
+def own_targets(config: RunConfig) -> dict[str, str]:
+    """Dotted key -> "module:attr" of everything in a config that is the user's own."""
+    entries = {
+        f"{section}.{name}": entry
+        for section in NAMED_ENTRIES
+        for name, entry in getattr(config, section).items()
+    }
+    entries |= {key: attrgetter(key)(config) for key in SINGLE_ENTRIES}
+    found = {f"{key}.kind": str(entry["kind"]) for key, entry in entries.items()}
+    for key, entry in entries.items():
+        if entry["kind"] == "custom" and key.startswith("scorers."):
+            found[f"{key}.function"] = str(entry.get("function", ""))
+    return {key: target for key, target in found.items() if ":" in target or key.endswith(".function")}
+
+
+def check_user_code(config: RunConfig, note: Callable[[str], None]) -> UserCode:
+    """Import all of it, each in a process of its own, and hash the files that it was loaded from.
+
+    Raises:
+        ValueError: something cannot be imported, or not within a limit: a line each, with the nearest name.
+    """
+    targets = own_targets(config)
+    if not targets:
+        return NO_CODE
+    imported = import_targets(targets.values(), config.allow, note)
+    problems = [
+        f"{key} = {target!r}: {imported[target].problem}"
+        for key, target in targets.items()
+        if imported[target].problem
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    modules: dict[str, tuple[str, str]] = {}
+    for key, target in targets.items():
+        if not key.startswith(_HASHED_OTHERWISE):
+            modules |= imported[target].modules
+    return UserCode(
+        digests={name: digest for name, (_, digest) in sorted(modules.items())},
+        files={name: path for name, (path, _) in modules.items()},
+    )

@@ -1,0 +1,140 @@
+"""The user's own code is tried in a killable process before anything starts: names, files, limits."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import actors.sandbox
+from cluster.train import dry_run, train
+from cluster.user_code import check_user_code, own_targets
+from configs.load import load_config
+from configs.schema import RunConfig
+
+REWARD = """
+import helpers_of_mine
+
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    return 1.0
+
+LIMIT = 3
+"""
+
+
+class Notes:
+    """A reporter that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def header(self, **fields: object) -> None: ...
+
+    def step(self, metrics: object) -> None: ...
+
+    def phase(self, step: int, name: str) -> None: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a reward module, which imports another of the user's."""
+    (tmp_path / "mine_rewards.py").write_text(REWARD)
+    (tmp_path / "helpers_of_mine.py").write_text("A = 1\n")
+    (tmp_path / "mine_broken.py").write_text("import os\nimport no_such_library\n")
+    (tmp_path / "mine_raising.py").write_text("\n\nTABLE = {}['key']\n")
+    (tmp_path / "mine_typo.py").write_text("def f(:\n")
+    (tmp_path / "mine_ending.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "mine_hanging.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def config_with(function: str, *overrides: str) -> RunConfig:
+    allow = "allow=[mine_rewards, mine_rewads, helpers_of_mine, mine_broken, mine_raising, mine_typo, "
+    scorer = f'scorers.mine={{kind: custom, function: "{function}", weight: 1.0}}'
+    return load_config("debug", [allow + "mine_ending, mine_hanging]", scorer, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("mine_rewards:compute_scor", "has no attribute 'compute_scor' (did you mean compute_score?)"),
+        ("mine_rewads:compute_score", "there is no module 'mine_rewads' in"),
+        ("mine_rewads:compute_score", "(did you mean mine_rewards?)"),
+        ("mine_rewards:LIMIT", "must name a callable, got int"),
+        (
+            "mine_broken:f",
+            "mine_broken.py:2 in <module>: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
+        ("mine_raising:f", "mine_raising.py:3 in <module>: KeyError: 'key'"),
+        ("mine_typo:f", "mine_typo.py:1: SyntaxError: invalid syntax"),
+        ("mine_ending:f", "the process ended with exit code 0"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_told(folder: Path, function: str, told: str) -> None:
+    """One line with the key, the value and the reason; the driver imports nothing."""
+    with pytest.raises(ValueError) as error:
+        check_user_code(config_with(function), pytest.fail)
+    message = str(error.value)
+    assert message.startswith(f"scorers.mine.function = {function!r}: ") and told in message
+    assert len(message.splitlines()) == 1 and function.partition(":")[0] not in sys.modules
+
+
+def test_an_import_that_hangs_ends_at_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said what is waited for; then the process is killed."""
+    monkeypatch.setattr(actors.sandbox, "START_LIMIT_S", 2.0)
+    monkeypatch.setattr(actors.sandbox, "_LONG_S", 0.1)
+    notes: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="its import did not end within 2 s"):
+        check_user_code(config_with("mine_hanging:f"), notes.append)
+    assert time.monotonic() - began < 10.0
+    assert notes == ["importing mine_hanging:f (at most 2 s)"]
+
+
+@pytest.mark.parametrize("start", [dry_run, train])
+def test_nothing_is_claimed_for_a_name_that_is_wrong(folder: Path, start: object) -> None:
+    """Neither the run's name nor a process; the command line makes exit code 2 of the ValueError."""
+    config = config_with("mine_rewards:compute_scor", f"runs_dir={folder}/runs", "name=first")
+    with pytest.raises(ValueError, match=r"did you mean compute_score\?"):
+        start(config, Notes())  # type: ignore[operator]
+    assert not (folder / "runs").exists()
+
+
+def test_the_files_of_the_users_code_are_hashed(folder: Path) -> None:
+    """The function's module and those of the user's that it imports, by content; none of the others."""
+    code = check_user_code(config_with("mine_rewards:compute_score"), pytest.fail)
+    wanted = {name: (folder / f"{name}.py").read_bytes() for name in ("helpers_of_mine", "mine_rewards")}
+    assert code.digests == {name: hashlib.sha256(content).hexdigest() for name, content in wanted.items()}
+    assert code.files["mine_rewards"] == str(folder / "mine_rewards.py")
+    (folder / "helpers_of_mine.py").write_text("A = 2\n")
+    again = check_user_code(config_with("mine_rewards:compute_score"), pytest.fail)
+    changed = [name for name in code.digests if again.digests[name] != code.digests[name]]
+    assert changed == ["helpers_of_mine"]
+
+
+def test_every_kind_of_the_users_own_is_tried(folder: Path) -> None:
+    """Scorers, losses, datasets, ...: all under their keys, and all that is wrong in one message."""
+    config = config_with("mine_rewards:compute_score", "data.train={kind: 'mine_rewards:rows'}")
+    config = replace(config, loss=config.loss | {"replay": {"kind": "mine_rewards:los", "weight": 1.0}})
+    targets = own_targets(config)
+    assert targets == {
+        "scorers.mine.function": "mine_rewards:compute_score",
+        "data.train.kind": "mine_rewards:rows",
+        "loss.replay.kind": "mine_rewards:los",
+    }
+    with pytest.raises(ValueError) as error:
+        check_user_code(config, pytest.fail)
+    assert [line.partition(" = ")[0] for line in str(error.value).splitlines()] == [
+        "loss.replay.kind",
+        "data.train.kind",
+    ]
+    assert own_targets(load_config("debug", [])) == {}
