@@ -3,7 +3,7 @@
 Generation goes through Ray to a generator actor, learning through Ray to a learner rank with a shard from
 the buffer; beside each runs its bare counterpart (`bare_engine`, `bare_learner`) with the same model,
 requests, microbatches, threads and environment. Rounds alternate, system first in one and second in the
-next, and never two at a time. Weight sync has no counterpart; it stands beside a copy of the same bytes.
+next, and never two at a time. Weight sync has no counterpart; it is compared with a copy of the same bytes.
 CPU only, one engine and rank.
 """
 

@@ -5,8 +5,8 @@
 Every arm has a real learner rank (DeepSpeed, the run's model) that makes two updates a step, so that ratios
 are not 1, on the rows of the run's first step. A round measures a step's scoring and updates of every arm, in
 CPU seconds of one thread (other processes disturb them less than the clock's), in an order that turns; ratios
-are within a round. What takes another forward (a loss with a `prepare`, before its second update) stands
-apart. Exits with 1 if another loss costs more than the goal.
+are within a round. What takes another forward (a loss with a `prepare`, before its second update) is
+listed apart. Exits with 1 if another loss costs more than the goal.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ NAMES = {
     "proximal_logprobs": "behavior_logprobs",
     "behavior_logprobs": "proximal_logprobs",
 }
-"""Attributes, variables and texts that stand for the other bound."""
+"""Attributes, variables and texts that name the other bound."""
 DROPPED = {"detach", "abs", "clamp", "exp", "double"}
 """Methods that a mutant leaves out: x.exp() becomes x."""
 
@@ -85,7 +85,7 @@ class Mutant:
 
 
 def _changed(node: ast.AST) -> tuple[str, ast.AST] | None:
-    """What may stand in the place of this node alone, with a few words; None if nothing may."""
+    """The mutants of this node alone, each with a short description; None if it has none."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
         return "dropped the sign of", node.operand
     elif isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS:
@@ -108,7 +108,7 @@ def _changed(node: ast.AST) -> tuple[str, ast.AST] | None:
 
 
 class _Swap(ast.NodeTransformer):
-    """Puts `new` where `ratio_to` stands, compared by identity."""
+    """Replaces the node `old`, compared by identity, with `new`."""
 
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self._old, self._new = old, new

@@ -117,7 +117,7 @@ def spread(values: Sequence[float], unit: str) -> str:
 
 
 def table(results: Mapping[str, Sequence[Figures]]) -> str:
-    """The Markdown table and what it says of the goals; an arm's n-th run stands beside the n-th baseline."""
+    """The Markdown table and its goals; an arm's n-th run is paired with the n-th baseline."""
     base = results[BASELINE]
     lines = [
         f"| arm (median and range of {len(base)}) | step, s | of the baseline | generating while learning |",

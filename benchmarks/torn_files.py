@@ -3,9 +3,9 @@
 In a copy of the run, each file of checkpoints/, rollouts/, eval/ and journal/ is cut short at 50 places and
 has one bit turned over at 200, one change at a time, and is then read the way a run reads it. "detected"
 means that every reader refused it; "previous used" that resuming passed over the newest checkpoint and took
-the one before; "silent" that nobody noticed. The control is each file as it was, which must be read. Prints a
-Markdown table and writes the counts as JSON; exit code 1 if a change was silent or a control refused, 2 if
-the folder holds nothing to try.
+the one before; "silent" that no reader noticed. The control is each unchanged file, which must be read.
+Prints a Markdown table and writes the counts as JSON; exit code 1 if a change was silent or a control
+refused, 2 if the folder holds nothing to try.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _step_files(
 
 @contextmanager
 def cut(path: Path, size: int) -> Iterator[None]:
-    """The file is cut to `size` bytes meanwhile."""
+    """The file is cut to `size` bytes within the block."""
     with path.open("r+b") as file:
         file.seek(size)
         tail = file.read()
@@ -104,7 +104,7 @@ def cut(path: Path, size: int) -> Iterator[None]:
 
 @contextmanager
 def flipped(path: Path, bit: int) -> Iterator[None]:
-    """Bit number `bit` of the file is turned over meanwhile."""
+    """Bit number `bit` of the file is flipped within the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         (value,) = os.pread(descriptor, 1, bit // 8)

@@ -36,7 +36,7 @@ FIXED: Final[Mapping[str, str]] = {
     "seed": "the seeds of a comparison are 0 to N - 1 (--seeds N)",
     "name": "a run is named after its arm and seed",
     "runs_dir": "the runs of a comparison are in --out",
-    "resume": "a comparison goes on with its runs",
+    "resume": "a comparison always resumes its runs",
 }
 """What an arm must not change, and why."""
 _NOT_GIVEN: Final = ("seed", "name", "runs_dir", "resume")
@@ -51,7 +51,7 @@ class Arm:
     file: str
     configs: tuple[RunConfig, ...]
     changes: Mapping[str, tuple[object, object]]
-    """key -> (control's value, the arm's); None stands for a key that is not there."""
+    """key -> (control's value, the arm's); None for a key that is not there."""
 
 
 def load_arms(
@@ -94,7 +94,7 @@ def load_arms(
 def _refuse_given(file: str) -> None:
     """Keys that every run is given cannot be set in an arm's own file: they would be passed over silently.
 
-    A name may stand there, as in any config.
+    A preset name is allowed, as in any config.
     """
     own = read_chain(Path(file))[-1].tree
     _refuse([key for key in _NOT_GIVEN if key != "name" and key in own], file, own)

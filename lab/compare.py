@@ -1,6 +1,6 @@
 """`polyphony compare`: the same run with one thing changed at a time, over seeds, on live engines.
 
-    DIR/runs/<arm>-seed<k>/        an ordinary run each; one that was interrupted goes on
+    DIR/runs/<arm>-seed<k>/        an ordinary run each; an interrupted one resumes
     DIR/results/<arm>_seed<k>.json what is kept of one that has finished; it is not run again
     DIR/compare.md, compare.html   written again after every finished run
 

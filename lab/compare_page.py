@@ -77,14 +77,16 @@ def _state(comparison: Comparison) -> list[str]:
     """Sentences on what was run and what is not there."""
     done = len(comparison.results)
     total = comparison.num_seeds * len(comparison.arms)
-    told = [
+    sentences = [
         f"{len(comparison.arms)} arms, {comparison.num_seeds} "
         f"{'seed' if comparison.num_seeds == 1 else 'seeds'}: {done} of {total} runs have finished."
     ]
     if comparison.missing:
-        told.append("Still missing: " + ", ".join(_name(*run) for run in comparison.missing) + ".")
-    told += [f"Failed: {_name(*run)}: {one_line(reason, 300)}" for run, reason in comparison.failures.items()]
-    return told
+        sentences.append("Still missing: " + ", ".join(_name(*run) for run in comparison.missing) + ".")
+    sentences += [
+        f"Failed: {_name(*run)}: {one_line(reason, 300)}" for run, reason in comparison.failures.items()
+    ]
+    return sentences
 
 
 def _name(arm: str, seed: int) -> str:
@@ -95,7 +97,7 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     """How to read the table."""
     prompts = len(comparison.results[0].prompts) if comparison.results else 0
     last = comparison.results[0].num_last if comparison.results else 0
-    told = [
+    sentences = [
         "Means over seeds. Reward, pass@k, formats, and the entropies of answers, formats and strategies are "
         f"of the held-out evaluation after the last step ({prompts} prompts); token entropy (temperature 1) "
         f"and KL to base are means over the training rows of the last {last} steps.",
@@ -105,23 +107,23 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     ]
     seeds = {len(row.seeds) for row in rows} | {len(row.shared_seeds) for row in rows if row.shared_seeds}
     if 1 in seeds:
-        told.append(
+        sentences.append(
             "With one seed the bootstrap is over prompts alone: it says nothing of what another seed would "
             "give."
         )
     if any(1 < number < _FEW_SEEDS for number in seeds):
-        told.append(
+        sentences.append(
             "With so few seeds the bootstrap is too narrow: it sees less than the spread of seeds. For what "
             "another seed would give, trust the t interval over the seeds' paired differences (- where they "
             "are all equal); it takes the prompts as given."
         )
     others = [arm.name for arm in comparison.arms if any(key.startswith("scorers.") for key in arm.changes)]
     if others:
-        told.append(
+        sentences.append(
             f"Judged by other scorers than control: {', '.join(others)}. Their reward is another quantity, "
             "and formats, strategies and right answers are as their own scorers tell."
         )
-    return told
+    return sentences
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -121,13 +121,13 @@ def check_paired(results: Sequence[RunResult]) -> None:
         if one.source_sha256 != first.source_sha256:
             raise ValueError(
                 f"results must be of one set of training prompts and one model, got others in {here} than in "
-                f"{there}: data or model files have changed meanwhile; choose another --out"
+                f"{there}: data or model files changed between the runs; choose another --out"
             )
         shown = {each.demonstrations_sha256 for each in results if each.arm == one.arm} - {None}
         if len(shown) > 1:
             raise ValueError(
                 f"results of {one.arm} must be of one set of demonstrations, got another in a seed: "
-                "sft.data has changed meanwhile; choose another --out"
+                "sft.data changed between the runs; choose another --out"
             )
         if [each.prompt_id for each in one.prompts] != [each.prompt_id for each in first.prompts]:
             raise ValueError(

@@ -49,7 +49,7 @@ class FormatConfig:
     multiplicity: int = 1
     """Renderings of one problem before the next is taken; they differ in their wrong steps only."""
     error_rate: float = 0.0
-    """Probability, per step, that the written result is wrong; later steps go on from it."""
+    """Probability, per step, that the written result is wrong; later steps use it."""
 
 
 @dataclass

@@ -54,7 +54,7 @@ class PromptResult:
     formats: Mapping[str, int]
     strategies: Mapping[str, int]
     answer_entropy: float | None
-    """In nats; None where no scorer told answers."""
+    """In nats; None where no scorer gives answers."""
 
     def pass_at(self, k: int) -> float:
         """pass@k of these samples."""
@@ -94,7 +94,7 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
     run = read_run(run_dir)
     if config.num_steps not in committed_evals(run_dir):
         raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, found none")
-    steps = tuple(step for step in run.steps if step <= config.num_steps)  # it may have gone on since
+    steps = tuple(step for step in run.steps if step <= config.num_steps)  # the run may have continued since
     curves = {name: run.curve(metric)[: len(steps)] for name, metric in CURVES.items()}
     num_last = min(len(steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(steps))))
     known = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
@@ -125,13 +125,13 @@ def prompt_results(rows: pa.Table) -> tuple[PromptResult, ...]:
 def _prompt_result(rows: Sequence[Mapping[str, Any]]) -> PromptResult:
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     answers = [row["answer"] for row in rows]
-    # As `trainer.evaluate` judges: by the answer where a scorer told, else by the reward.
+    # As in `trainer.evaluate`: by the answer if a scorer gives one, else by the reward.
     right = [
         row["answer_ok"] if row["answer_ok"] is not None else (row["reward"] or 0.0) >= 1.0 for row in rows
     ]
     formats = [row["format_tag"] for row in rows]
     strategies = [dict(row["tags"]).get("strategy") for row in rows]
-    told = any(answer is not None for answer in answers)
+    answered = any(answer is not None for answer in answers)
     return PromptResult(
         prompt_id=rows[0]["prompt_id"],
         num_samples=len(rows),
@@ -140,7 +140,7 @@ def _prompt_result(rows: Sequence[Mapping[str, Any]]) -> PromptResult:
         reward_sum=_rounded(math.fsum(rewards)),
         formats=_counts(formats),
         strategies=_counts(strategies),
-        answer_entropy=_rounded(entropy_of(answers)) if told else None,
+        answer_entropy=_rounded(entropy_of(answers)) if answered else None,
     )
 
 

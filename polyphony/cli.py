@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; 2 for bad input. Errors of any other kind pass through."""
-    # As `python -m` does, and Ray for its workers: a user's own modules stand in the working directory.
+    # As `python -m` does, and Ray for its workers: a user's own modules are in the working directory.
     if sys.path[0] != (here := str(Path.cwd())):
         sys.path.insert(0, here)
     hidden = _hidden_package(Path(__file__).resolve().parents[1])
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(arguments, rest)
-    except KeyboardInterrupt:  # before a run's own handlers stand: nothing has been written yet
+    except KeyboardInterrupt:  # before a run installs its handlers: nothing has been written yet
         print("polyphony: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, FileNotFoundError) as error:
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.yaml",
         help="what each other arm changes; KEY=VALUE after them applies to all arms",
     )
-    compare.set_defaults(overrides=[])  # what stands after options reaches us as what is left over
+    compare.set_defaults(overrides=[])  # overrides after options arrive as unparsed arguments
     lab = verbs.add_parser("lab", help="controlled experiments").add_subparsers(
         dest="lab_verb", required=True, metavar="VERB"
     )

@@ -1,7 +1,7 @@
 """What went wrong in a run and how it was mended: `events.jsonl`, one line each.
 
 Written by the driver alone (an actor died, stalled or was started again; a resume, a fallback to an earlier
-checkpoint, a rewind, a skipped update, a setting that a controller moved and why), read by whoever asks what
+checkpoint, a rewind, a skipped update, a setting that a controller moved and why), read to find out what
 a run went through.
 """
 
@@ -23,7 +23,7 @@ _WORDS: Final = {
     "actor_answers": "{actor} answers again, after {seconds} s",
     "checkpoint_damaged": "a damaged checkpoint is passed over: {reason}",
     "rollouts_damaged": "damaged rollouts are set aside and made again: {reason}",
-    "resumed": "goes on from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
+    "resumed": "resumes from step {step}: {groups_waiting} saved groups wait, {steps_to_train_again} steps "
     "after it are trained on again",
     "code_changed": "the run continues with other content of the user's own code: {modules}",
     "groups_missing": "step {step}: {groups} group(s) were not there or too old and are sampled again",

@@ -1,8 +1,9 @@
 """Durable files: everything a run must not lose is written through here.
 
 A file appears whole or not at all: temporary name in the same folder, write, fsync, rename, fsync of the
-folder. Called by the journal, the store, and whoever writes a run's JSON. Any step may raise OSError naming
-the file, a full disk above all; the target then still has its former content, or already the whole new one.
+folder. Called by the journal, the store, and everything that writes a run's JSON. Any step may raise OSError
+naming the file, most often for a full disk; the target then still has its former content, or already the
+whole new one.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def decode_batch(content: bytes, path: Path) -> pa.RecordBatch:
 
 
 def _digest_place(content: bytes | bytearray) -> slice | None:
-    """Where the digest stands. The batch's metadata precede its rows, so a text of theirs is never taken."""
+    """The position of the digest. Metadata come before rows, so a text in a row is never taken for it."""
     match = _DIGEST.search(content)
     return None if match is None else slice(*match.span(1))
 

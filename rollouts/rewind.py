@@ -1,6 +1,6 @@
 """Going back to an earlier step without losing what was sampled since: groups return to the journal.
 
-`rewind` is called by the buffer, the one writer of rollouts/ and journal/, when a run goes on from a
+`rewind` is called by the buffer, the one writer of rollouts/ and journal/, when a run resumes from a
 checkpoint; `saved_groups` reads all that a run ever sampled, in order, to train on it without generating.
 """
 

@@ -307,7 +307,7 @@ def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
     if unknown:
         raise ValueError(f"column {unknown[0]} must be one of the row contract's, got an unknown name")
     if found.names != expected.names:
-        raise ValueError(f"columns must stand in the order of the row contract, got {found.names}")
+        raise ValueError(f"columns must be in the order of rollouts/columns.py, got {found.names}")
 
 
 def _check_ids(rows: pa.RecordBatch) -> None:

@@ -13,7 +13,7 @@ command line, the readers by the viewer and by analyses. The files also open wit
     polars.scan_parquet("rollouts/*/*.parquet").group_by("step").agg(polars.col("reward").mean())
 
 `step` is both a column and in the path. Polars reads it as an integer; DuckDB takes the path's text,
-'000012', unless told `read_parquet(..., hive_partitioning = false)`. With PyArrow use `read_steps`, or a
+'000012', unless given `read_parquet(..., hive_partitioning = false)`. With PyArrow use `read_steps`, or a
 dataset of the files with `partitioning=None`.
 """
 
@@ -54,7 +54,7 @@ _STEP_NAME: Final = re.compile(r"step=(\d{6,})")
 
 
 def create_run_dir(runs_dir: Path, name: str, numbered: bool) -> Path:
-    """Claim a run directory nobody else has, and return it.
+    """Claim a run directory that does not exist yet, and return it.
 
     `numbered` takes the first free of name-1, name-2, ...; otherwise it is `name` itself. Of several
     drivers that ask at the same time each gets its own, or an error: the claim is one `mkdir`.
@@ -96,7 +96,7 @@ def _claim(path: Path) -> Path:
     make_dir_synced(path)
     check_run_free(path)
     try:
-        # every run has this folder; whoever makes it owns an empty directory that two drivers found
+        # Every run has this folder. Of two drivers on one empty directory, one makes it.
         os.mkdir(path / "journal")
     except FileExistsError as error:
         raise _taken(path) from error

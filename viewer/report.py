@@ -1,4 +1,4 @@
-"""A run directory as one HTML page that stands alone: no script, nothing fetched, all foreign text escaped.
+"""A run directory as one self-contained HTML page: no script, nothing fetched, all foreign text escaped.
 
 In: runs/<name>/. Out: runs/<name>/report.html. Called by the command line, also at the end of a run.
 What the run lacks is said on the page; only a folder that is no run at all is an error.

@@ -34,7 +34,7 @@ _COLUMNS = ("prompt_id", "origin", "text", "format_tag", "reward", "entropy_mean
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One completion as it was committed. Text is raw: escape it. NaN and "" stand for null."""
+    """One completion as it was committed. Text is raw: escape it. NaN and "" mean null."""
 
     prompt_id: str
     text: str
@@ -197,7 +197,7 @@ def _step_metrics(parent: Path, notes: list[str]) -> dict[int, dict[str, float]]
 def _columns(
     records: Mapping[int, Mapping[str, float]], notes: list[str]
 ) -> tuple[tuple[int, ...], dict[str, Curve]]:
-    """Records by step -> (rising steps, curve per metric); values that are not finite are told in `notes`."""
+    """Records by step -> (rising steps, curve per metric); values that are not finite go to `notes`."""
     steps = tuple(sorted(records))
     keys = sorted({key for record in records.values() for key in record})
     curves = {key: tuple(records[step].get(key, math.nan) for step in steps) for key in keys}

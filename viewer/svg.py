@@ -2,7 +2,7 @@
 
 In: a `Chart` (steps, lines, scale). Out: one `<svg>` string whose colours are CSS classes (`stroke0`,
 `fill0`, ... see `viewer.style`), so a page can have a light and a dark palette. Every string that enters is
-escaped here. A legend stands at the right edge, beside the last value of each line where there is room.
+escaped here. The legend is at the right edge, beside the last value of each line where there is room.
 Called by `viewer.panels`.
 """
 
@@ -24,7 +24,7 @@ REST = NUM_COLOURS
 """The colour index for "all the others": grey."""
 _LEGEND_GAP = 15.0
 _TINY = 1e-290
-"""Smaller numbers are drawn as 0: the steps between them cannot be told apart any more."""
+"""Smaller numbers are drawn as 0: the differences between them vanish in floating point."""
 _LOG_FLOOR_SHARE = 0.1
 
 
@@ -68,7 +68,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """The pixel of `value`; on a log axis what is 0 or below the axis stands at its low end."""
+        """The pixel of `value`; on a log axis values at or below 0 are drawn at its low end."""
         if self.log:
             value, low, high = (math.log10(max(number, self.low)) for number in (value, self.low, self.high))
         else:

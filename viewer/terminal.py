@@ -103,7 +103,7 @@ class StepReporter:
             self._line(line, "dim")
 
     def phase(self, step: int, name: str) -> None:
-        """What the run does now is told by its lines alone."""
+        """Nothing: the lines of the steps show what the run does."""
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """One line for the step numbered `metrics["step"]` (without that key: the next one). Absent values

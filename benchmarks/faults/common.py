@@ -275,7 +275,7 @@ def event_counts(run_dir: Path) -> dict[str, Json]:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A folder with one JSON per finished case; a case that failed is told of and stays undone."""
+    """A folder with one JSON per finished case; a case that failed is reported and runs again next time."""
 
     folder: Path
     only: str = ""

@@ -146,7 +146,7 @@ def at_point(run_dir: Path, step: int, point: str) -> bool:
 
 
 def outcome(run_dir: Path, num_steps: int, code: int, baseline: Mapping[str, str] | None) -> dict[str, Json]:
-    """How a run stands at its end: exit code, lost and doubled samples, equality with the baseline."""
+    """How a run ended: exit code, lost and doubled samples, equality with the baseline."""
     if code:
         return {"ok": False, "exit_code": code}
     lost, doubled = lost_and_doubled(run_dir, num_steps)

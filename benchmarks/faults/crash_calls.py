@@ -1,6 +1,6 @@
 """The cases of `benchmarks.faults.crash` that end a driver at each call that changes its run's folder.
 
-A listing run counts the calls of every sequence; then each is hit in turn, from a copy of a run that stands
+A listing run counts the calls of every sequence; then each is hit in turn, from a copy of a run that is
 shortly before. A call of which nothing follows in its sequence is hit after it as well, and a write in its
 middle.
 """
@@ -21,7 +21,7 @@ from benchmarks.faults.warm import Warm
 from rollouts.files import Json
 
 _PLACES: Final = {"start": "", "after-4": "journal@16", "after-6": "journal@24", "after-8": "journal@32"}
-"""Where a run stands before the fault: at its start, or killed as it was about to journal a group."""
+"""The state of a run before the fault: at its start, or killed as it was about to journal a group."""
 _SEQUENCES: Final = {
     "start": ("claim", "config", "eval@0"),
     "after-4": ("journal@22", "commit@6", "log@6", "eval@6", "checkpoint@8"),
@@ -45,7 +45,7 @@ class _Bench:
         return self.warm.run(arguments, runs_dir / self.name, runs_dir / "driver.log", stop, calls)
 
     def copy(self, place: str, target: Path) -> None:
-        """A run that stands at `place`, in `target`, which must not exist."""
+        """A run that is at `place`, in `target`, which must not exist."""
         source = self.folder / place
         if place == "start":
             target.mkdir()
@@ -81,7 +81,7 @@ def call_cases(records: Records, name: str, num_steps: int) -> None:
 
 
 def _listed(bench: _Bench, place: str) -> dict[str, list[str]]:
-    """The calls of each sequence in a run that goes on from `place`."""
+    """The calls of each sequence in a run that resumes from `place`."""
     runs_dir, calls = bench.folder / f"list-{place}", bench.folder / f"{place}.json"
     bench.copy(place, runs_dir)
     if code := bench.run(runs_dir, None, str(calls)):

@@ -1,4 +1,4 @@
-"""Every kind of actor killed or stopped in every phase of a step: does the run go on as if nothing had been?
+"""Every kind of actor killed or stopped in every phase of a step: does the run end with the same result?
 
     python -m benchmarks.faults.matrix --out docs/results/durability/matrix [--only generator] [--table]
 

@@ -101,7 +101,7 @@ def _drive(asked: dict[str, Any]) -> None:
 
     code = 1
     try:
-        signal.alarm(600)  # an own limit: nobody else ends it
+        signal.alarm(600)  # its own limit: nothing else ends it
         log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (log, 1), (log, 2)):

@@ -118,7 +118,7 @@ def test_data_that_changed_meanwhile_spoil_nothing(tmp_path: Path, monkeypatch: 
     )
     made = lab.compare.gather
     monkeypatch.setattr(lab.compare, "gather", lambda *given: replace(made(*given), source_sha256="else"))
-    with pytest.raises(ValueError, match="have changed meanwhile"):
+    with pytest.raises(ValueError, match="changed between the runs"):
         compare(_request(tmp_path), io.StringIO())
     assert len(list((tmp_path / "out" / "results").iterdir())) == 3
     _replace_runs(monkeypatch)
