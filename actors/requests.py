@@ -39,3 +39,7 @@ class RankPlace:
 
 class EngineFailedError(RuntimeError):
     """A generator's engine broke; only another process with a new engine can go on. One text argument."""
+
+
+class CallStuckError(RuntimeError):
+    """A call went past its limit and cannot be stopped; only another process frees its place."""

@@ -36,6 +36,7 @@ from actors.sandbox_protocol import (
     pack,
 )
 from actors.scorer_log import ScorerLog
+from actors.secrets import NO_SECRETS, Secrets
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 START_LIMIT_S = 120.0
@@ -52,7 +53,7 @@ _KEPT_VARIABLES = (
     "LD_LIBRARY_PATH",
     "VIRTUAL_ENV",
 )
-_MARK = "POLYPHONY_JUDGE"
+_MARK = "POLYPHONY_SANDBOX"
 _STARTING = "while starting: "
 _LONG_S = 5.0
 _LAST_WORDS_S = 1.0
@@ -60,7 +61,7 @@ _LAST_WORDS_S = 1.0
 
 
 class SandboxError(Exception):
-    """A child gave no judgement; `status` says how, `full` is the traceback where there is one."""
+    """A child gave no answer; `status` says how, `full` is the traceback where there is one."""
 
     def __init__(self, status: Status, detail: str, full: str = "") -> None:
         super().__init__(detail)
@@ -71,15 +72,21 @@ class KillablePool:
     """`num_processes` children run the function `fn_target`, and are killed after `limit_s` on a sample.
 
     The constructor returns when every child has imported the function and run `warm_target(options)`, if one
-    is given. What they print, and why samples have no score, is in the log (`actors.scorer_log`). Safe to
-    call from several threads.
+    is given. They have the variables of `secrets` and few others. What they print, and why samples have no
+    score, is in the log (`actors.scorer_log`). Safe to call from several threads.
 
     Raises:
         ValueError: a bad argument, or the function cannot be imported or warmed up.
     """
 
     def __init__(
-        self, fn_target: str, options: object, num_processes: int, limit_s: float, warm_target: str = ""
+        self,
+        fn_target: str,
+        options: object,
+        num_processes: int,
+        limit_s: float,
+        warm_target: str = "",
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         if num_processes < 1:
             raise ValueError(f"num_processes must be at least 1, got {num_processes}")
@@ -88,15 +95,15 @@ class KillablePool:
         self._limit_s = float(limit_s)
         described = encode_options(options)
         try:
-            self._opening = pack(_opening(fn_target, described, warm_target))
+            self._opening = pack(_opening(fn_target, described, warm_target, secrets=secrets))
         except TypeError as error:
             raise ValueError(f"options of {fn_target!r} must be plain values: {error}") from error
         self._lock = threading.Lock()
         self._closed = False
-        self._log = ScorerLog(getattr(options, "function", "") or fn_target)
+        self._log = ScorerLog(getattr(options, "function", "") or fn_target, secrets.mask)
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         self._children = {_Child(self._opening, self._log) for _ in range(num_processes)}
-        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="judge")
+        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="sandbox")
         for child in self._children:
             self._idle.put(child)
         try:
@@ -105,24 +112,26 @@ class KillablePool:
         except SandboxError as failure:
             self.close()
             raise ValueError(f"scorer function {fn_target!r} must start, got {failure}") from failure
+        self.wants_actor = all(child.wants_actor for child in self._children)
+        """Whether the function is of a form that cannot be called here (`rewards.target_forms`)."""
 
     def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        """Judge each completion on its own, `num_processes` at a time; `limit_s` is for one."""
+        """Score each completion on its own, `num_processes` at a time; `limit_s` is for one."""
         futures = [
-            self._threads.submit(self._judge, prompt, (completion,), self._limit_s)
+            self._threads.submit(self._score_in_child, prompt, (completion,), self._limit_s)
             for completion in completions
         ]
         return [future.result()[0] for future in futures]
 
     def score_group(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        """Judge the completions in one call, for functions that compare them; a failure is everyone's.
+        """Score the completions in one call, for functions that compare them; a failure is everyone's.
 
         The limit is `limit_s` times their number.
         """
         if not completions:
             return []
         limit_s = self._limit_s * len(completions)
-        return self._threads.submit(self._judge, prompt, tuple(completions), limit_s).result()
+        return self._threads.submit(self._score_in_child, prompt, tuple(completions), limit_s).result()
 
     def close(self) -> None:
         """Kill every child and all it started. Calls under way are cut off, later ones raise RuntimeError."""
@@ -135,11 +144,13 @@ class KillablePool:
         for child in children:
             child.kill()
 
-    def _judge(self, prompt: Prompt, completions: tuple[Completion, ...], limit_s: float) -> list[Judgement]:
+    def _score_in_child(
+        self, prompt: Prompt, completions: tuple[Completion, ...], limit_s: float
+    ) -> list[Judgement]:
         child = self._idle.get()
         try:
             child.wait_ready()
-            judgements = child.judge(prompt, completions, limit_s)
+            judgements = child.score(prompt, completions, limit_s)
             for judgement, completion in zip(judgements, completions, strict=True):
                 self._log.judgement(judgement, completion.sample_id)
             return judgements
@@ -153,7 +164,7 @@ class KillablePool:
             self._idle.put(child)
 
     def _replace(self, child: _Child) -> _Child:
-        """Kill a child and start another, which imports while others judge; none after `close`."""
+        """Kill a child and start another, which imports while others work; none after `close`."""
         child.kill()
         with self._lock:
             if self._closed:
@@ -209,9 +220,21 @@ def _import_result(child: _Child) -> Imported:
     return Imported("", child.modules)
 
 
-def _opening(target: str, options: JsonObject, warm_target: str, allow: Sequence[str] = ()) -> JsonObject:
+def _opening(
+    target: str,
+    options: JsonObject,
+    warm_target: str,
+    allow: Sequence[str] = (),
+    secrets: Secrets = NO_SECRETS,
+) -> JsonObject:
     """The first message to a child; see `actors.sandbox_worker`."""
-    return {"target": target, "options": options, "warm_target": warm_target, "allow": list(allow)}
+    return {
+        "target": target,
+        "options": options,
+        "warm_target": warm_target,
+        "allow": list(allow),
+        "secrets": dict(secrets.values),
+    }
 
 
 class _Child:
@@ -223,6 +246,7 @@ class _Child:
         self._num_requests = 0
         self._ready = False
         self.modules: dict[str, tuple[str, str]] = {}
+        self.wants_actor = False
         self._alive = True
         request_fd, self._request_fd = os.pipe()
         self._reply_fd, reply_fd = os.pipe()
@@ -268,9 +292,10 @@ class _Child:
         modules = reply.get("modules")
         if isinstance(modules, dict):
             self.modules = {name: (str(found[0]), str(found[1])) for name, found in modules.items()}
+        self.wants_actor = reply.get("wants_actor") is True
         self._ready = True
 
-    def judge(self, prompt: Prompt, completions: Sequence[Completion], limit_s: float) -> list[Judgement]:
+    def score(self, prompt: Prompt, completions: Sequence[Completion], limit_s: float) -> list[Judgement]:
         """One request and its reply.
 
         Raises:

@@ -33,6 +33,7 @@ from actors.sandbox_protocol import (
 )
 from configs.errors import raised_at
 from configs.kinds.base import TargetError, load_target
+from rewards.target_forms import runs_in_actor
 
 MEMORY_LIMIT_BYTES = 8 << 30
 """Address space: a runaway allocation becomes a MemoryError here and not a machine out of memory."""
@@ -65,15 +66,17 @@ def main() -> None:
         except Exception as error:
             _send(replies, {"refused": str(error) if isinstance(error, TargetError) else _describe(error)})
             return
-        _send(replies, {"ready": True, "modules": _own_modules(opening["allow"])})
+        modules = _own_modules(opening["allow"])
+        _send(replies, {"ready": True, "modules": modules, "wants_actor": runs_in_actor(function)})
         while (request := _receive(requests)) is not None:
             _send(replies, _serve(function, options, request))
 
 
 def _open(opening: JsonObject) -> tuple[Scorer, object]:
     """Import the function and warm it up; whatever that raises makes the function unusable."""
-    described = opening["options"]
-    assert isinstance(described, dict)
+    described, variables = opening["options"], opening["secrets"]
+    assert isinstance(described, dict) and isinstance(variables, dict)
+    os.environ.update(variables)
     function = load_target(str(opening["target"]))
     if not callable(function):
         raise TargetError(f"target {opening['target']!r} must name a callable, got {type(function).__name__}")
@@ -97,7 +100,7 @@ def _own_modules(allow: object) -> JsonObject:
 
 
 def _serve(function: Scorer, options: object, request: JsonObject) -> JsonObject:
-    """Judge one request; an exception is an answer too."""
+    """Score one request; an exception is an answer too."""
     fields, completions, limit_s = request["prompt"], request["completions"], request["limit_s"]
     assert isinstance(fields, dict) and isinstance(completions, list) and isinstance(limit_s, float)
     group = [decode_completion(completion) for completion in completions]

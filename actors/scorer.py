@@ -1,81 +1,215 @@
-"""One scorer, ready to judge. In: a kind and its options, then groups. Out: one Judgement per completion.
+"""One replica of a scorer. In: a kind and its options, then groups. Out: one Judgement per completion.
 
 A plain class, spawned by `cluster` (one per scorer and replica) or used directly; the rollout producer calls
-`score`. A bad sample never raises: it gets a null score and a status.
+`score`. A bad sample never raises: it gets a null score and a status. What a scorer may be is described in
+docs/scorers.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import TimeoutError as WaitTimeoutError
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
 
+from actors import batch_queue, scorer_targets
+from actors.requests import CallStuckError
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
 from actors.scorer_log import ScorerLog
-from configs.entries import OwnOptions
+from actors.scorer_targets import SandboxedTarget, Target, open_target, option
+from actors.secrets import NO_SECRETS, Secrets
 from configs.errors import raised_at
 from configs.kinds.base import load_target
-from configs.kinds.scorers import ISOLATED, SCORERS, CustomOptions, MathOptions
-from rollouts.records import Completion, Judgement, Prompt
+from configs.kinds.scorers import ISOLATED, SCORERS, CustomOptions
+from rollouts.records import Completion, Judgement, Prompt, Status
 
 WARM_UPS: dict[str, str] = {"math": "rewards.math:warm_up", "custom": "rewards.custom:warm_up"}
 """Isolated kind -> what its processes run once before the first sample, as ``fn(options)``."""
+CANCEL_S = 3.0
+"""How long a call past its limit may take to end when it is cancelled, before its replica counts as stuck."""
+CLOSE_S = 3.0
+_CALLERS = frozenset({__file__, batch_queue.__file__, scorer_targets.__file__})
+"""Files whose frames are above the scorer's own in a traceback."""
+
+T = TypeVar("T")
 
 
 class ScorerActor:
-    """Scores with the kind called `kind`: in process, or in killable ones for code we cannot trust to end.
+    """Scores with the kind called `kind`; up to `concurrency` groups may be in flight.
 
-    `options` is the kind's options dataclass, or a mapping of its fields. A user's own kind ("module:attr")
-    gets its options as they are, and sees its whole group in one call; it may hold ``limit_s`` (per
-    completion) and ``num_processes``.
+    `options` is the kind's options dataclass, or a mapping of its fields. Where the code runs depends on its
+    form. Kinds that may never end, and a user's own plain function ("module:attr"), run in processes that are
+    killed at their limit; a user's options may hold ``limit_s`` (per completion) and ``num_processes``.
+    Everything else runs in this process: plain functions on threads, coroutine functions on an event loop,
+    classes and batched targets on either.
 
     Raises:
-        ValueError: an unknown kind or option, or code that cannot be imported.
+        ValueError: an unknown kind or option, or code that cannot be imported or started.
     """
 
-    def __init__(self, kind: str, options: object) -> None:
+    def __init__(
+        self, kind: str, options: object, concurrency: int = 1, secrets: Secrets = NO_SECRETS
+    ) -> None:
         if ":" not in kind and kind not in SCORERS:
             raise ValueError(f'scorer kind must be one of {sorted(SCORERS)} or "module:attr", got {kind!r}')
-        self._kind = kind
-        self._options = _make_options(kind, options)
-        self._pool: KillablePool | None = None
-        self._function: Callable[..., object] | None = None
-        self._log = ScorerLog(kind)
-        if kind not in SCORERS:
-            limit_s, num_processes = _limits(self._options)
-            self._pool = KillablePool(kind, self._options, num_processes, limit_s)
-        elif kind in ISOLATED:
-            limit_s, num_processes = _limits(self._options)
-            self._pool = KillablePool(
-                SCORERS[kind].target, self._options, num_processes, limit_s, WARM_UPS[kind]
-            )
-        else:
-            self._function = load_target(SCORERS[kind].target)
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        self._kind, self._concurrency = kind, concurrency
+        self._secrets = secrets
+        self._log = ScorerLog(kind, self._secrets.mask)
+        made = _make_options(kind, options)
+        self._secrets.enter_environment()
+        self._loop = _LoopThread()
+        try:
+            self._target = self._open(made)
+        except Exception as error:
+            self._loop.stop()
+            # Not chained: the reason may quote a secret, and what is raised here is written to files.
+            raise ValueError(self._secrets.mask(str(error))) from None
 
     def ready(self) -> bool:
         """True; returning means that the scorer's code was found and its processes are warm."""
         return True
 
-    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        """One judgement per completion, in order; exceptions and wrong results become statuses."""
-        if self._pool is not None:
-            if self._kind in ISOLATED:
-                return self._pool.score(prompt, completions)
-            return self._pool.score_group(prompt, completions)
-        assert self._function is not None
-        try:
-            results = self._function(prompt, completions, self._options)
-        except Exception as error:  # data may be anything; the group is recorded as failed and counted
-            detail = f"{raised_at(error, (__file__,))}: {type(error).__name__}: {error}"
-            results = [Judgement(score=None, status="error", detail=detail) for _ in completions]
-        judgements = check_judgements(results, len(completions))
-        for judgement, completion in zip(judgements, completions, strict=True):
-            self._log.judgement(judgement, completion.sample_id)
-        return judgements
+    async def score(
+        self, prompt: Prompt, completions: Sequence[Completion], limit_s: float | None = None
+    ) -> list[Judgement]:
+        """One judgement per completion, in order; exceptions and wrong results become statuses.
+
+        After `limit_s` seconds the call is cancelled and every status is ``timeout``.
+
+        Raises:
+            CallStuckError: it was cancelled and did not end, so that its place is lost.
+        """
+        return await self._loop.run(self._score(prompt, completions, limit_s))
 
     def close(self) -> None:
-        """End the processes, if there are any. Idempotent."""
-        if self._pool is not None:
-            self._pool.close()
+        """Let go of what the scorer holds and end its processes. Calls under way fail. Idempotent."""
+        self._loop.close(self._target.close())
+
+    def _open(self, options: object) -> Target:
+        kind = self._kind
+        if kind in ISOLATED:
+            pool = self._sandbox(SCORERS[kind].target, options, WARM_UPS[kind])
+            return SandboxedTarget(pool, whole=False)
+        if kind not in SCORERS:
+            # A child imports a user's own code first: only what cannot live there is imported here.
+            pool = self._sandbox(kind, options)
+            if not pool.wants_actor:
+                return SandboxedTarget(pool, whole=True)
+            pool.close()
+        target = load_target(SCORERS[kind].target if kind in SCORERS else kind)
+        try:
+            return self._loop.wait(open_target(target, options, self._concurrency))
+        except Exception as error:
+            raise ValueError(f"scorer {kind} must start, got {_describe(error)}") from error
+
+    def _sandbox(self, target: str, options: object, warm_up: str = "") -> KillablePool:
+        limit_s, num_processes = _limits(options)
+        return KillablePool(target, options, num_processes, limit_s, warm_up, self._secrets)
+
+    async def _score(
+        self, prompt: Prompt, completions: Sequence[Completion], limit_s: float | None
+    ) -> list[Judgement]:
+        call = asyncio.ensure_future(self._target.score(prompt, completions))
+        try:
+            await asyncio.wait({call}, timeout=limit_s)
+            if not call.done():
+                call.cancel()
+                await asyncio.wait({call}, timeout=CANCEL_S)
+                if not call.done() or self._target.num_stuck():
+                    raise CallStuckError(f"a group took more than {limit_s:g} s and cannot be stopped")
+                return _nulls("timeout", completions, "the limit was exceeded")
+            return self._checked(call, completions)
+        finally:
+            call.cancel()
+
+    def _checked(self, call: asyncio.Future[object], completions: Sequence[Completion]) -> list[Judgement]:
+        """What the call gave as judgements, without secrets; the log says why where there is no score."""
+        results: object
+        if call.cancelled():  # by the scorer's own code
+            results = _nulls("error", completions, "the scorer cancelled itself")
+        elif error := call.exception():  # data may be anything; the group is recorded as failed and counted
+            status: Status = "timeout" if isinstance(error, TimeoutError) else "error"
+            results = _nulls(status, completions, _describe(error))
+        else:
+            results = call.result()
+        judgements = [self._masked(each) for each in check_judgements(results, len(completions))]
+        if not isinstance(self._target, SandboxedTarget):  # which has a log of its own
+            for judgement, completion in zip(judgements, completions, strict=True):
+                self._log.judgement(judgement, completion.sample_id)
+        return judgements
+
+    def _masked(self, judgement: Judgement) -> Judgement:
+        """A judgement whose texts hold no secret; they are stored with the rollouts."""
+        mask = self._secrets.mask
+        if not self._secrets.values:
+            return judgement
+        if judgement.score is None:
+            return replace(judgement, detail=mask(judgement.detail))
+        answer = None if judgement.answer is None else mask(judgement.answer)
+        tags = {mask(name): mask(value) for name, value in judgement.tags.items()}
+        return replace(judgement, answer=answer, tags=tags)
+
+
+class _LoopThread:
+    """An event loop on a thread of its own: code that blocks it does not keep the process from answering."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="scorer loop", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, awaited on another loop."""
+        if self._closed:
+            work.close()
+            raise RuntimeError("the scorer is closed")
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def wait(self, work: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
+        """The result of `work`, from a thread without a loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
+
+    def close(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`, for at most `CLOSE_S`, cancel everything else, and stop."""
+        if self._closed:
+            work.close()
+            return
+        self._closed = True
+        with suppress(Exception):  # a scorer that cannot close is ended with its process
+            self.wait(work, CLOSE_S)
+        with suppress(WaitTimeoutError):
+            self.wait(_cancel_others(), CLOSE_S)
+        self.stop()
+
+    def stop(self) -> None:
+        """Run nothing more."""
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+async def _cancel_others() -> None:
+    """Cancel every other task of this loop, so that whoever waits for one of them is told."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _describe(error: BaseException) -> str:
+    """ "my_rewards.py:12 in score: KeyError: 'answer'"."""
+    place = raised_at(error, _CALLERS)
+    return f"{place}{': ' if place else ''}{type(error).__name__}: {error}"
+
+
+def _nulls(status: Status, completions: Sequence[Completion], detail: str) -> list[Judgement]:
+    return [Judgement(score=None, status=status, detail=detail) for _ in completions]
 
 
 def _make_options(kind: str, options: object) -> object:
@@ -91,13 +225,9 @@ def _make_options(kind: str, options: object) -> object:
 
 
 def _limits(options: object) -> tuple[float, int]:
-    """(limit_s, num_processes) of an isolated kind; a user's own without them has those of ``custom``."""
-    if isinstance(options, (MathOptions, CustomOptions)):
-        return options.limit_s, options.num_processes
-    own = options.options if isinstance(options, OwnOptions) else options
+    """(limit_s, num_processes) of code in a sandbox; a user's own without them has those of ``custom``."""
     default = CustomOptions()
-    given = own if isinstance(own, Mapping) else {}
     return (
-        float(given.get("limit_s", default.limit_s)),
-        int(given.get("num_processes", default.num_processes)),
+        float(option(options, "limit_s", default.limit_s)),
+        int(option(options, "num_processes", default.num_processes)),
     )

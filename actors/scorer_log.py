@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from rollouts.records import Judgement
@@ -28,10 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class ScorerLog:
-    """The log of one scorer. `name` is its function, which marks every line. Many threads may use it."""
+    """The log of one scorer. `name` is its function, which marks every line. Many threads may use it.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    `mask` takes secrets out of a line.
+    """
+
+    def __init__(self, name: str, mask: Callable[[str], str] = str) -> None:
+        self.name, self._mask = name, mask
         self._lock = threading.Lock()
         self._count: Counter[str] = Counter()
         self._output_bytes = 0
@@ -92,6 +96,6 @@ class ScorerLog:
             self.output(line)
 
     def _write(self, text: str) -> None:
-        shown = _CONTROL.sub("\ufffd", text)  # a terminal that shows the log must not obey it
+        shown = _CONTROL.sub("\ufffd", self._mask(text))  # a terminal that shows the log must not obey it
         shown = shown if len(shown) <= MAX_LINE_CHARS else f"{shown[:MAX_LINE_CHARS]}..."
         logger.warning("[%s] %s", self.name, shown)

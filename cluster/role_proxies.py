@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
-from actors.requests import RankUpdate
+from actors.requests import CallStuckError, RankUpdate
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, call, call_once, call_ref
 from cluster.spawn import ActorLostError, Handle, wait_ready
 from cluster.supervise import (
@@ -35,6 +36,8 @@ from trainer.weights.packed import PackedWeights
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 _SCORE_ATTEMPTS = 2
+_ANSWER_S = 10.0
+"""How long after a group's limit its replica may take to say that it has stopped; then it is stuck."""
 _OTHER_RANKS_S = 10.0
 """After a rank raised, how long the others may take to show that one of them died and caused it."""
 
@@ -83,39 +86,75 @@ class Engines:
         return list(await asyncio.gather(*(call(engine, method, *arguments) for engine in self._engines)))
 
 
-class ScorerReplicas:
-    """The replicas of one scorer; each judges one group at a time, and its limit begins when it begins.
+@dataclass(slots=True, eq=False)
+class _Replica:
+    """A replica of a scorer, and how many of its places are taken."""
 
-    What goes wrong becomes a status: a group on which replicas died twice, or that took longer than
-    `limit_s` (that replica is replaced), has null scores.
+    actor: Supervised
+    num_active: int = 0
+    num_parked: int = 0
+    """Free places that nobody gets until the replica is replaced."""
+    stuck: str = ""
+    """Why it must be replaced as soon as no other group is with it."""
+    stuck_life: int = 0
+
+
+class ScorerReplicas:
+    """The replicas of one scorer; each has `concurrency` groups at a time, each with a limit of its own.
+
+    A limit begins when its group begins. What goes wrong becomes a status: a group whose replica died twice,
+    or that took longer than `limit_s`, has null scores. The replica itself stops a group at its limit and
+    continues with the others. Only one that cannot stop it is replaced: it gets no new groups, and is ended
+    when the others are done, each of which has its own limit.
     """
 
-    def __init__(self, replicas: Sequence[Supervised], limit_s: float) -> None:
+    def __init__(self, replicas: Sequence[Supervised], limit_s: float, concurrency: int = 1) -> None:
         self.limit_s = limit_s
-        self._idle: asyncio.Queue[Supervised] = asyncio.Queue()
-        for replica in replicas:
-            self._idle.put_nowait(replica)
+        self._places: asyncio.Queue[_Replica] = asyncio.Queue()
+        every = [_Replica(replica) for replica in replicas]
+        for replica in every * concurrency:
+            self._places.put_nowait(replica)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        replica = await self._idle.get()
-        work = asyncio.ensure_future(self._judge(replica, prompt, completions))
-        work.add_done_callback(lambda _: self._idle.put_nowait(replica))
-        # A caller that gives up leaves the replica busy: its next group must not wait for this one's end.
+        replica = await self._take_place()
+        work = asyncio.ensure_future(self._score(replica, prompt, completions))
+        work.add_done_callback(lambda _: self._free_place(replica))
+        # A caller that gives up leaves the place taken: its next group must not wait for this one's end.
         return await asyncio.shield(work)
 
-    async def _judge(
-        self, replica: Supervised, prompt: Prompt, completions: Sequence[Completion]
+    async def _take_place(self) -> _Replica:
+        while True:
+            replica = await self._places.get()
+            if not replica.stuck:
+                replica.num_active += 1
+                return replica
+            replica.num_parked += 1
+
+    def _free_place(self, replica: _Replica) -> None:
+        replica.num_active -= 1
+        replica.num_parked += 1
+        if replica.stuck and replica.num_active:
+            return
+        if replica.stuck:
+            replica.actor.replace(replica.stuck, counted=False, life=replica.stuck_life)
+            replica.stuck = ""
+        for _ in range(replica.num_parked):
+            self._places.put_nowait(replica)
+        replica.num_parked = 0
+
+    async def _score(
+        self, replica: _Replica, prompt: Prompt, completions: Sequence[Completion]
     ) -> list[Judgement]:
         status: Status = "crashed"
-        limit_s = self.limit_s
+        actor, limit_s = replica.actor, self.limit_s
         for _ in range(_SCORE_ATTEMPTS):
-            await replica.settled()  # the limit is for judging, not for starting a replacement
+            life = await actor.settled()  # the limit is for scoring, not for starting a replacement
             try:
-                return await asyncio.wait_for(
-                    call_once(replica, ScorerActor.score, prompt, completions), limit_s
-                )
-            except TimeoutError:
-                replica.replace(f"{replica.label} judged a group for {limit_s:g} s", counted=False)
+                answer = call_once(actor, ScorerActor.score, prompt, completions, limit_s)
+                return await asyncio.wait_for(answer, limit_s + _ANSWER_S)
+            except (TimeoutError, CallStuckError):
+                replica.stuck = f"{actor.label} took more than {limit_s:g} s for a group and cannot stop"
+                replica.stuck_life = life
                 status = "timeout"
                 break
             except ActorLostError:

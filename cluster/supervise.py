@@ -143,9 +143,9 @@ class Supervised:
             self._begin_replacing(life, str(error))
             raise
 
-    def replace(self, reason: str, counted: bool = True) -> None:
-        """Kill the actor and start another; calls wait for it."""
-        self._begin_replacing(self._life, reason, counted)
+    def replace(self, reason: str, counted: bool = True, life: int | None = None) -> None:
+        """Kill the actor and start another; calls wait for it. One that is no longer in `life` stays."""
+        self._begin_replacing(self._life if life is None else life, reason, counted)
 
     async def settled(self) -> int:
         """Wait while the actor is being replaced; the number of its life afterwards.

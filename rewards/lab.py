@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.kinds.scorers import LabAnswerOptions, LabPreferenceOptions
+from rewards.target_forms import Item, batched
 from rollouts.records import Completion, Judgement, Prompt, Span
 
 SYLLABLES: tuple[str, ...] = (
@@ -50,16 +51,16 @@ def lab_answer(
     return [_judge_answer(completion, truth) for completion in completions]
 
 
-def lab_preference(
-    prompt: Prompt, completions: Sequence[Completion], options: LabPreferenceOptions
-) -> list[Judgement]:
+@batched
+def lab_preference(items: Sequence[Item], options: LabPreferenceOptions) -> list[Judgement]:
     """The preference of each text, in [0, 1]: 0.9 logistic(2 mean bigram weight) + 0.1 for 6 to 14 syllables.
 
     The 16 x 16 bigram weights are standard normal, drawn once from ``default_rng(table_seed)``; a lone
-    syllable has mean 0. An empty text, or one with a word that is no syllable, scores 0.
+    syllable has mean 0. An empty text, or one with a word that is no syllable, scores 0. It stands in for a
+    reward model, so it is batched like one: `items` may come from several groups.
     """
     table_SS = bigram_table(options.table_seed)
-    return [Judgement(score=_preference(completion.text, table_SS)) for completion in completions]
+    return [Judgement(score=_preference(completion.text, table_SS)) for _, completion in items]
 
 
 @functools.lru_cache(maxsize=8)

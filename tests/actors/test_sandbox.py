@@ -11,12 +11,12 @@ from pathlib import Path
 
 import hostile_scorers
 import pytest
+from blocking_scorer import BlockingScorer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import decode_judgement, encode_judgement
-from actors.scorer import ScorerActor
 from configs.entries import OwnOptions
 from configs.kinds.scorers import ConstantOptions, CustomOptions, LabAnswerOptions
 from rollouts.records import Completion, Judgement, Prompt, Span
@@ -78,11 +78,11 @@ def judge_children() -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def custom() -> Iterator[ScorerActor]:
+def custom() -> Iterator[BlockingScorer]:
     """One actor with two processes for the tests that differ only in the text."""
     os.environ["SECRET_TOKEN"], os.environ["SERVICE_API_KEY"] = "hush", "hush"
     options = CustomOptions(function="hostile_scorers:compute_score", limit_s=LIMIT_S, num_processes=2)
-    actor = ScorerActor("custom", options)
+    actor = BlockingScorer("custom", options)
     yield actor
     actor.close()
     del os.environ["SECRET_TOKEN"], os.environ["SERVICE_API_KEY"]
@@ -116,20 +116,20 @@ def custom() -> Iterator[ScorerActor]:
     ],
 )
 def test_each_outcome_has_its_status(
-    custom: ScorerActor, text: str, score: float | None, status: str
+    custom: BlockingScorer, text: str, score: float | None, status: str
 ) -> None:
     """A finite number is a score; everything else says what it was, and the next sample is judged as ever."""
     judged = custom.score(PROMPT, completions(text, "plain"))
     assert found(judged) == [(score, status), (0.5, "ok")]
 
 
-def test_verl_dict_carries_answer_and_verdict(custom: ScorerActor) -> None:
+def test_verl_dict_carries_answer_and_verdict(custom: BlockingScorer) -> None:
     """verl's own functions return pred and acc beside the score."""
     (judged,) = custom.score(PROMPT, completions("dict"))
     assert judged == Judgement(score=0.25, answer="7", answer_ok=True)
 
 
-def test_the_values_of_a_row_reach_the_function_with_their_types(custom: ScorerActor) -> None:
+def test_the_values_of_a_row_reach_the_function_with_their_types(custom: BlockingScorer) -> None:
     """Through the process and back: a list, a boolean, an integer, null and a nested mapping."""
     extra = {"strict": False, "n": 7, "none": None, "deep": {"a": [1, 2.5, {"b": True}]}}
     truth = ["3", {"tests": [1, None]}]
@@ -186,7 +186,7 @@ def test_what_a_function_prints_is_in_the_log(caplog: pytest.LogCaptureFixture) 
     assert is_told and not told[0].strip(mark + ".y")
 
 
-def test_results_keep_their_order_around_failures(custom: ScorerActor) -> None:
+def test_results_keep_their_order_around_failures(custom: BlockingScorer) -> None:
     """Two processes, one of which is replaced thrice: the order is the completions', and time is bounded."""
     start = time.monotonic()
     judged = custom.score(
@@ -204,7 +204,7 @@ def test_results_keep_their_order_around_failures(custom: ScorerActor) -> None:
     assert time.monotonic() - start < 10.0
 
 
-def test_everything_a_killed_sample_started_dies(custom: ScorerActor, tmp_path: Path) -> None:
+def test_everything_a_killed_sample_started_dies(custom: BlockingScorer, tmp_path: Path) -> None:
     """A timeout kills the process group, and what left it for a session of its own."""
     pid_file = tmp_path / "pids"
     assert found(custom.score(PROMPT, completions(f"spawn {pid_file}"))) == [(None, "timeout")]
@@ -240,7 +240,7 @@ def test_import_time_is_not_the_samples() -> None:
 
 def test_a_users_own_kind_sees_its_whole_group() -> None:
     """Siblings, every field of the records and the options arrive; a hang is the whole group's timeout."""
-    actor = ScorerActor("hostile_scorers:rank_by_length", {"unit": "letters", "limit_s": 0.2})
+    actor = BlockingScorer("hostile_scorers:rank_by_length", {"unit": "letters", "limit_s": 0.2})
     judged = actor.score(PROMPT, completions("ab", "abcd"))
     slow = actor.score(PROMPT, completions("ab", "sleep"))
     actor.close()
@@ -253,7 +253,7 @@ def test_a_users_own_kind_sees_its_whole_group() -> None:
 
 def test_a_users_own_kind_takes_its_limit_from_the_config() -> None:
     """`options: {limit_s: 0.2}` in the config, for two completions: far less than the default of 20 s."""
-    actor = ScorerActor("hostile_scorers:rank_by_length", OwnOptions({"limit_s": 0.2}))
+    actor = BlockingScorer("hostile_scorers:rank_by_length", OwnOptions({"limit_s": 0.2}))
     start = time.monotonic()
     judged = actor.score(PROMPT, completions("sleep", "ab"))
     actor.close()
@@ -263,7 +263,7 @@ def test_a_users_own_kind_takes_its_limit_from_the_config() -> None:
 
 def test_wrong_numbers_of_judgements_are_invalid() -> None:
     """A list of the wrong length says nothing about anyone."""
-    actor = ScorerActor("hostile_scorers:too_few", OwnOptions({}))
+    actor = BlockingScorer("hostile_scorers:too_few", OwnOptions({}))
     judged = actor.score(PROMPT, completions("a", "b", "c"))
     nobody = actor.score(PROMPT, [])
     actor.close()
@@ -286,7 +286,7 @@ def test_stray_bytes_on_the_reply_pipe_are_invalid() -> None:
 def test_a_function_that_is_not_there_fails_at_the_start(function: str, named: str) -> None:
     """Not as a thousand samples with status error."""
     with pytest.raises(ValueError, match=named):
-        ScorerActor("custom", {"function": function})
+        BlockingScorer("custom", {"function": function})
 
 
 def test_a_warm_up_that_raises_is_reported_with_its_reason() -> None:
@@ -304,14 +304,14 @@ def test_bad_arguments_name_the_key() -> None:
     with pytest.raises(ValueError, match="plain values"):
         KillablePool("hostile_scorers:too_few", {"key": object()}, 1, 1.0)
     with pytest.raises(ValueError, match="got 'no_such'"):
-        ScorerActor("no_such", {})
+        BlockingScorer("no_such", {})
     with pytest.raises(ValueError, match="valeu"):
-        ScorerActor("constant", {"valeu": 1.0})
+        BlockingScorer("constant", {"valeu": 1.0})
 
 
 def test_kinds_in_process_never_raise_for_a_bad_sample() -> None:
     """An exception is everyone's `error`; NaN is that sample's `invalid`."""
-    actor = ScorerActor("lab_answer", LabAnswerOptions())
+    actor = BlockingScorer("lab_answer", LabAnswerOptions())
     assert found(actor.score(PROMPT, completions("so 7", "so 8"))) == [(1.0, "ok"), (0.0, "ok")]
     broken = dataclasses.replace(PROMPT, answer=None)
     judged = actor.score(broken, completions("7", "8"))
@@ -320,13 +320,13 @@ def test_kinds_in_process_never_raise_for_a_bad_sample() -> None:
         r".*rewards/lab\.py:\d+ in lab_answer: ValueError: lab_answer: answer of", judged[0].detail
     )
     actor.close()
-    endless = ScorerActor("constant", ConstantOptions(value=float("nan")))
+    endless = BlockingScorer("constant", ConstantOptions(value=float("nan")))
     assert found(endless.score(PROMPT, completions("a", "b"))) == [(None, "invalid")] * 2
 
 
 def test_results_of_the_wrong_type_are_invalid_one_by_one() -> None:
     """What is no judgement, or none with a finite score, does not spoil its siblings."""
-    actor = ScorerActor("hostile_scorers:not_even_judgements", OwnOptions({}))
+    actor = BlockingScorer("hostile_scorers:not_even_judgements", OwnOptions({}))
     judged = actor.score(PROMPT, completions("a", "b", "c"))
     actor.close()
     assert found(judged) == [(None, "invalid"), (None, "invalid"), (0.5, "ok")]
@@ -334,7 +334,7 @@ def test_results_of_the_wrong_type_are_invalid_one_by_one() -> None:
 
 def test_math_runs_isolated() -> None:
     """SymPy's hang on a tower of powers costs one sample; its neighbours are judged."""
-    actor = ScorerActor("math", {"limit_s": 1.0})
+    actor = BlockingScorer("math", {"limit_s": 1.0})
     judged = actor.score(
         PROMPT, completions(r"\boxed{7}", r"\boxed{9^{9^{9^{9}}}}", "so $8$", "x" * 1_000_000)
     )

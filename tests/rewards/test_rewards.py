@@ -117,7 +117,7 @@ def test_answer_span_only_where_words_are_tokens(
 
 
 def prefer(text: str, seed: int = 7) -> float:
-    score = lab_preference(prompt(None), [completion(text)], LabPreferenceOptions(table_seed=seed))[0].score
+    score = lab_preference([(prompt(None), completion(text))], LabPreferenceOptions(table_seed=seed))[0].score
     assert score is not None
     return score
 

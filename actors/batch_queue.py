@@ -1,0 +1,157 @@
+"""A queue that collects what several callers ask and answers them with one call of a batched function.
+
+Used by `actors.scorer_targets` for scorers that are faster on many texts at once, such as a reward model.
+All of it runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+CANCEL_S = 2.0
+"""How long a cancelled batch may take to end before its callers stop waiting for that."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[ItemT, ResultT]):
+    """An item that waits, for whom, since when, and where its result goes."""
+
+    item: ItemT
+    caller: object
+    asked_at: float
+    result: asyncio.Future[ResultT]
+
+
+class BatchQueue(Generic[ItemT, ResultT]):
+    """Calls `function(items)` for the items of several callers, in the order in which they asked.
+
+    A batch starts when `max_items` wait, when the oldest has waited `max_wait_s`, or when all of
+    `num_callers` (if above 0) wait, since nobody else can come. One batch runs at a time; a caller's items
+    may be split over several. A batch that fails, or gives another number of results, fails every caller that
+    has an item in it. A caller that is cancelled leaves the others alone; a batch that nobody waits for is
+    cancelled.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[ItemT]], Awaitable[Sequence[ResultT]]],
+        max_items: int,
+        max_wait_s: float,
+        num_callers: int = 0,
+    ) -> None:
+        if max_items < 1:
+            raise ValueError(f"max_items must be at least 1, got {max_items}")
+        if not 0.0 <= max_wait_s < float("inf"):
+            raise ValueError(f"max_wait_s must be a number of seconds, 0 or more, got {max_wait_s}")
+        self._function, self._max_items, self._max_wait_s = function, max_items, max_wait_s
+        self._num_callers = num_callers
+        self._waiting: deque[_Entry[ItemT, ResultT]] = deque()
+        self._running: list[_Entry[ItemT, ResultT]] = []
+        self._call: asyncio.Future[list[ResultT]] | None = None
+        self._changed = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def ask(self, items: Sequence[ItemT]) -> list[ResultT]:
+        """The results of `items`, in their order.
+
+        Raises:
+            RuntimeError: the queue was closed, or the batch was cancelled by its own code.
+            ValueError: the function gave another number of results than items.
+            Exception: what the function raised.
+        """
+        if self._closed:
+            raise RuntimeError("the batch queue is closed")
+        if not items:
+            return []
+        loop, caller = asyncio.get_running_loop(), object()
+        mine = [_Entry(item, caller, loop.time(), loop.create_future()) for item in items]
+        self._waiting.extend(mine)
+        self._changed.set()
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work(), name="batch queue")
+        try:
+            return list(await asyncio.gather(*(entry.result for entry in mine)))
+        finally:
+            await self._leave(mine)
+
+    async def close(self) -> None:
+        """Cancel the batch under way; whoever waits gets RuntimeError. Idempotent."""
+        self._closed = True
+        for entry in (*self._running, *self._waiting):
+            _fail(entry, RuntimeError("the batch queue was closed"))
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait({self._worker}, timeout=CANCEL_S)
+
+    async def _leave(self, mine: Sequence[_Entry[ItemT, ResultT]]) -> None:
+        """Take a caller's items out, and cancel the running batch if it is now nobody's."""
+        for entry in mine:
+            entry.result.cancel()
+        self._waiting = deque(entry for entry in self._waiting if not entry.result.done())
+        self._changed.set()
+        call = self._call
+        if call is not None and not call.done() and all(entry.result.done() for entry in self._running):
+            call.cancel()
+            await asyncio.wait({call}, timeout=CANCEL_S)
+
+    async def _work(self) -> None:
+        """Batch after batch, until cancelled."""
+        while True:
+            await self._fill()
+            number = min(self._max_items, len(self._waiting))
+            self._running = [self._waiting.popleft() for _ in range(number)]
+            if self._running:
+                await self._answer(self._running)
+            self._running = []
+
+    async def _fill(self) -> None:
+        """Return when a batch is full or its oldest item has waited long enough."""
+        loop = asyncio.get_running_loop()
+        while not self._is_full():
+            rest_s = self._waiting[0].asked_at + self._max_wait_s - loop.time() if self._waiting else None
+            if rest_s is not None and rest_s <= 0:
+                return
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(rest_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    def _is_full(self) -> bool:
+        callers = {entry.caller for entry in self._waiting}
+        return len(self._waiting) >= self._max_items or len(callers) >= self._num_callers > 0
+
+    async def _answer(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
+        """Run one batch and give each item its result, or all of them the reason why there is none."""
+        # A task of its own: if the function's code is cancelled, that must not end this queue.
+        self._call = call = asyncio.ensure_future(self._results(batch))
+        try:
+            await asyncio.wait({call})
+        finally:
+            call.cancel()
+        error = RuntimeError("the batch was cancelled") if call.cancelled() else call.exception()
+        for index, entry in enumerate(batch):
+            if error is not None:
+                _fail(entry, error)
+            elif not entry.result.done():
+                entry.result.set_result(call.result()[index])
+
+    async def _results(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> list[ResultT]:
+        results = list(await self._function([entry.item for entry in batch]))
+        if len(results) != len(batch):
+            raise ValueError(f"a batch of {len(batch)} must give as many results, got {len(results)}")
+        return results
+
+
+def _fail(entry: _Entry[ItemT, ResultT], error: BaseException) -> None:
+    if not entry.result.done():
+        entry.result.set_exception(error)

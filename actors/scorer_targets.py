@@ -1,0 +1,201 @@
+"""The forms a scorer's target may have, each called in the same way.
+
+In: what "module:attr" names, its options, and how many groups may be in flight. Out: an object whose
+``await score(prompt, completions)`` returns whatever the target said. Used by `actors.scorer`, which runs all
+of it on one event loop; the forms are described in docs/scorers.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from actors.batch_queue import BatchQueue
+from actors.sandbox import KillablePool
+from rewards.target_forms import DEFAULT_MAX_BATCH, DEFAULT_MAX_WAIT_MS, Item, is_batched
+from rollouts.records import Completion, Prompt
+
+
+class Target(Protocol):
+    """A scorer's target, ready to be called by several groups at once."""
+
+    def num_stuck(self) -> int:
+        """Calls that were given up and still run: each keeps a thread from the others."""
+        ...
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        """What the target returns. Raises whatever it raises."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what the target holds."""
+        ...
+
+
+class Threads:
+    """Runs each plain function on a thread of its own, and counts those that were given up and still run.
+
+    The threads are daemons: one that never ends must not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._given_up: list[Future[object]] = []
+
+    async def run(self, function: Callable[..., object], *arguments: object) -> object:
+        """The result of the function. When this is cancelled the thread goes on: no thread can be killed."""
+        work: Future[object] = Future()
+        work.set_running_or_notify_cancel()
+        threading.Thread(target=_fulfil, args=(work, function, arguments), name="scorer", daemon=True).start()
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            self._given_up.append(work)
+            raise
+
+    def num_stuck(self) -> int:
+        """Functions that were given up and have not returned."""
+        self._given_up = [work for work in self._given_up if not work.done()]
+        return len(self._given_up)
+
+
+def _fulfil(work: Future[object], function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    try:
+        work.set_result(function(*arguments))
+    except BaseException as error:
+        work.set_exception(error)
+
+
+class CalledTarget:
+    """A function, a coroutine function, or an object with a method `score`, called for each group.
+
+    Plain ones run on threads.
+    """
+
+    def __init__(self, score: Callable[..., object], owner: object) -> None:
+        self._score, self._owner = score, owner
+        self._threads = Threads()
+
+    def num_stuck(self) -> int:
+        return self._threads.num_stuck()
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        return await call(self._score, self._threads, prompt, completions)
+
+    async def close(self) -> None:
+        await close_owner(self._owner, self._threads)
+
+
+class BatchedTarget:
+    """A target that takes (prompt, completion) pairs of several groups in one call; one call at a time."""
+
+    def __init__(
+        self, score: Callable[..., object], owner: object, concurrency: int, options: object
+    ) -> None:
+        self._score, self._owner = score, owner
+        self._threads = Threads()
+        max_wait_s = float(option(options, "max_wait_ms", DEFAULT_MAX_WAIT_MS)) / 1000.0
+        max_batch = int(option(options, "max_batch", DEFAULT_MAX_BATCH))
+        self._queue = BatchQueue[Item, object](self._batch, max_batch, max_wait_s, concurrency)
+
+    def num_stuck(self) -> int:
+        return self._threads.num_stuck()
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        return await self._queue.ask([(prompt, completion) for completion in completions])
+
+    async def close(self) -> None:
+        await self._queue.close()
+        await close_owner(self._owner, self._threads)
+
+    async def _batch(self, items: list[Item]) -> Sequence[object]:
+        found = await call(self._score, self._threads, items)
+        if not isinstance(found, list | tuple):
+            raise ValueError(f"a batched scorer must return a list of judgements, got {type(found).__name__}")
+        return found
+
+
+class SandboxedTarget:
+    """A target in killable processes: each completion on its own, or `whole` groups in one call."""
+
+    def __init__(self, pool: KillablePool, whole: bool) -> None:
+        self._pool = pool
+        self._score = pool.score_group if whole else pool.score
+        self._threads = Threads()
+
+    def num_stuck(self) -> int:
+        return self._threads.num_stuck()
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        return await self._threads.run(self._score, prompt, completions)
+
+    async def close(self) -> None:
+        self._pool.close()
+
+
+async def open_target(target: Callable[..., Any], options: object, concurrency: int) -> Target:
+    """What `target` is, ready to be called. A class is constructed with its options, here on the event loop.
+
+    Raises:
+        ValueError: it is nothing that can score.
+    """
+    owner: Any = None
+    score: Any
+    if inspect.isclass(target):
+        make: Callable[..., Any] = target
+        owner = make(options)
+        score = getattr(owner, "score", None)
+        if not callable(score):
+            raise ValueError(f"a scorer class must have a method score, {target.__qualname__} has none")
+    elif callable(target):
+        score = _with_options(target, options)
+    else:
+        raise ValueError(f"a scorer must be a function or a class, got {type(target).__name__}")
+    if is_batched(target):
+        return BatchedTarget(score, owner, concurrency, options)
+    return CalledTarget(score, owner)
+
+
+async def call(function: Callable[..., object], threads: Threads, *arguments: object) -> object:
+    """The function's result: awaited here if it is a coroutine function, else made on a thread.
+
+    Raises:
+        RuntimeError: the function tried to end the process.
+        Exception: what the function raised.
+    """
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(*arguments)
+        found = await threads.run(function, *arguments)
+        return await found if inspect.isawaitable(found) else found
+    except (SystemExit, KeyboardInterrupt) as error:  # would end the event loop that all calls share
+        raise RuntimeError(f"the scorer raised {type(error).__name__}") from error
+
+
+async def close_owner(owner: object, threads: Threads) -> None:
+    """Call the `close` of a scorer object, if it has one."""
+    close = getattr(owner, "close", None)
+    if callable(close):
+        await call(close, threads)
+
+
+def option(options: object, name: str, default: Any) -> Any:
+    """An option by name, of a dataclass, of a mapping or of a user's own kind; `default` without it."""
+    if hasattr(options, name):
+        return getattr(options, name)
+    given = getattr(options, "options", options)  # a user's own kind holds them in a field of that name
+    return given.get(name, default) if isinstance(given, Mapping) else default
+
+
+def _with_options(function: Callable[..., object], options: object) -> Callable[..., object]:
+    """The function with its last argument given; a coroutine function stays one."""
+    if not inspect.iscoroutinefunction(function):
+        return lambda *arguments: function(*arguments, options)
+
+    async def score(*arguments: object) -> object:
+        return await function(*arguments, options)
+
+    return score

@@ -1,0 +1,65 @@
+"""Secrets of one scorer: variables that its process receives and that are kept out of what it writes.
+
+In: names of environment variables, in the driver. Out: a `Secrets` that travels in the constructor call of
+the scorer's actor and through the pipe of its sandbox, never on a command line or in a file. Imports the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MASK = "***"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """Variable name -> value. Its text shows the names alone."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join(self.values)})"
+
+    def enter_environment(self) -> None:
+        """Set the variables in this process."""
+        os.environ.update(self.values)
+
+    def mask(self, text: str) -> str:
+        """The text with `***` in place of each value."""
+        for value in sorted(self.values.values(), key=len, reverse=True):
+            text = text.replace(value, MASK)
+        return text
+
+    def mask_output(self) -> None:
+        """From now on mask what this process writes to sys.stdout and sys.stderr, logging included.
+
+        What C code writes to the descriptors themselves is not seen.
+        """
+        if self.values:
+            sys.stdout, sys.stderr = _MaskedStream(sys.stdout, self), _MaskedStream(sys.stderr, self)
+
+
+NO_SECRETS = Secrets()
+
+
+class _MaskedStream:
+    """A text stream that masks what is written to it."""
+
+    def __init__(self, stream: Any, secrets: Secrets) -> None:
+        self._stream, self._secrets = stream, secrets
+
+    def write(self, text: str) -> int:
+        self._stream.write(self._secrets.mask(text))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
