@@ -240,7 +240,7 @@ class BufferActor:
         added as rows of origin replay; one that is gone or damaged is left out. The rows of `sft`, of that
         origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
         group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
-        min_version (null without versions), version_tokens (the sum of its tokens' versions), reward,
+        min_version (null without versions), version_tokens (the sum of its loss tokens' versions), reward,
         format_tag, answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken
         until `commit`; asking again for the same gives the same.
 
@@ -365,29 +365,53 @@ def _numbered(batch: pa.RecordBatch, submission_index: int) -> pa.RecordBatch:
     return batch.set_column(batch.schema.get_field_index("submission_index"), "submission_index", column)
 
 
-def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
-    """[N] the oldest policy_version of each row's tokens, _NO_VERSION where there is none."""
-    column = batch.column("versions")
-    rows = np.repeat(np.arange(batch.num_rows), pc.list_value_length(column).to_numpy())
-    oldest = np.full(batch.num_rows, _NO_VERSION, dtype=np.int64)
-    np.minimum.at(
-        oldest, rows, pc.struct_field(pc.list_flatten(column), "version").to_numpy(zero_copy_only=False)
+@dataclass(frozen=True, slots=True)
+class _VersionSpans:
+    """The spans of `versions` of all rows laid end to end: row, policy_version and loss tokens of each."""
+
+    row: np.ndarray
+    version: np.ndarray
+    num_loss_tokens: np.ndarray
+
+
+def _version_spans(rows: pa.RecordBatch) -> _VersionSpans:
+    """A span ends where the row's next one begins; tokens that no policy sampled are not counted."""
+    column = rows.column("versions")
+    owner = np.repeat(np.arange(rows.num_rows), pc.list_value_length(column).to_numpy())
+    spans = pc.list_flatten(column)
+    starts = pc.struct_field(spans, "start").to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pc.list_value_length(rows.column("loss_mask")).to_numpy().astype(np.int64)
+    row_ends = np.cumsum(lengths)
+    begins = starts + (row_ends - lengths)[owner]
+    ends = row_ends[owner]
+    same_row = np.flatnonzero(owner[1:] == owner[:-1])
+    ends[same_row] = begins[same_row + 1]
+    mask = pc.list_flatten(rows.column("loss_mask")).to_numpy(zero_copy_only=False)
+    before = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+    return _VersionSpans(
+        owner,
+        pc.struct_field(spans, "version").to_numpy(zero_copy_only=False),
+        before[ends] - before[begins],
     )
+
+
+def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
+    """[N] the oldest policy_version of each row's loss tokens, _NO_VERSION where there is none.
+
+    A row without loss tokens has that of its oldest span.
+    """
+    spans = _version_spans(batch)
+    sampled = np.bincount(spans.row, spans.num_loss_tokens, batch.num_rows)[spans.row]
+    counted = (spans.num_loss_tokens > 0) | (sampled == 0)
+    oldest = np.full(batch.num_rows, _NO_VERSION, dtype=np.int64)
+    np.minimum.at(oldest, spans.row[counted], spans.version[counted])
     return oldest
 
 
 def _version_tokens(rows: pa.RecordBatch) -> np.ndarray:
-    """[N] sum over each row's tokens of the policy_version that sampled them."""
-    column = rows.column("versions")
-    counts = pc.list_value_length(column).to_numpy().astype(np.int64)
-    owner = np.repeat(np.arange(rows.num_rows), counts)
-    spans = pc.list_flatten(column)
-    starts = pc.struct_field(spans, "start").to_numpy(zero_copy_only=False)
-    versions = pc.struct_field(spans, "version").to_numpy(zero_copy_only=False)
-    ends = pc.list_value_length(rows.column("token_ids")).to_numpy().astype(np.int64)[owner]
-    same_row = np.flatnonzero(owner[1:] == owner[:-1])
-    ends[same_row] = starts[same_row + 1]
-    return np.bincount(owner, versions * (ends - starts), rows.num_rows).astype(np.int64)
+    """[N] sum over each row's loss tokens of the policy_version that sampled them."""
+    spans = _version_spans(rows)
+    return np.bincount(spans.row, spans.version * spans.num_loss_tokens, rows.num_rows).astype(np.int64)
 
 
 def _index_of(rows: pa.RecordBatch) -> pa.Table:
