@@ -26,6 +26,7 @@ from rollouts.rewind import rewind, saved_groups
 from rollouts.schema import as_replay, compact, renamed, to_batch, validate
 from rollouts.store import commit_step, committed_steps, read_step, verify_step
 from rollouts.sums import DamagedError
+from rollouts.versions import NO_VERSION, row_versions, version_tokens
 from trainer.step_records import Pick, Restored
 
 _INDEX_COLUMNS: Final = (
@@ -47,7 +48,6 @@ _INDEX_COLUMNS: Final = (
 _REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
 LOCK_WAIT_S: Final = 60.0
 """The buffer of a driver that was killed ends within seconds of it."""
-_NO_VERSION: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class BufferStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A group in memory; `min_version` is its tokens' oldest policy_version, _NO_VERSION without any."""
+    """A group in memory; `min_version` is its tokens' oldest policy_version, NO_VERSION without any."""
 
     group_id: str
     min_version: int
     batch: pa.RecordBatch
 
     def record(self, submission_index: int) -> dict[str, Json]:
-        version = None if self.min_version == _NO_VERSION else self.min_version
+        version = None if self.min_version == NO_VERSION else self.min_version
         return {"submission_index": submission_index, "group_id": self.group_id, "min_version": version}
 
 
@@ -223,7 +223,7 @@ class BufferActor:
 
     def _hold(self, index: int, batch: pa.RecordBatch) -> None:
         group_id = batch.column("group_id")[0].as_py()
-        self._waiting[index] = _Held(group_id, int(_row_versions(batch).min()), batch)
+        self._waiting[index] = _Held(group_id, int(row_versions(batch).min()), batch)
         self._seen[index] = group_id
 
     def take(
@@ -240,7 +240,7 @@ class BufferActor:
         added as rows of origin replay; one that is gone or damaged is left out. The rows of `sft`, of that
         origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
         group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
-        min_version (null without versions), version_tokens (the sum of its tokens' versions), reward,
+        min_version (null without versions), version_tokens (the sum of its loss tokens' versions), reward,
         format_tag, answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken
         until `commit`; asking again for the same gives the same.
 
@@ -365,33 +365,8 @@ def _numbered(batch: pa.RecordBatch, submission_index: int) -> pa.RecordBatch:
     return batch.set_column(batch.schema.get_field_index("submission_index"), "submission_index", column)
 
 
-def _row_versions(batch: pa.RecordBatch) -> np.ndarray:
-    """[N] the oldest policy_version of each row's tokens, _NO_VERSION where there is none."""
-    column = batch.column("versions")
-    rows = np.repeat(np.arange(batch.num_rows), pc.list_value_length(column).to_numpy())
-    oldest = np.full(batch.num_rows, _NO_VERSION, dtype=np.int64)
-    np.minimum.at(
-        oldest, rows, pc.struct_field(pc.list_flatten(column), "version").to_numpy(zero_copy_only=False)
-    )
-    return oldest
-
-
-def _version_tokens(rows: pa.RecordBatch) -> np.ndarray:
-    """[N] sum over each row's tokens of the policy_version that sampled them."""
-    column = rows.column("versions")
-    counts = pc.list_value_length(column).to_numpy().astype(np.int64)
-    owner = np.repeat(np.arange(rows.num_rows), counts)
-    spans = pc.list_flatten(column)
-    starts = pc.struct_field(spans, "start").to_numpy(zero_copy_only=False)
-    versions = pc.struct_field(spans, "version").to_numpy(zero_copy_only=False)
-    ends = pc.list_value_length(rows.column("token_ids")).to_numpy().astype(np.int64)[owner]
-    same_row = np.flatnonzero(owner[1:] == owner[:-1])
-    ends[same_row] = starts[same_row + 1]
-    return np.bincount(owner, versions * (ends - starts), rows.num_rows).astype(np.int64)
-
-
 def _index_of(rows: pa.RecordBatch) -> pa.Table:
-    versions = _row_versions(rows)
+    versions = row_versions(rows)
     columns: dict[str, pa.Array] = {"row": pa.array(np.arange(rows.num_rows, dtype=np.int64))}
     columns |= {name: rows.column(name) for name in _INDEX_COLUMNS}
     columns["num_prompt_tokens"] = pc.list_value_length(rows.column("prompt_ids"))
@@ -400,8 +375,8 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
     row_of_token = np.repeat(np.arange(rows.num_rows), pc.list_value_length(masks).to_numpy())
     counted = pc.list_flatten(masks).to_numpy(zero_copy_only=False)
     columns["num_loss_tokens"] = pa.array(np.bincount(row_of_token, counted, rows.num_rows).astype(np.int64))
-    columns["min_version"] = pa.array(versions, mask=versions == _NO_VERSION)
-    columns["version_tokens"] = pa.array(_version_tokens(rows))
+    columns["min_version"] = pa.array(versions, mask=versions == NO_VERSION)
+    columns["version_tokens"] = pa.array(version_tokens(rows))
     return pa.table(columns)
 
 

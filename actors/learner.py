@@ -373,14 +373,17 @@ def _token_table(
         "weight": flat({row: rows.loss_masks[row] * batch.row_weights_N[row] for row in order}),
         "advantage": flat({row: _token_advantages(rows, batch, row) for row in order}),
         "behavior_logprobs": flat(rows.behavior_logprobs),
-        "draw": flat({row: _draws(seed, rows.sample_ids[row], len(rows.tokens[row])) for row in order}),
+        "draw": flat({row: _draws(seed, rows.sample_ids[row], rows.loss_masks[row]) for row in order}),
         **{name: flat(values) for name, values in scored.items()},
     }
 
 
-def _draws(seed: int, sample_id: str, count: int) -> np.ndarray:
-    """A uniform number in [0, 1) for every token of a sample, wherever and whenever it is looked at."""
-    return np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(count)
+def _draws(seed: int, sample_id: str, loss_mask: np.ndarray) -> np.ndarray:
+    """A uniform number in [0, 1) for every loss token of a sample, wherever and whenever it is looked at; 0
+    elsewhere, so that tokens of an environment move no other token's draw."""
+    draws = np.zeros(len(loss_mask))
+    draws[loss_mask] = np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(loss_mask.sum())
+    return draws
 
 
 def _gather(table: TokenTable) -> list[TokenTable]:

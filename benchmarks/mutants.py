@@ -29,6 +29,7 @@ SUITES = {
         "tests/trainer/losses/test_losses.py",
         "tests/trainer/losses/test_per_token_losses.py",
     ),
+    "trainer.losses.clamping": ("tests/trainer/losses/test_per_token_losses.py",),
     "trainer.losses.covariance": ("tests/trainer/losses/test_covariance.py",),
     "trainer.token_advantages.transforms": ("tests/trainer/token_advantages/test_transforms.py",),
     "trainer.token_advantages.entropy_transforms": (

@@ -123,13 +123,14 @@ class SftConfig:
 class KLConfig:
     """coef x k per policy token, with d = log pi - log anchor: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
 
-    Section `kl` is the anchor to the reference, `kl_base` the one to the model of step 0.
+    Section `kl` is the anchor to the reference, `kl_base` the one to the model of step 0. In the loss it is
+    aggregated as `loss.policy.aggregate` says; `loss.policy.weight` does not scale it.
     """
 
     estimator: str = "k3"
     coef: float = 0.0
     place: str = "loss"
-    """loss (a term per token) or reward (the sequence's sum, taken off the reward before the baseline)."""
+    """loss (a term per token) or reward (the sum over the row's tokens, taken off before the baseline)."""
 
 
 @dataclass
@@ -157,7 +158,8 @@ class ReferenceConfig:
 class EntropyConfig:
     """-coef x H per policy token, with H the exact entropy of the policy's next token in nats
 
-    A term of the loss beside all others. With `clamp` above 0, H is that of AEnt, arXiv 2509.03493.
+    A term of the loss beside all others, aggregated as `loss.policy.aggregate` says and not scaled by
+    `loss.policy.weight`. With `clamp` above 0, H is that of AEnt, arXiv 2509.03493.
     """
 
     coef: float = 0.0

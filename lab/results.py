@@ -24,6 +24,7 @@ from rollouts.files import make_dir_synced, write_json_atomic
 from rollouts.store import committed_evals, read_eval
 from trainer.evaluate import pass_at_k
 from trainer.label_entropy import entropy_of
+from trainer.reward_ties import reaches
 from viewer.run_data import read_run
 
 FORMAT: Final = 1
@@ -127,7 +128,8 @@ def _prompt_result(rows: Sequence[Mapping[str, Any]]) -> PromptResult:
     answers = [row["answer"] for row in rows]
     # As in `trainer.evaluate`: by the answer if a scorer gives one, else by the reward.
     right = [
-        row["answer_ok"] if row["answer_ok"] is not None else (row["reward"] or 0.0) >= 1.0 for row in rows
+        row["answer_ok"] if row["answer_ok"] is not None else bool(reaches(row["reward"] or 0.0, 1.0))
+        for row in rows
     ]
     formats = [row["format_tag"] for row in rows]
     strategies = [dict(row["tags"]).get("strategy") for row in rows]

@@ -13,7 +13,7 @@ from rollouts.records import Completion, Judgement, Prompt
 
 
 def length(prompt: Prompt, completions: Sequence[Completion], options: LengthOptions) -> list[Judgement]:
-    """1 at `target_tokens` tokens or fewer, 0 at `max_tokens` or more, linear between.
+    """1 at `target_tokens` sampled tokens or fewer, 0 at `max_tokens` or more, linear between.
 
     Raises:
         ValueError: `target_tokens` is not below `max_tokens`.
@@ -24,7 +24,7 @@ def length(prompt: Prompt, completions: Sequence[Completion], options: LengthOpt
             f"got target_tokens={options.target_tokens}, max_tokens={options.max_tokens}"
         )
     width = options.max_tokens - options.target_tokens
-    excess = (len(completion.token_ids) - options.target_tokens for completion in completions)
+    excess = (completion.num_sampled - options.target_tokens for completion in completions)
     return [Judgement(score=1.0 - min(max(tokens, 0), width) / width) for tokens in excess]
 
 

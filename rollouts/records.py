@@ -90,6 +90,8 @@ class Completion:
 
     `behavior_logprobs` [T] are the sampler's, at the sampling temperature, in nats.
     `versions` lists (first token position, policy_version) spans, in order, starting at 0.
+    `loss_mask` [T] is false at tokens that no policy sampled (those of an environment, between turns), whose
+    `behavior_logprobs` are ignored; None means that every token was sampled.
     """
 
     sample_id: str
@@ -99,6 +101,17 @@ class Completion:
     finish_reason: str
     behavior_logprobs: tuple[float, ...]
     versions: tuple[tuple[int, int], ...]
+    loss_mask: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.loss_mask is None or len(self.loss_mask) == len(self.token_ids), (
+            "a loss mask has an entry per token"
+        )
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of its tokens were sampled."""
+        return len(self.token_ids) if self.loss_mask is None else sum(self.loss_mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,8 @@ _Values = Mapping[str, Sequence[object] | pa.Array]
 def group_to_batch(group: Group, run_id: str) -> pa.RecordBatch:
     """The G samples of `group` as G rows of GROUP_SCHEMA, in order.
 
-    Every completion token counts in the loss; a row of origin sft gets null behavior_logprobs.
+    Tokens count in the loss unless `Completion.loss_mask` is false there, where behavior_logprobs are null; a
+    row of origin sft has none at all.
 
     Raises:
         ValueError: a value does not fit its column (a token id over 31 bits, text that is not Unicode, ...).
@@ -87,7 +88,7 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
         "origin": [s.origin for s in samples],
         "seed": [c.seed for c in completions],
         "token_ids": [c.token_ids for c in completions],
-        "loss_mask": [[True] * len(c.token_ids) for c in completions],
+        "loss_mask": [c.loss_mask or [True] * len(c.token_ids) for c in completions],
         "text": [c.text for c in completions],
         "finish_reason": [c.finish_reason for c in completions],
         "behavior_logprobs": [_behavior_logprobs(sample) for sample in samples],
@@ -106,9 +107,15 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
     }
 
 
-def _behavior_logprobs(sample: Sample) -> tuple[float, ...] | None:
-    was_sampled = ORIGINS[sample.origin].sampled != "no"
-    return sample.completion.behavior_logprobs if was_sampled else None
+def _behavior_logprobs(sample: Sample) -> Sequence[float | None] | None:
+    """Null for an origin that nobody sampled, and where `loss_mask` is false."""
+    completion = sample.completion
+    if ORIGINS[sample.origin].sampled == "no":
+        return None
+    if completion.loss_mask is None:
+        return completion.behavior_logprobs
+    pairs = zip(completion.behavior_logprobs, completion.loss_mask, strict=True)
+    return [logprob if sampled else None for logprob, sampled in pairs]
 
 
 def sft_batch(

@@ -118,16 +118,16 @@ def with_advantages(
     )
 
 
-MEASURED: Final = ("mismatch_abs", "mismatch_k3")
-"""Columns of the learner that are for metrics alone."""
+NOT_COMMITTED: Final = ("loss_mask", "mismatch_abs", "mismatch_k3")
+"""Columns of the learner that no committed row has: the mask, which is there already, and measurements."""
 
 
 def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Table:
     """The learner's columns as they are committed."""
-    kept = columns.drop_columns([name for name in MEASURED if name in columns.column_names])
+    kept = columns.drop_columns([name for name in NOT_COMMITTED if name in columns.column_names])
     ours = {
         "advantage": pa.array(learnable.advantage_N, from_pandas=True),
-        "token_advantage": _token_advantages(batch, learnable),
+        "token_advantage": _token_advantages(batch, columns, learnable),
         "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != POLICY),
         "update_count": pa.array((learnable.row_weight_N > 0).astype("int64")),
     }
@@ -136,13 +136,13 @@ def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa
     return kept
 
 
-def _token_advantages(batch: Batch, learnable: Learnable) -> pa.Array:
-    """The column token_advantage: per token where a row has a bonus, null elsewhere."""
+def _token_advantages(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Array:
+    """The column token_advantage: per loss token where a row has a bonus, null elsewhere."""
     given = learnable.bonus_N != 0
-    rows = np.flatnonzero(given)
-    counts = batch.index.column("num_tokens").to_numpy()[rows].tolist()
-    masks = answer_masks(batch.index.column("spans").take(rows), counts) if len(rows) else []
-    found: list[np.ndarray | None] = [None] * len(given)
-    for row, mask in zip(rows.tolist(), masks, strict=True):
-        found[row] = token_advantages(learnable.advantage_N[row], learnable.bonus_N[row], mask)
+    found: list[list[float | None] | None] = [None] * len(given)
+    for row in np.flatnonzero(given).tolist():
+        loss_mask = np.array(columns.column("loss_mask")[row].as_py(), np.bool_)
+        (answer,) = answer_masks(batch.index.column("spans").slice(row, 1), [len(loss_mask)])
+        values = token_advantages(learnable.advantage_N[row], learnable.bonus_N[row], answer)
+        found[row] = [float(value) if kept else None for value, kept in zip(values, loss_mask, strict=True)]
     return pa.array(found, pa.list_(pa.float32()))

@@ -16,6 +16,7 @@ from rollouts.schema import group_to_batch
 from rollouts.store import commit_eval, committed_evals
 from trainer.data.prompts import TokenPrompt
 from trainer.label_entropy import entropy_of
+from trainer.reward_ties import reaches
 from trainer.roles import Generator
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import ScorerSet, make_submission, single_turn
@@ -32,7 +33,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def _passes(group: Group) -> list[bool]:
     """Whether each sample is right: by its answer where a scorer judged one, else by reward >= 1."""
     return [
-        sample.answer_ok if sample.answer_ok is not None else (sample.reward or 0.0) >= 1.0
+        sample.answer_ok if sample.answer_ok is not None else bool(reaches(sample.reward or 0.0, 1.0))
         for sample in group.samples
     ]
 

@@ -270,7 +270,7 @@ class Run:
         self._reports.phase(step + 1, "publishing")
         metrics |= await self._publish(step + 1)
         watch.lap("publish")
-        num_tokens = float(index.column("num_tokens").to_numpy()[batch.rows_of(POLICY)].sum())
+        num_tokens = float(index.column("num_loss_tokens").to_numpy()[batch.rows_of(POLICY)].sum())
         metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
         metrics |= _phase_times(watch)
         self._reports.phase(step + 1, "committing")

@@ -1,6 +1,7 @@
 """A step's metrics from its rows: rewards, entropies, formats, KL, mismatch and age. Names are ``area/name``.
 
-Means over tokens count loss tokens only. A metric whose rows are absent is left out, not set to a number.
+Lengths and means over tokens count loss tokens only.
+A metric whose rows are absent is left out, not set to a number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pyarrow.compute as pc
 
 from configs.origins import ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
 from trainer.label_entropy import entropy_of
+from trainer.loss_tokens import loss_values
+from trainer.reward_ties import rewards_differ
 from trainer.rollout.tempered import tempered_metrics
 from trainer.step_records import Batch, Learnable
 
@@ -47,7 +50,9 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     metrics |= {name: float(count) for name, count in failed.items()}
     groups = [batch.reward_N[batch.group_N == group] for group in range(int(batch.group_N.max()) + 1)]
     flat = [
-        float(np.nanmax(rewards) == np.nanmin(rewards)) for rewards in groups if np.isfinite(rewards).any()
+        not rewards_differ(float(np.nanmin(rewards)), float(np.nanmax(rewards)))
+        for rewards in groups
+        if np.isfinite(rewards).any()
     ]
     metrics["group/zero_std_share"] = float(np.mean(flat)) if flat else 1.0
     return metrics
@@ -89,12 +94,11 @@ def _token_metrics(columns: pa.Table, counts: np.ndarray) -> dict[str, float]:
         ("mismatch/k3_behavior_vs_proximal", "mismatch_k3"),
     ):
         metrics[metric] = float(columns.column(name).to_numpy().sum() / total)
-    policy = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
+    policy = loss_values(columns, "proximal_logprobs").astype(np.float64)
     for anchor in ("ref", "base"):
-        column = columns.column(f"{anchor}_logprobs")
-        if column.null_count:
+        if columns.column(f"{anchor}_logprobs").null_count:
             continue
-        log_ratio = pc.list_flatten(column).to_numpy().astype(np.float64) - policy
+        log_ratio = loss_values(columns, f"{anchor}_logprobs").astype(np.float64) - policy
         metrics[f"kl/k3_policy_vs_{anchor}"] = float((np.expm1(log_ratio) - log_ratio).sum() / total)
     return metrics
 
@@ -103,10 +107,10 @@ def staleness_metrics(index: pa.Table, version: int) -> dict[str, float]:
     """staleness/*: how many steps the sampled tokens of `index` lag behind weights `version`.
 
     mean over tokens, by `version_tokens` (the sum of their versions); max from the oldest. Rows without
-    versions were not sampled by a policy.
+    versions were not sampled by a policy, nor were tokens outside `loss_mask`.
     """
     rows = index.filter(pc.is_valid(index.column("min_version")))
-    num_tokens = pc.sum(rows.column("num_tokens")).as_py()
+    num_tokens = pc.sum(rows.column("num_loss_tokens")).as_py()
     if not num_tokens:
         return {}
     return {
@@ -127,12 +131,9 @@ def _replay_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
 
 
 def _sft_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
-    """sft/*: how many demonstrations a step has, and what the policy thinks of them, per token.
-
-    Every token of a demonstration is a loss token.
-    """
+    """sft/*: how many demonstrations a step has, and what the policy thinks of them, per loss token."""
     counts = batch.index.column("num_loss_tokens").to_numpy().astype(np.float64)
-    logprobs = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
+    logprobs = loss_values(columns, "proximal_logprobs").astype(np.float64)
     entropy = _floats(columns.column("entropy_mean"))
     return {
         "sft/num_rows": float(batch.index.num_rows),
@@ -174,7 +175,7 @@ def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
     metrics = reward_metrics(batch) | _format_metrics(tags, batch.reward_N) | _answer_entropy(batch)
     metrics |= _token_metrics(columns, counts)
     metrics |= staleness_metrics(index, version)
-    metrics["length/mean_tokens"] = float(index.column("num_tokens").to_numpy().mean())
+    metrics["length/mean_tokens"] = float(counts.mean())
     reasons = index.column("finish_reason").to_pylist()
     metrics["length/truncated_share"] = float(np.mean([reason == "length" for reason in reasons]))
     domains = np.array(index.column("domain").to_pylist(), dtype=object)

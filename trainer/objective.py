@@ -1,12 +1,13 @@
 """The objective of one microbatch: losses by origin and KL anchor, masked and weighted. Used by learners.
 
 Row weights come from `trainer.losses.normalize`; summing the returned loss over all microbatches and ranks
-of an update gives the update's loss, whatever the cut.
+of an update gives the update's loss, whatever the cut. KL anchors and the entropy bonus are aggregated like
+the policy loss, but do not have its weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,20 +163,12 @@ def microbatch_loss(
         total = total + part
         if not ORIGINS[origin].transformed:
             continue
-        for section, anchor in objective.anchors.items():
-            if anchor.coef > 0 and anchor.place == "loss":
-                known = columns.anchor_logprobs[section][chosen]
-                pull = ESTIMATORS[anchor.estimator](inputs.policy_logprobs, known)
-                term = anchor.coef * (weights * pull).sum()
-                _add(sums, f"loss/{section}", term)
-                total = total + term
-        if objective.entropy_coef:
-            bonus = -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()
-            _add(sums, "loss/entropy", bonus)
-            total = total + bonus
-        if objective.entropy_clamp:
-            _add(sums, "sum/entropy_clamped", scores.entropy_clamped[chosen].sum())
+        for name, term in _terms(scores, columns, objective, origin, chosen, inputs.policy_logprobs):
+            _add(sums, f"loss/{name}", term)
+            total = total + term
         with torch.no_grad():
+            if objective.entropy_clamp:
+                _add(sums, "sum/entropy_clamped", scores.entropy_clamped[chosen].sum())
             drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
         _add(sums, "sum/k3_proximal_vs_policy", drift.sum())
     sums["loss/total"] = total.item()
@@ -185,3 +178,26 @@ def microbatch_loss(
 def _add(sums: dict[str, float], name: str, value: Tensor) -> None:
     """Several origins may add to one sum."""
     sums[name] = sums.get(name, 0.0) + value.item()
+
+
+def _terms(
+    scores: TokenScores,
+    columns: TokenColumns,
+    objective: Objective,
+    origin: str,
+    chosen: Tensor,
+    policy_logprobs: Tensor,
+) -> Iterator[tuple[str, Tensor]]:
+    """KL anchors and entropy bonus of the `chosen` tokens of `origin`: name and scalar of each.
+
+    They are aggregated as the origin's loss is (`loss.policy.aggregate`), but its weight is not theirs, as in
+    verl and TRL: it is a factor of the row weights, and taken out of them here.
+    """
+    weights = columns.weights[chosen] / objective.losses[origin].common.weight
+    for section, anchor in objective.anchors.items():
+        if anchor.coef > 0 and anchor.place == "loss":
+            known = columns.anchor_logprobs[section][chosen]
+            pull = ESTIMATORS[anchor.estimator](policy_logprobs, known)
+            yield section, anchor.coef * (weights * pull).sum()
+    if objective.entropy_coef:
+        yield "entropy", -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()

@@ -19,6 +19,7 @@ class LossCommon:
 
     kind: str = ""
     weight: float = 1.0
+    """Factor of this origin's loss; not of KL anchors and the entropy bonus, which have their own `coef`."""
     aggregate: str = "token_mean"
     """token_mean, sequence_mean (mean of the sequences' means) or sequence_sum (over `sum_constant`)."""
     sum_constant: float = 0.0

@@ -67,7 +67,7 @@ class HicraOptions:
 class StareOptions:
     """After STARE, arXiv 2606.19236: |A| raised where it raises entropy, shrunk where it lowers it.
 
-    The paper's weights and quantiles were not retrieved: all defaults are ours.
+    Weights, quantiles and defaults are ours; the released rule is another one, see docs/methods/stare.md.
     """
 
     strength: float = 0.5
@@ -98,7 +98,10 @@ class IcepopOptions:
 
 @dataclass
 class RejectionOptions:
-    """Rows whose mean log(proximal / behavior), as exp, is out of bounds have no gradient. verl's bounds."""
+    """Rows whose mean log(proximal / behavior), as exp, is out of bounds have no gradient.
+
+    verl's numbers, which bound the inverse there.
+    """
 
     low: float = 0.999
     high: float = 1.001

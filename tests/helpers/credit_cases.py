@@ -25,7 +25,7 @@ from configs.kinds.advantages import (
 from configs.kinds.bonuses import BatchOptions, UcbConOptions, UcbMeanOptions, UcbOptions
 from configs.kinds.prompt_weights import PassAtKValueOptions
 from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
-from trainer.credit.advantage_inputs import RewardedRows
+from trainer.credit.advantage_inputs import RewardedRows, group_bounds, group_sums
 from trainer.credit.advantages import (
     dr_grpo,
     grpo,
@@ -39,6 +39,7 @@ from trainer.credit.advantages import (
 from trainer.credit.bonuses import batch, ucb, ucb_con, ucb_mean
 from trainer.credit.prompt_weights import pass_at_k_value
 from trainer.credit.reward_shapes import mara, overlong
+from trainer.reward_ties import exceeds, reaches, rewards_differ, tolerance
 
 Check = Callable[[], None]
 
@@ -101,6 +102,81 @@ def check_rounding() -> None:
     """0.1 three times has no mean of exactly 0.1: still nothing to learn."""
     rows = rewarded([0.1, 0.1, 0.1], [4, 4, 4])
     assert dr_grpo(rows, DrGrpoOptions()).tolist() == rloo(rows, RlooOptions()).tolist() == [0.0] * 3
+
+
+def check_ties() -> None:
+    """0.1 + 0.2 and 0.3 are one reward, and so is 0.3 of float32: no baseline and no spread of the step
+    teaches from them, with eps 0 either.
+    """
+    rows = rewarded([0.1 + 0.2, 0.3, float(np.float32(0.3))], [4, 4, 4])
+    for found in (
+        dr_grpo(rows, DrGrpoOptions()),
+        grpo(rows, GrpoOptions(eps=0.0)),
+        rloo(rows, RlooOptions()),
+        reinforce_pp(rows, ReinforcePpOptions(baseline="none", eps=0.0)),
+        quantile(rows, QuantileOptions(eps=0.0)),
+    ):
+        assert found.tolist() == [0.0] * 3
+    at = rewarded([0.1 + 0.2, 0.7 + 0.1, 0.0], [4, 4, 4])  # 0.7 + 0.1 is 0.7999999999999999
+    assert w_reinforce(at, WReinforceOptions(threshold=0.8)).tolist() == [-1.0, 0.1, -1.0]
+    assert pass_at_k(at, PassAtKOptions(k=1, threshold=0.8, eps=0.0))[1] > 0
+    good = mara(replace(at, ref_logprob_N=np.array([-1.0, -1.0, -1.0])), MaraOptions(threshold=0.8))
+    assert good.tolist() == at.rewards_N.tolist(), "the only good row is its own anchor"
+
+
+def check_tolerance() -> None:
+    """1e-9, and 1e-6 of the larger magnitude, whatever its sign and side."""
+    assert tolerance(0.0, 0.0) == 1e-9
+    assert tolerance(-3.0, 2.0) == tolerance(2.0, -3.0) == pytest.approx(3e-6, rel=1e-3)
+
+
+def check_rewards_differ() -> None:
+    """From low to high: equal, rounding, 1e-5 of 1, 1e-5 of 100, both signs, none at all, unknown."""
+    low = np.array([1.0, 0.3, 1.0, 100.0, -1.0, np.inf, np.nan])
+    high = np.array([1.0, 0.1 + 0.2, 1.00001, 100.00001, 1.0, -np.inf, np.nan])
+    assert rewards_differ(low, high).tolist() == [False, False, True, False, True, False, False]
+    assert not rewards_differ(0.0, 0.1 + 0.2 - 0.3) and rewards_differ(0.0, 1e-8)
+
+
+def check_thresholds() -> None:
+    """Around 1 and 0: clearly below, below by rounding, at, above by rounding, clearly above, unknown."""
+    near_one = np.array([0.99999, 1 - 1e-8, 1.0, 1 + 1e-8, 1.00001, np.nan])
+    assert reaches(near_one, 1.0).tolist() == [False, True, True, True, True, False]
+    assert exceeds(near_one, 1.0).tolist() == [False, False, False, False, True, False]
+    near_zero = np.array([-1e-8, -1e-10, 0.0, 1e-10, 1e-8])
+    assert reaches(near_zero, 0.0).tolist() == [False, True, True, True, True]
+    assert exceeds(near_zero, 0.0).tolist() == [False, False, False, False, True]
+    assert reaches(-2.0 - 1e-7, -2.0) and not reaches(-2.0 - 1e-4, -2.0) and exceeds(-1.0, -2.0)
+
+
+TIES_CHECKS: dict[str, tuple[Check, ...]] = {
+    "tolerance": (check_tolerance,),
+    "rewards_differ": (check_rewards_differ,),
+    "reaches": (check_thresholds,),
+    "exceeds": (check_thresholds,),
+}
+"""By function of `trainer.reward_ties`: what must fail when anything in it is changed."""
+
+
+def check_group_bounds() -> None:
+    """Group 7 has 1, -2 and a NaN, group 3 a single 5, group 9 none."""
+    low, high = group_bounds(np.array([1.0, 5.0, np.nan, -2.0, np.nan]), np.array([7, 3, 7, 7, 9]))
+    assert low.tolist() == [-2.0, 5.0, -2.0, -2.0, math.inf]
+    assert high.tolist() == [1.0, 5.0, 1.0, 1.0, -math.inf]
+    assert [len(each) for each in group_bounds(np.zeros(0), np.zeros(0, np.int64))] == [0, 0]
+
+
+def check_group_sums() -> None:
+    """Group 7 has 1 and -2, group 3 a 5."""
+    sums, sizes = group_sums(np.array([1.0, 5.0, -2.0]), np.array([7, 3, 7]))
+    assert sums.tolist() == [-1.0, 5.0, -1.0] and sizes.tolist() == [2.0, 1.0, 2.0]
+
+
+INPUT_CHECKS: dict[str, tuple[Check, ...]] = {
+    "group_bounds": (check_group_bounds,),
+    "group_sums": (check_group_sums,),
+}
+"""The same for `trainer.credit.advantage_inputs`."""
 
 
 def check_grpo() -> None:
@@ -181,7 +257,7 @@ def check_quantile() -> None:
 
 
 ADVANTAGE_CHECKS: dict[str, tuple[Check, ...]] = {
-    "_uneven": (check_dr_grpo, check_rounding),
+    "_uneven": (check_dr_grpo, check_rounding, check_ties),
     "dr_grpo": (check_dr_grpo, check_rounding),
     "grpo": (check_grpo,),
     "rloo": (check_rloo, check_rounding),
@@ -297,6 +373,8 @@ def check_pass_at_k_value() -> None:
 PROMPT_WEIGHT_CHECKS: dict[str, tuple[Check, ...]] = {"pass_at_k_value": (check_pass_at_k_value,)}
 """The same for `trainer.credit.prompt_weights`."""
 CHECKS = {
+    "trainer.reward_ties": TIES_CHECKS,
+    "trainer.credit.advantage_inputs": INPUT_CHECKS,
     "trainer.credit.advantages": ADVANTAGE_CHECKS,
     "trainer.credit.bonuses": BONUS_CHECKS,
     "trainer.credit.reward_shapes": REWARD_SHAPE_CHECKS,

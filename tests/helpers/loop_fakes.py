@@ -142,6 +142,7 @@ class FakeLearner:
         zeros = pa.array([0.0] * num_rows, pa.float64())
         columns = {
             "sample_id": names,
+            "loss_mask": pa.array([[True] * 3] * num_rows, pa.list_(pa.bool_())),
             **dict.fromkeys(("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"), floats),
             "entropy_mean": pa.array([self._drawn("entropy")] * num_rows, pa.float32()),
             "entropy_mean_t1": pa.array([0.5] * num_rows, pa.float32()),

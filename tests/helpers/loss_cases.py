@@ -31,6 +31,7 @@ from configs.kinds.token_advantages import (
     RepoROptions,
 )
 from trainer.losses.batch_statistics import Prepared
+from trainer.losses.clamping import clamp_value
 from trainer.losses.per_token import LossInputs, TokenLoss, mean_by_row
 from trainer.token_advantages.transforms import (
     BoundTransform,
@@ -200,13 +201,59 @@ def check_mean_by_row() -> None:
 
 
 def check_stray_tokens() -> None:
-    """A log-ratio of +-1000 is held to +-20: values exp(20) = 4.85e8 and exp(-20), and no gradient."""
+    """A log-ratio of +-1000 is clamped to +-20: values and gradients are exp(20) = 4.85e8 and exp(-20)."""
     for kind in ("ppo_clip", "gppo", "ce_gppo"):
         bounds = {"clip_low": 2.0, "clip_high": 1e9, "dual_clip": 0.0}
         inputs = loss_inputs([0.0, -1000.0], [-1000.0, 0.0], [2.0, 2.0])
         found = call(kind, inputs, type(OPTIONS[kind])(**bounds))
-        assert found.loss.tolist() == pytest.approx([-2.0 * math.exp(20), -2.0 * math.exp(-20)])
-        assert gradient(found, inputs).tolist() == [0.0, 0.0]
+        wanted = [-2.0 * math.exp(20), -2.0 * math.exp(-20)]
+        assert found.loss.tolist() == pytest.approx(wanted)
+        assert gradient(found, inputs).tolist() == pytest.approx(wanted)
+
+
+def check_far_tokens() -> None:
+    """A logprob that fell from -0.1 to -22.1 or -1000, A = -1: 0.8 in gppo; 0.4 in ce_gppo with beta 1/2.
+
+    cispo has 0.8 as well; ppo_clip drops it by its clip, which its mark tells.
+    """
+    wanted = {"gppo": 0.8, "ce_gppo": 0.4, "cispo": 0.8, "ppo_clip": 0.0}
+    for kind, grad in wanted.items():
+        inputs = loss_inputs([-22.1, -1000.0, -1.1], [-0.1] * 3, [-1.0] * 3)
+        found = call(kind, inputs, OPTIONS[kind])
+        assert gradient(found, inputs).tolist() == pytest.approx([grad] * 3), kind
+        assert found.marks["clip_low"].all()
+
+
+def check_gspo_far() -> None:
+    """One token of four at -22: s = exp(-22 / 4) = 0.00409 is the gradient of each, the stray one's too.
+
+    A row of mean -30 has s = exp(-20), and one of mean +30 exp(20).
+    """
+    options = GspoOptions(clip_low=2.0, clip_high=1e9)
+    inputs = loss_inputs([-22.0, 0.0, 0.0, 0.0], [0.0] * 4, [-1.0] * 4, [0] * 4)
+    found = call("gspo", inputs, options)
+    assert found.loss.tolist() == pytest.approx([math.exp(-5.5)] * 4)
+    assert gradient(found, inputs).tolist() == pytest.approx([0.0040868] * 4, rel=1e-4)
+    inputs = loss_inputs([-30.0, -30.0, 30.0, 30.0], [0.0] * 4, [-1.0] * 4, [0, 0, 1, 1])
+    wanted = [math.exp(-20)] * 2 + [math.exp(20)] * 2
+    found = call("gspo", inputs, options)
+    assert found.loss.tolist() == pytest.approx(wanted)
+    assert gradient(found, inputs).tolist() == pytest.approx(wanted)
+
+
+def check_clamp_value() -> None:
+    """-30, -1, 30 become -20, -1, 20, or -2, -1, 1; their gradient is 1. +-inf are clamped and have none."""
+    for bounds, wanted in (((), [-20.0, -1.0, 20.0]), ((-2.0, 1.0), [-2.0, -1.0, 1.0])):
+        values = torch.tensor([-30.0, -1.0, 30.0], requires_grad=True)
+        found = clamp_value(values, *bounds)
+        assert found.tolist() == wanted
+        (grad,) = torch.autograd.grad((torch.tensor([1.0, 2.0, 3.0]) * found).sum(), values)
+        assert grad.tolist() == [1.0, 2.0, 3.0]
+    endless = torch.tensor([-math.inf, math.inf], requires_grad=True)
+    found = clamp_value(endless)
+    (grad,) = torch.autograd.grad(found.sum(), endless)
+    assert found.tolist() == [-20.0, 20.0] and grad.tolist() == [0.0, 0.0]
+    assert clamp_value(torch.tensor([math.nan])).isnan().all(), "what is undefined shows"
 
 
 def check_which_old() -> None:
@@ -223,20 +270,22 @@ def check_which_old() -> None:
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "log_ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
+    "log_ratio": (check_stray_tokens, check_far_tokens, lambda: check_table("ppo_clip")),
     "ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
     "old_logprobs": (check_which_old,),
     "clip_marks": (lambda: check_table("ppo_clip"),),
     "hold_losses": (lambda: check_table("ppo_clip"),),
     "ppo_clip": (lambda: check_table("ppo_clip"),),
     "mean_by_row": (check_mean_by_row, check_gspo_rows),
-    "gspo": (lambda: check_table("gspo"), check_gspo_rows),
+    "gspo": (lambda: check_table("gspo"), check_gspo_rows, check_gspo_far),
     "cispo": (lambda: check_table("cispo"),),
-    "_preserved": (lambda: check_table("gppo"), lambda: check_table("ce_gppo")),
+    "_preserved": (lambda: check_table("gppo"), lambda: check_table("ce_gppo"), check_far_tokens),
     "gppo": (lambda: check_table("gppo"),),
     "ce_gppo": (lambda: check_table("ce_gppo"),),
 }
 """By function of `trainer.losses.per_token`: what must fail when anything in it is changed."""
+CLAMPING_CHECKS: dict[str, tuple[Check, ...]] = {"clamp_value": (check_clamp_value,)}
+"""The same for `trainer.losses.clamping`."""
 
 
 def check_positive_reweight() -> None:

@@ -30,7 +30,7 @@ KEEP = RolloutConfig(groups_per_step=2)
 def reference_teaches(rewards: Sequence[float | None]) -> bool:
     """DAPO's condition, pair by pair: some two rewards of the group differ."""
     known = [reward for reward in rewards if reward is not None]
-    return any(one != other for one in known for other in known)
+    return any(not math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one in known for other in known)
 
 
 def reference_rounds(teaches: Sequence[bool], wanted: int, limit: int) -> tuple[int, int]:
@@ -63,6 +63,10 @@ def check_teaching_rows() -> None:
     found = teaching_rows(reward_N, group_N)
     assert found.tolist() == [True, False, True, False, False, False, False, True, True, True]
     assert teaching_rows(np.zeros(0), np.zeros(0, np.int64)).tolist() == []
+    assert teaching_rows(np.array([0.1 + 0.2, 0.3, 0.3, 0.4]), np.array([0, 0, 1, 1])).tolist() == [
+        *(False, False),
+        *(True, True),
+    ]
 
 
 def check_left_out_rows() -> None:
@@ -122,7 +126,7 @@ def check_sampling_metrics() -> None:
 
 def check_counting_rows() -> None:
     """Of five tempered rows the two with a reward above 0; no row of another origin."""
-    reward_N = np.array([1.0, 0.0, NAN, -1.0, 0.5, 1.0, 1.0])
+    reward_N = np.array([1.0, 0.1 + 0.2 - 0.3, NAN, -1.0, 0.5, 1.0, 1.0])
     origin_N = np.array(["tempered"] * 5 + ["policy", "sft"], object)
     assert counting_rows(reward_N, origin_N).tolist() == [True, False, False, False, True, False, False]
 
@@ -130,13 +134,14 @@ def check_counting_rows() -> None:
 def check_tempered_metrics() -> None:
     """Rewards 1, 0 and null; 3, 3 and 2 loss tokens of logprob -0.5, -1 and -1.5: their nll is 7.5 / 8. Mean
     entropies of 1, 2 and none for rows of as many tokens: 9 / 8."""
-    index = pa.table({"reward": [1.0, 0.0, None], "num_loss_tokens": [3, 3, 2]})
-    logprobs = [[-0.5] * 3, [-1.0] * 3, [-1.5] * 2]
+    index = pa.table({"reward": [1.0, 0.1 + 0.2 - 0.3, None], "num_loss_tokens": [3, 3, 2]})
+    logprobs = [[-0.5] * 3, [-1.0] * 3, [-1.5, -99.0, -1.5]]
     columns = pa.table(
         {
+            "loss_mask": [[True] * 3, [True] * 3, [True, False, True]],
             "entropy_mean": [1.0, 2.0, None],
             "proximal_logprobs": logprobs,
-            "behavior_logprobs": [[-9.0] * 3, [-9.0] * 3, [-9.0] * 2],
+            "behavior_logprobs": [[-9.0] * 3] * 3,
         }
     )
     expected = {

@@ -29,7 +29,14 @@ from trainer.token_advantages.entropy_transforms import (
     stare,
     top_entropy,
 )
-from trainer.token_advantages.off_policy import icepop, rejection, sampler_drift, sum_by_row, tis
+from trainer.token_advantages.off_policy import (
+    icepop,
+    importance_ratio,
+    rejection,
+    sampler_drift,
+    sum_by_row,
+    tis,
+)
 
 Check = Callable[[], None]
 
@@ -123,9 +130,17 @@ def check_tis() -> None:
 
 
 def check_tis_far() -> None:
-    """Log-ratios, of a token or of a row, are held to +-20; a missing sampler's logprob is refused."""
+    """Log-ratios, of a token or of a row, are clamped to +-20; a missing sampler's logprob is refused.
+
+    A row's sum is taken before: -25 + 10 is -15, not -20 + 10.
+    """
     e20 = math.exp(20)
-    assert sampler_drift(far([1000.0, -1000.0, 1.5])).tolist() == [20.0, -20.0, 1.5]
+    assert sampler_drift(far([1000.0, -1000.0, 1.5])).tolist() == [1000.0, -1000.0, 1.5]
+    wanted = [e20, 1 / e20, math.exp(1.5)]
+    assert importance_ratio(torch.tensor([1000.0, -1000.0, 1.5])).tolist() == pytest.approx(wanted)
+    whole = tis(far([-25.0, 10.0], [0, 0]), TisOptions(level="sequence"))
+    assert whole.advantages.tolist() == pytest.approx([2 * math.exp(-15)] * 2)
+    assert tis(far([-1000.0]), TisOptions()).advantages.tolist() == pytest.approx([2 / e20])
     options = TisOptions(level="sequence", cap=1e12)
     found = tis(far([15.0, 15.0, -15.0, -15.0], [0, 0, 1, 1]), options)
     assert found.advantages.tolist() == pytest.approx([2 * e20, 2 * e20, 2 / e20, 2 / e20])
@@ -156,6 +171,9 @@ def check_rejection() -> None:
     found = rejection(inputs, RejectionOptions(low=0.95, high=1.05))
     assert found.advantages.tolist() == [2.0, 0.0, -2.0, 0.0, 0.0]
     assert found.marks["dropped"].tolist() == [False, True, False, True, True]
+    # -24 and +24 make a mean of 0, as -23.9 and 23.9 do; one at -30 of two tokens is exp(-15)
+    mean = rejection(far([-24.0, 24.0, -30.0, 0.0], [0, 0, 1, 1]), RejectionOptions(low=2e-7, high=1.05))
+    assert mean.marks["dropped"].tolist() == [False] * 4
 
 
 def check_clamped() -> None:
@@ -189,6 +207,7 @@ ENTROPY_CHECKS: dict[str, tuple[Check, ...]] = {
 """By function of `trainer.token_advantages.entropy_transforms`."""
 OFF_POLICY_CHECKS: dict[str, tuple[Check, ...]] = {
     "sampler_drift": (check_tis, check_tis_far),
+    "importance_ratio": (check_tis, check_tis_far),
     "tis": (check_tis, check_tis_far),
     "sum_by_row": (check_sum_by_row,),
     "icepop": (check_icepop,),

@@ -7,6 +7,7 @@ from types import FunctionType
 
 import credit_cases
 import loss_cases
+import mask_cases
 import numpy as np
 import planning_cases
 import pytest
@@ -54,6 +55,7 @@ CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
     for module, checks in (
         ("trainer.losses.per_token", loss_cases.CHECKS),
+        ("trainer.losses.clamping", loss_cases.CLAMPING_CHECKS),
         ("trainer.losses.covariance", COVARIANCE_CHECKS),
         ("trainer.token_advantages.transforms", loss_cases.SHAPE_CHECKS),
         ("trainer.token_advantages.entropy_transforms", shape_cases.ENTROPY_CHECKS),
@@ -62,6 +64,7 @@ CASES = [
         ("trainer.token_advantages.strategic_ngrams", planning_cases.GRAM_CHECKS),
         ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
         *credit_cases.CHECKS.items(),
+        ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
         ("trainer.losses.normalize", REDUCE_CHECKS),
         ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
         ("trainer.rollout.tempered", sampling_cases.TEMPERED_CHECKS),
@@ -100,7 +103,13 @@ def test_the_functions_with_tables() -> None:
     assert {
         it.__name__ for it in functions_of("trainer.token_advantages.off_policy")
     } == shape_cases.OFF_POLICY_CHECKS.keys()
-    for module, checks in (*credit_cases.CHECKS.items(), ("trainer.losses.normalize", REDUCE_CHECKS)):
+    complete = {
+        **credit_cases.CHECKS,
+        "trainer.losses.normalize": REDUCE_CHECKS,
+        "trainer.losses.clamping": loss_cases.CLAMPING_CHECKS,
+        "trainer.loss_tokens": mask_cases.MASK_CHECKS,
+    }
+    for module, checks in complete.items():
         assert {function.__name__ for function in functions_of(module)} == checks.keys(), module
     sampling = {function.__name__ for function in functions_of("trainer.rollout.dynamic_sampling")}
     assert sampling == sampling_cases.CHECKS.keys()

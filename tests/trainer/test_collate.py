@@ -157,7 +157,8 @@ def test_anchors_in_the_reward_by_hand() -> None:
         "ref_logprobs": [[-1.5, -1.0, -0.5], [-1.0, -0.25, -0.75]],
         "base_logprobs": [[-0.5, -0.5, -1.0], [-2.0, -1.5, -1.5]],
     }
-    columns = pa.table({name: pa.array(rows, pa.list_(pa.float32())) for name, rows in logprobs.items()})
+    lists = {name: pa.array(rows, pa.list_(pa.float32())) for name, rows in logprobs.items()}
+    columns = pa.table({"loss_mask": [[True] * 3] * 2, **lists})
     learnable = with_advantages(batch, columns, config, 0, {"kl.coef": 0.5})
     assert learnable.advantage_N.tolist() == pytest.approx([0.4, -0.4])
     assert learnable.settings == {"kl.coef": 0.5}

@@ -55,6 +55,7 @@ def columns(base: bool = True) -> pa.Table:
     ref = pa.array([[math.log(0.25)] * count for count in (2, 1, 1, 4)], floats)
     return pa.table(
         {
+            "loss_mask": [[True] * count for count in (2, 1, 1, 4)],
             "proximal_logprobs": policy,
             "ref_logprobs": ref,
             "base_logprobs": ref if base else pa.nulls(4, floats),

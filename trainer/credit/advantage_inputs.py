@@ -32,7 +32,7 @@ class RewardedRows:
     answer_ok_N: np.ndarray
     """True or False, or None where no scorer judged an answer."""
     num_tokens_N: np.ndarray
-    """int64, completion tokens, the end-of-text token included."""
+    """int64, sampled completion tokens (those of `loss_mask`), the end-of-text token included."""
     finish_reason_N: np.ndarray
     """str; ``length`` is a completion that was cut off at its limit."""
     ref_logprob_N: np.ndarray
@@ -66,6 +66,19 @@ class RewardedRows:
         """
         found = (np.flatnonzero(np.isin(self.origin_N, part)) for part in parts())
         return [rows for rows in found if len(rows)]
+
+
+def group_bounds(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per row: the lowest and the highest of `values_N` in the row's group; NaN counts for nothing.
+
+    inf and -inf in a group without a value.
+    """
+    groups, inverse = np.unique(group_N, return_inverse=True)
+    lowest, highest = np.full(len(groups), np.inf), np.full(len(groups), -np.inf)
+    known = np.isfinite(values_N)
+    np.minimum.at(lowest, inverse[known], values_N[known])
+    np.maximum.at(highest, inverse[known], values_N[known])
+    return lowest[inverse], highest[inverse]
 
 
 def group_sums(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Advantage estimators: a step's rewards to one number per row. Chosen by `advantage.kind`, used by the loop.
 
-Every estimator takes the step's `RewardedRows` and returns float64 [N]. A group whose rewards are all equal,
-or that has a single row, gets zeros from every group baseline.
+Every estimator takes the step's `RewardedRows` and returns float64 [N]. A group whose rewards are all equal
+(as `trainer.reward_ties` compares them), or that has a single row, gets zeros from every group baseline.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from configs.kinds.advantages import (
     RlooOptions,
     WReinforceOptions,
 )
-from trainer.credit.advantage_inputs import RewardedRows, group_sums
+from trainer.credit.advantage_inputs import RewardedRows, group_bounds, group_sums
+from trainer.reward_ties import reaches, rewards_differ
 
 
 def _uneven(rows: RewardedRows) -> np.ndarray:
     """Per row: whether its group's rewards differ. What rounding leaves of equal ones is no advantage."""
-    _, first, inverse = np.unique(rows.group_N, return_index=True, return_inverse=True)
-    return np.bincount(inverse, rows.rewards_N != rows.rewards_N[first][inverse])[inverse] > 0
+    lowest, highest = group_bounds(rows.rewards_N, rows.group_N)
+    return rewards_differ(lowest, highest)
 
 
 def dr_grpo(rows: RewardedRows, options: DrGrpoOptions) -> np.ndarray:
@@ -64,7 +65,7 @@ def reinforce_pp(rows: RewardedRows, options: ReinforcePpOptions) -> np.ndarray:
     compared = dr_grpo(rows, DrGrpoOptions()) if options.baseline == "group" else rows.rewards_N
     found = np.zeros(len(rows))
     for mine in rows.parts():
-        if compared[mine].min() < compared[mine].max():
+        if rewards_differ(compared[mine].min(), compared[mine].max()):
             centred = compared[mine] - compared[mine].mean()
             std = np.sqrt((centred**2).sum() / (len(mine) - 1))
             found[mine] = centred / (std + options.eps)
@@ -78,7 +79,7 @@ def pass_at_k(rows: RewardedRows, options: PassAtKOptions) -> np.ndarray:
     training, arXiv 2508.10751, its analytic form. Zeros where p is 0 or 1 (all wrong, or fewer than k wrong)
     and where n < k.
     """
-    is_right = rows.rewards_N >= options.threshold
+    is_right = reaches(rows.rewards_N, options.threshold)
     wrong, sizes = group_sums((~is_right).astype(np.float64), rows.group_N)
     found = np.zeros(len(rows))
     for row, (n, f) in enumerate(zip(sizes.astype(int).tolist(), wrong.astype(int).tolist(), strict=True)):
@@ -93,7 +94,7 @@ def pass_at_k(rows: RewardedRows, options: PassAtKOptions) -> np.ndarray:
 
 def w_reinforce(rows: RewardedRows, options: WReinforceOptions) -> np.ndarray:
     """A = positive if r >= threshold, else -1. W-REINFORCE, arXiv 2506.01347; positive 0 is its NSR."""
-    return np.where(rows.rewards_N >= options.threshold, options.positive, -1.0)
+    return np.where(reaches(rows.rewards_N, options.threshold), options.positive, -1.0)
 
 
 def quantile(rows: RewardedRows, options: QuantileOptions) -> np.ndarray:
@@ -101,13 +102,15 @@ def quantile(rows: RewardedRows, options: QuantileOptions) -> np.ndarray:
 
     Quantile advantage estimation, arXiv 2509.22611. q is the smallest reward that a share K of the rows do
     not exceed. For rewards of 0 and 1 that gives the paper's two regimes: q is 0 while the share of right
-    rows is at most 1 - K, else 1. The divisor is GRPO's, with n - 1: only the abstract was retrieved.
+    rows is at most 1 - K, else 1. The released code interpolates between rewards instead, which differs at
+    the edge: 0, 0, 0, 1, 1, 1, 1, 1 at K = 0.4 have q = 0.8 there and 1 here, by eq. 4. The divisor is
+    GRPO's, with n - 1.
     """
     found = np.zeros(len(rows))
     for group in np.unique(rows.group_N):
         mine = rows.group_N == group
         rewards = np.sort(rows.rewards_N[mine])
-        if rewards[0] < rewards[-1]:
+        if rewards_differ(rewards[0], rewards[-1]):
             # K n may be a hair above the whole number that it stands for
             rank = max(math.ceil(options.quantile * len(rewards) - 1e-9), 1)
             std = np.sqrt(((rewards - rewards.mean()) ** 2).sum() / (len(rewards) - 1))

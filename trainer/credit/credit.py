@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from configs.entries import plain_options
 from configs.kinds.base import load_target
@@ -20,6 +19,7 @@ from configs.origins import POLICY
 from configs.schema import KLConfig, RunConfig
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.history import AnswerHistory
+from trainer.loss_tokens import loss_values, masked_sum, sum_by_row
 
 ANCHOR_COLUMNS: Final = {"kl": "ref_logprobs", "kl_base": "base_logprobs"}
 """The learner's column of each KL anchor, by its section of the config."""
@@ -116,38 +116,31 @@ def _all_rows(
         prompt_id_N=objects("prompt_id"),
         answer_N=objects("answer"),
         answer_ok_N=objects("answer_ok"),
-        num_tokens_N=index.column("num_tokens").to_numpy(),
+        num_tokens_N=index.column("num_loss_tokens").to_numpy(),
         finish_reason_N=objects("finish_reason"),
-        ref_logprob_N=_sequence_logprob(columns, "ref_logprobs", len(reward_N)),
+        ref_logprob_N=_reference_logprobs(columns, len(reward_N)),
         visits_N=before.visits_N,
         successes_N=before.successes_N,
         failures_N=before.failures_N,
     )
 
 
-def _sequence_logprob(columns: pa.Table, name: str, num_rows: int) -> np.ndarray:
-    """Sum over each row's completion tokens of the column, float64 [N]; NaN where it is null or absent."""
-    if name not in columns.column_names:
+def _reference_logprobs(columns: pa.Table, num_rows: int) -> np.ndarray:
+    """The logprob of each row's loss tokens under the reference, float64 [N]; NaN where it was not scored."""
+    if "ref_logprobs" not in columns.column_names:
         return np.full(num_rows, np.nan)
-    column = columns.column(name)
-    counts = pc.list_value_length(column).fill_null(0).to_numpy()
-    rows = np.repeat(np.arange(len(columns)), counts)
-    sums = np.bincount(rows, pc.list_flatten(column).to_numpy(), len(columns))
-    return np.where(column.is_valid().to_numpy(), sums, np.nan)
+    return masked_sum(columns, "ref_logprobs")
 
 
 def _less_kl(
     rows: RewardedRows, columns: pa.Table, config: RunConfig, settings: Mapping[str, float]
 ) -> RewardedRows:
-    """The rewards less coef times the log-ratio of each sequence (k1) to anchors of place reward."""
+    """The rewards less coef times the log-ratio (k1) of each row's loss tokens to anchors of place reward."""
     for section, column in ANCHOR_COLUMNS.items():
         anchor: KLConfig = getattr(config, section)
         coef = settings.get(f"{section}.coef", anchor.coef)
         if coef > 0 and anchor.place == "reward":
-            policy, held_to = columns.column("proximal_logprobs"), columns.column(column)
-            counts = pc.list_value_length(policy).to_numpy()
-            of_token = np.repeat(np.arange(len(columns)), counts)
-            difference = pc.list_flatten(policy).to_numpy() - pc.list_flatten(held_to).to_numpy()
-            log_ratio = np.bincount(of_token, difference, len(columns))
+            policy, held_to = (loss_values(columns, name) for name in ("proximal_logprobs", column))
+            log_ratio = sum_by_row(columns, policy - held_to)
             rows = rows.with_rewards(rows.rewards_N - coef * log_ratio[rows.row_N])
     return rows

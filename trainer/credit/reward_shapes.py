@@ -10,13 +10,14 @@ import numpy as np
 
 from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
 from trainer.credit.advantage_inputs import RewardedRows
+from trainer.reward_ties import reaches
 
 
 def overlong(rows: RewardedRows, options: OverlongOptions) -> np.ndarray:
     """r' = r - penalty min(1, max(0, (n - max_tokens + cache_tokens) / cache_tokens)), n the row's tokens.
 
-    Soft overlong punishment, DAPO, arXiv 2503.14476, eq. 13. With `filter` a completion that was cut off has
-    no reward instead (its overlong filtering).
+    Soft overlong punishment, DAPO, arXiv 2503.14476, eq. 13. n counts the tokens that were sampled. With
+    `filter` a completion that was cut off has no reward instead (its overlong filtering).
     """
     over = (rows.num_tokens_N - options.max_tokens + options.cache_tokens) / options.cache_tokens
     rewards = rows.rewards_N - options.penalty * np.clip(over, 0.0, 1.0)
@@ -36,7 +37,7 @@ def mara(rows: RewardedRows, options: MaraOptions) -> np.ndarray:
     """
     rewards = rows.rewards_N.astype(np.float64)
     for group in np.unique(rows.group_N):
-        good = np.flatnonzero((rows.group_N == group) & (rows.rewards_N >= options.threshold))
+        good = np.flatnonzero((rows.group_N == group) & reaches(rows.rewards_N, options.threshold))
         if len(good):
             logprobs = rows.ref_logprob_N[good]
             if not np.isfinite(logprobs).all():

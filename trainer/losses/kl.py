@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.losses.clamping import clamp_value
+
 
 def k1(policy_T: Tensor, ref_T: Tensor) -> Tensor:
     """d: unbiased, can be negative; its gradient as a loss term has zero mean, so use it in the reward."""
@@ -23,8 +25,11 @@ def k2(policy_T: Tensor, ref_T: Tensor) -> Tensor:
 
 
 def k3(policy_T: Tensor, ref_T: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: unbiased and never negative. -d is held to 20 so that one token cannot overflow."""
-    log_ratio = (ref_T - policy_T).clamp(max=20.0)
+    """exp(-d) - 1 + d: unbiased and never negative. -d is clamped to 20 so that one token cannot overflow.
+
+    The clamp is of the value alone: below d = -20 the gradient is 1 - exp(20), not 0.
+    """
+    log_ratio = clamp_value(ref_T - policy_T, low=-torch.inf)
     return torch.expm1(log_ratio) - log_ratio
 
 

@@ -21,6 +21,7 @@ from configs.kinds.losses import (
     NllOptions,
     PpoClipOptions,
 )
+from trainer.losses.clamping import clamp_value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,15 @@ class LossInputs:
 
 
 def log_ratio(policy_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """policy - old, held to +-20 so that one stray token cannot overflow float32; no gradient beyond."""
-    return (policy_logprobs - old_logprobs).clamp(-20.0, 20.0)
+    """policy - old, its value clamped to +-20 so that one stray token cannot overflow float32.
+
+    The gradient is that of policy - old everywhere: see `trainer.losses.clamping`.
+    """
+    return clamp_value(policy_logprobs - old_logprobs)
 
 
 def ratio(policy_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """r = exp(policy - old), the exponent held as in `log_ratio`."""
+    """r = exp(policy - old), its exponent clamped as in `log_ratio`; d r = r d log pi everywhere."""
     return log_ratio(policy_logprobs, old_logprobs).exp()
 
 
@@ -135,9 +139,11 @@ def gspo(inputs: LossInputs, options: GspoOptions) -> TokenLoss:
     and their gradients average to the sequence's own -min(s A, clip(s) A), whose gradient is
     -s A mean_t(grad log pi_t): `aggregate: sequence_mean` is the published objective.
     """
-    drift = log_ratio(inputs.policy_logprobs, old_logprobs(inputs, options.ratio_to))
-    level = mean_by_row(drift.detach(), inputs.rows).to(drift.dtype)
-    s = (drift - drift.detach() + level).exp()
+    old = old_logprobs(inputs, options.ratio_to)
+    # The mean is of the log-ratios as they are: clamped one by one, a stray token would move it.
+    level = mean_by_row((inputs.policy_logprobs - old).detach(), inputs.rows).to(old.dtype)
+    drift = log_ratio(inputs.policy_logprobs, old)
+    s = (drift - drift.detach() + clamp_value(level)).exp()
     clipped = s.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
     loss = -torch.minimum(s * inputs.advantages, clipped * inputs.advantages)
     marks = clip_marks(s, inputs.advantages, options.clip_low, options.clip_high)

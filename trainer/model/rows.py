@@ -84,11 +84,11 @@ def token_advantages(advantage: float, bonus: float, answer_mask: np.ndarray) ->
     return advantage + bonus * ~answer_mask
 
 
-def list_column(rows: Sequence[np.ndarray]) -> pa.ListArray:
-    """A list<float32> column from one float array per row."""
+def list_column(rows: Sequence[np.ndarray], dtype: type = np.float32) -> pa.ListArray:
+    """A list column of `dtype` from one array per row."""
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    flat = np.concatenate(rows).astype(np.float32) if rows else np.zeros(0, np.float32)
+    flat = np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
@@ -101,10 +101,15 @@ def masked_means(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.
 def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -> pa.RecordBatch:
     """The learner's columns keyed by sample_id: `proximal_logprobs`, `entropy`, means, anchors if scored.
 
+    `loss_mask` stands beside them, so that whoever reads the token columns knows which tokens count
+    (`trainer.loss_tokens`).
     Two more columns are measurements only, sums over the row's loss tokens where the sampler saw the same
     context: `mismatch_abs` of |behaviour - proximal| and `mismatch_k3` of k3(behaviour, proximal), in nats.
     """
-    arrays: dict[str, pa.Array] = {"sample_id": pa.array(rows.sample_ids, pa.string())}
+    arrays: dict[str, pa.Array] = {
+        "sample_id": pa.array(rows.sample_ids, pa.string()),
+        "loss_mask": list_column(rows.loss_masks, np.bool_),
+    }
     for name in ("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"):
         if name in columns:
             arrays[name] = list_column(columns[name])

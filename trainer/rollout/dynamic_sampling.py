@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 
 from configs.origins import origins_where
 from configs.schema import RolloutConfig, RunConfig
+from trainer.credit.advantage_inputs import group_bounds
+from trainer.reward_ties import rewards_differ
 
 
 def teaching_rows(reward_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
@@ -23,14 +25,10 @@ def teaching_rows(reward_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
 
     bool [N], the same for all rows of a group. `reward_N` is NaN where there is no reward; a group with fewer
     than two rewarded rows teaches nothing. DAPO, arXiv 2503.14476, eq. 11 has it for right and wrong answers:
-    0 < number of right ones < group size. For other rewards this form of it is ours.
+    0 < number of right ones < group size. For other rewards this form of it is ours; rewards that differ by
+    rounding are equal (`trainer.reward_ties`).
     """
-    groups, group = np.unique(group_N, return_inverse=True)
-    highest, lowest = np.full(len(groups), -np.inf), np.full(len(groups), np.inf)
-    rewarded = np.isfinite(reward_N)
-    np.maximum.at(highest, group[rewarded], reward_N[rewarded])
-    np.minimum.at(lowest, group[rewarded], reward_N[rewarded])
-    return (highest > lowest)[group]
+    return rewards_differ(*group_bounds(reward_N, group_N))
 
 
 def left_out_rows(

@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from configs.origins import TEMPERED, origins_where
 from configs.schema import RunConfig
 from rollouts.records import Group
+from trainer.loss_tokens import loss_values
+from trainer.reward_ties import exceeds
 
 TEMPERATURE: Final = "tempered.temperature"
 """The setting that a controller may move; the producer takes it, it is no number of the objective."""
@@ -31,7 +32,7 @@ def counting_rows(reward_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
     r > 0 takes the right answers of it. AEPO, arXiv 2510.08141, whose equation was not retrieved: this is
     derived from its abstract and the authors' code, which takes rows that are better than their siblings.
     """
-    return np.isin(origin_N, origins_where(lambda spec: spec.learned == "if_right")) & (reward_N > 0)
+    return np.isin(origin_N, origins_where(lambda spec: spec.learned == "if_right")) & exceeds(reward_N, 0.0)
 
 
 def as_tempered(group: Group) -> Group:
@@ -54,12 +55,12 @@ def tempered_metrics(index: pa.Table, columns: pa.Table) -> dict[str, float]:
     reward_N = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
     counts = index.column("num_loss_tokens").to_numpy().astype(np.float64)
     entropy_N = columns.column("entropy_mean").cast(pa.float64()).fill_null(0.0).to_numpy()
-    logprobs = pc.list_flatten(columns.column("proximal_logprobs")).to_numpy().astype(np.float64)
+    logprobs = loss_values(columns, "proximal_logprobs").astype(np.float64)
     rewarded = reward_N[np.isfinite(reward_N)]
     total = max(1.0, counts.sum())
     metrics = {
         "tempered/num_rows": float(index.num_rows),
-        "tempered/counting_share": float((reward_N > 0).mean()),
+        "tempered/counting_share": float(exceeds(reward_N, 0.0).mean()),
         "tempered/nll": float(-logprobs.sum() / total),
         "tempered/token_entropy": float((entropy_N * counts).sum() / total),
     }

@@ -65,7 +65,8 @@ def stare(inputs: LossInputs, options: StareOptions) -> TokenTransform:
     """A' = (1 + strength) A where A > 0 and S > upper or A < 0 and S < lower, (1 - strength) A where
     A > 0 and S < lower or A < 0 and S > upper, else A. [T] -> [T]
 
-    After STARE, arXiv 2606.19236, whose formula was not retrieved: these weights are derived by us.
+    After STARE, arXiv 2606.19236, whose released rule is another one (docs/methods/stare.md): these weights
+    are derived by us.
     S = -log pi is the token's surprisal; lower and upper are its quantiles over the update, see
     `find_quantiles`. To first order a step on one token changes the entropy of its distribution by
     A (pi (S - H) + c), c the same for all tokens: where A (S - H) is positive, |A| is raised.

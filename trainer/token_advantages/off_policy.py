@@ -13,14 +13,23 @@ import torch
 from torch import Tensor
 
 from configs.kinds.token_advantages import IcepopOptions, RejectionOptions, TisOptions
+from trainer.losses.clamping import clamp_value
 from trainer.losses.per_token import LossInputs, mean_by_row
 from trainer.token_advantages.transforms import TokenTransform
 
 
 def sampler_drift(inputs: LossInputs) -> Tensor:
-    """log proximal - log behavior per token [T], held to +-20 so that one stray token cannot overflow."""
+    """log proximal - log behavior per token [T], as it is."""
     assert not inputs.behavior_logprobs.isnan().any(), "learned policy tokens have behaviour logprobs"
-    return (inputs.proximal_logprobs - inputs.behavior_logprobs).clamp(-20.0, 20.0)
+    return inputs.proximal_logprobs - inputs.behavior_logprobs
+
+
+def importance_ratio(log_ratio: Tensor) -> Tensor:
+    """exp of a log-ratio of tokens or rows, clamped to +-20 so that a stray one cannot overflow. [T] -> [T]
+
+    A row's mean or sum is taken before the clamp: clamped one by one, its tokens would give another row.
+    """
+    return clamp_value(log_ratio).exp()
 
 
 def tis(inputs: LossInputs, options: TisOptions) -> TokenTransform:
@@ -32,8 +41,8 @@ def tis(inputs: LossInputs, options: TisOptions) -> TokenTransform:
     """
     drift = sampler_drift(inputs)
     if options.level == "sequence":
-        drift = sum_by_row(drift, inputs.rows).clamp(-20.0, 20.0).to(drift.dtype)
-    weight = drift.exp()
+        drift = sum_by_row(drift, inputs.rows).to(drift.dtype)
+    weight = importance_ratio(drift)
     return TokenTransform(
         advantages=weight.clamp(max=options.cap) * inputs.advantages,
         marks={"truncated": weight > options.cap},
@@ -52,7 +61,7 @@ def icepop(inputs: LossInputs, options: IcepopOptions) -> TokenTransform:
 
     IcePop, Ring-1T, arXiv 2510.18855. The mark is where it is 0.
     """
-    k = sampler_drift(inputs).exp()
+    k = importance_ratio(sampler_drift(inputs))
     outside = (k < options.low) | (k > options.high)
     kept = k * inputs.advantages if options.weigh else inputs.advantages
     return TokenTransform(
@@ -63,10 +72,10 @@ def icepop(inputs: LossInputs, options: IcepopOptions) -> TokenTransform:
 def rejection(inputs: LossInputs, options: RejectionOptions) -> TokenTransform:
     """A' = A where low <= exp(mean_t log(proximal / behavior)) <= high over the row, else 0. [T] -> [T]
 
-    The sequence-level rejection of verl's rollout correction (`seq_mean_k1`); no paper. The mark is the
-    tokens of rejected rows.
+    The sequence-level rejection of verl's rollout correction (`seq_mean_k1`), which bounds the inverse,
+    exp(mean_t log(behavior / proximal)); no paper. The mark is the tokens of rejected rows.
     """
-    level = mean_by_row(sampler_drift(inputs), inputs.rows).exp()
+    level = importance_ratio(mean_by_row(sampler_drift(inputs), inputs.rows))
     outside = (level < options.low) | (level > options.high)
     none = torch.zeros_like(inputs.advantages)
     return TokenTransform(

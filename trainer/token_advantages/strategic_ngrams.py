@@ -22,6 +22,7 @@ import numpy as np
 from configs.origins import POLICY
 from rollouts.files import write_bytes_atomic
 from rollouts.store import read_steps
+from trainer.reward_ties import exceeds
 
 FORMAT: Final = "polyphony-grams"
 VERSION: Final = 1
@@ -87,7 +88,7 @@ def correct_completions(run: Path) -> Iterator[list[list[int]]]:
     columns = ("origin", "answer_ok", "reward", "token_ids", "loss_mask")
     for row in read_steps(run, columns).to_pylist():
         known = row["answer_ok"]
-        right = known if known is not None else (row["reward"] or 0.0) > 0
+        right = known if known is not None else exceeds(row["reward"] or 0.0, 0.0)
         if row["origin"] == POLICY and right:
             ids, mask = np.array(row["token_ids"], np.int64), np.array(row["loss_mask"], bool)
             cuts = np.flatnonzero(np.diff(mask.astype(np.int8))) + 1

@@ -55,7 +55,10 @@ def columns_of(index: pa.Table, ref: Sequence[float] = ()) -> pa.Table:
     floats = pa.list_(pa.float32())
     policy = pa.array([[-1.0] * NUM_TOKENS] * index.num_rows, floats)
     held = pa.array([[each, 0.0, 0.0, 0.0] for each in ref], floats) if ref else pa.nulls(len(index), floats)
-    return pa.table({"proximal_logprobs": policy, "ref_logprobs": held, "base_logprobs": held})
+    masks = pa.array([[True] * NUM_TOKENS] * index.num_rows, pa.list_(pa.bool_()))
+    return pa.table(
+        {"loss_mask": masks, "proximal_logprobs": policy, "ref_logprobs": held, "base_logprobs": held}
+    )
 
 
 def make_config(**sections: object) -> RunConfig:

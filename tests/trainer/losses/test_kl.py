@@ -76,4 +76,8 @@ def test_gradients_against_finite_differences(policy: float, drift: float) -> No
 
 def test_a_stray_token_cannot_overflow() -> None:
     """A reference logprob 1000 above the policy's would be exp(1000)."""
-    assert k3(tensor(-1000.0), tensor(0.0)).item() == pytest.approx(math.expm1(20) - 20)
+    policy = tensor(-1000.0).requires_grad_()
+    found = k3(policy, tensor(0.0))
+    assert found.item() == pytest.approx(math.expm1(20) - 20)
+    (grad,) = torch.autograd.grad(found, policy)
+    assert grad.item() == pytest.approx(1 - math.exp(20)), "the clamp is of the value alone"

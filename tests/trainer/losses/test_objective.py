@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,44 @@ def test_kl_anchors_by_hand() -> None:
     pull = 0.25 * (0.1 * 0.5 + 0.3 * 2 * math.log(2))
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-0.5 + pull, 0.25 + pull, 0.0, -0.5, -0.5])
+
+
+@pytest.mark.parametrize("weight", [5.0, 0.25])
+def test_the_weight_of_the_loss_is_not_that_of_the_terms(weight: float) -> None:
+    """Row weights have it as a factor: the loss is `weight` times as large, anchors and bonus stay.
+
+    Entropy 3 at each of two tokens of row weight 1/4: -0.02 x 3 x 1/2 = -0.03.
+    """
+    held = {"kl": POLICY - math.log(2), "kl_base": POLICY - math.log(4)}
+    anchors = {"kl": KLConfig(estimator="k3", coef=0.1), "kl_base": KLConfig(estimator="k2", coef=0.3)}
+    common = LossCommon(kind="ppo_clip", weight=weight)
+    bound = BOUND | {"policy": replace(BOUND["policy"], common=common)}
+    objective = Objective(losses=bound, anchors=anchors, entropy_coef=0.02)
+    columns = token_columns(anchors=held)
+    weights = torch.where(columns.origins["policy"], weight * columns.weights, columns.weights)
+    logprobs = POLICY.clone().requires_grad_()
+    scores = TokenScores(logprobs, *[torch.full_like(POLICY, 3.0)] * 3)
+    total, sums = microbatch_loss(scores, replace(columns, weights=weights), objective)
+    assert sums["loss/policy"] == pytest.approx(-0.25 * weight)
+    assert sums["loss/kl"] == pytest.approx(0.05 * (math.log(2) - 0.5))
+    assert sums["loss/kl_base"] == pytest.approx(0.3 * math.log(2) ** 2)
+    assert sums["loss/entropy"] == pytest.approx(-0.03)
+    total.backward()
+    pull = 0.25 * (0.1 * 0.5 + 0.3 * 2 * math.log(2))
+    assert logprobs.grad is not None
+    wanted = [-0.5 * weight + pull, 0.25 * weight + pull, 0.0, -0.5, -0.5]
+    assert logprobs.grad.tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_loss_of_weight_0_takes_its_rows_out() -> None:
+    """No row of that origin is learned from, so no anchor acts on them."""
+    bound = BOUND | {"policy": replace(BOUND["policy"], common=LossCommon(kind="ppo_clip", weight=0.0))}
+    objective = Objective(losses=bound, anchors={"kl": KLConfig(coef=0.1)}, entropy_coef=0.1)
+    columns = token_columns(anchors={"kl": POLICY - 1.0})
+    weights = torch.where(columns.origins["policy"], 0.0, columns.weights)
+    _, sums = microbatch_loss(token_scores(POLICY), replace(columns, weights=weights), objective)
+    assert (sums["loss/policy"], sums["loss/kl"], sums["loss/entropy"]) == (0.0, 0.0, 0.0)
+    assert sums["loss/total"] == pytest.approx(2.5)
 
 
 def test_controllers_move_each_anchor() -> None:

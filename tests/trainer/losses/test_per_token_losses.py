@@ -41,6 +41,12 @@ def test_stray_tokens() -> None:
     loss_cases.check_stray_tokens()
 
 
+def test_a_clamp_kills_no_gradient() -> None:
+    loss_cases.check_far_tokens()
+    loss_cases.check_gspo_far()
+    loss_cases.check_clamp_value()
+
+
 def test_which_old_logprobs_count() -> None:
     loss_cases.check_which_old()
 

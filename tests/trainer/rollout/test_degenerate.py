@@ -111,7 +111,8 @@ def scores_of(index: pa.Table, rng: np.random.Generator) -> pa.Table:
     counts = index.column("num_tokens").to_pylist()
     floats = pa.list_(pa.float32())
     names = ("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy")
-    return pa.table({name: pa.array([-rng.random(count) * 3 for count in counts], floats) for name in names})
+    lists = {name: pa.array([-rng.random(count) * 3 for count in counts], floats) for name in names}
+    return pa.table({"loss_mask": [[True] * count for count in counts], **lists})
 
 
 def flat(columns: pa.Table, name: str) -> np.ndarray:

@@ -66,7 +66,8 @@ def learn(
         config = replace(config, kl=KLConfig(coef=kl, estimator="k1", place="reward"))
     index = make_index([(number, "policy", rewards) for number, rewards in enumerate(groups)])
     ratios = [[0.1 * row] * 3 for row in range(len(index))]
-    columns = pa.table({"proximal_logprobs": ratios, "ref_logprobs": [[0.0] * 3] * len(index)})
+    masks, zeros = [[True] * 3] * len(index), [[0.0] * 3] * len(index)
+    columns = pa.table({"loss_mask": masks, "proximal_logprobs": ratios, "ref_logprobs": zeros})
     return index, with_advantages(collate(index, config), columns, config, 0)
 
 

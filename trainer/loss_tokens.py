@@ -1,0 +1,40 @@
+"""Loss tokens of a step's rows: what is read of the learner's token columns goes through `loss_mask` here.
+
+A row may hold tokens that no policy sampled (those of an environment). They are context: no loss, reward
+term or metric may see what stands at them. The learner's table has the mask beside its columns
+(`trainer.model.rows.score_columns`), and L is the number of true entries of all rows laid end to end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def loss_values(columns: pa.Table, name: str) -> np.ndarray:
+    """Column `name` at the loss tokens of all rows, [L] of float32; NaN in rows where it is null."""
+    masks = columns.column("loss_mask")
+    mask = pc.list_flatten(masks).to_numpy().astype(np.bool_)
+    column = columns.column(name)
+    if column.null_count:
+        present = np.repeat(column.is_valid().to_numpy(), pc.list_value_length(masks).to_numpy())
+        values = np.full(len(mask), np.nan, np.float32)
+        values[present] = pc.list_flatten(column).to_numpy()
+    else:
+        values = pc.list_flatten(column).to_numpy()
+    return values[mask]
+
+
+def sum_by_row(columns: pa.Table, values: np.ndarray) -> np.ndarray:
+    """Sums of `values` [L] over each row's loss tokens: float64 [N], 0 for a row without any."""
+    masks = columns.column("loss_mask")
+    rows = np.repeat(np.arange(len(columns)), pc.list_value_length(masks).to_numpy())
+    mask = pc.list_flatten(masks).to_numpy().astype(np.bool_)
+    return np.bincount(rows[mask], values, len(columns))
+
+
+def masked_sum(columns: pa.Table, name: str) -> np.ndarray:
+    """Sum of column `name` over each row's loss tokens: float64 [N]; NaN where it is null."""
+    sums = sum_by_row(columns, loss_values(columns, name))
+    return np.where(columns.column(name).is_valid().to_numpy(), sums, np.nan)

@@ -1,0 +1,19 @@
+"""Clamping without losing the gradient. Used by losses and KL terms, whose exponents must not overflow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to +-20: exp(20) = 4.9e8 leaves room for sums in float32."""
+
+
+def clamp_value(values: Tensor, low: float = -MAX_LOG_RATIO, high: float = MAX_LOG_RATIO) -> Tensor:
+    """`values` clamped to [low, high], with the gradient of `values` itself: 1 beyond the bounds too.
+
+    `Tensor.clamp` has gradient 0 there, so a token beyond the bounds would drop out of the loss without a
+    mark. Values that are not finite are clamped as well (NaN stays NaN) and have no gradient.
+    """
+    straight_through = torch.where(values.isfinite(), values - values.detach(), 0.0)
+    return values.detach().clamp(low, high) + straight_through
