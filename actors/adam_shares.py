@@ -1,4 +1,4 @@
-"""What one rank holds of every parameter's fp32 weight and Adam moments, alike for all ZeRO stages.
+"""What one rank holds of every parameter: weight and, if trained, Adam's moments, under any ZeRO stage.
 
 DeepSpeed keeps them in a place of its own per stage; its getters add up floats over ranks, know no stage 0,
 and set no forward weight. `holdings_of` reads an engine that `actors.deepspeed_engine` started, anew each
@@ -7,8 +7,9 @@ time, as DeepSpeed moves parameters about. Used by `actors.learner_state` and `a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Final
 
@@ -22,28 +23,40 @@ MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 class Share:
     """Elements [start, start + length) of the flattened parameter, at `offset` in the flattened `master`.
 
-    `forward` is what the rank's forward reads: the whole parameter, or its flat partition under ZeRO-3.
+    `forward` is what the rank's forward reads: the whole parameter, or its flat partition under ZeRO-3. It is
+    the only weight of a frozen parameter (`requires_grad` false), which has no master and no moments.
     """
 
     name: str
     shape: tuple[int, ...]
-    master: Tensor
-    """float32, the optimizer's key to the moments; may hold many parameters and padding."""
+    master: Tensor | None
+    """float32, the optimizer's key to the moments; may hold many parameters and padding. None: frozen."""
     offset: int
     start: int
     length: int
     forward: Tensor
     replicated: bool
-    """Every rank holds all of it (no ZeRO)."""
+    """Every rank holds all of it (no ZeRO; or frozen, below ZeRO-3)."""
 
     @property
     def numel(self) -> int:
         """Elements of the whole parameter."""
         return prod(self.shape)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the optimizer moves it."""
+        return self.master is not None
+
     def values(self, flat_owner: Tensor) -> Tensor:
         """This share's elements of the master or of a moment, flat, as a view."""
         return flat_owner.detach().view(-1)[self.offset : self.offset + self.length]
+
+    def weight(self) -> Tensor:
+        """This share's elements of the weight, flat, float32."""
+        if self.master is not None:
+            return self.values(self.master)
+        return self.forward.detach().view(-1)[: self.length].float()
 
     def part(self, full: Tensor) -> Tensor:
         """This share's elements of a whole parameter-shaped tensor, flat."""
@@ -65,23 +78,29 @@ def holdings_of(engine: Any, named: Iterable[tuple[str, nn.Parameter]], zero_sta
     outer = engine.optimizer
     # fp32 without ZeRO is the one case that DeepSpeed wraps no optimizer around ours.
     adam = outer if isinstance(outer, torch.optim.AdamW) else outer.optimizer
+    masters: Sequence[Tensor]
+    share_of: Callable[[str, nn.Parameter], Share]
     if zero_stage == 3:
-        shares = [_partition(outer, name, parameter) for name, parameter in named]
-        masters = outer.fp32_partitioned_groups_flat
+        masters, share_of = outer.fp32_partitioned_groups_flat, partial(_partition, outer)
     else:
         masters = [master for group in adam.param_groups for master in group["params"]]
         if zero_stage:
-            shares = [_fragment(masters, name, parameter) for name, parameter in named]
+            share_of = partial(_fragment, masters)
         else:
             parameters = masters if outer is adam else [p for group in outer.fp16_groups for p in group]
             by_parameter = {id(p): master for p, master in zip(parameters, masters, strict=True)}
-            shares = [_whole(by_parameter[id(parameter)], name, parameter) for name, parameter in named]
+            share_of = partial(_whole, by_parameter)
     assert all(master.dtype == torch.float32 for master in masters)
-    return Holdings(shares=tuple(shares), masters=tuple(masters), adam=adam)
+    shares = tuple(share_of(name, parameter) for name, parameter in named)
+    return Holdings(shares=shares, masters=tuple(masters), adam=adam)
 
 
-def _whole(master: Tensor, name: str, parameter: nn.Parameter) -> Share:
-    """No ZeRO: in fp32 the parameter is its own master, in bf16 DeepSpeed keeps one beside it."""
+def _whole(masters: Mapping[int, Tensor], name: str, parameter: nn.Parameter) -> Share:
+    """No ZeRO: in fp32 the parameter is its own master, in bf16 DeepSpeed keeps one beside it.
+
+    `masters` has one for the id of each trained parameter. Frozen ones are held like this by ZeRO 1, 2 too.
+    """
+    master = masters[id(parameter)] if parameter.requires_grad else None
     return Share(
         name=name,
         shape=tuple(parameter.shape),
@@ -99,6 +118,8 @@ def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
 
     One master per parameter group. (bf16 under ZeRO-1 is another class in DeepSpeed than the other three.)
     """
+    if not parameter.requires_grad:
+        return _whole({}, name, parameter)
     mapping = parameter._hp_mapping
     if mapping is None:
         master, offset, start, length = masters[0], 0, 0, 0
@@ -118,14 +139,17 @@ def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
 
 
 def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
-    """ZeRO 3: each rank has an equal part of every parameter, the last ones padded."""
-    group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    """ZeRO 3: each rank has an equal part of every parameter, trained or frozen, the last ones padded."""
     assert parameter.data.numel() == 0, f"{name} must not be gathered now"
+    master, offset, numel = None, 0, parameter.ds_tensor.numel()
+    if parameter.requires_grad:
+        group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        master = optimizer.fp32_partitioned_groups_flat[group]
     start = min(optimizer._get_param_partition_rank(parameter) * numel, parameter.ds_numel)
     return Share(
         name=name,
         shape=tuple(parameter.ds_shape),
-        master=optimizer.fp32_partitioned_groups_flat[group],
+        master=master,
         offset=offset,
         start=start,
         length=min(numel, parameter.ds_numel - start),
@@ -138,7 +162,8 @@ def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
 def set_weight(share: Share, full: Tensor) -> None:
     """Set this rank's master and forward weight, which rounds as an update does, from the whole parameter."""
     mine = share.part(full)
-    share.values(share.master).copy_(mine)
+    if share.master is not None:
+        share.values(share.master).copy_(mine)
     if share.forward.shape == share.shape:
         share.forward.copy_(full)
     else:
@@ -157,8 +182,8 @@ def adam_steps(held: Holdings) -> int:
 
 
 def moment(held: Holdings, share: Share, name: str) -> Tensor | None:
-    """This share's elements of a moment, as a view; None before the first update."""
-    state = held.adam.state.get(share.master)
+    """This share's elements of a moment, as a view; None before the first update, and if it is frozen."""
+    state = held.adam.state.get(share.master) if share.master is not None else None
     return share.values(state[name]) if state else None
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from actors.requests import RankPlace
 from configs.schema import LearnerConfig
+from trainer.model.policy import PolicyModel
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -83,13 +84,15 @@ def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> deepspeed.DeepSpeedEngine:
-    """Wrap `model` with an AdamW optimiser under the configured ZeRO stage."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+def start_engine(model: PolicyModel, config: LearnerConfig, dtype: str) -> deepspeed.DeepSpeedEngine:
+    """Wrap `model` with an AdamW optimiser of its trainable weights, under the configured ZeRO stage."""
+    trained = [parameter for _, parameter in model.trainable_weights()]
+    decayed = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0))
+        if parameters
     ]
     optimizer = GuardedAdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config, dtype))

@@ -6,6 +6,8 @@ Used by `actors.learner`.
 
     learner-00000-of-00002.safetensors   param/<name>, exp_avg/<name>, exp_avg_sq/<name> float32, rng/0 uint8
 
+A frozen parameter has its weight there, as float32, and no moments.
+
 The files are written as the tensors are gathered, so a save needs the memory of one bucket (64 MiB, or the
 largest tensor) beside the learner's own, and the digest is that of the bytes meant to be written.
 """
@@ -63,7 +65,7 @@ def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
         (f"{kind}/{share.name}", torch.float32, share.shape)
         for bucket in plan[place.rank]
         for kind in kinds
-        for share in bucket
+        for share in _having(bucket, kind)
     ]
     random = _random_state(place)
     entries += [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in random.items()]
@@ -133,23 +135,28 @@ def _gather(
     for round_of_buckets in zip_longest(*plan):
         for owner, bucket in enumerate(round_of_buckets):
             for kind in kinds if bucket else ():
-                yield owner, _gather_bucket(bucket, kind, held, owner, place)
+                yield owner, _gather_bucket(_having(bucket, kind), kind, held, owner, place)
+
+
+def _having(shares: Sequence[Share], kind: str) -> list[Share]:
+    """Those of which there is such a tensor: a frozen parameter has no moments."""
+    return [share for share in shares if kind == "param" or share.is_trained]
 
 
 def _gather_bucket(
     bucket: Sequence[Share], kind: str, held: Holdings, owner: int, place: RankPlace
 ) -> Tensor:
     # Added up as integers, where all others hold zeros: a float's sum would lose the sign of a zero.
-    device = bucket[0].master.device
+    device = torch.device(place.device)
     whole = torch.zeros(sum(share.numel for share in bucket), dtype=torch.int32, device=device)
-    replicated = bucket[0].replicated
     at = 0
-    for share in bucket if owner == place.rank or not replicated else ():
-        mine = share.values(share.master) if kind == "param" else moment(held, share, kind)
-        if mine is not None:
-            whole[at + share.start : at + share.start + share.length] = mine.view(torch.int32)
+    for share in bucket:
+        if owner == place.rank or not share.replicated:
+            mine = share.weight() if kind == "param" else moment(held, share, kind)
+            if mine is not None:
+                whole[at + share.start : at + share.start + share.length] = mine.view(torch.int32)
         at += share.numel
-    if not replicated and place.world_size > 1:
+    if place.world_size > 1 and not all(share.replicated for share in bucket):
         dist.reduce(whole, dst=owner)
     return whole.cpu() if owner == place.rank else whole[:0]
 
@@ -217,7 +224,7 @@ def load_state(folder: Path, held: Holdings, place: RankPlace) -> None:
         clear_moments(held, steps)
         for share in held.shares:
             set_weight(share, read(f"param/{share.name}"))
-            for kind in kinds[1:]:
+            for kind in kinds[1:] if share.is_trained else ():
                 into = moment(held, share, kind)
                 assert into is not None
                 into.copy_(share.part(read(f"{kind}/{share.name}")))
@@ -264,7 +271,7 @@ def _check_tensors(
     folder: Path, files: Sequence[Any], shares: Sequence[Share], kinds: Sequence[str]
 ) -> dict[str, int]:
     """The number of the file that holds each tensor; all that this learner needs and nothing else."""
-    expected = {f"{kind}/{share.name}": share.shape for kind in kinds for share in shares}
+    expected = {f"{kind}/{share.name}": share.shape for kind in kinds for share in _having(shares, kind)}
     found: dict[str, int] = {}
     for number, file in enumerate(files):
         for name in file.keys():  # noqa: SIM118 - the handle is no dict

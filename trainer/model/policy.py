@@ -63,12 +63,16 @@ class PolicyModel(nn.Module):
         return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is trained: parameters under the model's own names; a tied head is listed once."""
+        """All parameters under the model's own names; a tied head is listed once."""
         yield from self.model.named_parameters()
 
     def published_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What engines and exports take, before `to_checkpoint_format`."""
+        """What engines and exports take, trained or not, before `to_checkpoint_format`."""
         return published_tensors(self.model)
+
+    def trainable_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those that the optimizer moves; the others are frozen (`requires_grad` false)."""
+        yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
 
 
 def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_code: bool) -> PolicyModel:
