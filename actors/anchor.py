@@ -1,6 +1,6 @@
 """The frozen models of a learner rank: base and reference, and their logprobs. Used by `actors.learner`.
 
-The base is the model of step 0 for good. The reference is the base until it is reset to the policy of some
+The base is always the model of step 0. The reference is the base until it is reset to the policy of some
 step; only then is there a second copy. Both are sharded under ZeRO-3 and whole on every rank otherwise.
 """
 
@@ -62,7 +62,7 @@ class Anchor:
 
 
 class Anchors:
-    """What a config asks of both. `columns` are the token columns that `logprobs` gives.
+    """The base and the reference, as far as the config needs them. `columns` are those that `logprobs` gives.
 
     Raises:
         ValueError: (from `load`) a saved reference is not of this model.
@@ -75,7 +75,7 @@ class Anchors:
         self.reset(config)
 
     def reset(self, config: RunConfig) -> None:
-        """Have what `config` asks for, as if just made for it; a base that stands is used again."""
+        """Provide what `config` needs, as if just built for it. A loaded base is used again."""
         self._config = config
         always = config.learner.base_logprobs
         self._wants_base = always or is_anchored(config, "kl_base")
@@ -110,7 +110,7 @@ class Anchors:
         self._own_reference().write(dict(full_parameters(iter(policy), stage, keep)))
 
     def _own_reference(self) -> Anchor:
-        """The reference as a copy of its own; a base that nothing else looks at becomes it."""
+        """The reference as a copy of its own. A base that is not needed itself is turned into it."""
         if self._reference is None and not self._wants_base:
             self._reference, self._base = self._base, None
         if self._reference is None:

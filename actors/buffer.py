@@ -1,8 +1,8 @@
-"""The rollout buffer: scored groups in, training batches out, nothing lost between.
+"""The rollout buffer: scored groups in, training batches out, durable in between.
 
 In: one record batch per group (`add`), journaled before it can be trained on. Out: an index of the next
 groups (`take`), their rows (`shard`), and a committed step (`commit`). Called by the loop and by the
-learner ranks, through `cluster`; a plain class that holds what is on its way and knows nothing of Ray.
+learner ranks, through `cluster`. A plain class, independent of Ray.
 """
 
 from __future__ import annotations
@@ -79,10 +79,9 @@ class _Held:
 class BufferActor:
     """The buffer of one run, and the only writer of its `journal/` and `rollouts/`.
 
-    It holds the journal's lock, so that what a killed driver left behind can never write beside its
-    successor. Step `s` (from 0) owns the submissions from s x submissions_per_step on and uses the first of
-    them; what lies before the first step under way is settled for good. Call `reopen` or `rewind` before
-    anything else.
+    It holds the journal's lock, so that the buffer of a killed driver cannot write at the same time. Step `s`
+    (from 0) owns submissions_per_step submissions from s x submissions_per_step on and uses the first of
+    them; those of earlier steps are committed or dropped. Call `reopen` or `rewind` before anything else.
 
     Raises:
         ValueError: another process still holds the journal after `lock_wait_s`.
@@ -111,10 +110,10 @@ class BufferActor:
         self._seen: dict[int, str] = {}
 
     def ready(self) -> None:
-        """Returning means that the journal is this process's."""
+        """Returns once this process holds the journal's lock."""
 
     def reopen(self, step: int) -> tuple[int, ...]:
-        """Hold what the journal has for the steps after `step`; the submission indexes that wait, ascending.
+        """Load the journal's groups of steps after `step`; returns their submission indexes, ascending.
 
         Raises:
             ValueError: the journal holds groups of another run_id or schema version.
@@ -136,7 +135,7 @@ class BufferActor:
         return tuple(sorted(self._waiting))
 
     def rewind(self, step: int, attempt: int) -> Restored:
-        """Go back to the state after `step`: groups of later steps wait again, their folders go aside."""
+        """Go back to the state after `step`: groups of later steps wait again, step folders are set aside."""
         self._forget(step)
         set_aside = tuple(f"{path}: damaged" for path in self._journal.recover())
         rewound = rewind(self._run_dir, step, attempt, self._journal, self._cursor)
@@ -147,9 +146,9 @@ class BufferActor:
         )
 
     def adopt(self, run_dir: str) -> int:
-        """Take in every group of another run, renumbered from 0 in its order; how many there are.
+        """Add every group of another run, renumbered from 0 in its order; returns their number.
 
-        Those that this run has or has used already stay as they are.
+        Groups that this run already has or has used are kept.
 
         Raises:
             ValueError: that run has no groups, or a damaged file.
@@ -163,7 +162,7 @@ class BufferActor:
         return number + 1
 
     def _whole_steps(self) -> int:
-        """The last step up to which all are committed and whole."""
+        """The last step up to which all are committed and undamaged."""
         for step in committed_steps(self._run_dir):
             try:
                 verify_step(self._run_dir, step)
@@ -183,22 +182,22 @@ class BufferActor:
         return pa.Table.from_batches(mine, pa.schema([GROUP_SCHEMA.field(name) for name in columns]))
 
     def close(self) -> None:
-        """Let another process have the journal."""
+        """Release the journal's lock."""
         self._lock.release()
 
     def status(self) -> BufferStatus:
-        """What is waiting, and what was dropped or set aside."""
+        """What is waiting, was dropped, or was set aside."""
         return BufferStatus(tuple(sorted(self._waiting)), self._bad_files, self._num_dropped)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take in one group (rows of GROUP_SCHEMA that share submission_index and group_id), durably.
+        """Add one group (rows of GROUP_SCHEMA that share submission_index and group_id), durably.
 
-        A group that was added before, even if it is committed or dropped by now, is passed over.
+        A group that was added before, even if it is committed or dropped by now, is ignored.
 
         Raises:
             ValueError: the rows break the contract, are of another run, are not one group, or the submission
                 already has another group.
-            OSError: the journal could not be written; the group is then not taken in, and may be added again.
+            OSError: the journal could not be written; the group is not added, and may be added again.
         """
         if batch.num_rows == 0:
             raise ValueError("a group must have at least one row, got none")
@@ -237,7 +236,7 @@ class BufferActor:
 
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
         in the next commit; they may be submitted again. The groups of earlier steps that `replay` picks are
-        added as rows of origin replay; one that is gone or damaged is left out. The rows of `sft`, of that
+        added as rows of origin replay; missing and damaged ones are left out. The rows of `sft`, of that
         origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
         group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
         min_version (null without versions), version_tokens (the sum of its loss tokens' versions), reward,

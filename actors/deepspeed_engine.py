@@ -1,4 +1,4 @@
-"""DeepSpeed in a few functions: start it, skip bad steps, read full parameters. Used by `actors.learner`."""
+"""What the learner uses of DeepSpeed: start an engine, skip bad steps, read and write full parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.model.policy import PolicyModel
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that skips a step whose gradients are not finite; `overflow`, which DeepSpeed reads, says so.
+    """AdamW that skips a step whose gradients are not finite, and sets `overflow`, which DeepSpeed reads.
 
     ZeRO 1 to 3 have their own check; without ZeRO DeepSpeed would write NaN into every weight.
     """
@@ -38,7 +38,7 @@ class GuardedAdamW(torch.optim.AdamW):
 def init_distributed(place: RankPlace, timeout_s: float) -> None:
     """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback device."""
     local = place.rendezvous.startswith(("file:", "tcp://127."))
-    # DeepSpeed looks for a launcher unless it finds all five; address and port are then unused.
+    # Without all five DeepSpeed looks for a launcher. Address and port are not used.
     os.environ.update(
         RANK=str(place.rank),
         WORLD_SIZE=str(place.world_size),
@@ -48,9 +48,9 @@ def init_distributed(place: RankPlace, timeout_s: float) -> None:
     )
     if local:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # The shared-memory extension would be compiled on first use (46 s on two cores) for nothing gloo lacks.
+    # The shared-memory extension takes 46 s to compile on two cores and adds nothing to gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls torch's collectives by names that torch will rename, and is told so at every call.
+    # DeepSpeed calls torch's collectives by deprecated names; torch warns at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(
         dist_backend="nccl" if place.device == "cuda" else "gloo",
@@ -63,15 +63,15 @@ def init_distributed(place: RankPlace, timeout_s: float) -> None:
 
 
 def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's configuration. Accumulation is ours: any number of backwards, then one `step()`."""
+    """DeepSpeed's configuration. The learner accumulates: any number of backwards, then one `step()`."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
-        # Small microbatches added up in bf16 would round away, and the update depend on how it was cut.
-        # (Without ZeRO, DeepSpeed knows no such mix.)
+        # In bf16 the gradients of small microbatches would be rounded away, and the result would depend on
+        # how the batch is cut. (Without ZeRO, DeepSpeed does not support this mix.)
         "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
         "zero_optimization": {
             "stage": config.zero_stage,
@@ -104,9 +104,9 @@ def start_engine(model: PolicyModel, config: LearnerConfig, dtype: str) -> deeps
 
 
 def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
-    """Make fp32 clipping without ZeRO keep the norm that it finds for `get_global_grad_norm`, not drop it.
+    """Make fp32 clipping without ZeRO store the gradient norm for `get_global_grad_norm`.
 
-    Gradients are reduced already, so every rank finds the same norm.
+    Gradients are already reduced, so every rank computes the same norm.
     """
 
     def clip() -> None:
@@ -116,9 +116,9 @@ def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
 
 
 def _undo_trial_step(optimizer: Any) -> None:
-    """Take back the step on zero gradients by which bf16 without ZeRO makes Adam allocate its moments.
+    """Undo the step on zero gradients that DeepSpeed takes to allocate Adam's moments (bf16 without ZeRO).
 
-    It would count in Adam's bias correction (the first update would be a fifth too small) and decay weights.
+    It counts in Adam's bias correction (the first update would be a fifth too small) and decays the weights.
     """
     optimizer.optimizer.state.clear()
     with torch.no_grad():
@@ -149,7 +149,7 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -
 def full_parameters(
     named: Iterator[tuple[str, Tensor]], zero_stage: int, keep: bool
 ) -> list[tuple[str, Tensor]]:
-    """Full tensors by name (a collective under ZeRO-3). Ranks with `keep` False take part and get none."""
+    """Full tensors by name, on the CPU (a collective under ZeRO-3). Empty on ranks with `keep` false."""
     pairs = list(named)
     gather = (
         deepspeed.zero.GatheredParameters([parameter for _, parameter in pairs])
@@ -164,10 +164,10 @@ def full_parameters(
 def write_parameters(
     named: Iterator[tuple[str, nn.Parameter]], values: Mapping[str, Tensor], zero_stage: int
 ) -> None:
-    """Replace parameters by full tensors of the same names; under ZeRO-3 a collective that takes rank 0's.
+    """Set parameters from full tensors of the same names; under ZeRO-3 a collective that reads rank 0's.
 
     Raises:
-        ValueError: `values`, where they are taken, lack a parameter, know another, or have another shape.
+        ValueError: `values` (where they are read) do not have exactly the parameters' names and shapes.
     """
     pairs = list(named)
     takes = zero_stage < 3 or dist.get_rank() == 0

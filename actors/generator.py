@@ -1,8 +1,8 @@
 """A vLLM engine in its own process: token submissions in, completions with logprobs and versions out.
 
-One thread owns the engine and alternates a command queue with `engine.step()`, so a weight update always
-falls between two steps: what is being sampled goes on under the new version, and each completion says at
-which token. A plain class with async methods; the cluster spawns `num_engines` of them.
+One thread owns the engine and alternates between a command queue and `engine.step()`, so a weight update
+always falls between two steps: running completions continue under the new version, and record from which
+token on. A plain class with async methods; `cluster` spawns `num_engines` of them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class _Request:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """What one call asks of the engine; `answer` is settled when every request of it has an output.
+    """The requests of one call; `answer` is settled when every one has an output.
 
-    `names` are the engine's names of those requests that it has been given, in order.
+    `names` are the request ids of those that the engine has admitted, in order.
     """
 
     requests: Sequence[_Request]
@@ -69,7 +69,7 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
     Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is
     prefilled in parts kills a CPU engine.
     """
-    # One more than the longest row: a probe of full length is a prompt that still wants one token.
+    # One more than the longest row: a probe of full length is a prompt that still generates one token.
     length = config.rollout.max_prompt_tokens + config.rollout.max_tokens + 1
     args: dict[str, Any] = {
         "model": config.model.path,
@@ -77,9 +77,9 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.model.dtype],
         "max_model_len": length,
         "max_num_batched_tokens": max(length, 4096),
-        # Seats for the probes: they must not wait until running completions end.
+        # Room for the probes: they must not wait until running completions end.
         "max_num_seqs": config.generator.max_num_seqs + config.sync.num_probes,
-        # A step that is under way across a weight update would be told under the wrong version.
+        # A step that overlaps a weight update would be recorded under the wrong version.
         "async_scheduling": False,
         "enable_chunked_prefill": False,
         "enable_prefix_caching": device != "cpu",
@@ -89,7 +89,7 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
         "seed": config.seed,
         "weight_transfer_config": TRANSFER_CONFIG,
         "tensor_parallel_size": config.generator.tensor_parallel,
-        # Workers of a wide engine are processes: in each, this class brings the transfer's registration.
+        # With tensor parallelism workers are processes; this class registers the transfer engine in each.
         "worker_extension_cls": "actors.weight_transfer.HostTransferWorker",
         "distributed_executor_backend": "mp" if config.generator.tensor_parallel > 1 else "uni",
     }
@@ -121,15 +121,15 @@ def _settle(answer: Future[None], error: Exception | None) -> None:
 
 
 async def _settled(answer: Future[None]) -> None:
-    """Wait for an answer. Shielded: a caller that gives up must not take it from another who joined."""
+    """Wait for an answer. Shielded: another caller that joined must still get it when this one gives up."""
     await asyncio.shield(asyncio.wrap_future(answer))
 
 
 class GeneratorActor:
-    """See the module's docstring. Every method may be called while others are waiting.
+    """See the module's docstring. Methods may be called concurrently.
 
     Raises:
-        EngineFailedError: (from every method) the engine broke; this actor is of no more use.
+        EngineFailedError: (from every method) the engine failed; the actor must be replaced.
     """
 
     def __init__(self, config: RunConfig, device: str) -> None:
@@ -151,7 +151,7 @@ class GeneratorActor:
         self._failure = ""
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Two big libraries' objects need not be walked again at every collection between engine steps.
+        # Exempts the many objects that vLLM and torch have created from garbage collection.
         gc.collect()
         gc.freeze()
         self._thread.start()
@@ -159,12 +159,12 @@ class GeneratorActor:
     # -- called from outside --
 
     async def ready(self) -> int:
-        """The version of the weights now loaded; returning means that the engine is up."""
+        """The version of the loaded weights, once the engine has started."""
         await self.stalled_for_s()
         return self._version
 
     async def stalled_for_s(self) -> float:
-        """Seconds that the engine's thread has been at one turn or command; 0.0 while it has none."""
+        """Seconds that the engine's thread has spent in one step or command; 0.0 while it is idle."""
         if self._failure:
             raise EngineFailedError(self._failure)
         since = self._busy_since
@@ -173,7 +173,7 @@ class GeneratorActor:
     async def generate(self, submission: Submission) -> list[Completion]:
         """Sample one completion per seed of the submission.
 
-        A submission that is being sampled already, for a caller that may have given up, is joined.
+        A second call with a submission that is still being sampled waits for the same completions.
 
         Raises:
             ValueError: the engine refused the prompt.
@@ -198,10 +198,10 @@ class GeneratorActor:
         ]
 
     async def load(self, weights: PackedWeights) -> None:
-        """Replace the weights; running requests go on under the new version, paused or not.
+        """Replace the weights. Running requests continue under the new version, paused or not.
 
-        Weights of an earlier version mean that the run was set back: what is being sampled belongs to a
-        future that will not come, and is dropped.
+        Weights of an earlier version mean that the run was set back to a checkpoint: running requests are
+        dropped, since they belong to the abandoned steps.
 
         Raises:
             ValueError: a tensor is missing, unknown or damaged (the engine must then not be used).
@@ -209,18 +209,18 @@ class GeneratorActor:
         await self._command(lambda: self._load(weights))
 
     async def pause(self) -> None:
-        """Keep what is being sampled as it is, until `resume`. Probes are still answered.
+        """Stop sampling until `resume`; running requests are kept. Probes are still answered.
 
-        A probe's engine step takes the running requests along, by a token.
+        The engine step of a probe advances the running requests by one token.
         """
         await self._command(lambda: self._set_paused(True))
 
     async def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continue after `pause`."""
         await self._command(lambda: self._set_paused(False))
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        """Logprobs at temperature 1 of all probe tokens but each first, end to end, by a fresh prefill."""
+        """Logprobs at temperature 1 of all probe tokens but the firsts, concatenated, by a new prefill."""
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -240,14 +240,14 @@ class GeneratorActor:
         return np.array(values, np.float32)
 
     async def close(self) -> None:
-        """Stop the thread after the commands already queued."""
+        """Stop the thread after the commands that are queued."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join, 10.0)
 
     # -- inside --
 
     def _post(self, answer: Future[None], action: Callable[[], None]) -> None:
-        """Queue `action` for the engine's thread; it, or what it started, settles `answer`."""
+        """Queue `action` for the engine's thread. The action, or the requests it adds, settle `answer`."""
         self._open.add(answer)
         answer.add_done_callback(self._open.discard)
         self._commands.put(action)
@@ -255,7 +255,7 @@ class GeneratorActor:
             _settle(answer, EngineFailedError(self._failure))
 
     async def _command(self, action: Callable[[], None]) -> None:
-        """Run `action` on the engine's thread and wait; what it raises is raised here."""
+        """Run `action` on the engine's thread and wait; its exception is raised here."""
         answer: Future[None] = Future()
 
         def run() -> None:
@@ -280,10 +280,10 @@ class GeneratorActor:
             raise
 
     def _turn(self) -> bool:
-        """Run what is queued, then one engine step.
+        """Run the queued commands, then one engine step.
 
-        An idle engine waits for something to do and then lets its companions in: submissions come a fraction
-        of a millisecond apart, and an engine step costs the same for one of them as for all.
+        An idle engine waits for a command, and then _GATHER_S for more: submissions arrive a fraction of a
+        millisecond apart, and an engine step costs the same for one of them as for all.
         """
         busy = self._has_work()
         self._busy_since = time.monotonic() if busy else None
@@ -315,19 +315,19 @@ class GeneratorActor:
             for request in requests:
                 self._next_id += 1
                 name = str(self._next_id)
-                # Salted, so that no prompt meets a prefix cached under other weights. A cache that running
-                # requests use cannot be reset; a version may come again, after a rewind, with other weights.
+                # The salt keeps prompts from prefixes cached under other weights: a cache in use cannot be
+                # reset. It counts loads, since a version can come again with other weights, after a rewind.
                 salt = str(self._num_loads)
                 prompt = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
                 self._engine.add_request(name, prompt, request.params)  # type: ignore[arg-type]
                 call.names.append(name)
                 running[name] = call
         except Exception as error:
-            # As text: whoever asked need not have vLLM to understand its errors.
+            # As text: the caller may not have vLLM, whose exceptions it would need to unpickle.
             self._drop(call, running, ValueError(f"the engine refused a prompt: {error}"))
 
     def _drop(self, call: _Call, running: dict[str, _Call], error: Exception) -> None:
-        """Give up a call: what it has in the engine, and what still waits for a seat."""
+        """Abort a call: its requests in the engine and those that are queued."""
         self._queued = deque(entry for entry in self._queued if entry[0] is not call)
         self._engine.abort_request([name for name in call.names if running.pop(name, None)])
         _settle(call.answer, error)

@@ -1,7 +1,7 @@
-"""One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy, hands out its weights.
+"""One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy, publishes weights.
 
-A plain class. The cluster spawns `num_ranks` of them; every public method is called on all ranks at once,
-because under ZeRO each is a collective. Pretraining and SFT use the same class with `origin=sft` rows and the
+A plain class. `cluster` spawns `num_ranks` of them and calls every public method but `explain` on all ranks
+at once, because under ZeRO each is a collective. Pretraining and SFT use it with rows of origin sft and the
 nll loss.
 """
 
@@ -42,7 +42,7 @@ from trainer.weights.packed import PackedWeights, pack_weights
 
 
 class LearnerRank:
-    """See the module's docstring. Scores of the current step are kept between `score` and `update`."""
+    """See the module's docstring. The scores of a step are kept from `score` to `update`."""
 
     def __init__(self, config: RunConfig, losses: Mapping[str, BoundLoss], place: RankPlace) -> None:
         torch.set_num_threads(place.num_threads)
@@ -57,26 +57,26 @@ class LearnerRank:
         self._forget()
 
     def _start_policy(self) -> PolicyModel:
-        """The model of step 0, the same on all ranks even if its folder lacks a weight."""
+        """The model of step 0. Weights that its folder lacks are drawn from the seed, alike on all ranks."""
         torch.manual_seed(self._config.seed)
         model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
         return load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
 
     def _forget(self) -> None:
-        """Drop the rows last scored: their scores are of other weights."""
+        """Drop the rows last scored: their scores are those of earlier weights."""
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
         self._scores_are_current = False
         self._built.clear()
 
     def ready(self) -> int:
-        """Number of parameters; returning means that the rank is up."""
+        """The number of parameters of the whole model, once the rank has started."""
         return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in self._policy.named_weights())
 
     # -- scoring ---------------------------------------------------------------------------------------------
 
     def _microbatch(self, rows: RankRows, chosen: Sequence[int]) -> Microbatch:
-        """The padded microbatch of these rows; scoring and updating use the same ones."""
+        """The padded microbatch of these rows, cached: scoring and updating use the same."""
         key = tuple(chosen)
         if key not in self._built:
             self._built[key] = build_microbatch(
@@ -134,7 +134,7 @@ class LearnerRank:
         return results
 
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
-        """Update on rows that need no scores (sft only): pretraining's way, which saves the extra forward."""
+        """Update on rows that need no scores (origin sft only), without the forward pass of `score`."""
         self._forget()
         self._rows = read_rows(shard)
         return self.update(batch)
@@ -216,8 +216,8 @@ class LearnerRank:
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
     ) -> dict[str, Prepared]:
-        """Batch statistics of the losses and transforms that ask for them, over all rows of the update on all
-        ranks; keyed as `TokenColumns.prepared`."""
+        """Batch statistics of the losses and transforms that need them, over the rows of all ranks; keyed as
+        `TokenColumns.prepared`."""
         assert self._rows is not None
         wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
         if not wanting and not any(each.kind.prepare for each in objective.transforms.values()):
@@ -234,9 +234,10 @@ class LearnerRank:
     def _scores_now(
         self, rows: RankRows, microbatches: Sequence[Sequence[int]]
     ) -> dict[str, list[np.ndarray]]:
-        """Logprobs and entropies under the weights that an update starts from: at first those of `score`.
+        """Logprobs and entropies under the weights that an update starts from.
 
-        Later updates of a step take one more forward of their microbatches, of which all ranks have as many.
+        Before the first update of a step these are the scores of `score`. Later updates run one more forward
+        pass over their microbatches, of which all ranks have the same number.
         """
         if self._scores_are_current:
             scored = self._scored
@@ -252,7 +253,7 @@ class LearnerRank:
         return columns
 
     def _share_of_stats(self, prepared: Mapping[str, Prepared]) -> dict[str, float]:
-        """This rank's share of numbers that all ranks found alike, so that adding over ranks gives them."""
+        """Statistics, which are equal on all ranks, divided by the number of ranks: their sum is right."""
         return {
             f"stat/{place}/{name}": value / self._place.world_size
             for place, found in prepared.items()
@@ -262,7 +263,7 @@ class LearnerRank:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def publish(self, version: int) -> PackedWeights | None:
-        """Full weights of the policy as of now (rank 0; None elsewhere)."""
+        """The policy's current weights in host memory, trained and frozen (rank 0; None elsewhere)."""
         first = self._place.rank == 0
         full = self._published(keep=first)
         return pack_weights(version, full.items()) if first else None
@@ -304,32 +305,33 @@ class LearnerRank:
     def save(self, folder: str) -> dict[str, str]:
         """Write this rank's part of the learner's state into an existing folder; see `actors.learner_state`.
 
-        Returns the sha256 of what was to be written, by file name.
+        Returns sha256 by file name, computed from the bytes before they were written.
         """
         name = file_name(self._place.rank, self._place.world_size)
         reference = self._anchors.save(Path(folder))
         return reference | {name: save_state(Path(folder), self._held(), self._place)}
 
     def load(self, folder: str) -> None:
-        """Go on from a saved state, of any number of ranks and any ZeRO stage; the base stays the base.
+        """Restore a state that any number of ranks saved under any ZeRO stage. The base is not touched.
 
         Raises:
-            ValueError: the files are not one whole state of this model; nothing was changed.
+            ValueError: the files are not one complete state of this model; nothing was changed.
         """
         load_state(Path(folder), self._held(), self._place)
         self._anchors.load(Path(folder))
         self._forget()
 
     def reset_reference(self, with_optimizer: bool) -> None:
-        """Make the policy as it is now the reference; with the optimizer, clear its moments and step too."""
+        """Make the current policy the reference; `with_optimizer` also clears Adam's moments and count."""
         self._anchors.reset_reference(self._policy.named_weights())
         if with_optimizer:
             clear_moments(self._held(), steps=0)
 
     def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss]) -> None:
-        """Go back to the model of step 0 and a new optimizer, as if just built for `config` and `losses`.
+        """Go back to the weights of step 0 and a new optimizer, as if just built for `config` and `losses`.
 
-        What the engine was built with stays: `config` must have the same (`cluster.actor_pool.built_in`).
+        The engine itself is kept, so `config` must agree in what it was built with
+        (`cluster.actor_pool.built_in`).
         """
         self._config, self._losses = config, losses
         self._policy.clamp_entropy(config.entropy.clamp)
@@ -379,8 +381,10 @@ def _token_table(
 
 
 def _draws(seed: int, sample_id: str, loss_mask: np.ndarray) -> np.ndarray:
-    """A uniform number in [0, 1) for every loss token of a sample, wherever and whenever it is looked at; 0
-    elsewhere, so that tokens of an environment move no other token's draw."""
+    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, the same on every rank and in every call.
+
+    Other tokens have 0, so that tokens of an environment change no other token's draw.
+    """
     draws = np.zeros(len(loss_mask))
     draws[loss_mask] = np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(loss_mask.sum())
     return draws

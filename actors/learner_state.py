@@ -1,7 +1,7 @@
-"""What a learner must not lose, as safetensors: fp32 master weights, Adam's moments and step, random state.
+"""A learner's checkpoint as safetensors: fp32 master weights, Adam's moments and step, random state.
 
 `save_state` is a collective: every rank writes one file with whole tensors under Hugging Face names, so any
-number of ranks under any ZeRO stage can read them. `load_state` is none: each rank takes what it holds.
+number of ranks under any ZeRO stage can read them. `load_state` is not: each rank reads its own part.
 Used by `actors.learner`.
 
     learner-00000-of-00002.safetensors   param/<name>, exp_avg/<name>, exp_avg_sq/<name> float32, rng/0 uint8
@@ -51,9 +51,9 @@ def file_name(rank: int, world_size: int) -> str:
 
 
 def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
-    """Write and fsync this rank's file into an existing folder; returns the sha256 of what it meant to write.
+    """Write and fsync this rank's file into an existing folder; returns the sha256 of the intended bytes.
 
-    A rank whose disk refuses still takes part in gathering, so that the others do not wait for it.
+    A rank that cannot write still takes part in the gathering, so that the others do not wait for it.
 
     Raises:
         OSError: the file could not be written.
@@ -90,7 +90,7 @@ def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write and fsync whole tensors in host memory as safetensors; the sha256 of what was meant.
+    """Write and fsync whole tensors in host memory as safetensors; returns the sha256 of the intended bytes.
 
     Raises:
         OSError: the file could not be written.
@@ -101,7 +101,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:
-    """Consecutive parameters for each rank, about as many elements to each."""
+    """Consecutive parameters for each rank to write, with about equal numbers of elements."""
     total = sum(share.numel for share in shares)
     owned: list[list[Share]] = [[] for _ in range(world_size)]
     done = 0
@@ -113,7 +113,7 @@ def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:
 
 
 def _buckets(shares: Sequence[Share]) -> list[list[Share]]:
-    """Consecutive parameters gathered at once: one collective is slow for a small tensor."""
+    """Consecutive parameters to gather at once: a collective per small tensor would be slow."""
     buckets: list[list[Share]] = []
     size = _BUCKET_NUMEL
     for share in shares:
@@ -131,7 +131,7 @@ def _gather(
     held: Holdings,
     place: RankPlace,
 ) -> Iterator[Chunk]:
-    """Every bucket of every kind, laid end to end on its owner; owners in turn, so that all write at once."""
+    """Every bucket of every kind, concatenated on its owner. Owners take turns, so that all write at once."""
     for round_of_buckets in zip_longest(*plan):
         for owner, bucket in enumerate(round_of_buckets):
             for kind in kinds if bucket else ():
@@ -139,14 +139,14 @@ def _gather(
 
 
 def _having(shares: Sequence[Share], kind: str) -> list[Share]:
-    """Those of which there is such a tensor: a frozen parameter has no moments."""
+    """The shares that have such a tensor: frozen parameters have no moments."""
     return [share for share in shares if kind == "param" or share.is_trained]
 
 
 def _gather_bucket(
     bucket: Sequence[Share], kind: str, held: Holdings, owner: int, place: RankPlace
 ) -> Tensor:
-    # Added up as integers, where all others hold zeros: a float's sum would lose the sign of a zero.
+    # Summed as integers (other ranks hold zeros): a sum of floats would lose the sign of -0.0.
     device = torch.device(place.device)
     whole = torch.zeros(sum(share.numel for share in bucket), dtype=torch.int32, device=device)
     at = 0
@@ -203,13 +203,13 @@ def _write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 
 
 def load_state(folder: Path, held: Holdings, place: RankPlace) -> None:
-    """Take this rank's state from the files that any number of ranks wrote into `folder`.
+    """Read this rank's state from the files that any number of ranks wrote into `folder`.
 
-    Nothing is changed before all names, shapes and types have been found right. The random state is that of
-    the saving rank if as many ranks load as saved, and is left alone otherwise.
+    All names, shapes and types are checked before anything is changed. The random state is restored if as
+    many ranks load as saved, and kept otherwise.
 
     Raises:
-        ValueError: names the file or tensor that is missing, unknown, doubled, misshapen or damaged.
+        ValueError: names the file or tensor that is missing, unknown, duplicate, misshapen or damaged.
     """
     with ExitStack() as stack:
         files = _open_files(folder, stack)
@@ -270,7 +270,7 @@ def _common(files: Sequence[Any], key: str) -> int:
 def _check_tensors(
     folder: Path, files: Sequence[Any], shares: Sequence[Share], kinds: Sequence[str]
 ) -> dict[str, int]:
-    """The number of the file that holds each tensor; all that this learner needs and nothing else."""
+    """The index of the file that holds each tensor. The files must hold exactly what this learner needs."""
     expected = {f"{kind}/{share.name}": share.shape for kind in kinds for share in _having(shares, kind)}
     found: dict[str, int] = {}
     for number, file in enumerate(files):

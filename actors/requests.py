@@ -1,4 +1,4 @@
-"""What the cluster says to actors, and they to it: plain records and errors, without torch or vLLM."""
+"""Records and errors that pass between `cluster` and the actors; no torch, no vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LocalMicrobatches = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankUpdate:
-    """What a rank needs beside its shard: one entry per shard row, one learning rate per update."""
+    """What `LearnerRank.update` needs beside the shard: an entry per row, a learning rate per update."""
 
     microbatches: LocalMicrobatches
     advantages_N: np.ndarray
@@ -27,19 +27,19 @@ class RankUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlace:
-    """Where a rank stands in its group and how many CPU threads it may use."""
+    """A rank's place in its process group, its device and its CPU threads."""
 
     rank: int
     world_size: int
     rendezvous: str
-    """Where the ranks meet: file:///path on one machine (no socket that others could reach), else tcp://."""
+    """The init_method of the process group: file:///path on one machine (opens no socket), else tcp://."""
     device: str
     num_threads: int
 
 
 class EngineFailedError(RuntimeError):
-    """A generator's engine broke; only another process with a new engine can go on. One text argument."""
+    """A generator's engine failed; a new process must replace it. One text argument, so that it pickles."""
 
 
 class CallStuckError(RuntimeError):
-    """A call went past its limit and cannot be stopped; only another process frees its place."""
+    """A call exceeded its limit and cannot be stopped; replacing the process frees its slot."""

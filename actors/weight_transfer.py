@@ -1,7 +1,7 @@
 """The engine side of a weight sync through host memory, registered with vLLM's weight-transfer API as "host".
 
-The one way weights reach engines, on CPUs and on GPUs. Imported by `actors.generator`; importing it
-registers the engine once.
+`cluster.weight_transport.HostTransport` drives it, on CPUs and on GPUs. Importing this module registers the
+transfer engine with vLLM.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, PackedWeights]) -> None:
-        # Not the inherited method: it synchronises an accelerator, and a CPU engine has none.
+        # The inherited method synchronises an accelerator, which a CPU engine lacks.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -69,7 +69,7 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
 
 
 class HostTransferWorker:
-    """Mixed into every vLLM worker, so that its process imports this module and knows the backend."""
+    """Mixed into every vLLM worker, so that its process imports this module and registers the backend."""
 
 
 def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
