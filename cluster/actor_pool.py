@@ -1,9 +1,9 @@
-"""The actors that stand: started for a run, and given to the next one where they fit it.
+"""Actors kept alive between runs: started for one run, and used again by the next if its config allows it.
 
-Starting an engine and a learner takes longer than many a small run. What an actor was built with cannot be
-changed (`built_in`); everything else of a config comes with the next run: the ranks go back to the weights of
-step 0 and hand them to the engines, a scorer goes on if it scorers alike, and the buffer is a new one,
-because it belongs to a folder. Called by `cluster.attempt`.
+Starting an engine and a learner takes longer than many small runs. Settings that an actor was built with
+cannot be changed (`built_in`). For all others the actors are reset: the ranks go back to the weights of step
+0 and publish them to the engines, a scorer is kept if its kind and options are the same, and the buffer is
+always new, because it belongs to a run's folder. Called by `cluster.attempt`.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _CLOSE_LIMIT_S = 5.0
 
 
 def built_in(standing: RunConfig, wanted: RunConfig) -> list[str]:
-    """Keys of `BUILT_IN` in which two configs differ; actors of one fit the other if there are none."""
+    """Keys of `BUILT_IN` in which two configs differ. With none, actors of one can be used for the other."""
     return [key for key in BUILT_IN if attrgetter(key)(standing) != attrgetter(key)(wanted)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingActors:
-    """What a run that learns nothing needs."""
+    """The actors of a run that only samples."""
 
     generator: Engines
     scorers: ScorerSet
@@ -67,7 +67,7 @@ class SamplingActors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingActors:
-    """The actors of a run in their roles, and the size of its model."""
+    """The actors of a run that learns, in their roles, and the size of its model."""
 
     roles: Roles
     buffer: BufferProxy
@@ -76,7 +76,7 @@ class TrainingActors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Actors:
-    """Who stands; `engines` and `scorer_pools` are empty where nothing is sampled."""
+    """All actors of a run that learns; `engines` and `scorer_pools` are empty if nothing is sampled."""
 
     engines: Sequence[Supervised]
     generator: Engines | NoEngines
@@ -90,13 +90,13 @@ class _Actors:
 
     @property
     def others(self) -> tuple[Supervised, ...]:
-        """All but the learner's ranks; the buffer's last."""
+        """All but the learner's ranks; the buffer is the last."""
         scorers = (replica for scorer_pool in self.scorer_pools.values() for replica in scorer_pool.replicas)
         return (*self.engines, *scorers, self.keeper)
 
 
 class ActorPool:
-    """Starts actors, watches them while a run works with them, keeps them in between, ends them."""
+    """Starts actors, watches them during a run, keeps them alive between runs, ends them."""
 
     def __init__(self) -> None:
         self._site: Site | None = None
@@ -107,9 +107,9 @@ class ActorPool:
     async def for_training(
         self, order: ResolvedRun, claim: Claim, tell: Tell, samples: bool
     ) -> TrainingActors:
-        """Every actor of a run that learns, ready and watched; without engines and scorers if it samples not.
+        """All actors of a run that learns, ready and watched; no engines and scorers when `samples` is false.
 
-        Actors of the last run that do not fit, or do not come back from it, are ended and others started.
+        Actors of the last run are used again if they can be reset for this one, and replaced otherwise.
         """
         renewed = await self._renewed(order, claim, tell) if samples else None
         if renewed is None:
@@ -130,7 +130,7 @@ class ActorPool:
         return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size)
 
     async def for_sampling(self, order: ResolvedRun, claim: Claim, tell: Tell) -> SamplingActors:
-        """The actors of a run that learns nothing, ready and watched. They are never kept."""
+        """The actors of a run that only samples, ready and watched. They are not kept for the next run."""
         await self.close()
         site = await self._open(order, claim, tell)
         engines, scorer_pools = spawn_engines(site), spawn_scorers(site)
@@ -150,14 +150,14 @@ class ActorPool:
         self._fleet.progress()
 
     async def rest(self) -> None:
-        """The run is over: its buffer ends with it, the others stand unwatched until the next one."""
+        """End the run: its buffer is ended, the other actors are kept alive for the next run, unwatched."""
         await self._fleet.rest()
         if self._site is not None and self._actors is not None:
             self._site.tell = _tell_nobody
             self._actors.keeper.kill()
 
     async def close(self) -> None:
-        """End everything."""
+        """End all actors and release their resources."""
         await _close(self._scorers)
         await self._fleet.close()
         if self._site is not None and self._site.group is not None:
@@ -166,27 +166,27 @@ class ActorPool:
         self._fleet, self._scorers = Fleet(()), ()
 
     async def _renewed(self, order: ResolvedRun, claim: Claim, tell: Tell) -> tuple[_Actors, int] | None:
-        """The actors of the run before and the number of parameters; None, and why, if they are of no use."""
+        """The actors of the last run, reset, and the number of parameters; None if they cannot be reused."""
         note, site, before = order.reporter.note, self._site, self._actors
         if site is None or before is None or not before.engines:
             return None
         others = built_in(site.config, order.config)
         if others:
-            note(f"other actors are needed: {', '.join(others)} differ from the run before")
+            note(f"starting new actors: {', '.join(others)} differ from the run before")
             return None
         actors = await self._fitted(site, before, order, claim, tell)
         limit_s = order.config.cluster.ready_timeout_s
         try:
-            # Nobody watches them yet, and a call to an engine has no limit of its own.
+            # They are not watched yet, and calls to an engine have no time limit.
             async with asyncio.timeout(limit_s):
                 size = await self._reset(actors, order.config)
         except TimeoutError:
-            note(f"other actors are needed: those of the run before did not answer within {limit_s:g} s")
+            note(f"starting new actors: those of the run before did not answer within {limit_s:g} s")
             return None
         except (LearnerLostError, ActorCallError) as error:
-            note(f"other actors are needed: {error}")
+            note(f"starting new actors: {error}")
             return None
-        note(f"the actors of the run before go on; their logs are in {before.log_dir}")
+        note(f"reusing the actors of the run before; their logs are in {before.log_dir}")
         return actors, size
 
     async def _open(self, order: ResolvedRun, claim: Claim, tell: Tell) -> Site:
@@ -224,7 +224,7 @@ class ActorPool:
     async def _fitted(
         self, site: Site, before: _Actors, order: ResolvedRun, claim: Claim, tell: Tell
     ) -> _Actors:
-        """The same engines and ranks with this run's scorers and buffer, of which the new ones are ready."""
+        """The engines and ranks of `before` with the scorers and the buffer of this run, which are ready."""
         site.config, site.log_dir, site.tell = order.config, claim.log_dir, tell
         scorer_pools = spawn_scorers(site, before.scorer_pools)
         buffer, keeper = spawn_buffer(site, claim.run_dir)
@@ -236,20 +236,20 @@ class ActorPool:
         return actors
 
     async def _reset(self, actors: _Actors, config: RunConfig) -> int:
-        """Make engines and ranks as if just started for this run: weights of step 0, nothing running.
+        """Reset engines and ranks as if just started for this run: weights of step 0, no requests.
 
         Returns the number of parameters.
         """
         learner = actors.learner
         self._fleet.progress()
         await learner.reset(config, bound_losses(config), actors.buffer)
-        # Weights of an earlier version make an engine drop what it still samples.
+        # Weights of an earlier version make an engine drop its running requests.
         await actors.transport.sync(0)
         await actors.generator.resume()
         return await learner.ready()
 
     def _take(self, actors: _Actors) -> None:
-        """From now on these are to be watched and ended."""
+        """Make these the actors that are watched and, at the end, ended."""
         self._actors = actors
         self._scorers = tuple(
             replica for scorer_pool in actors.scorer_pools.values() for replica in scorer_pool.replicas
@@ -258,7 +258,7 @@ class ActorPool:
 
 
 def _tell_nobody(kind: str, actor: str, **fields: str | float) -> None:
-    """Between two runs: their folders are no longer, or not yet, ours."""
+    """Between two runs there is no run directory to write events to."""
 
 
 async def _end(scorers: Sequence[Supervised]) -> None:
@@ -268,7 +268,7 @@ async def _end(scorers: Sequence[Supervised]) -> None:
 
 
 async def _close(scorers: Sequence[Supervised]) -> None:
-    """Let scorers end what their code has started, before their processes are killed."""
+    """Let scorers end their child processes before they are killed."""
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_LIMIT_S):
             await asyncio.gather(

@@ -36,8 +36,8 @@ _RESTART_S = 5.0
 class Site:
     """Where a run's actors go: a placement and its reservation, or this process when there is no `group`.
 
-    Not frozen: actors that are kept for another run are supervised, and if need be replaced, as that run
-    wants it. Whatever starts or tells for an actor looks here when it does so, not before.
+    Mutable: actors kept for another run are supervised and replaced under that run's config, so these fields
+    are read when an actor is started or an event reported.
     """
 
     config: RunConfig
@@ -77,11 +77,11 @@ class Site:
         )
 
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
-        """A replaceable actor that `start` makes."""
+        """A supervised actor; `start` makes each of its processes."""
         return Supervised(label, start, Limits.of(self.config.cluster), self.tell_now)
 
     def tell_now(self, kind: str, actor: str, **fields: str | float) -> None:
-        """Tell of an actor's fate to the run that it works for now."""
+        """Report an event of an actor to the run that uses it now."""
         self.tell(kind, actor, **fields)
 
 
@@ -98,7 +98,7 @@ def rendezvous(site: Site) -> str:
         homes = ray.util.placement_group_table(site.group)["bundles_to_node_id"]
     if len(set(homes.values())) <= 1:
         site.log_dir.mkdir(parents=True, exist_ok=True)
-        # of its own for every start: ranks that start again must not find the marks of the dead
+        # A new file for every start: restarted ranks must not find the entries of the ranks before them.
         return f"file://{site.log_dir}/rendezvous-{uuid.uuid4().hex[:8]}"
     bundle = site.placement.ranks[0].bundle
     strategy = PlacementGroupSchedulingStrategy(site.group, placement_group_bundle_index=bundle)
@@ -141,7 +141,7 @@ def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
 
 
 def spawn_engines(site: Site) -> list[Supervised]:
-    """All engines, one thread each on CPU (a second brings nothing)."""
+    """All engines, with one thread each on CPU (a second does not speed them up)."""
     cores, _ = split_cores(site.config, site.placement.device, len(os.sched_getaffinity(0)))
     return [
         site.supervise(f"generator-{k}", partial(_start_engine, site, k, cores[k] if cores else None))

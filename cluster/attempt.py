@@ -1,4 +1,4 @@
-"""One attempt at a run: claim its folder, do the job with the actor_pool's actors, say why if it fails.
+"""One attempt at a run: claim its folder, do the job with the actors of a pool, record why it failed.
 
 Called by `cluster.train` for one run, and by `cluster.series` for several on the same actors.
 """
@@ -28,7 +28,7 @@ from trainer.rollout.producer import Producer
 from trainer.weights.weight_sync import WeightSyncError
 
 _TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
-"""Reasons to stop that are told by their message alone."""
+"""Errors whose message alone explains why the run stopped."""
 
 
 class RunError(RuntimeError):
@@ -37,11 +37,11 @@ class RunError(RuntimeError):
 
 @contextmanager
 def claimed(order: ResolvedRun) -> Iterator[Claim]:
-    """The run's folder, this driver's for as long as the block lasts.
+    """Hold the run's folder for this driver during the block.
 
     Raises:
         ValueError: it cannot be claimed.
-        RunError: (instead of what the block raises) with the reason, which is kept in the folder too.
+        RunError: the block raised; with the reason, which is written into the folder too.
     """
     prompts = order.prompts
     digest = source_digest(prompts.train, Path(order.config.model.path))
@@ -51,7 +51,7 @@ def claimed(order: ResolvedRun) -> Iterator[Claim]:
         write_config(claim.run_dir, order.config)
         yield claim
     except Exception as error:
-        with suppress(OSError):  # a full disk must not keep the reason from being told
+        with suppress(OSError):  # the reason must be reported even if the disk is full
             write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
             append_event(claim.run_dir, "stopped", reason=str(error))
         where = claim.log_dir.relative_to(claim.run_dir)
@@ -67,7 +67,7 @@ def _told(error: Exception) -> str:
 
 
 class Attempt:
-    """One attempt at a job. The actors outlive it: whoever made the actor pool ends them."""
+    """One attempt at a job. The actors outlive it: the owner of the actor pool ends them."""
 
     def __init__(self, order: ResolvedRun, claim: Claim, actor_pool: ActorPool) -> None:
         self._order, self._claim, self._actor_pool = order, claim, actor_pool
@@ -76,14 +76,14 @@ class Attempt:
         self._furthest = 0.0
 
     def stop(self) -> bool:
-        """Ask the run to end soon; False if there is none to ask, and all may be dropped at once."""
+        """Ask the run to stop; False if it has not begun, so that all may be dropped at once."""
         if self._run is None:
             return False
         self._run.stop()
         return True
 
     async def work(self) -> bool:
-        """Do the job; False if it was asked to stop before its end."""
+        """Do the job; False if it was stopped before its end."""
         try:
             if self._job.learns:
                 samples = self._job.rollouts_of is None
@@ -111,7 +111,7 @@ class Attempt:
         return finished
 
     async def _adopt(self, actors: TrainingActors, source: Path) -> RunConfig:
-        """Give the buffer another run's groups; the config with as many steps as they last."""
+        """Add another run's groups to the buffer; the config with as many steps as they suffice for."""
         config = self._config
         with reading(source):
             num_groups = await actors.buffer.adopt(str(source.resolve()))
@@ -158,7 +158,7 @@ class Attempt:
         )
 
     def _step(self, metrics: Mapping[str, float]) -> None:
-        if metrics["step"] > self._furthest:  # a step trained again is no progress
+        if metrics["step"] > self._furthest:  # a step that is trained again does not count
             self._furthest = metrics["step"]
             self._actor_pool.progress()
         self._reporter.step(metrics)

@@ -27,7 +27,7 @@ _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 class Reporter(Protocol):
-    """Where a run tells what it does (`viewer.terminal.StepReporter`)."""
+    """Receives the progress of a run (`viewer.terminal.StepReporter`)."""
 
     def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None: ...
 
@@ -46,17 +46,17 @@ class Job:
     rollouts_of: Path | None = None
 
     def describe(self) -> str:
-        """The job in words that stay the same when it is gone on with."""
+        """The job in words; the same for every attempt at it."""
         if self.rollouts_of is not None:
             return f"train only, on the rollouts of {self.rollouts_of.resolve()}"
         return "train" if self.learns else "rollouts only"
 
 
 def check_job(config: RunConfig, job: Job) -> None:
-    """Whether half a training can be done with such a config.
+    """Check that the config allows a job that only samples or only learns.
 
     Raises:
-        ValueError: it says of the sampling what only a whole training can do.
+        ValueError: it has settings that need both sampling and learning.
     """
     half = "--train-only" if job.rollouts_of is not None else "" if job.learns else "--rollout-only"
     if half == "--train-only" and config.rollout.zero_variance_groups == "refill":

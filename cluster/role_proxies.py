@@ -46,7 +46,7 @@ class Engines:
     """All engines as one `Generator`: submission i goes to engine i modulo their number.
 
     A replaced engine gets the current weights (`on_replaced`, which the weight transport sets), and is paused
-    if the others are; the submissions it had are given again, with their seeds.
+    if the others are; its submissions are repeated, with their seeds.
     """
 
     def __init__(self, engines: Sequence[Supervised]) -> None:
@@ -177,7 +177,7 @@ class NoEngines:
 
 
 class BufferProxy:
-    """The rollout buffer. A replaced one reads the journal and takes again what was taken."""
+    """The rollout buffer. A replacement reads the journal and repeats the last `take`."""
 
     def __init__(self, keeper: Supervised) -> None:
         self._keeper = keeper
@@ -229,13 +229,13 @@ class BufferProxy:
 
 
 def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
-    """The rank's microbatches in numbers of its own shard, whose rows are `plan.rows_of(rank)` in order."""
+    """The rank's microbatches by row number in its shard, whose rows are `plan.rows_of(rank)` in order."""
     numbers = iter(range(len(plan.rows_of(rank))))
     return [[list(islice(numbers, len(micro))) for micro in update] for update in plan.microbatches[rank]]
 
 
 def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One update's metric sums over ranks; the gradient norm is global already, a skip is every rank's."""
+    """One update's metrics, summed over ranks. Gradient norm and skipping are the same on every rank."""
     names = sorted({name for part in parts for name in part if not name.startswith("rank/")})
     total = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
     return total | {"grad/norm": parts[0]["rank/grad_norm"], "grad/applied": parts[0]["rank/applied"]}
@@ -244,9 +244,9 @@ def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 class LearnerGroup:
     """All learner ranks as one `Learner`; each fetches its own token-balanced shard.
 
-    Ranks hold the state together: when one is lost, all are ended and `LearnerLostError` says so. `restart`
-    then starts them afresh, and what they knew comes from a checkpoint. Calls made at the same time are made
-    one after the other, so that all ranks enter their collectives in the same order.
+    Ranks share the state: when one is lost, all are ended and `LearnerLostError` is raised. `restart` then
+    starts new ones, whose state comes from a checkpoint. Concurrent calls are made one after the other, so
+    that all ranks enter their collectives in the same order.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class LearnerGroup:
         return int((await wait_ready(self._handles, self._limits.ready_s))[0])
 
     async def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss], buffer: BufferProxy) -> None:
-        """Give the ranks another run: weights of step 0, a new optimizer, that run's losses and rows.
+        """Reset the ranks for another run: weights of step 0, a new optimizer, that run's losses and buffer.
 
         Raises:
             LearnerLostError: a rank died or hangs; all are ended.
@@ -296,7 +296,7 @@ class LearnerGroup:
             handle.kill(force)
 
     async def watch(self) -> None:
-        """Look every second whether each rank is alive; one that is not is ended, and the next call fails."""
+        """Ping the ranks every PING_S. If one is dead or hangs, all are ended and the next call fails."""
         while True:
             await asyncio.sleep(PING_S)
             for handle in self._handles if not self._lost else ():
@@ -336,7 +336,7 @@ class LearnerGroup:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failures = [error for task in tasks if task.done() and (error := task.exception())]
             if failures and not any(isinstance(error, ActorLostError) for error in failures):
-                # a rank's complaint may only be the echo of another's death
+                # One rank's error may only be the consequence of another's death.
                 await asyncio.wait(tasks, timeout=_OTHER_RANKS_S)
         finally:
             for task in tasks:

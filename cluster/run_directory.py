@@ -1,4 +1,4 @@
-"""Claiming a run directory: a new one, or an unfinished run of the same experiment to go on with.
+"""Claiming a run directory: a new one, or that of an unfinished run of the same experiment, to resume it.
 
     runs/<name>/run.json     which experiment this is: its settings, their hash, the digests of its prompts
                              and of the user's own code
@@ -85,7 +85,7 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
 def shown_digest(demonstrations: pa.RecordBatch) -> str:
     """sha256 (hex) of a run's demonstrations, or "" without any.
 
-    Kept apart from the rest: a run with them can be compared with one that has none.
+    Separate from `source_digest`: a run with demonstrations can be compared with one that has none.
     """
     if not demonstrations.num_rows:
         return ""
@@ -112,14 +112,14 @@ def is_finished(config: RunConfig, job: str) -> bool:
 
 @contextmanager
 def reading(run_dir: Path) -> Iterator[None]:
-    """Keep a run whose rollouts are read from being gone on with meanwhile.
+    """Keep a run from being resumed while its rollouts are read.
 
     Raises:
         ValueError: a driver is at work on it.
     """
     lock = RunLock(run_dir / "lock", "a reader", shared=True)
     if lock.path.exists():
-        with suppress(OSError):  # who cannot write a lock there cannot go on with the run either
+        with suppress(OSError):  # without write access nobody here can resume the run either
             lock.acquire()
     try:
         yield
@@ -199,7 +199,7 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
     known = _check_experiment(run_dir, config)
     if known.get("job") != job:
         raise ValueError(
-            f"run directory {run_dir} was begun to do another job ({known.get('job')}), now asked to: {job}; "
+            f"run directory {run_dir} was begun for another job ({known.get('job')}), not for: {job}; "
             "choose another name (name=...)"
         )
     if any(known.get(name, "") != digest for name, digest in digests.items()):
@@ -256,7 +256,7 @@ def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
     if not lines:  # hashed by another version, which counted other keys
         return known  # type: ignore[no-any-return]
     raise ValueError(
-        f"run directory {run_dir} is of another experiment, which cannot be gone on with:\n"
+        f"run directory {run_dir} is of another experiment, which cannot be resumed with this config:\n"
         + "\n".join(lines)
         + "\nask for the run's own settings to resume it, or choose another name (name=...)"
     )

@@ -1,7 +1,7 @@
 """Several runs in a row on the same actors: every one is checked first, then each is an ordinary run.
 
-In: configs, and whom to tell. Out: run directories; what fails is told and does not keep the others from
-running. Called by `lab.compare`.
+In: configs and a listener. Out: run directories. A run that fails is reported, and the others are still run.
+Called by `lab.compare`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from configs.schema import RunConfig
 
 
 class Listener(Protocol):
-    """Who hears of the runs, by their number in the series."""
+    """Receives the progress of the runs, by their number in the series."""
 
     def reporter(self, index: int) -> Reporter:
-        """Where this run tells what it does."""
+        """The reporter of this run."""
         ...
 
     def begins(self, index: int) -> None:
-        """It is this run's turn."""
+        """The run begins."""
         ...
 
     def finished(self, index: int, run_dir: Path) -> None:
-        """It has made all its steps."""
+        """The run has made all its steps."""
         ...
 
     def failed(self, index: int, reason: str) -> None:
-        """It was stopped; the same call resumes it."""
+        """The run was stopped by an error; the same call resumes it."""
         ...
 
 
@@ -112,7 +112,7 @@ def _device(config: RunConfig) -> str:
 
 
 class _Series:
-    """The runs one after another; one actor_pool of actors goes from each to the next."""
+    """The runs one after another, on the actors of one pool."""
 
     def __init__(self, orders: Sequence[ResolvedRun], listener: Listener) -> None:
         self._orders, self._listener = orders, listener
@@ -121,12 +121,12 @@ class _Series:
         self._stopping = False
 
     def stop(self) -> bool:
-        """Ask the run under way to end soon; False if there is none that could be asked."""
+        """Ask the current run to stop; False if there is none, or it has not begun."""
         self._stopping = True
         return self._attempt is not None and self._attempt.stop()
 
     async def work(self) -> bool:
-        """Do all of them; False if it was asked to stop before the end."""
+        """Make all runs; False if stopped before the end."""
         try:
             for index, order in enumerate(self._orders):
                 if self._stopping:
@@ -138,7 +138,7 @@ class _Series:
                         return False
                     self._listener.finished(index, run_dir)
                 except (RunError, ValueError) as error:
-                    await self._actor_pool.close()  # whatever it has done to them, the next run has others
+                    await self._actor_pool.close()  # their state is unknown: the next run starts new ones
                     self._listener.failed(index, str(error))
             return True
         finally:

@@ -1,6 +1,6 @@
 """A training run from config to finished run directory: checks, connection, claim, one attempt.
 
-Called by the command line, which passes in where to tell about it. Several runs in a row: `cluster.series`.
+Called by the command line, which passes in a reporter. Several runs in a row: `cluster.series`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_startable(given: RunConfig, config: RunConfig, code: UserCode = NO_COD
 
 
 def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outcome:
-    """Run a training to its end, or go on with one that was interrupted.
+    """Train to the end, or resume a run that was interrupted.
 
     Raises:
         ValueError: bad input, or a cluster too small (`PlacementError`); nothing was started.
@@ -68,7 +68,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     job = job or Job()
     if is_finished(config, job.describe()):
         run_dir = (Path(config.runs_dir) / config.name).resolve()
-        reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps goes on with it")
+        reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps continues it")
         return Outcome(exit_code=0, run_dir=run_dir)
     code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)

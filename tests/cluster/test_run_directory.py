@@ -122,7 +122,7 @@ def test_another_experiment_is_told_every_difference(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             refuse()
         assert str(error.value).splitlines() == [
-            f"run directory {run_dir} is of another experiment, which cannot be gone on with:",
+            f"run directory {run_dir} is of another experiment, which cannot be resumed with this config:",
             "  learner.lr: the run has 0.0003, asked for 1e-05",
             "  seed: the run has 0, asked for 7",
             "ask for the run's own settings to resume it, or choose another name (name=...)",
@@ -159,7 +159,7 @@ def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.Monke
             "train",
             r"run\.json: data\.train, sft\.data and model\.path must be what the run began with",
         ),
-        (DIGEST, "rollouts only", r"begun to do another job \(train\), now asked to: rollouts only"),
+        (DIGEST, "rollouts only", r"begun for another job \(train\), not for: rollouts only"),
     ],
 )
 def test_other_prompts_or_another_job_are_refused(

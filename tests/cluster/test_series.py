@@ -158,9 +158,9 @@ def _tell(kind: str, actor: str, **fields: str | float) -> None: ...
 @pytest.mark.parametrize(
     ("override", "actor_pool", "starts", "said"),
     [
-        ("kl.coef=0.1", _Pool(), 1, "the actors of the run before go on; their logs are in where"),
-        ("learner.eps=1e-6", _Pool(), 2, "other actors are needed: learner.eps differ from the run before"),
-        ("kl.coef=0.1", _Pool(lost=True), 2, "other actors are needed: rank 0 has died"),
+        ("kl.coef=0.1", _Pool(), 1, "reusing the actors of the run before; their logs are in where"),
+        ("learner.eps=1e-6", _Pool(), 2, "starting new actors: learner.eps differ from the run before"),
+        ("kl.coef=0.1", _Pool(lost=True), 2, "starting new actors: rank 0 has died"),
         ("kl.coef=0.1", _Pool(hangs=True), 2, "those of the run before did not answer within 0.25 s"),
     ],
 )

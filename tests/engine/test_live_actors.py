@@ -108,7 +108,9 @@ def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
     assert [path.name for path in live.folders] == ["before", "run"] and len(live.failures) == 1
     assert "no_such_module" in live.failures[0]
     assert sum(note.startswith("starting actors") for note in live.notes) == 1, live.notes
-    assert sum(note.startswith("the actors of the run before go on") for note in live.notes) == 1, live.notes
+    assert sum(note.startswith("reusing the actors of the run before") for note in live.notes) == 1, (
+        live.notes
+    )
     assert committed_steps(tmp_path / "live" / "run") == [1, 2]
     # The run of another seed and loss is another one: equal hashes below mean something.
     first = fingerprint(tmp_path / "live" / "before")
