@@ -381,7 +381,7 @@ def _token_table(
 
 
 def _draws(seed: int, sample_id: str, loss_mask: np.ndarray) -> np.ndarray:
-    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, the same on every rank and in every call.
+    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, equal on every rank and in every call.
 
     Other tokens have 0, so that tokens of an environment change no other token's draw.
     """
