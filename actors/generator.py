@@ -37,8 +37,8 @@ from trainer.weights.packed import PackedWeights
 _IDLE_POLL_S = 0.5
 _GATHER_S = 0.003
 
-_Key = tuple[int, str, tuple[int, ...], tuple[int, ...]]
-"""What makes two submissions the same: index, group, prompt, seeds."""
+_Key = tuple[int, str, tuple[int, ...], tuple[int, ...], Sampling]
+"""What makes two submissions the same: index, group, prompt, seeds, sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,11 @@ def sampling_params(sampling: Sampling, seed: int) -> SamplingParams:
     )
 
 
+def _key(submission: Submission) -> _Key:
+    index, group = submission.submission_index, submission.group_id
+    return index, group, submission.prompt_ids, submission.seeds, submission.sampling
+
+
 def _settle(answer: Future[None], error: Exception | None) -> None:
     """Settle an answer whose caller may have given up waiting."""
     with suppress(InvalidStateError):
@@ -178,7 +183,7 @@ class GeneratorActor:
         Raises:
             ValueError: the engine refused the prompt.
         """
-        key = (submission.submission_index, submission.group_id, submission.prompt_ids, submission.seeds)
+        key = _key(submission)
         call = self._generating.get(key)
         if call is None:
             params = [sampling_params(submission.sampling, seed) for seed in submission.seeds]
@@ -368,7 +373,7 @@ def _completion(
     assert answer.logprobs is not None and len(answer.logprobs) == len(token_ids)
     assert answer.weight_versions is not None, "the version is set before the first request"
     return Completion(
-        sample_id=f"{submission.group_id}.{index}",
+        sample_id=submission.sample_id(index),
         seed=submission.seeds[index],
         token_ids=token_ids,
         text=text,

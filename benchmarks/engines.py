@@ -43,7 +43,9 @@ from trainer.collate import align, collate, with_advantages
 from trainer.data.encode import load_tokenizer, load_vocab_size
 from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, tokenize_prompts
 from trainer.loop import Roles, make_probes
-from trainer.rollout.producer import make_submission, single_turn
+from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.rollouter import RolloutTools, make_submission
+from trainer.rollout.single_turn import single_turn
 from trainer.step_records import Batch, Learnable
 from trainer.weights.weight_sync import Published, publish
 
@@ -145,10 +147,18 @@ async def generation(bench: Bench) -> tuple[Rounds, int, str]:
 
 async def fill_batch(bench: Bench) -> Batch:
     """Roll out all submissions into the buffer, as the producer does, and take them."""
-    roles = bench.roles
+    roles, rollout = bench.roles, bench.config.rollout
 
     async def produce(submission: Submission) -> None:
-        group = await single_turn(submission, roles.generator, roles.scorers)
+        tools = RolloutTools(
+            submission,
+            roles.generator,
+            roles.scorers,
+            longest=rollout.max_prompt_tokens + rollout.max_tokens,
+            limit_s=rollout.group_timeout_s,
+            clock=Clock(),
+        )
+        group = await single_turn(submission, tools)
         await roles.buffer.add(group_to_batch(group, bench.config.name))
 
     await asyncio.gather(*(produce(submission) for submission in bench.submissions))

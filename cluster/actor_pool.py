@@ -39,7 +39,7 @@ from configs.schema import RunConfig
 from trainer.loop import Roles
 from trainer.objective import bound_losses
 from trainer.roles import LearnerLostError, WeightTransport
-from trainer.rollout.producer import ScorerSet
+from trainer.rollout.rollouter import ScorerSet
 
 BUILT_IN: Final = (
     *("model", "generator", "cluster", "sync.num_probes"),

@@ -26,7 +26,7 @@ from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 from trainer.objective import bound_losses
 from trainer.rollout.dynamic_sampling import submissions_per_step
-from trainer.rollout.producer import ScorerSet
+from trainer.rollout.rollouter import ScorerSet
 
 _RESTART_S = 5.0
 """What an isolated scorer may need to replace a killed process, for each sample that is killed."""

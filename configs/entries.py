@@ -25,6 +25,7 @@ from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.prompt_weights import PROMPT_WEIGHTS
 from configs.kinds.reward_shapes import REWARD_SHAPES
+from configs.kinds.rollouters import ROLLOUTERS
 from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES
 from configs.schema import RunConfig
@@ -67,6 +68,7 @@ NAMED_ENTRIES: dict[str, Role] = {
 }
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
+    "rollouter": Role(ROLLOUTERS, KindOnly),
     "advantage": Role(ADVANTAGES, KindOnly),
     "data.train": Role(DATASETS, KindOnly),
     "data.eval": Role(DATASETS, KindOnly),
@@ -227,8 +229,8 @@ def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]
 def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Kind]:
     """(options of the kind, kind) of an entry without common keys; raises like `scorer_options`.
 
-    `section` says what it is: advantage, shape, reward_shape, bonus, prompt_weight, controllers, data.train,
-    data.eval or sft.data.
+    `section` says what it is: rollouter, advantage, shape, reward_shape, bonus, prompt_weight, controllers,
+    data.train, data.eval or sft.data.
     """
     return _parsed(entry, section, KindOnly)[1:]
 

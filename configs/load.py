@@ -61,6 +61,9 @@ NOT_HASHED = (
 )
 """Keys and sections of which another value is the same experiment: longer, kept or placed elsewhere, measured
 otherwise, with other limits."""
+_NEWER = ("rollouter",)
+"""Entries that earlier versions did not have: at their default they are not hashed, and a run without one had
+that."""
 _MEASURED = ("eval", "data.eval")
 _ONLY_LIMITS = ("eval.timeout_s",)
 DEFAULTS_VERSION: Final = 1
@@ -120,7 +123,8 @@ def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[st
     return [
         (key, before.get(key, "none"), now.get(key, "none"))
         for key in sorted(before.keys() | now.keys())
-        if before.get(key, usual.get(key) if key in leaves else None) != now.get(key)
+        if before.get(key, usual.get(key) if key in leaves or _is_under(key, _NEWER) else None)
+        != now.get(key)
     ]
 
 
@@ -156,7 +160,7 @@ def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
     content: dict[str, object] = {
         key: value
         for key, value in counted.items()
-        if key not in leaves or key not in usual or usual[key] != value
+        if not (key in leaves or _is_under(key, _NEWER)) or key not in usual or usual[key] != value
     }
     content["defaults"] = DEFAULTS_VERSION
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -246,6 +246,8 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    rollouter: dict[str, Any] = field(default_factory=lambda: {"kind": "single_turn"})
+    """What makes a judged group of a prompt: {kind, ...options}. Evaluations always take one turn."""
     scorers: dict[str, Any] = field(default_factory=dict)
     advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
     loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})

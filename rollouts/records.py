@@ -82,6 +82,12 @@ class Submission:
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     sampling: Sampling
+    sample_ids: tuple[str, ...] = ()
+    """Of the completions, where they are not those of `sample_id`."""
+
+    def sample_id(self, number: int) -> str:
+        """Of the completion that seed `number` gives: "<group_id>.<number>" unless `sample_ids` says else."""
+        return self.sample_ids[number] if self.sample_ids else f"{self.group_id}.{number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +165,10 @@ class Sample:
     answer_ok: bool | None
     reward_vector: tuple[float | None, ...]
     reward: float | None
+    parent_id: str | None = None
+    """The sample_id of the sample that this one refines."""
+    behavior_prompt_ids: tuple[int, ...] | None = None
+    """The context it was sampled under, where that is not the submission's prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

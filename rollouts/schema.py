@@ -85,6 +85,8 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
     completions = [sample.completion for sample in samples]
     return {
         "sample_id": [c.sample_id for c in completions],
+        "parent_id": [s.parent_id for s in samples],
+        "behavior_prompt_ids": [s.behavior_prompt_ids for s in samples],
         "origin": [s.origin for s in samples],
         "seed": [c.seed for c in completions],
         "token_ids": [c.token_ids for c in completions],

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from configs.schema import RunConfig
-from rollouts.records import Group, Sampling
+from rollouts.records import Group, Sampling, Submission
 from rollouts.schema import group_to_batch
 from rollouts.store import commit_eval, committed_evals
 from trainer.data.prompts import TokenPrompt
@@ -19,7 +19,8 @@ from trainer.label_entropy import entropy_of
 from trainer.reward_ties import reaches
 from trainer.roles import Generator
 from trainer.rollout.pausable_clock import Clock
-from trainer.rollout.producer import ScorerSet, make_submission, single_turn
+from trainer.rollout.rollouter import RolloutTools, ScorerSet, make_submission
+from trainer.rollout.single_turn import single_turn
 from trainer.seeds import derive_seed
 
 
@@ -98,10 +99,8 @@ class Evaluator:
         ]
         try:
             async with asyncio.timeout(config.eval.timeout_s):
-                limit_s, clock = config.eval.timeout_s, Clock()
-                groups = await asyncio.gather(
-                    *(single_turn(s, self._generator, self._judges, limit_s, clock) for s in named)
-                )
+                clock = Clock()
+                groups = await asyncio.gather(*(single_turn(s, self._tools(s, clock)) for s in named))
         except TimeoutError as error:
             raise TimeoutError(
                 f"evaluation after step {step} took longer than eval.timeout_s = {config.eval.timeout_s:g}"
@@ -110,3 +109,14 @@ class Evaluator:
         table = pa.Table.from_batches([group_to_batch(group, config.name) for group in groups])
         commit_eval(self._run_dir, step, table, {"metrics": metrics})
         return metrics
+
+    def _tools(self, submission: Submission, clock: Clock) -> RolloutTools:
+        rollout = self._config.rollout
+        return RolloutTools(
+            submission,
+            self._generator,
+            self._judges,
+            longest=rollout.max_prompt_tokens + rollout.max_tokens,
+            limit_s=self._config.eval.timeout_s,
+            clock=clock,
+        )

@@ -31,8 +31,9 @@ from trainer.evaluate import Evaluator
 from trainer.metrics import credit_metrics, step_metrics, update_metrics
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTransport
 from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
-from trainer.rollout.producer import SAMPLING_SETTINGS, Producer, ScorerSet, make_submission
+from trainer.rollout.producer import SAMPLING_SETTINGS, Producer
 from trainer.rollout.replay import choose
+from trainer.rollout.rollouter import ScorerSet, make_submission
 from trainer.seeds import derive_seed
 from trainer.step_records import Batch, Probe
 from trainer.weights.weight_sync import Published, check_mismatch, publish

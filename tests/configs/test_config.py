@@ -359,6 +359,20 @@ def test_a_key_at_its_default_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> 
     assert config_hash(plain) == hashes[0] == config_hash(moved) != hashes[1]
 
 
+def test_an_entry_that_is_newer_is_not_hashed_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run from before there were rollouters goes on with the one it had; another is another experiment."""
+    other = ["rollouter.kind=my.module:fn", "allow=[my]"]
+    plain, moved = load_config("debug", []), load_config("debug", other)
+    known, hashes = load.experiment(plain), (config_hash(plain), config_hash(moved))
+    assert known.pop("rollouter.kind") == "single_turn" and load.differences(known, plain) == []
+    assert ("rollouter.kind", "none", "my.module:fn") in load.differences(known, moved)
+    settings = load.settings
+    monkeypatch.setattr(
+        load, "settings", lambda run: {k: v for k, v in settings(run).items() if k != "rollouter.kind"}
+    )
+    assert config_hash(plain) == hashes[0] != hashes[1]
+
+
 def test_an_entry_that_is_taken_away_changes_the_hash() -> None:
     """A mapping's entries are hashed all: an empty one differs from the default."""
     both = load_config("debug", ["loss.sft={kind: nll}", "sft.share=0.1"])

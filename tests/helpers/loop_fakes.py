@@ -18,7 +18,7 @@ from rollouts.records import Completion, Judgement, Prompt, Submission
 from rollouts.sums import digest_bytes
 from trainer.data.prompts import TokenPrompt
 from trainer.roles import Diagnosis
-from trainer.rollout.producer import ScorerSet
+from trainer.rollout.rollouter import ScorerSet
 from trainer.step_records import Batch, Learnable, Pick, Probe, Restored
 
 LOGPROB = -0.5
@@ -59,7 +59,7 @@ class FakeGenerator:
         version = max(self.version, 0)
         return [
             Completion(
-                sample_id=f"{submission.group_id}-{number}",
+                sample_id=submission.sample_id(number),
                 seed=seed,
                 token_ids=tuple(
                     int(token) for token in np.random.default_rng((seed, version)).integers(9, size=3)
@@ -122,6 +122,14 @@ def scorers(scorer: FakeScorer | None = None) -> ScorerSet:
     return ScorerSet(scorers={"correct": scorer or FakeScorer()}, commons={"correct": common})
 
 
+def _masks(index: pa.Table) -> list[list[bool]]:
+    """The loss mask of every row: what is not sampled follows the third token, as `rollouters` has it."""
+    counts = zip(
+        index.column("num_tokens").to_pylist(), index.column("num_loss_tokens").to_pylist(), strict=True
+    )
+    return [[not 3 <= at < 3 + tokens - sampled for at in range(tokens)] for tokens, sampled in counts]
+
+
 @dataclass
 class FakeLearner:
     """Agrees with the sampler on every token; `nonfinite_steps` (from 0) have their update skipped.
@@ -138,11 +146,12 @@ class FakeLearner:
     async def score(self, batch: Batch) -> pa.Table:
         self.calls.append("score")
         names, num_rows = batch.index.column("sample_id"), batch.index.num_rows
-        floats = pa.array([[LOGPROB] * 3] * num_rows, pa.list_(pa.float32()))
+        counts = batch.index.column("num_tokens").to_pylist()
+        floats = pa.array([[LOGPROB] * count for count in counts], pa.list_(pa.float32()))
         zeros = pa.array([0.0] * num_rows, pa.float64())
         columns = {
             "sample_id": names,
-            "loss_mask": pa.array([[True] * 3] * num_rows, pa.list_(pa.bool_())),
+            "loss_mask": pa.array(_masks(batch.index), pa.list_(pa.bool_())),
             **dict.fromkeys(("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy"), floats),
             "entropy_mean": pa.array([self._drawn("entropy")] * num_rows, pa.float32()),
             "entropy_mean_t1": pa.array([0.5] * num_rows, pa.float32()),

@@ -197,7 +197,7 @@ def test_every_row_gets_its_own_advantage(tmp_path: Path) -> None:
     for step, columns, summary in trial.buffer.committed:
         names = columns.column("sample_id").to_pylist()
         assert names == [
-            f"{group:08d}-{number}" for group in (2 * step - 2, 2 * step - 1) for number in (0, 1)
+            f"{group:08d}.{number}" for group in (2 * step - 2, 2 * step - 1) for number in (0, 1)
         ]
         assert columns.column("advantage").to_pylist() == pytest.approx([0.7071, -0.7071] * 2, abs=1e-4)
         assert columns.column("update_count").to_pylist() == [1] * 4

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -79,7 +79,8 @@ class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
     With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
-    `heat`, a controller's entry, a tempered group, with `replay` so many groups of earlier steps.
+    `heat`, a controller's entry, a tempered group, with `replay` so many groups of earlier steps. `more` are
+    other fields of the config.
     `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
     """
 
@@ -91,6 +92,7 @@ class Trial:
     zero_variance_groups: str = "keep"
     heat: dict[str, object] = field(default_factory=dict)
     replay: int = 0
+    more: Mapping[str, Any] = field(default_factory=dict)
     scorer: FakeScorer = field(default_factory=FakeScorer)
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
@@ -126,6 +128,7 @@ class Trial:
         if self.replay:
             losses = {"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip", "ratio_to": "behavior"}}
             config = replace(config, loss=losses, replay=ReplayConfig(groups_per_step=self.replay))
+        config = replace(config, **self.more)
         self.buffer = FileBuffer(self.folder, submissions_per_step(config))
         self.prompts = token_prompts(5)
         generator = self._observed(self.generator, "generator")

@@ -10,87 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
-from rewards.combine import combine
-from rollouts.records import Completion, Group, Judgement, Sampling, Submission
+from rollouts.records import Completion, Group, Sampling, Submission
 from rollouts.schema import group_to_batch
-from trainer.data.prompts import PromptOrder, TokenPrompt
-from trainer.roles import Buffer, Generator, Scorer
+from trainer.data.prompts import PromptOrder
+from trainer.roles import Buffer, Generator
 from trainer.rollout import tempered
 from trainer.rollout.dynamic_sampling import asked_for, max_rounds, submissions_per_step
 from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.rollouter import RolloutTools, ScorerSet, bound_rollouter, make_submission
 from trainer.rollout.tempered import as_tempered, temperature_of
-from trainer.seeds import derive_seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScorerSet:
-    """The scorers by the names the config gives them, with the keys that say how their scores combine."""
-
-    scorers: Mapping[str, Scorer]
-    commons: Mapping[str, ScorerCommon]
-
-
-async def single_turn(
-    submission: Submission, generator: Generator, scorers: ScorerSet, limit_s: float, clock: Clock
-) -> Group:
-    """Generate, score with every scorer at once, combine: the rollout of a single-turn task.
-
-    A scorer that has not judged `limit_s` (by `clock`) after the submission gives nulls with status timeout.
-
-    Raises:
-        TimeoutError: the completions themselves were not there by then.
-    """
-    deadline = clock.now() + limit_s
-    async with clock.timeout_at(deadline):
-        completions = await generator.generate(submission)
-    names = list(scorers.scorers)
-    verdicts = await asyncio.gather(
-        *(_judge(scorers.scorers[name], submission, completions, clock, deadline) for name in names)
-    )
-    samples = []
-    for index, completion in enumerate(completions):
-        judgements: dict[str, Judgement] = {name: verdicts[k][index] for k, name in enumerate(names)}
-        samples.append(combine(completion, judgements, scorers.commons))
-    return Group(submission=submission, samples=tuple(samples))
-
-
-async def _judge(
-    scorer: Scorer, submission: Submission, completions: list[Completion], clock: Clock, deadline: float
-) -> list[Judgement]:
-    # As in TRL: an answer that the prompt begins is judged whole.
-    prefill = submission.prompt.prefill
-    whole = [replace(each, text=prefill + each.text) for each in completions] if prefill else completions
-    try:
-        async with clock.timeout_at(deadline):
-            found = await scorer.score(submission.prompt, whole)
-    except TimeoutError:
-        return [Judgement(score=None, status="timeout") for _ in completions]
-    return [
-        Judgement(score=None, status="invalid")
-        if any(span.end > len(completion.token_ids) for span in judgement.spans)
-        else judgement
-        for judgement, completion in zip(found, completions, strict=True)
-    ]
-
-
-def make_submission(
-    index: int, prompt: TokenPrompt, num_samples: int, sampling: Sampling, seed: int
-) -> Submission:
-    """A submission whose seeds derive from (run seed, submission index, sample index)."""
-    return Submission(
-        submission_index=index,
-        group_id=f"{index:08d}",
-        prompt=prompt.prompt,
-        prompt_ids=prompt.token_ids,
-        seeds=tuple(derive_seed(seed, index, sample) for sample in range(num_samples)),
-        sampling=sampling,
-    )
-
 
 TEMPERATURE: Final = "rollout.temperature"
 SAMPLING_SETTINGS: Final = (TEMPERATURE, tempered.TEMPERATURE)
@@ -120,6 +52,8 @@ class Producer:
         self._sampling = Sampling(
             temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
         )
+        self._rollouter = bound_rollouter(config)
+        self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -241,9 +175,16 @@ class Producer:
             step, place % rollout.groups_per_step if is_tempered else place, rollout.groups_per_step
         )
         submission = make_submission(index, prompt, rollout.group_size, sampling, self._config.seed)
+        tools = RolloutTools(
+            submission,
+            self._generator,
+            self._judges,
+            longest=self._longest,
+            limit_s=rollout.group_timeout_s,
+            clock=self._clock,
+        )
         try:
-            limit_s = rollout.group_timeout_s
-            group = await single_turn(submission, self._generator, self._judges, limit_s, self._clock)
+            group = await self._rollouter.roll_out(submission, tools)
         except TimeoutError as error:
             raise TimeoutError(
                 f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "

@@ -11,7 +11,7 @@ from loop_fakes import token_prompts
 
 from rollouts.records import Sampling
 from trainer.data.prompts import PromptOrder, tokenize_prompts
-from trainer.rollout.producer import make_submission
+from trainer.rollout.rollouter import make_submission
 from trainer.seeds import derive_seed
 
 

@@ -158,7 +158,7 @@ def test_a_missing_score_is_data(tmp_path: Path) -> None:
     """
     config = RunConfig(rollout=RolloutConfig(group_size=4, groups_per_step=1))
     buffer = FileBuffer(tmp_path, 1)
-    scorer = FakeScorer(fails=lambda completion: completion.sample_id.endswith("-2"))
+    scorer = FakeScorer(fails=lambda completion: completion.sample_id.endswith(".2"))
 
     async def run(producer: Producer) -> None:
         producer.top_up(0)

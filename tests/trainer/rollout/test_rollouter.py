@@ -1,0 +1,283 @@
+"""The seam of rollouters: a second one fits, from the config to the rows that are committed."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+from loop_fakes import LOGPROB, FakeGenerator, FakeScorer, FileBuffer, scorers, token_prompts
+from rollouters import ENVIRONMENT, FEEDBACK
+from test_resume import NUM_STEPS, Killed, Trial
+
+from configs.errors import ConfigError
+from configs.load import load_config
+from configs.origins import ORIGINS
+from configs.schema import RolloutConfig, RunConfig
+from rollouts.records import Completion, Sampling, Submission
+from rollouts.store import committed_evals, read_eval, read_step, read_summary
+from trainer.data.prompts import PromptOrder
+from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.producer import Producer
+from trainer.rollout.rollouter import RolloutTools, make_submission
+
+TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=10)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes end here, not machines."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@dataclass
+class RisingGenerator(FakeGenerator):
+    """Loads new weights after every answer, and takes a while for odd seeds, so that order is no help."""
+
+    async def generate(self, submission: Submission) -> list[Completion]:
+        await asyncio.sleep(0.001 * (submission.seeds[0] % 2))
+        found = await FakeGenerator.generate(self, submission)
+        self.version = max(self.version, 0) + 1
+        return found
+
+
+def tools_for(
+    submission: Submission, generator: FakeGenerator | None = None, longest: int = 16
+) -> RolloutTools:
+    return RolloutTools(
+        submission,
+        generator or FakeGenerator(),
+        scorers(),
+        longest=longest,
+        limit_s=60.0,
+        clock=Clock(),
+    )
+
+
+def submission_of(index: int = 3, num_samples: int = 2) -> Submission:
+    return make_submission(index, token_prompts(1)[0], num_samples, SAMPLING, 0)
+
+
+def test_a_config_names_its_own_under_the_allow_list() -> None:
+    """As every kind: a module under a prefix in allow, and single_turn where nothing is said."""
+    assert load_config("debug").rollouter == {"kind": "single_turn"}
+    own = ["rollouter.kind=rollouters:two_turns", "rollouter.options={turns: 2}"]
+    assert load_config("debug", [*own, "allow=[rollouters]"]).rollouter["options"] == {"turns": 2}
+    with pytest.raises(ConfigError, match=r"rollouter\.kind.*under a prefix in allow"):
+        load_config("debug", own)
+    with pytest.raises(ConfigError, match=r"rollouter\.kind.*single_turn"):
+        load_config("debug", ["rollouter.kind=single_turns"])
+
+
+def test_two_turns_become_rows(tmp_path: Path) -> None:
+    """Three tokens, two of the environment, three more under newer weights: masked in between, no logprobs
+    there, one id, and both versions at their tokens."""
+    config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=TWO_TURNS)
+    order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
+    producer = Producer(config, order, RisingGenerator(), scorers(), buffer)
+
+    async def rows() -> pa.RecordBatch:
+        producer.top_up(0)
+        await producer.settle(0)
+        assert await buffer.take(1, 0) is not None
+        return buffer.actor.shard([0, 1])
+
+    found = asyncio.run(rows()).to_pylist()
+    for number, row in enumerate(found):
+        assert row["sample_id"] == f"00000000.{number}" and row["text"] == f"text {number} | text 0"
+        assert len(row["token_ids"]) == 8 and tuple(row["token_ids"][3:5]) == ENVIRONMENT
+        assert row["loss_mask"] == [True] * 3 + [False] * 2 + [True] * 3
+        assert row["behavior_logprobs"] == [LOGPROB] * 3 + [None] * 2 + [LOGPROB] * 3
+        assert [span["start"] for span in row["versions"]] == [0, 5]
+        assert row["versions"][0]["version"] < row["versions"][1]["version"]
+    assert found[0]["token_ids"][5:] != found[1]["token_ids"][5:]
+    assert [row["reward"] for row in found] == [1.0, 0.0]
+
+
+def test_a_run_of_two_turns(tmp_path: Path) -> None:
+    """The whole loop: rows of eight tokens, of which six are learned; evaluations take one turn."""
+    trial = Trial(tmp_path / "run", more={"rollouter": TWO_TURNS})
+    assert trial.train()
+    for step in range(1, NUM_STEPS + 1):
+        rows = read_step(trial.folder, step).to_pylist()
+        assert {len(row["token_ids"]) for row in rows} == {8} and {sum(row["loss_mask"]) for row in rows} == {
+            6
+        }
+    # token_mean: four rows of six learned tokens
+    assert trial.learner.learned[0].row_weight_N.tolist() == pytest.approx([1 / 24] * 4)
+    assert committed_evals(trial.folder) == [0, 3, 6]
+    evaluated = read_eval(trial.folder, 3).to_pylist()
+    assert {len(row["token_ids"]) for row in evaluated} == {3} and all(all(r["loss_mask"]) for r in evaluated)
+
+
+def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """Nothing of a rollouter is kept but its groups: later turns have seeds of their own sample and turn."""
+    whole, cut = (Trial(tmp_path / name, more={"rollouter": TWO_TURNS}) for name in ("whole", "cut"))
+    assert whole.train()
+    commits = [number for number, name in enumerate(whole.calls) if name == "buffer.commit"]
+    cut.kill_at(commits[3], before=True)
+    with pytest.raises(Killed):
+        cut.train()
+    again = Trial(tmp_path / "cut", attempt=2, more={"rollouter": TWO_TURNS})
+    assert again.train()
+    for step in range(1, NUM_STEPS + 1):
+        assert read_step(whole.folder, step).equals(read_step(again.folder, step))
+
+
+def check_added_rows(folder: Path, origin: str) -> None:
+    """A run whose groups have, for each of two answers, one more row of `origin` that joins the policy's
+    groups: with ids, parents and contexts of their own, compared with the whole group, measured apart."""
+    more: dict[str, Any] = {
+        "rollouter": {"kind": "rollouters:with_refined", "options": {"origin": origin}},
+        "loss": {"policy": {"kind": "ppo_clip"}, origin: {"kind": "nll"}},
+        "prompt_weight": {},
+    }
+    scorer = FakeScorer(fails=lambda completion: completion.sample_id[8:] == ".0")
+    trial = Trial(folder, more=more, scorer=scorer)
+    assert trial.train()
+    rows = read_step(folder, 2).to_pylist()
+    assert [row["origin"] for row in rows] == ["policy", "policy", origin, origin] * 2
+    names = [
+        f"{group}.{k}{turn}" for group in ("00000002", "00000003") for turn in ("", ".1") for k in (0, 1)
+    ]
+    assert [row["sample_id"] for row in rows] == names
+    assert [row["parent_id"] for row in rows[:4]] == [None, None, *names[:2]]
+    for row, parent in zip(rows[2:4], rows[:2], strict=True):
+        assert row["prompt_ids"] == parent["prompt_ids"] and row["group_id"] == parent["group_id"]
+        assert row["behavior_prompt_ids"] == [*parent["prompt_ids"], *parent["token_ids"], *FEEDBACK]
+        assert row["seed"] != parent["seed"] and row["visit_count"] is None
+    assert [row["behavior_prompt_ids"] for row in rows[:2]] == [None, None]
+    # scores are 1, 0, 1, 0 in a group, but the first row has none: of 0, 1, 0 the mean is 1/3, the std 3^-1/2
+    assert [row["reward"] for row in rows[:4]] == [None, 0.0, 1.0, 0.0]
+    expected = [0.0, -0.57735, 1.1547, -0.57735]
+    assert [row["advantage"] for row in rows[:4]] == pytest.approx(expected, abs=1e-4)
+    assert [row["update_count"] for row in rows[:4]] == [0, 1, 1, 1]
+    line = cast(dict[str, float], read_summary(folder, 2)["metrics"])
+    assert line[f"{origin}/num_rows"] == 4.0 and line[f"{origin}/reward_mean"] == 0.5
+    assert line["reward/mean"] == 0.0 and line["reward/null_share"] == 0.5
+    # two policy rows of three tokens have a reward, and four of the other origin
+    assert trial.learner.learned[1].row_weight_N.tolist() == pytest.approx([0, 1 / 6, 1 / 12, 1 / 12] * 2)
+
+
+def test_refined_rows_fit(tmp_path: Path) -> None:
+    """No rollouter of ours makes any yet: the table, the ids and the records are ready for one that does."""
+    check_added_rows(tmp_path / "run", "refined")
+
+
+def test_an_origin_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own, with a line more in the table and nothing else: the same as with refined."""
+    program = (
+        "import configs.origins as o\n"
+        "o.ORIGINS['echoed'] = o.OriginSpec("
+        "sampled='other_context', learned='by_advantage', journaled=True, group_of=o.POLICY)\n"
+        "from pathlib import Path\n"
+        "import test_rollouter\n"
+        f"test_rollouter.check_added_rows(Path({str(tmp_path / 'run')!r}), 'echoed')\n"
+    )
+    places = [ROOT, *(ROOT / "tests" / part for part in ("helpers", "trainer", "trainer/rollout"))]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(map(str, places)), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "echoed" not in ORIGINS
+
+
+@pytest.mark.parametrize(
+    ("how", "rule"),
+    [
+        ("empty", "at least one sample"),
+        ("twice", "a sample_id of its own"),
+        ("stranger", r"sample_id must begin with '00000000\.', got 'elsewhere\.0'"),
+        ("samples", "must return the Group of its submission, got tuple"),
+        ("other", "must return the Group of its submission"),
+    ],
+)
+def test_a_group_that_is_none_is_refused(tmp_path: Path, how: str, rule: str) -> None:
+    """The rollouter and the group are named; nothing of it reaches the buffer."""
+    entry = {"kind": "rollouters:broken", "options": {"how": how}}
+    config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=entry)
+    order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
+    producer = Producer(config, order, FakeGenerator(), scorers(), buffer)
+
+    async def run() -> None:
+        producer.top_up(0)
+        await producer.settle(0)
+
+    with pytest.raises(ValueError, match=rf"rollouter rollouters:broken, group 0: .*{rule}"):
+        asyncio.run(run())
+    assert buffer.actor.waiting() == ()
+
+
+def test_what_follows_a_context_has_its_limit() -> None:
+    """A prompt of 3 tokens, 10 tokens of completion, 16 in all: a row under way has what is left of its ten,
+    another context what is left of the sixteen."""
+
+    async def check() -> None:
+        submission = submission_of()
+        tools, own = tools_for(submission), submission.prompt_ids
+        assert [tools.room((*own, *range(count))) for count in (0, 4, 9, 10, 12)] == [10, 6, 1, 0, 0]
+        assert [tools.room([1] * count) for count in (3, 10, 15, 16, 20)] == [10, 6, 1, 0, 0]
+        with pytest.raises(ValueError, match=r"leave room for a token within 16 .*got 13; see RolloutTools"):
+            await tools.generate((*own, *range(10)), samples=[0], turn=1)
+
+    asyncio.run(check())
+
+
+def test_later_turns_have_ids_seeds_and_limits_of_their_own() -> None:
+    """The submission itself at first; then a sample's own seed and id, whatever else was asked before."""
+    asked: list[Submission] = []
+
+    class Noting(FakeGenerator):
+        async def generate(self, submission: Submission) -> list[Completion]:
+            asked.append(submission)
+            return await FakeGenerator.generate(self, submission)
+
+    async def ask(*later: tuple[int, int]) -> dict[str, int]:
+        asked.clear()
+        submission = submission_of()
+        tools = tools_for(submission, Noting())
+        await tools.generate()
+        assert asked == [submission]
+        for sample, turn in later:
+            await tools.generate((*submission.prompt_ids, 1, 2), samples=[sample], turn=turn)
+        with pytest.raises(ValueError, match="generated once in a turn"):
+            await tools.generate((1, 2), samples=[later[0][0]], turn=later[0][1])
+        assert {each.sampling.max_tokens for each in asked[1:]} == {8}
+        return {each.sample_ids[0]: each.seeds[0] for each in asked[1:]}
+
+    one, other = asyncio.run(ask((0, 1), (1, 1), (0, 2))), asyncio.run(ask((0, 2), (0, 1), (1, 1)))
+    assert one == other and list(one) == ["00000003.0.1", "00000003.1.1", "00000003.0.2"]
+    assert len({*one.values(), *submission_of().seeds}) == 5
+
+
+def test_a_later_turn_that_is_stuck_ends_with_the_group(tmp_path: Path) -> None:
+    """One deadline for all turns: the error names group, prompt and limit, as for a first turn."""
+
+    class StuckLater(FakeGenerator):
+        async def generate(self, submission: Submission) -> list[Completion]:
+            if submission.sample_ids:
+                await asyncio.Event().wait()
+            return await FakeGenerator.generate(self, submission)
+
+    rollout = RolloutConfig(group_size=2, groups_per_step=1, group_timeout_s=0.05)
+    config = RunConfig(rollout=rollout, rollouter=TWO_TURNS)
+    order = PromptOrder(token_prompts(1), 0, shuffle=False)
+    producer = Producer(config, order, StuckLater(), scorers(), FileBuffer(tmp_path, 1))
+
+    async def run() -> None:
+        producer.top_up(0)
+        await producer.settle(0)
+
+    with pytest.raises(TimeoutError, match=r"group 0 \(prompt p0\).*group_timeout_s = 0\.05"):
+        asyncio.run(run())
