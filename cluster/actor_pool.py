@@ -102,6 +102,7 @@ class ActorPool:
         self._site: Site | None = None
         self._actors: _Actors | None = None
         self._scorers: tuple[Supervised, ...] = ()
+        self._scorer_logs: Mapping[str, str] = {}
         self._fleet = Fleet(())
 
     async def for_training(
@@ -138,12 +139,17 @@ class ActorPool:
         self._scorers = tuple(
             replica for scorer_pool in scorer_pools.values() for replica in scorer_pool.replicas
         )
+        self._scorer_logs = _logs(scorer_pools)
         self._fleet = Fleet((*engines, *self._scorers, keeper))
         await wait_ready((*engines, *self._scorers, keeper), site.config.cluster.ready_timeout_s)
         self._fleet.watch()
         return SamplingActors(
             generator=Engines(engines), scorers=scorer_set(site.config, scorer_pools), buffer=buffer
         )
+
+    def scorer_log(self, name: str) -> str:
+        """Where the scorer called `name` logs to."""
+        return self._scorer_logs.get(name, f"the log of scorer {name}")
 
     def progress(self) -> None:
         """A step was finished."""
@@ -251,10 +257,15 @@ class ActorPool:
     def _take(self, actors: _Actors) -> None:
         """Make these the actors that are watched and, at the end, ended."""
         self._actors = actors
+        self._scorer_logs = _logs(actors.scorer_pools)
         self._scorers = tuple(
             replica for scorer_pool in actors.scorer_pools.values() for replica in scorer_pool.replicas
         )
         self._fleet = Fleet((actors.learner, *actors.others))
+
+
+def _logs(scorer_pools: Mapping[str, ScorerPool]) -> dict[str, str]:
+    return {name: scorer_pool.log for name, scorer_pool in scorer_pools.items()}
 
 
 def _tell_nobody(kind: str, actor: str, **fields: str | float) -> None:

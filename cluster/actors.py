@@ -76,6 +76,12 @@ class Site:
             limit_s=self.config.cluster.call_timeout_s if limited else None,
         )
 
+    def log_of(self, label: str) -> str:
+        """The log file of the actor with this label."""
+        if self.config.cluster.spawn == "local":
+            return "what this terminal shows"
+        return str(self.log_dir / f"{label}.log")
+
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
         """A supervised actor; `start` makes each of its processes."""
         return Supervised(label, start, Limits.of(self.config.cluster), self.tell_now)
@@ -166,6 +172,8 @@ class ScorerPool:
     options: object
     replicas: tuple[Supervised, ...]
     role: ScorerReplicas
+    log: str
+    """What its replicas log to, in words."""
 
 
 def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
@@ -186,7 +194,11 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
             replicas.append(site.supervise(label, start))
         role = ScorerReplicas(replicas, limit_s)
         scorer_pools[name] = ScorerPool(
-            kind=common.kind, options=options, replicas=tuple(replicas), role=role
+            kind=common.kind,
+            options=options,
+            replicas=tuple(replicas),
+            role=role,
+            log=site.log_of(f"scorer-{name}-{'0' if len(replicas) == 1 else '*'}"),
         )
     return scorer_pools
 

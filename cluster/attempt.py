@@ -23,7 +23,8 @@ from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, NoRewardError, Reports, Run
+from trainer.loop import NonFiniteError, Reports, Run
+from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
 from trainer.weights.weight_sync import WeightSyncError
 
@@ -155,6 +156,7 @@ class Attempt:
             event=self._event,
             record=self._record,
             phase=self._reporter.phase,
+            scorer_log=self._actor_pool.scorer_log,
         )
 
     def _step(self, metrics: Mapping[str, float]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from configs.schema import RunConfig
 from rollouts.records import Group
 from trainer.evaluate import eval_metrics
 from trainer.loop import Reports
+from trainer.reward_watch import FAILED, RewardWatch
 from trainer.roles import Buffer
+from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
 
 
@@ -16,6 +20,9 @@ async def collect(
     """Generate and judge num_steps x groups_per_step groups with the starting model.
 
     Groups that the journal holds from before are not made again.
+
+    Raises:
+        NoRewardError: several steps in a row, or all steps, brought no reward.
     """
     restored = await buffer.rewind(0, attempt)
     for message in restored.damaged:
@@ -24,13 +31,25 @@ async def collect(
     if restored.waiting:
         reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)
     groups: list[Group] = []
+    stride = submissions_per_step(config)
+    rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
     producer.on_group = groups.append
     for step in range(config.num_steps):
         producer.top_up(step)
         times = await producer.settle(step)
         if groups:
             reports.step(_line(groups) | times | {"step": float(step + 1)})
+        rows = await buffer.rewards(step * stride, (step + 1) * stride)  # with those made before
+        share = rows.column("reward").null_count / max(rows.num_rows, 1)
+        rewards.observe({"reward/null_share": share} | _failed(groups), step + 1)
         groups.clear()
+
+
+def _failed(groups: list[Group]) -> dict[str, float]:
+    """failed/<scorer>/<status>, as in the metrics of a step."""
+    statuses = [item for group in groups for sample in group.samples for item in sample.score_status.items()]
+    failed = Counter(f"{FAILED}{name}/{status}" for name, status in statuses if status != "ok")
+    return {name: float(count) for name, count in sorted(failed.items())}
 
 
 def _line(groups: list[Group]) -> dict[str, float]:

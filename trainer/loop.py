@@ -29,6 +29,7 @@ from trainer.data.demonstrations import SHARE, draw, no_demonstrations
 from trainer.data.prompts import TokenPrompt
 from trainer.evaluate import Evaluator
 from trainer.metrics import credit_metrics, step_metrics, update_metrics
+from trainer.reward_watch import RewardWatch
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTransport
 from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
 from trainer.rollout.producer import SAMPLING_SETTINGS, Producer
@@ -39,7 +40,6 @@ from trainer.step_records import Batch, Probe
 from trainer.weights.weight_sync import Published, check_mismatch, publish
 
 _T = TypeVar("_T")
-_MAX_UNREWARDED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,8 @@ class Reports:
     """Something went wrong, was mended or resumed: a kind and what there is to say."""
     record: Callable[..., None] = lambda kind, **fields: None
     """What belongs in the run's record but is not to be told: as `event`."""
+    scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}"
+    """The log file of a scorer, by its name."""
     phase: Callable[[int, str], None] = lambda step, name: None
     """The step (its committed number) and what the run does now: generating, scoring, learning, publishing,
     committing, checkpointing, idle."""
@@ -70,10 +72,6 @@ class Reports:
 
 class NonFiniteError(RuntimeError):
     """Too many updates in a row had a loss or gradient that is not finite."""
-
-
-class NoRewardError(RuntimeError):
-    """Several steps in a row brought no reward at all."""
 
 
 class _StoppedError(Exception):
@@ -142,7 +140,7 @@ class Run:
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
         self._nonfinite_in_a_row = 0
-        self._unrewarded_in_a_row = 0
+        self._rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -204,7 +202,7 @@ class Run:
                 step += 1
                 self._checkpoints.log(step, metrics)
                 self._reports.step(metrics | {"step": float(step)})
-                self._watch_rewards(metrics, step)
+                self._rewards.observe(metrics, step)
                 self._guard(applied, step)
                 await self._unless_stopped(self._evaluate(step))
                 if self._checkpoints.due(step):
@@ -214,6 +212,7 @@ class Run:
             if self._checkpoints.last < step:
                 await self._checkpoint(step)
             return False
+        self._rewards.finish(step)
         return True
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -392,7 +391,7 @@ class Run:
             "journal_from": step * submissions_per_step(self._config),
             "seed": self._config.seed,
             "nonfinite_in_a_row": self._nonfinite_in_a_row,
-            "unrewarded_in_a_row": self._unrewarded_in_a_row,
+            "unrewarded_in_a_row": self._rewards.in_a_row,
             "controllers": {name: each.state() for name, each in self._controllers.items()},
             "reference": self._reference.state(),
             "answers": self._history.state(),
@@ -400,28 +399,12 @@ class Run:
 
     def _set_state(self, state: Mapping[str, Json]) -> None:
         self._nonfinite_in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
-        self._unrewarded_in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
+        self._rewards.in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
         known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
         for name, controller in self._controllers.items():
             controller.restore(known.get(name, {}))
         self._reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
         self._history.restore(state.get("answers", {}))  # type: ignore[arg-type]
-
-    def _watch_rewards(self, metrics: Mapping[str, float], step: int) -> None:
-        """Say which scorers failed; a run that gets no reward at all learns nothing and is stopped."""
-        missing = metrics["reward/null_share"]
-        self._unrewarded_in_a_row = self._unrewarded_in_a_row + 1 if missing == 1.0 else 0
-        if not missing:
-            return
-        failed = ", ".join(
-            f"{name.removeprefix('failed/')} {count:.0f}"
-            for name, count in metrics.items()
-            if name.startswith("failed/")
-        )
-        told = f"step {step}: {missing:.0%} of completions have no reward ({failed}; see the scorers' logs)"
-        self._reports.note(told)
-        if self._unrewarded_in_a_row >= _MAX_UNREWARDED_STEPS:
-            raise NoRewardError(f"{told}, {self._unrewarded_in_a_row} steps in a row")
 
     def _guard(self, applied: Sequence[bool], step: int) -> None:
         """Count the updates in a row that were skipped for a loss or gradient that is not finite."""

@@ -43,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
 def render(run: RunData) -> str:
     """The page for `run`."""
     sections = "".join(_section(section, run) for section in SECTIONS) if run.steps or run.eval_steps else ""
-    body = _header(run) + _notes(run) + sections + _samples(run) + _config(run)
+    body = _header(run) + _unrewarded(run) + _notes(run) + sections + _samples(run) + _config(run)
     return html_page(f"{run.name}: polyphony run report", body)
 
 
@@ -101,6 +101,22 @@ def _change(curve: Curve, size: int, show: Callable[[float], str]) -> str:
     if not math.isfinite(first) and not math.isfinite(last):
         return "not recorded"
     return show(last) if len(curve) == 1 else f"{show(first)} \u2192 {show(last)}"
+
+
+def _unrewarded(run: RunData) -> str:
+    """Steps in which no completion had a reward: nothing could be learned from them."""
+    shares = zip(run.steps, run.curve("reward/null_share"), strict=True)
+    steps = [f"{step:,}" for step, share in shares if share == 1.0]
+    if not steps:
+        return ""
+    if len(steps) == len(run.steps):
+        which = "No completion of this run has a reward."
+    else:
+        which = f"No completion of step {', '.join(steps[:_MAX_NOTES])} has a reward."
+        if len(steps) > _MAX_NOTES:
+            which = f"{which[:-1]}, nor of {len(steps) - _MAX_NOTES:,} other steps."
+    why = "Rows without one are never trained on. The scorers' logs in logs/ say why."
+    return f'<div class="notes"><b>{which}</b> {why}</div>'
 
 
 def _notes(run: RunData) -> str:

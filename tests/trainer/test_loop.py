@@ -34,7 +34,8 @@ from rollouts.store import committed_evals
 from trainer.checkpoint import Checkpoints
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, NoRewardError, Reports, Roles, Run
+from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
 from trainer.weights.weight_sync import WeightSyncError
 
@@ -44,6 +45,7 @@ class Trial:
     """A run of 3 steps with 2 groups of 2 each, and everything it did."""
 
     folder: Path
+    num_steps: int = 3
     max_lag: int = 0
     eval_every: int = 0
     generator: FakeGenerator = field(default_factory=FakeGenerator)
@@ -66,7 +68,7 @@ class Trial:
         for role in (self.generator, self.learner, self.buffer):
             role.calls = self.calls
         config = RunConfig(
-            num_steps=3,
+            num_steps=self.num_steps,
             rollout=RolloutConfig(group_size=2, groups_per_step=2, max_lag=self.max_lag),
             learner=LearnerConfig(max_nonfinite_updates=2),
             eval=EvalConfig(every=self.eval_every, num_prompts=1, num_samples=2, pass_at=(1, 2)),
@@ -93,6 +95,7 @@ class Trial:
             event=lambda kind, **fields: self.events.append(" ".join([kind, *map(str, fields.values())])),
             record=lambda kind, **fields: self.records.append({"kind": kind, **fields}),
             phase=lambda step, name: self.phases.append((step, name)),
+            scorer_log=lambda name: f"logs/{name}.log",
         )
         checkpoints = Checkpoints(self.folder, config, "experiment", 1, reports.event)
         run = Run(config, roles, producer, evaluator, checkpoints, reports)
@@ -258,7 +261,17 @@ def test_a_run_without_any_reward_is_told_and_stopped(tmp_path: Path) -> None:
     trial = Trial(tmp_path, scorer=FakeScorer(fails=lambda completion: True))
     with pytest.raises(NoRewardError, match=r"100% of completions have no reward .*3 steps in a row"):
         trial.train()
-    assert len(trial.notes) == 3 and "correct/timeout 4" in trial.notes[0]
+    told = "100% of completions have no reward (correct/timeout 4; the reasons are in logs/correct.log)"
+    assert trial.notes == [f"step {step}: {told}" for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("num_steps", "counted"), [(1, "the only step"), (2, "2 steps in a row")])
+def test_a_short_run_without_any_reward_is_no_success(tmp_path: Path, num_steps: int, counted: str) -> None:
+    """It ends before the limit of three, and before anything is exported."""
+    trial = Trial(tmp_path, num_steps=num_steps, scorer=FakeScorer(fails=lambda completion: True))
+    with pytest.raises(NoRewardError, match=rf"step {num_steps}: 100% of .*, {counted}: there is nothing"):
+        trial.train()
+    assert len(trial.buffer.committed) == num_steps and "export" not in " ".join(trial.calls)
 
 
 def test_some_missing_rewards_are_told_and_the_run_goes_on(tmp_path: Path) -> None:

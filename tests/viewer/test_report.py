@@ -134,6 +134,23 @@ def bands(svg: str) -> dict[str, list[tuple[float, float]]]:
     }
 
 
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ([1.0, 1.0], "No completion of this run has a reward."),
+        ([1.0], "No completion of this run has a reward."),
+        ([0.5, 1.0, 1.0], "No completion of step 2, 3 has a reward."),
+        ([0.5, 0.0], ""),
+    ],
+)
+def test_steps_without_a_reward_are_told(tmp_path: Path, shares: list[float], told: str) -> None:
+    """Nothing was learned from them, which no curve shows."""
+    records = [{"step": step, "reward/null_share": share} for step, share in enumerate(shares, 1)]
+    _, page = report(make_run(tmp_path / "demo", records))
+    assert (told in page.text) if told else "No completion of" not in page.text
+    assert ("The scorers' logs in logs/ say why." in page.text) == bool(told)
+
+
 def test_whole_run(tmp_path: Path) -> None:
     """A run with everything gives one page with the headline numbers, charts, completions and config."""
     run = make_run(tmp_path / "demo", [narrowing(step) for step in range(1, 21)], "model: {dtype: fp32}\n")

@@ -20,6 +20,7 @@ from trainer.collect import collect
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
 from trainer.loop import Reports, Roles, Run
+from trainer.reward_watch import NoRewardError
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
 
@@ -36,8 +37,10 @@ def collected(
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     producer = Producer(config, order, generator, scorers(scorer), buffer)
     reports = Reports(step=lines.append, note=lambda text: None)
-    asyncio.run(collect(config, producer, buffer, 1, reports))
-    buffer.actor.close()
+    try:
+        asyncio.run(collect(config, producer, buffer, 1, reports))
+    finally:
+        buffer.actor.close()
     return generator, lines
 
 
@@ -51,6 +54,16 @@ def test_every_group_is_in_the_journal(tmp_path: Path) -> None:
     (tmp_path / "journal" / "000000000003.arrow").unlink()
     again, told = collected(tmp_path)
     assert again.calls == ["generate 00000003"] and [line["step"] for line in told] == [2]
+
+
+@pytest.mark.parametrize("num_steps", [2, 5])
+def test_rollouts_without_any_reward_are_no_success(tmp_path: Path, num_steps: int) -> None:
+    """They are stopped after three steps or at their end, also when the groups were made before."""
+    config = replace(CONFIG, num_steps=num_steps)
+    for _ in range(2):
+        with pytest.raises(NoRewardError, match=r"no reward|no completion"):
+            collected(tmp_path, config, FakeScorer(fails=lambda completion: True))
+    assert len(list((tmp_path / "journal").glob("*.arrow"))) <= 2 * min(num_steps, 4)
 
 
 def test_further_groups_are_collected_too(tmp_path: Path) -> None:
