@@ -53,6 +53,8 @@ def main() -> None:
     request_fd, reply_fd = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (request_fd, reply_fd):
         os.set_inheritable(descriptor, False)
+    # Processes of a private cluster have it blocked (`cluster.connect`); a function's own children need it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.dup2(2, 1)  # what the function prints goes where errors go
     with contextlib.suppress(ValueError, OSError):  # a lower limit set from outside stays
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))

@@ -4,37 +4,178 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import urlsplit
 
 import ray
 
-_JOB_MARKS = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID")
+_ADDRESS: Final = "RAY_ADDRESS"
+_JOB_MARKS: Final = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID")
+_CLIENT_PORT: Final = 10001
+_REACH_LIMIT_S: Final = 5.0
+_JOIN_LIMIT_S: Final = 60.0
+"""Ray tries for minutes to join what does not answer as a cluster does."""
+_LOST_AFTER_S: Final = 40.0
+"""Before the 60 s after which Ray ends a driver whose cluster is gone, with a message of its own."""
+_WATCH_EVERY_S: Final = 5.0
+BAD_INPUT: Final = 2
+LOST: Final = 1
 
 
 def connect() -> bool:
     """Connect this driver; True if it joined a running cluster, False if it started a local one.
 
-    A local one listens on loopback, has no dashboard, collects no usage statistics, and ends with the driver.
+    It joins what RAY_ADDRESS names (``host:port``, ``ray://host:port`` or ``auto``), or the cluster whose job
+    it is. A local one listens on loopback, has no dashboard, collects no usage statistics, and ends with the
+    driver.
+
+    Raises:
+        ValueError: RAY_ADDRESS cannot be reached or joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # By default Ray gives workers a lower priority than any other process; here they do the main work.
+    # In a cluster of our own the workers are the work: Ray would let everything else on the machine go first.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray must not change CUDA_VISIBLE_DEVICES of actors without GPUs: `host_environment` sets it.
+    # Leave CUDA_VISIBLE_DEVICES alone for actors without GPUs: their hosts set what they need.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if any(mark in os.environ for mark in _JOB_MARKS):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return True
-    ray.init(
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-    return False
+    address = os.environ.get(_ADDRESS, "")
+    joins = address not in ("", "local") or any(mark in os.environ for mark in _JOB_MARKS)
+    if joins:
+        _join(address)
+    else:
+        with _hidden_from(signal.SIGTERM):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
+    if not address.startswith("ray://"):  # Ray's client has no connection of its own to watch
+        _watch()
+    return joins
 
 
 def pick_device(asked: str) -> str:
-    """The device asked for, "cuda" or "cpu"; for "auto" the one that the cluster has."""
+    """What was asked, "cuda" or "cpu"; for "auto" whichever the cluster has."""
     if asked != "auto":
         return asked
     return "cuda" if ray.cluster_resources().get("GPU", 0.0) > 0 else "cpu"
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address of a cluster (as in RAY_ADDRESS) that nothing answers at.
+
+    Ray would warn for minutes before it gives up. ``auto`` is left to Ray, which looks at this machine only.
+
+    Raises:
+        ValueError: it is no address, or no connection is made within 5 s.
+    """
+    if address in ("", "auto"):
+        return
+    host, port = _host_and_port(address)
+    try:
+        socket.create_connection((host, port), timeout=_REACH_LIMIT_S).close()
+    except OSError as error:
+        raise ValueError(
+            f"{_ADDRESS} must name a running Ray cluster, got {address!r}: no connection to {host} port "
+            f"{port} ({error}). Start one (ray start --head), correct the address, or unset {_ADDRESS} to "
+            "run on this machine alone"
+        ) from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(address if "://" in address else f"gcs://{address}")
+        port = parts.port or (_CLIENT_PORT if parts.scheme == "ray" else 0)
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme not in ("gcs", "ray") or not parts.hostname or not port:
+        raise ValueError(f"{_ADDRESS} must be host:port, ray://host:port, auto or local, got {address!r}")
+    return parts.hostname, port
+
+
+def _join(address: str) -> None:
+    check_reachable(address)
+    where = f"the Ray cluster at {address}" if address else "the Ray cluster of this job"
+    # Ray cannot be interrupted while it tries, and nothing has been started that would have to be ended.
+    timer = threading.Timer(
+        _JOIN_LIMIT_S,
+        _end,
+        (
+            f"{where} did not let this driver join within {_JOIN_LIMIT_S:g} s: {_ADDRESS} may name something "
+            "else, or the cluster may be of another version of Ray or not working",
+            BAD_INPUT,
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # of many types: no cluster found, another version, no node here
+        raise ValueError(f"{where} cannot be joined: {' '.join(str(error).split())}") from error
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _hidden_from(number: signal.Signals) -> Iterator[None]:
+    """Have processes that are started in the block, and all that these start, not receive this signal.
+
+    Slurm, systemd, ``timeout`` and a container's init send SIGTERM to all processes of a job at once. Ray's
+    own would end on it, before this driver has finished its step and saved it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _watch() -> None:
+    """Tell of a cluster that is gone, and end this process, before Ray does so in its own words."""
+    address = ray.get_runtime_context().gcs_address
+
+    def is_there() -> bool:
+        try:
+            socket.create_connection(_host_and_port(address), timeout=_REACH_LIMIT_S).close()
+        except OSError:
+            return False
+        return True
+
+    def watch() -> None:
+        if lost_for(is_there, ray.is_initialized, _LOST_AFTER_S, _WATCH_EVERY_S):
+            _end(
+                f"the Ray cluster at {address} has been gone for {_LOST_AFTER_S:g} s, and its actors too. "
+                "Steps that were finished are whole: the same command resumes the run",
+                LOST,
+            )
+
+    threading.Thread(target=watch, name="cluster-watch", daemon=True).start()
+
+
+def lost_for(
+    is_there: Callable[[], bool], is_used: Callable[[], bool], limit_s: float, every_s: float
+) -> bool:
+    """Look every `every_s`; True once it was not there for `limit_s` on end, False once it is not used."""
+    seen = time.monotonic()
+    while is_used():
+        if is_there():
+            seen = time.monotonic()
+        elif time.monotonic() - seen >= limit_s:
+            return is_used()
+        time.sleep(every_s)
+    return False
+
+
+def _end(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"polyphony: {message}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -11,6 +11,9 @@ from cluster.job import Reporter
 _STOP_LIMIT_S = 300.0
 """Time to finish a step that has begun to learn, and to write a checkpoint."""
 
+_TWICE_S = 1.0
+"""`timeout` and others send the same signal to a process and then to its group: that is one wish, not two."""
+
 
 class Stoppable(Protocol):
     """Work that can be stopped."""
@@ -31,15 +34,20 @@ async def interruptible(stoppable: Stoppable, reporter: Reporter) -> int:
     caught: list[int] = []
 
     def stop(number: int) -> None:
+        if caught:
+            return
         caught.append(number)
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
+        loop.call_later(_TWICE_S, hand_back)
         if stoppable.stop():
             reporter.note("stopping: a step that learns is finished, else it is dropped; then a checkpoint")
             loop.call_later(_STOP_LIMIT_S, task.cancel)
         else:
             reporter.note("stopping")
             task.cancel()
+
+    def hand_back() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from signal import Signals
 
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
 ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "deepspeed", "vllm")
@@ -81,6 +82,9 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
         return 1
     if committed_steps(outcome.run_dir):
         reporter.note(f"report: {write_report(outcome.run_dir)}")
+    if outcome.exit_code > 128:
+        name = Signals(outcome.exit_code - 128).name
+        reporter.note(f"stopped by {name}; the same command resumes the run: {outcome.run_dir}")
     return outcome.exit_code
 
 

@@ -55,6 +55,7 @@ def _running(runs: Path, name: str, *overrides: str) -> Iterator[subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -228,9 +229,12 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
                 assert second.returncode == 2 and "Traceback" not in second.stderr, second.stderr[-2000:]
                 holder = f"run directory {run} is in use by polyphony train (pid {driver.pid}, "
                 assert holder in second.stderr
-            driver.send_signal(number)
+            # To all processes of the job, as Slurm and `timeout` do: Ray's must not end before the driver.
+            os.killpg(driver.pid, number)
             printed, _ = driver.communicate(timeout=120)
         assert driver.returncode == code, printed[-2000:]
+        last = printed.strip().splitlines()[-1]
+        assert last == f"stopped by {number.name}; the same command resumes the run: {run}"
         assert "stopping" in printed and "Traceback" not in printed
         num_steps = max(committed_steps(run))
         assert checkpoint_steps(run)[-1] == num_steps
