@@ -33,6 +33,7 @@ _MAX_CHARS = 800
 _LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{\s*\d{5,}|\d{5,}\s*\\choose")  # worked out while it is parsed
 _NUMBER_WITH_INDEX = re.compile(r"\d[)}]?\s*_")
 """It would drop the index, which is a base."""
+_LETTERS = re.compile(r"[a-z]{4,}|(?:[A-Z](?:_\{?\d+\}?)?'?(?![_'])\s*){2,}")
 _LOGARITHM = re.compile(r"\\log\s*_\s*(?:\{[^{}]*\}|\w)")
 _NUMBER_BESIDE = re.compile(r"[\d}]\s+\d")
 """It would multiply what stands side by side."""
@@ -70,6 +71,8 @@ def expressions_equal(gold_latex: str, answer_latex: str) -> bool:
     gold, answer = parse_expression(gold_latex), parse_expression(answer_latex)
     if gold is None or answer is None:
         return False
+    if _runs(gold_latex) != _runs(answer_latex):
+        return False
     if gold == answer:
         return True
     if _too_large(gold) or _too_large(answer):
@@ -78,9 +81,19 @@ def expressions_equal(gold_latex: str, answer_latex: str) -> bool:
         verdict = _constants_equal(gold, answer)
         if verdict is not None:
             return verdict
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
+        verdict = _equations_equal(gold, answer)
+        if verdict is not None:
+            return verdict
     if not verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None):
         return False
     return not _differ_somewhere(gold, answer)
+
+
+def _runs(latex: str) -> list[str]:
+    r"""Names of several letters, which are no products: ``\triangle ABC``, ``H_2O``, ``listen``."""
+    bare = re.sub(r"\\(?:text|operatorname|begin|end)\{[^{}]*\}|\\[A-Za-z]+", " ", latex)
+    return sorted("".join(run.split()) for run in _LETTERS.findall(bare))
 
 
 def constant_value(latex: str) -> Fraction | None:
@@ -135,6 +148,22 @@ def _constants_equal(gold: Expr, answer: Expr) -> bool | None:
             return None
         return bool(difference <= max(sizes) * _EXACT)
     except Exception:  # SymPy raises whatever its functions meet: math-verify may still compare them
+        return None
+
+
+def _equations_equal(gold: sympy.Eq, answer: sympy.Eq) -> bool | None:
+    """Whether one equation between polynomials is a multiple of the other; None of other equations.
+
+    Solving both, as math-verify does, takes seconds.
+    """
+    try:
+        symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+        first, second = (
+            sympy.Poly(sympy.numer(sympy.together(_exact(side.lhs - side.rhs))), *symbols).monic()
+            for side in (gold, answer)
+        )
+        return bool(first == second)
+    except Exception:  # no polynomials, or sides that have no difference
         return None
 
 

@@ -90,7 +90,7 @@ def agree(gold: Quantity, answer: Quantity) -> bool:
 def close(
     first: Fraction, second: Fraction, first_decimals: int | None = None, second_decimals: int | None = None
 ) -> bool:
-    """Equal, or one is a decimal to which the other rounds.
+    """Equal, or one is a decimal to which the other rounds or can be cut off.
 
     Such a decimal has at least six digits after the point, of which five or more count from the first that is
     not 0: 0.333333 is 1/3, but 0.33 is not, and 0.000001 is not 0.0000012. Apart from that, floats may differ
@@ -103,13 +103,16 @@ def close(
     difference = abs(first - second)
     if difference <= max(abs(first), abs(second)) * Fraction(1, 10**13):
         return True
-    return _rounds_to(difference, first, first_decimals) or _rounds_to(difference, second, second_decimals)
+    return _rounds_to(second, first, first_decimals) or _rounds_to(first, second, second_decimals)
 
 
-def _rounds_to(difference: Fraction, decimal: Fraction, decimals: int | None) -> bool:
+def _rounds_to(value: Fraction, decimal: Fraction, decimals: int | None) -> bool:
+    """Whether `value`, rounded or cut off after `decimals` digits, is `decimal`."""
+    difference = abs(value - decimal)
     if decimals is None or decimals < 6 or abs(decimal) * 10**decimals < 10**4:
         return False
-    return difference * 2 <= Fraction(1, 10**decimals)
+    unit = Fraction(1, 10**decimals)
+    return difference * 2 <= unit or (difference < unit and abs(decimal) < abs(value))
 
 
 def _percentages(gold: Quantity, answer: Quantity) -> bool:

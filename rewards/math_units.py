@@ -146,7 +146,7 @@ def read_unit(tail: str) -> str | None:
     if ordinal:
         tail = tail[ordinal.end() :]
     wrapped = r"\text" in tail
-    body = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", tail).split()).strip(" .")
+    body = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", tail).split()).strip(" .()")
     if not body:
         return ""
     if len(body) > _MAX_CHARS:

@@ -286,13 +286,15 @@ def _name_of_term(left: str, right: str) -> str | None:
         return ""  # (x, y) = ...
     if ":" in left and ":" in right:
         return ""  # a : b = 2 : 3
-    if read_quantity(right) is None:
+    if has_letters.search(commands.sub("", re.sub(r"\\text\{[^{}]*\}", "", right))):
         return None
     if _FUNCTION.fullmatch(left):
         return ""
     bare = commands.sub("", re.sub(r"[\^_](?:\{[^{}]*\}|\w)", "", left))
     several = len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search(r"\d", bare)
-    return "=" if several else None
+    if not several:
+        return None  # 2x = 5
+    return "=" if re.search(r"[+-]", bare) else ""
 
 
 _COMMA = re.compile(r"\s*(?:,(?!\d{3}(?!\d))|(?<!\d),|;)\s*")
@@ -371,15 +373,15 @@ def _cell(text: str) -> str:
     return strip_frame(text)
 
 
-_TERM = re.compile(r"[+-]?\d+(?:\.\d+)?\s*[a-z]{1,4}|[a-z](?:\s*-\s*[a-z])+")
+_TERM = re.compile(r"[+-]?\d+(?:\.\d+)?\s*[a-z]{1,4}|(?=.*[a-z])(?:\d+[a-z]?|[a-z])(?:-(?:\d+[a-z]?|[a-z]))+")
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def _words(text: str, depth: int) -> Value | None:
     r"""Letters and digits without an operator; numbers side by side are no product."""
-    body = _unwrapped(text)
-    side_by_side = re.search(r"(?<![\w}])\d[\d.,]*\s+\d", body)
+    body = _unwrapped(text).strip(DOLLAR + " ")
+    side_by_side = re.search(r"(?<![\w}])\d[\d.,]*\s+\d", body) or re.fullmatch(r"\d+(?:-\d+){2,}", body)
     if re.search(r"[=<>^_+*/|{}\[\]\\()]|(?:^|\s)-|-\s", body) and not (side_by_side and "\\" not in body):
         return None
     if _TERM.fullmatch(body) or (not side_by_side and not re.search(r"[^\W\d_]", body)):
