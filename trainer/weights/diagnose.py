@@ -1,7 +1,7 @@
-"""Probing weights: fixed sequences whose logprobs tell one set of weights from another, and what a gap means.
+"""Probes: fixed sequences whose logprobs identify a set of weights; and the diagnosis of a mismatch.
 
-`probe_logprobs` is the learner's side of the proof after each weight sync; `explain_mismatch` runs only when
-the proof has failed, and tries the known faults one by one until one reproduces what the engine answered.
+`probe_logprobs` is the learner's side of the check after each weight sync. `explain_mismatch` runs only when
+the check has failed: it tries the known faults one by one and names the one that reproduces the answer best.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_LAYERS_FOR_ALL_SWAPS = 12
 def probe_logprobs(
     model: Callable[..., tuple[Tensor, ...]], probes: Sequence[Probe], device: torch.device
 ) -> np.ndarray:
-    """Logprobs at temperature 1 of all probe tokens but the firsts, laid end to end, float32."""
+    """Logprobs at temperature 1 of all probe tokens but each probe's first, concatenated, float32."""
     batch = build_microbatch(
         [np.array(probe.token_ids[:1]) for probe in probes],
         [np.array(probe.token_ids[1:]) for probe in probes],
@@ -70,7 +70,7 @@ def _hypotheses(
 def _stale_head_gap(
     policy: PolicyModel, probes: Sequence[Probe], observed: np.ndarray, head: Tensor
 ) -> float:
-    """The gap if the output head alone were `head`: for tied models, where no tensor of its own exists."""
+    """The gap if the output head alone were `head`: for tied models, whose head has no tensor of its own."""
     module = policy.model.get_output_embeddings()
     assert isinstance(module, nn.Linear)
     tied = module.weight

@@ -24,7 +24,7 @@ def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> 
     )
     if (Path(model.path) / "generation_config.json").exists():
         GenerationConfig.from_pretrained(model.path).save_pretrained(staging)
-    # "format" is the marker by which transformers knows whose tensors these are.
+    # transformers requires the metadata "format".
     weights = staging / "model.safetensors"
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, weights, metadata={"format": "pt"}

@@ -1,7 +1,7 @@
-"""Publishing weights and proving that they arrived: names and checksums on the way, then a logprob probe.
+"""Publishing weights and verifying that they arrived: names and checksums, then logprobs of fixed sequences.
 
-After every load, engine and learner score the same fixed sequences. The proof also measures its own power:
-how far the learner's probe moved in this step, which is the gap a stale engine would show.
+After every sync, engines and learner score the same sequences (probes). The check also measures its own
+power: how far the learner's logprobs moved in this step, which is the gap that stale weights would show.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from trainer.step_records import Probe
 from trainer.weights.diagnose import gap
 
 _FLOOR = 2.0e-5
-"""Nats: a probe that moved less in a step is not asked to tell the step before from this one."""
+"""Nats: probes that moved less in a step moved too little to detect stale weights."""
 _NOISE_MULTIPLE = 8.0
-"""Nor one that moved less than this many times the gap between equal weights, measured at the first sync."""
+"""So did probes that moved less than this many times the gap of equal weights, measured at the first sync."""
 _EXPLAIN_LIMIT_S = 120.0
 
 
@@ -30,7 +30,7 @@ class WeightSyncError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The last publish: what the next one is compared with."""
+    """What the next publish is compared with."""
 
     version: int
     expected: np.ndarray
@@ -53,7 +53,7 @@ async def publish(
     previous: Published | None,
     config: RunConfig,
 ) -> tuple[Published, dict[str, float]]:
-    """Send version `version` to every engine and prove it.
+    """Sync the learner's weights, as `version`, to every engine, and verify it by the probes.
 
     Raises:
         WeightSyncError: an engine refused the weights, or its answers are not the learner's of this step.

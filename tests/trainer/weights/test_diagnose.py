@@ -67,10 +67,14 @@ def answers(policy: PolicyModel, state: State) -> np.ndarray:
 
 
 def explain(
-    policy: PolicyModel, states: tuple[State, State], observed: np.ndarray, known: bool = True
+    policy: PolicyModel,
+    states: tuple[State, State],
+    observed: np.ndarray,
+    known: bool = True,
+    version_before: int = 4,
 ) -> str:
     before, now = states
-    previous: PackedWeights | None = pack_weights(4, before.items()) if known else None
+    previous: PackedWeights | None = pack_weights(version_before, before.items()) if known else None
     return explain_mismatch(policy, PROBES, observed, pack_weights(5, now.items()), previous)
 
 
@@ -102,6 +106,15 @@ def test_a_planted_fault_is_named(
     observed = answers(policy, plant(*states))
     assert gap(observed, answers(policy, states[1])) > 1e-4, "the fault must show on the probes"
     assert explain(policy, states, observed).startswith(sentence)
+
+
+def test_stale_weights_of_a_run_that_was_set_back_are_named_by_their_version(
+    policy: PolicyModel, states: tuple[State, State]
+) -> None:
+    """After a checkpoint of step 5 was restored at step 9, the engines held version 9, not 4."""
+    observed = answers(policy, states[0])
+    sentence = "all weights are those of the sync before (version 9 instead of 5)"
+    assert explain(policy, states, observed, version_before=9).startswith(sentence)
 
 
 def test_a_stale_head_is_named(policy: PolicyModel, states: tuple[State, State], tied: bool) -> None:
