@@ -29,11 +29,14 @@ from ray.util.placement_group import remove_placement_group
 
 from benchmarks.bare import PRESET, ROOT, BareProcess
 from cluster.actor_process import host_environment
-from cluster.actors import Site, spawn_run
+from cluster.actors import Site, scorer_set, spawn_buffer, spawn_engines, spawn_learner, spawn_scorers
+from cluster.calls import BufferActor, call
 from cluster.connect import connect
 from cluster.placement import check, plan, reserve
-from cluster.role_proxies import local_microbatches
-from cluster.spawn import Handle, wait_ready
+from cluster.role_proxies import Engines, LearnerGroup, local_microbatches
+from cluster.spawn import wait_ready
+from cluster.supervise import Supervised
+from cluster.weight_transport import HostTransport
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import Json, write_json_atomic
@@ -86,7 +89,7 @@ class Bench:
 
     config: RunConfig
     roles: Roles
-    handles: Mapping[str, Sequence[Handle]]
+    buffer_actor: Supervised
     prompts: Sequence[TokenPrompt]
     submissions: Sequence[Submission]
     folder: Path
@@ -170,7 +173,7 @@ async def fill_batch(bench: Bench) -> Batch:
 async def write_update(bench: Bench, batch: Batch, learnable: Learnable) -> None:
     """The shard and the plan of rank 0, for the bare side."""
     rows = list(batch.plan.rows_of(0))
-    shard: pa.RecordBatch = await bench.handles["buffer"][0].call("shard", rows)
+    shard: pa.RecordBatch = await call(bench.buffer_actor, BufferActor.shard, rows)
     with pa.ipc.new_file(str(bench.folder / "shard.arrow"), shard.schema) as writer:
         writer.write_batch(shard)
     update = {
@@ -295,6 +298,50 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """The actors of a run, in their roles."""
+
+    roles: Roles
+    learner: LearnerGroup
+    buffer_actor: Supervised
+    others: Sequence[Supervised]
+    """Engines, scorers and the buffer."""
+
+    async def ready(self, limit_s: float) -> None:
+        """Wait for all of them, and begin the run's journal."""
+        await asyncio.gather(self.learner.ready(), wait_ready(self.others, limit_s))
+        await self.roles.buffer.rewind(0, 1)
+
+    def kill(self) -> None:
+        """End all of them."""
+        self.learner.kill()
+        for each in self.others:
+            each.kill()
+
+
+def print_event(kind: str, actor: str, **fields: str | float) -> None:
+    """Actors that fail would spoil the measurement: say so."""
+    print(kind, actor, *fields.values(), file=sys.stderr)
+
+
+def start_system(site: Site, run_dir: Path) -> System:
+    """Start the actors of a run, as `cluster.actor_pool` does."""
+    engines, scorers = spawn_engines(site), spawn_scorers(site)
+    buffer, buffer_actor = spawn_buffer(site, run_dir)
+    learner, generator = spawn_learner(site, buffer), Engines(engines)
+    roles = Roles(
+        generator=generator,
+        scorers=scorer_set(site.config, scorers),
+        learner=learner,
+        transport=HostTransport(learner, generator),
+        buffer=buffer,
+    )
+    replicas = (replica for scorer in scorers.values() for replica in scorer.replicas)
+    others = (*engines, *replicas, buffer_actor)
+    return System(roles=roles, learner=learner, buffer_actor=buffer_actor, others=others)
+
+
 async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     """Start the system, measure, and end it."""
     tokenizer = load_tokenizer(config.model)
@@ -303,10 +350,11 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     placement = plan(config, "cpu")
     check(placement)
     group = await reserve(placement, config.cluster.ready_timeout_s)
-    site = Site(config=config, placement=placement, group=group, log_dir=folder / "logs")
-    roles, handles = spawn_run(site, folder / "run")
+    logs = folder / "logs"
+    site = Site(config=config, placement=placement, group=group, log_dir=logs, tell=print_event)
+    system = start_system(site, folder / "run")
     try:
-        await wait_ready([*handles["ranks"], *handles["engines"]], config.cluster.ready_timeout_s)
+        await system.ready(config.cluster.ready_timeout_s)
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
         rollout = config.rollout
         sampling = Sampling(
@@ -318,8 +366,8 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
         ]
         bench = Bench(
             config=config,
-            roles=roles,
-            handles=handles,
+            roles=system.roles,
+            buffer_actor=system.buffer_actor,
             prompts=prompts,
             submissions=submissions,
             folder=folder,
@@ -327,8 +375,7 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
         )
         return await measure(bench)
     finally:
-        for handle in [handle for kind in handles.values() for handle in kind]:
-            handle.kill()
+        system.kill()
         remove_placement_group(group)
 
 
