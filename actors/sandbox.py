@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,24 +187,24 @@ class Imported:
 
 
 def import_targets(
-    targets: Iterable[str], allow: Sequence[str], note: Callable[[str], None]
+    targets: Mapping[str, Secrets], allow: Sequence[str], note: Callable[[str], None]
 ) -> dict[str, Imported]:
     """Import each "module:attr" in a process of its own, which is killed after `START_LIMIT_S`.
 
-    `allow` are the prefixes of the user's own modules. `note` is told if it takes long. Nothing of the user's
-    runs in this process.
+    The process has the target's secrets, as in the run. `allow` are the prefixes of the user's own modules.
+    `note` is told if it takes long. Nothing of the user's runs in this process.
     """
     children: dict[str, _Child] = {}
     try:
-        for target in targets:
-            opening = pack(_opening(target, encode_options({}), "", allow))
-            children.setdefault(target, _Child(opening, ScorerLog(target)))
+        for target, secrets in targets.items():
+            opening = pack(_opening(target, encode_options({}), "", allow, secrets))
+            children[target] = _Child(opening, ScorerLog(target, secrets.mask))
         timer = threading.Timer(
             _LONG_S, note, [f"importing {', '.join(children)} (at most {START_LIMIT_S:g} s)"]
         )
         timer.start()
         try:
-            return {target: _import_result(child) for target, child in children.items()}
+            return {target: _import_result(child, targets[target]) for target, child in children.items()}
         finally:
             timer.cancel()
     finally:
@@ -212,11 +212,11 @@ def import_targets(
             child.kill()
 
 
-def _import_result(child: _Child) -> Imported:
+def _import_result(child: _Child, secrets: Secrets) -> Imported:
     try:
         child.wait_ready()
     except SandboxError as failure:
-        return Imported(str(failure).removeprefix(_STARTING), {})
+        return Imported(secrets.mask(str(failure)).removeprefix(_STARTING), {})
     return Imported("", child.modules)
 
 

@@ -25,6 +25,10 @@ class Secrets:
     def __repr__(self) -> str:
         return f"Secrets({', '.join(self.values)})"
 
+    def __or__(self, other: Secrets) -> Secrets:
+        """Those of both."""
+        return Secrets({**self.values, **other.values})
+
     def enter_environment(self) -> None:
         """Set the variables in this process."""
         os.environ.update(self.values)

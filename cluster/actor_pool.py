@@ -180,6 +180,9 @@ class ActorPool:
         if others:
             note(f"starting new actors: {', '.join(others)} differ from the run before")
             return None
+        if site.placement != order.placement:
+            note("other actors are needed: the scorers ask for other CPUs or GPUs than in the run before")
+            return None
         actors = await self._fitted(site, before, order, claim, tell)
         limit_s = order.config.cluster.ready_timeout_s
         try:

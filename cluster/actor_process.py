@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actors.secrets import NO_SECRETS, Secrets
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSetup:
@@ -27,6 +29,10 @@ class ProcessSetup:
     environment: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, int] | None = None
     """(first, number) among the cores this process may use; None leaves it all of them."""
+    secrets: Secrets = NO_SECRETS
+    """Variables that this process receives, in the constructor call: what Ray calls environment is shown."""
+    foreign_secrets: tuple[str, ...] = ()
+    """Variables that are another's secrets, removed should the cluster have given them to all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,11 @@ def prepare_process(setup: ProcessSetup) -> None:
     if setup.cores is not None:
         first, number = setup.cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + number])
+    for name in setup.foreign_secrets:
+        os.environ.pop(name, None)
     os.environ.update(setup.environment)
+    setup.secrets.enter_environment()
+    setup.secrets.mask_output()
     if setup.log_file:
         os.makedirs(os.path.dirname(setup.log_file), exist_ok=True)
         descriptor = os.open(setup.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -6,7 +6,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
+from actors.secrets import NO_SECRETS, Secrets
 from cluster.actor_process import Blueprint, ProcessSetup, host_environment
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, blueprint
 from cluster.placement import Cores, Placement, Share, split_cores
 from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
+from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, Supervised, Tell
 from configs.entries import OwnOptions, scorer_options
@@ -55,14 +57,18 @@ class Site:
         threads: int = 1,
         cores: Cores | None = None,
         limited: bool = True,
+        secrets: Secrets = NO_SECRETS,
     ) -> Handle:
         """Start an actor. Without a share it asks for no CPU; if not `limited`, calls have no time limit."""
         local = self.config.cluster.spawn == "local"
+        on_gpu = share is not None and share.num_gpus > 0
         setup = ProcessSetup(
             label=label,
             log_file="" if local else str(self.log_dir / f"{label}.log"),
-            environment=host_environment(threads, self.placement.device),
+            environment=host_environment(threads, "cuda" if on_gpu else self.placement.device),
             cores=cores,
+            secrets=secrets,
+            foreign_secrets=secret_names(self.config),
         )
         if local:
             return spawn_local(setup, plan)
@@ -155,21 +161,23 @@ def spawn_engines(site: Site) -> list[Supervised]:
     ]
 
 
-def score_limit_s(config: RunConfig, options: object) -> float:
-    """How long a scorer may take for a group: long enough for its own limit to strike at every sample."""
+def score_limit_s(config: RunConfig, options: object, concurrency: int = 1) -> float:
+    """How long a scorer may take for a group: long enough for its own limit to strike at every sample.
+
+    Groups in flight together may wait for the same processes.
+    """
     per_sample = getattr(options, "limit_s", 0.0)
     if isinstance(options, OwnOptions):
         per_sample = options.options.get("limit_s", CustomOptions().limit_s)
     slowest = config.rollout.group_size * (float(per_sample) + _RESTART_S) if per_sample else 0.0
-    return max(config.rollout.score_timeout_s, slowest)
+    return max(config.rollout.score_timeout_s, slowest * concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerPool:
-    """One scorer of a run: its kind and options, its replicas, and the role they play."""
+    """One scorer of a run: what its replicas were built with, the replicas, and the role they play."""
 
-    kind: str
-    options: object
+    built_with: tuple[object, ...]
     replicas: tuple[Supervised, ...]
     role: ScorerReplicas
     log: str
@@ -177,30 +185,35 @@ class ScorerPool:
 
 
 def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
-    """All scorers with their replicas; of `kept` those that judge alike go on, under the run's own limit."""
+    """All scorers with their replicas; of `kept` those that were built alike stay, under the run's limit."""
     scorer_pools = {}
     for name, entry in site.config.scorers.items():
         common, options, _ = scorer_options(entry)
-        limit_s = score_limit_s(site.config, options)
+        secrets = secrets_of(site.config, name)
+        limit_s = score_limit_s(site.config, options, common.concurrency)
+        built_with = (replace(common, weight=0.0, combine=""), options, secrets)
         scorer_pool = (kept or {}).get(name)
-        if scorer_pool is not None and (scorer_pool.kind, scorer_pool.options) == (common.kind, options):
+        if scorer_pool is not None and scorer_pool.built_with == built_with:
             scorer_pool.role.limit_s = limit_s
             scorer_pools[name] = scorer_pool
             continue
-        replicas = []
-        for k in range(site.config.cluster.scorer_replicas):
-            label = f"scorer-{name}-{k}"
-            start = partial(site.spawn, label, blueprint(ScorerActor, common.kind, options))
-            replicas.append(site.supervise(label, start))
-        role = ScorerReplicas(replicas, limit_s)
+        plan = blueprint(ScorerActor, common.kind, options, common.concurrency, secrets)
+        starts = [partial(_start_scorer, site, name, k, plan, secrets) for k in range(common.replicas)]
+        replicas = [site.supervise(f"scorer-{name}-{k}", start) for k, start in enumerate(starts)]
         scorer_pools[name] = ScorerPool(
-            kind=common.kind,
-            options=options,
+            built_with=built_with,
             replicas=tuple(replicas),
-            role=role,
-            log=site.log_of(f"scorer-{name}-{'0' if len(replicas) == 1 else '*'}"),
+            role=ScorerReplicas(replicas, limit_s, common.concurrency),
+            log=site.log_of(f"scorer-{name}-{'0' if common.replicas == 1 else '*'}"),
         )
     return scorer_pools
+
+
+def _start_scorer(site: Site, name: str, k: int, plan: Blueprint, secrets: Secrets) -> Handle:
+    """Replica `k` of a scorer. Its calls are limited by `ScorerReplicas`."""
+    shares = site.placement.scorers.get(name)
+    share = shares[k] if shares else None
+    return site.spawn(f"scorer-{name}-{k}", plan, share=share, limited=False, secrets=secrets)
 
 
 def scorer_set(config: RunConfig, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:

@@ -9,12 +9,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 import ray
+
+from cluster.secrets import hidden
 
 _ADDRESS: Final = "RAY_ADDRESS"
 _JOB_MARKS: Final = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID")
@@ -29,28 +31,29 @@ BAD_INPUT: Final = 2
 LOST: Final = 1
 
 
-def connect() -> bool:
+def connect(secrets: Collection[str] = ()) -> bool:
     """Connect this driver; True if it joined a running cluster, False if it started a local one.
 
     It joins what RAY_ADDRESS names (``host:port``, ``ray://host:port`` or ``auto``), or the cluster whose job
-    it is. A local one listens on loopback, has no dashboard, collects no usage statistics, and ends with the
-    driver.
+    it is. A local one listens on loopback, has no dashboard, collects no usage statistics, lacks the
+    environment variables `secrets`, and ends with the driver.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be reached or joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # In a cluster of our own the workers are the work: Ray would let everything else on the machine go first.
+    # By default Ray gives workers a lower priority than any other process; here they do the main work.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Leave CUDA_VISIBLE_DEVICES alone for actors without GPUs: their hosts set what they need.
+    # Ray must not change CUDA_VISIBLE_DEVICES of actors without GPUs: `host_environment` sets it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get(_ADDRESS, "")
     joins = address not in ("", "local") or any(mark in os.environ for mark in _JOB_MARKS)
     if joins:
         _join(address)
     else:
-        with _hidden_from(signal.SIGTERM):
+        # What Ray starts has the environment of this process.
+        with _hidden_from(signal.SIGTERM), hidden(secrets):
             ray.init(
                 address="local",
                 include_dashboard=False,

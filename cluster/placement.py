@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from configs.entries import scorer_options
 from configs.schema import RunConfig
 
 
@@ -30,12 +31,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Bundles, and each engine's and rank's share of them. Scorers and the buffer ask for nothing."""
+    """Bundles, and each actor's share of them. The buffer asks for nothing."""
 
     device: str
     bundles: tuple[Mapping[str, float], ...]
     engines: tuple[Share, ...]
     ranks: tuple[Share, ...]
+    scorers: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
+    """By name, a share for each replica; scorers that ask for nothing are left out."""
 
     def totals(self) -> dict[str, float]:
         """CPUs and GPUs asked for in all."""
@@ -46,8 +49,26 @@ def plan(config: RunConfig, device: str) -> Placement:
     """The placement of a run on `device`.
 
     Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); at work at the same time,
-    or when an engine spans several GPUs, each has a bundle of its own.
+    or when an engine spans several GPUs, each has a bundle of its own. So has each replica of a scorer that
+    asks for CPUs or a share of a GPU.
     """
+    placement = _plan_training(config, device)
+    bundles, scorers = list(placement.bundles), {}
+    for name, entry in config.scorers.items():
+        common = scorer_options(entry)[0]
+        if not (common.num_cpus or common.num_gpus):
+            continue
+        first = len(bundles)
+        bundles += [_bundle(common.num_gpus, common.num_cpus)] * common.replicas
+        scorers[name] = tuple(
+            Share(bundle=first + k, num_cpus=common.num_cpus, num_gpus=common.num_gpus)
+            for k in range(common.replicas)
+        )
+    return replace(placement, bundles=tuple(bundles), scorers=scorers)
+
+
+def _plan_training(config: RunConfig, device: str) -> Placement:
+    """The placement of engines and ranks."""
     engines, ranks = config.generator.num_engines, config.learner.num_ranks
     wide = config.generator.tensor_parallel
     gpu = device == "cuda"
@@ -69,8 +90,9 @@ def plan(config: RunConfig, device: str) -> Placement:
     )
 
 
-def _bundle(num_gpus: float) -> dict[str, float]:
-    return {"CPU": 1.0} | ({"GPU": num_gpus} if num_gpus else {})
+def _bundle(num_gpus: float, num_cpus: float = 1.0) -> dict[str, float]:
+    asked = {"CPU": num_cpus, "GPU": num_gpus}
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 Cores = tuple[int, int]
@@ -120,7 +142,8 @@ def check(placement: Placement) -> None:
         why = f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {bundle}"
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
-            "lower generator.num_engines, generator.tensor_parallel or learner.num_ranks, "
+            "lower generator.num_engines, generator.tensor_parallel, learner.num_ranks or what scorers ask "
+            "for (num_gpus, num_cpus, replicas), "
             "set cluster.device=cpu, or add nodes"
         )
 

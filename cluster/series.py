@@ -20,6 +20,7 @@ from cluster.interrupts import interruptible
 from cluster.job import Job, Prompts, Reporter, ResolvedRun, load_prompts, local_model
 from cluster.placement import check, plan
 from cluster.run_directory import is_finished
+from cluster.secrets import secret_names
 from cluster.train import check_startable
 from cluster.user_code import UserCode, check_user_code, own_targets
 from configs.origins import SFT
@@ -66,7 +67,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
         prompts.append(known[wanted])
     clustered = any(config.cluster.spawn == "ray" for config in local)
     if clustered:
-        connect()
+        connect({name for config in local for name in secret_names(config)})
     try:
         orders = []
         for index, config in enumerate(local):

@@ -19,6 +19,7 @@ from cluster.interrupts import interruptible
 from cluster.job import Job, Reporter, ResolvedRun, check_job, load_prompts, local_model
 from cluster.placement import check, plan
 from cluster.run_directory import check_claimable, check_space, is_finished, reading
+from cluster.secrets import check_secrets, secret_names
 from cluster.user_code import NO_CODE, UserCode, check_user_code
 from configs.entries import scorer_options
 from configs.load import dump_yaml
@@ -55,6 +56,7 @@ def check_startable(given: RunConfig, config: RunConfig, code: UserCode = NO_COD
     """Raise ValueError if the run cannot be claimed, has no room, or has scorers that clash."""
     check_claimable(given, code)
     check_space(config)
+    check_secrets(config)
     check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
 
 
@@ -93,7 +95,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
 
     if config.cluster.spawn == "local":
         return asyncio.run(_train(on("cuda" if config.cluster.device == "cuda" else "cpu")))
-    connect()
+    connect(secret_names(config))
     try:
         order = on(pick_device(config.cluster.device))
         check(order.placement)

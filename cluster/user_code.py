@@ -12,6 +12,8 @@ from operator import attrgetter
 from typing import Final
 
 from actors.sandbox import import_targets
+from actors.secrets import NO_SECRETS, Secrets
+from cluster.secrets import secrets_of
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES
 from configs.schema import RunConfig
 
@@ -54,7 +56,12 @@ def check_user_code(config: RunConfig, note: Callable[[str], None]) -> UserCode:
     targets = own_targets(config)
     if not targets:
         return NO_CODE
-    imported = import_targets(targets.values(), config.allow, note)
+    secrets: dict[str, Secrets] = {}
+    for key, target in targets.items():
+        section, _, name = key.rpartition(".")[0].partition(".")
+        of_target = secrets.get(target, NO_SECRETS)
+        secrets[target] = of_target | secrets_of(config, name) if section == "scorers" else of_target
+    imported = import_targets(secrets, config.allow, note)
     problems = [
         f"{key} = {target!r}: {imported[target].problem}"
         for key, target in targets.items()

@@ -66,6 +66,12 @@ _NEWER = ("rollouter",)
 that."""
 _MEASURED = ("eval", "data.eval")
 _ONLY_LIMITS = ("eval.timeout_s",)
+SCORER_NOT_HASHED: Final = ("replicas", "concurrency", "num_gpus", "num_cpus", "secrets")
+"""Keys of each scorer that say where and how it runs, not what it scores."""
+REMOVED: Final = {
+    "cluster.scorer_replicas": "was removed: each scorer has its own, scorers.<name>.replicas",
+}
+"""Keys of earlier versions, and what to write instead."""
 DEFAULTS_VERSION: Final = 1
 """Raised when a default is changed: what was made with the old one is another experiment."""
 
@@ -109,7 +115,7 @@ def settings(config: RunConfig) -> dict[str, object]:
 
 def experiment(config: RunConfig) -> dict[str, object]:
     """dotted key -> value of what makes two runs the same experiment, without secrets."""
-    return {key: value for key, value in settings(config).items() if not _is_under(key, NOT_HASHED)}
+    return {key: value for key, value in settings(config).items() if _is_of_experiment(key)}
 
 
 def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[str, object, object]]:
@@ -118,7 +124,7 @@ def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[st
     `known` is an `experiment`, perhaps of an earlier version: a key that it lacks had its default.
     """
     usual, now = _as_json(experiment(RunConfig())), _as_json(experiment(config))
-    before = {key: value for key, value in known.items() if not _is_under(key, NOT_HASHED)}
+    before = {key: value for key, value in known.items() if _is_of_experiment(key)}
     leaves = {key for key, _ in _schema(RunConfig)}
     return [
         (key, before.get(key, "none"), now.get(key, "none"))
@@ -131,6 +137,12 @@ def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[st
 def _as_json(tree: Mapping[str, object]) -> dict[str, object]:
     """As a file gives it back: tuples are lists."""
     return cast(Tree, json.loads(json.dumps(tree)))
+
+
+def _is_of_experiment(key: str) -> bool:
+    section, _, option = key.partition(".")
+    is_placement = section == "scorers" and option.partition(".")[2] in SCORER_NOT_HASHED
+    return not (is_placement or _is_under(key, NOT_HASHED))
 
 
 def _is_under(key: str, names: Sequence[str]) -> bool:
@@ -208,6 +220,8 @@ def _tree_problems(
                 yield from _tree_problems(value, f"{key}.", leaves, sections)
             else:
                 yield key, value, "must be a section (a mapping)", ""
+        elif key in REMOVED:
+            yield key, value, REMOVED[key], ""
         elif key not in leaves:
             while isinstance(value, dict) and len(value) == 1:
                 inner, value = next(iter(value.items()))

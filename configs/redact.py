@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 MASK = "***"
 MIN_SECRET_CHARS = 6
@@ -25,6 +25,8 @@ NAMED = frozenset(
     | {"bands", "actuators", "changes"}
 )
 """Keys under which names that a user chose lead to mappings: a band called `token` is no secret."""
+VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[a-z]+_proxy")
+"""Environment variables that a scorer may name as its secrets; values rarely look like this."""
 TEXT_ONLY_WORDS = frozenset({"tokens"})
 """`max_tokens: 40` is a length, `api_tokens: [abc]` is not: under these words only text is a secret."""
 
@@ -37,14 +39,17 @@ def is_secret_name(name: str) -> bool:
 def redact(container: object) -> object:
     """A copy with `***` for secrets: by key name, and by value of secret-looking environment variables.
 
-    A value of such a variable is also found inside longer text, such as a URL. Containers keep their shape.
+    Of those, and of the variables that scorers name as their secrets. A value of such a variable is also
+    found inside longer text, such as a URL. Containers keep their shape.
     """
-    return _redact(container, _environment_secrets())
+    return _redact(container, _environment_secrets(_declared(container)))
 
 
 def redact_value(key: str, value: object) -> object:
     """`redact` of the value that stands under the dotted `key`."""
     *parts, last = key.split(".")
+    if len(parts) == 2 and (parts[0], last) == ("scorers", "secrets"):
+        return _variable_names(value)
     names = [part for above, part in zip(["", *parts], parts, strict=False) if above not in NAMED]
     if any(is_secret_name(part) for part in (*names, last)):
         return _mask(value, text_only=False)
@@ -65,11 +70,30 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", split_camel.lower()) if word]
 
 
-def _environment_secrets() -> tuple[str, ...]:
+def _declared(container: object) -> list[str]:
+    """The environment variables that the scorers of a config have as secrets."""
+    scorers = container.get("scorers") if isinstance(container, Mapping) else None
+    entries = scorers.values() if isinstance(scorers, Mapping) else ()
+    lists = [entry.get("secrets") for entry in entries if isinstance(entry, Mapping)]
+    return [name for names in lists if isinstance(names, list | tuple) for name in names]
+
+
+def _variable_names(value: object) -> object:
+    """What stands under a scorer's `secrets`: names of variables are shown, anything else may be a secret."""
+    if not isinstance(value, list | tuple):
+        return _mask(value, text_only=False)
+    return [
+        name if isinstance(name, str) and VARIABLE_NAME.fullmatch(name) else _mask(name, text_only=False)
+        for name in value
+    ]
+
+
+def _environment_secrets(declared: Collection[str] = ()) -> tuple[str, ...]:
     values = {
         value
         for name, value in os.environ.items()
-        if is_secret_name(name) and name not in WORKING_FOLDERS and len(value) >= MIN_SECRET_CHARS
+        if name in declared or (is_secret_name(name) and name not in WORKING_FOLDERS)
+        if len(value) >= MIN_SECRET_CHARS
     }
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
@@ -78,7 +102,7 @@ def _redact(value: object, secrets: tuple[str, ...], key: str = "") -> object:
     """The value that stands under `key`."""
     if isinstance(value, Mapping):
         return {
-            name: _redact(item, secrets, str(name))
+            name: _redact_named(key, str(name), item, secrets)
             if key in NAMED and isinstance(item, Mapping)
             else _redact_entry(str(name), item, secrets)
             for name, item in value.items()
@@ -92,6 +116,15 @@ def _redact(value: object, secrets: tuple[str, ...], key: str = "") -> object:
             value = value.replace(secret, MASK)
         return _URL_CREDENTIALS.sub(rf"\1{MASK}@", value)
     return value
+
+
+def _redact_named(section: str, name: str, entry: Mapping[str, object], secrets: tuple[str, ...]) -> object:
+    """An entry under a name of the user's choice."""
+    redacted = _redact(entry, secrets, name)
+    if section == "scorers" and "secrets" in entry:
+        assert isinstance(redacted, dict), "a mapping stays one"
+        redacted["secrets"] = _variable_names(entry["secrets"])
+    return redacted
 
 
 def _redact_entry(name: str, value: object, secrets: tuple[str, ...]) -> object:

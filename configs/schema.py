@@ -216,7 +216,6 @@ class ClusterConfig:
     """auto, cpu or cuda."""
     ready_timeout_s: float = 300.0
     call_timeout_s: float = 600.0
-    scorer_replicas: int = 1
 
 
 @dataclass

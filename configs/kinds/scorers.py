@@ -20,6 +20,16 @@ class ScorerCommon:
     """Factor in the weighted sum; a scorer with weight 0 and combine=sum only tags and records."""
     combine: str = "sum"
     """sum (weight x score), multiply (a factor of the whole sum) or gate (0 where the score is 0)."""
+    replicas: int = 1
+    """Processes that score, each on its own."""
+    concurrency: int = 1
+    """Groups that a replica has in flight at a time, each with a limit of its own."""
+    num_gpus: float = 0.0
+    """GPUs that each replica asks the cluster for: a share such as 0.25, or a whole number."""
+    num_cpus: float = 0.0
+    """CPUs that each replica asks the cluster for; 0 reserves none."""
+    secrets: tuple[str, ...] = ()
+    """Environment variables of the driver that its processes receive, and no other does."""
 
 
 @dataclass

@@ -41,6 +41,24 @@ def test_a_wide_engine_has_gpus_of_its_own() -> None:
     assert placement.engines[0].num_gpus == 4.0 and placement.ranks[0].bundle == 1
 
 
+def test_scorers_that_ask_have_bundles_of_their_own() -> None:
+    """Two replicas with a quarter of a GPU and a CPU each, after the bundles of engines and ranks."""
+    scorers = {
+        "free": {"kind": "length", "replicas": 3},
+        "model": {"kind": "lab_preference", "replicas": 2, "num_gpus": 0.25, "num_cpus": 1.0},
+        "cpu": {"kind": "math", "num_cpus": 0.5},
+    }
+    placement = plan(replace(_config(num_engines=2), scorers=scorers), "cuda")
+    assert placement.totals() == {"CPU": 4.5, "GPU": 2.5}
+    assert placement.bundles[2:] == ({"CPU": 1.0, "GPU": 0.25}, {"CPU": 1.0, "GPU": 0.25}, {"CPU": 0.5})
+    shares = {
+        name: [(share.bundle, share.num_cpus, share.num_gpus) for share in of_scorer]
+        for name, of_scorer in placement.scorers.items()
+    }
+    assert shares == {"model": [(2, 1.0, 0.25), (3, 1.0, 0.25)], "cpu": [(4, 0.5, 0.0)]}
+    assert replace(placement, scorers={}).engines == plan(_config(num_engines=2), "cuda").engines
+
+
 def test_the_table_names_what_is_asked_and_there() -> None:
     rows = [line.split() for line in table({"CPU": 8, "GPU": 8}, {"CPU": 2}, {"CPU": 1.5}).splitlines()]
     assert rows[1] == ["CPU", "8", "2", "1.5"] and rows[2] == ["GPU", "8", "0", "0"]

@@ -116,6 +116,9 @@ class NoScorer:
     def __init__(self, options: object) -> None: ...
 
 
+KEY_AT_IMPORT = os.environ.get("JUDGE_API_KEY", "")
+
+
 def tells_secret(prompt: Prompt, completions: Sequence[Completion], options: object) -> list[Judgement]:
     """Runs in the sandbox: prints, raises and answers with its secret, or says which variables it has."""
     return _tell(completions)

@@ -1,0 +1,160 @@
+"""A scorer's secrets are read before anything starts, refused by name, and hidden from what is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_actors import FakeHandle
+
+from cluster import actors
+from cluster.actors import Site, spawn_scorers
+from cluster.placement import plan
+from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
+from cluster.train import dry_run, train
+from cluster.user_code import check_user_code
+from configs.load import load_config
+from configs.schema import RunConfig
+
+VALUE = "sk-live-0123456789"
+TWO = (
+    "scorers.judge={kind: length, weight: 1.0, replicas: 2, concurrency: 4}",
+    "scorers.judge.secrets=[JUDGE_API_KEY, JUDGE_URL]",
+    "scorers.other={kind: random, num_cpus: 0.5, secrets: [OTHER_API_KEY, JUDGE_URL]}",
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three variables are set."""
+    monkeypatch.setenv("JUDGE_API_KEY", VALUE)
+    monkeypatch.setenv("JUDGE_URL", "https://judge")
+    monkeypatch.setenv("OTHER_API_KEY", "another-secret")
+
+
+class Silent:
+    """A reporter that nobody hears."""
+
+    def note(self, text: str) -> None: ...
+
+    def header(self, **fields: object) -> None: ...
+
+    def step(self, metrics: object) -> None: ...
+
+    def phase(self, step: int, name: str) -> None: ...
+
+
+def test_each_scorer_has_its_own() -> None:
+    """By the names in its entry; the others' names are known, to be taken away."""
+    config = load_config("debug", TWO)
+    assert secrets_of(config, "judge").values == {"JUDGE_API_KEY": VALUE, "JUDGE_URL": "https://judge"}
+    assert secrets_of(config, "other").values == {
+        "OTHER_API_KEY": "another-secret",
+        "JUDGE_URL": "https://judge",
+    }
+    assert secrets_of(config, "correct").values == {}
+    assert secret_names(config) == ("JUDGE_API_KEY", "JUDGE_URL", "OTHER_API_KEY")
+    check_secrets(config)
+
+
+@pytest.mark.parametrize("start", [dry_run, train])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "scorers.judge.secrets: environment variable JUDGE_API_KEY is not set"),
+        ("", "scorers.judge.secrets: environment variable JUDGE_API_KEY is not set"),
+        ("12345", "JUDGE_API_KEY must have at least 6 characters, got 5"),
+    ],
+)
+def test_a_missing_variable_is_refused_before_anything_starts(
+    start: Any, value: str | None, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """A run and a dry run alike; no folder is made and the value is not shown."""
+    if value is None:
+        monkeypatch.delenv("JUDGE_API_KEY")
+    else:
+        monkeypatch.setenv("JUDGE_API_KEY", value)
+    config = load_config("debug", [*TWO, f"runs_dir={tmp_path / 'runs'}"])
+    with pytest.raises(ValueError) as refused:
+        start(config, Silent())
+    assert message in str(refused.value) and (not value or value not in str(refused.value))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_users_module_has_them_while_it_is_tried() -> None:
+    """One that reads its key at import: with the key it loads, without it the run is refused by that name."""
+    entry = "scorers.mine={kind: 'needs_key:score', weight: 1.0, secrets: [JUDGE_API_KEY]}"
+    code = check_user_code(load_config("debug", [entry, "allow=[needs_key]"]), lambda text: None)
+    assert list(code.digests) == ["needs_key"]
+    without = load_config("debug", [entry.replace("JUDGE_API_KEY", "OTHER_API_KEY"), "allow=[needs_key]"])
+    with pytest.raises(ValueError, match="JUDGE_API_KEY"):
+        check_user_code(without, lambda text: None)
+
+
+def test_hidden_variables_come_back() -> None:
+    """What is started inside the block lacks them; afterwards the driver has them again."""
+    with pytest.raises(RuntimeError), hidden(["JUDGE_API_KEY", "NOT_SET_AT_ALL"]):
+        assert "JUDGE_API_KEY" not in os.environ and "JUDGE_URL" in os.environ
+        raise RuntimeError
+    assert os.environ["JUDGE_API_KEY"] == VALUE and "NOT_SET_AT_ALL" not in os.environ
+
+
+class Spawned:
+    """What was spawned: setups, blueprints and shares."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+        self.made: list[tuple[Any, Any, dict[str, Any]]] = []
+
+        def spawn(setup: Any, blueprint: Any, **asked: Any) -> FakeHandle:
+            self.made.append((setup, blueprint, asked))
+            return FakeHandle(label=setup.label)
+
+        monkeypatch.setattr(actors, "spawn_ray", spawn)
+        group: Any = object()
+        self.site = Site(
+            config=config,
+            placement=plan(config, "cpu"),
+            group=group,
+            log_dir=Path("logs"),
+            tell=lambda kind, actor, **fields: None,
+        )
+
+
+def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets travel in the constructor call, never in the environment that Ray shows."""
+    spawned = Spawned(monkeypatch, load_config("debug", TWO))
+    spawn_scorers(spawned.site)
+    made = {setup.label: (setup, blueprint, asked) for setup, blueprint, asked in spawned.made}
+    assert list(made) == [
+        *("scorer-correct-0", "scorer-format-0", "scorer-judge-0", "scorer-judge-1", "scorer-other-0")
+    ]
+    setup, blueprint, asked = made["scorer-judge-1"]
+    assert blueprint.arguments[2:] == (4, setup.secrets)
+    assert setup.secrets.values["JUDGE_API_KEY"] == VALUE
+    assert setup.foreign_secrets == ("JUDGE_API_KEY", "JUDGE_URL", "OTHER_API_KEY")
+    assert (asked["num_cpus"], asked["num_gpus"], asked["group"], asked["limit_s"]) == (0, 0, None, None)
+    assert made["scorer-correct-0"][0].secrets.values == {}
+    other = made["scorer-other-0"][2]
+    assert (other["num_cpus"], other["bundle"], other["group"]) == (0.5, 1, spawned.site.group)
+    assert VALUE not in repr(spawned.made)
+    assert not any(VALUE in str(dict(setup.environment)) for setup, _, _ in spawned.made)
+
+
+def test_scorers_of_the_run_before_stay_if_they_were_built_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another weight is no other scorer; another concurrency, replica or value of a secret is."""
+    spawned = Spawned(monkeypatch, load_config("debug", TWO))
+    first = spawn_scorers(spawned.site)
+
+    def again(*overrides: str) -> list[str]:
+        """Which scorers are made anew."""
+        spawned.site.config = load_config("debug", [*TWO, *overrides])
+        found = spawn_scorers(spawned.site, first)
+        return [name for name, pool in found.items() if pool is not first[name]]
+
+    assert again() == [] and again("scorers.judge.weight=3") == []
+    assert again("scorers.judge.concurrency=5") == ["judge"]
+    assert again("scorers.judge.replicas=1", "scorers.other.seed=2") == ["judge", "other"]
+    monkeypatch.setenv("OTHER_API_KEY", "a-renewed-secret")
+    assert again() == ["other"]
