@@ -25,9 +25,9 @@ from configs.errors import Broken, Problem, nearest, raise_if_any
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.scorers import CustomOptions
 from configs.origins import ORIGINS, POLICY, origins_where
-from configs.redact import VARIABLE_NAME
 from configs.sampling_rules import SAMPLING_RULES
 from configs.schema import RunConfig
+from configs.scorer_rules import scorer_rules
 from configs.sources import Provenance
 from configs.token_advantage_rules import broken_shapes
 
@@ -115,8 +115,6 @@ ENTRY_POSITIVE = frozenset(
     {
         "limit_s",
         "num_processes",
-        "replicas",
-        "concurrency",
         "max_chars",
         "num_rows",
         "max_tokens",
@@ -134,19 +132,7 @@ ENTRY_POSITIVE = frozenset(
 )
 """Options of entries, by name: numbers above 0, or texts and lists that are not empty."""
 ENTRY_NOT_NEGATIVE = frozenset(
-    {
-        "limit",
-        "num_gpus",
-        "num_cpus",
-        "sum_constant",
-        "eps",
-        "zeta",
-        "beta_low",
-        "beta_high",
-        "coef",
-        "penalty",
-        "positive",
-    }
+    {"limit", "sum_constant", "eps", "zeta", "beta_low", "beta_high", "coef", "penalty", "positive"}
 )
 ENTRY_SHARE = frozenset({"probability", "error_rate", "quantile"})
 MOVABLE = (
@@ -176,7 +162,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
     tree = asdict(config)
     values = dict(_flatten(tree, ""))
     broken = [*_ranges(values), *_entry_ranges(tree), *_not_supported_yet(config)]
-    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes, credit_rules)
+    of_losses = (_anchors, _reward, _ratios, _covariance, broken_shapes, credit_rules, scorer_rules)
     for rules in (_names, *SAMPLING_RULES, _learning, *of_losses, _places, _replay, _sft, _controllers):
         broken += rules(config)
     broken += _own_code(config, tree)
@@ -401,12 +387,6 @@ def _reward(config: RunConfig) -> Iterator[Broken]:
     for name, entry in config.scorers.items():
         if entry["kind"] == "length" and not entry["target_tokens"] < entry["max_tokens"]:
             yield f"scorers.{name}.target_tokens", f"must be below max_tokens ({entry['max_tokens']})"
-    for name, entry in config.scorers.items():
-        if entry["num_gpus"] > 1 and entry["num_gpus"] % 1:
-            yield f"scorers.{name}.num_gpus", "must be a share of one GPU or a whole number of them"
-        if not all(VARIABLE_NAME.fullmatch(variable) for variable in entry["secrets"]):
-            rule = "must be names of environment variables (capitals, digits and _), not their values"
-            yield f"scorers.{name}.secrets", rule
     effects = (entry["weight"] != 0 or entry["combine"] != "sum" for entry in config.scorers.values())
     if set(config.loss) - {*origins_where(lambda spec: spec.learned == "always")} and not any(effects):
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
