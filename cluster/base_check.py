@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.run_directory import check_claimable
+from cluster.user_code import check_user_code
 from configs.origins import SFT
 from configs.schema import RunConfig
 from trainer.data.demonstrations import load_demonstrations
@@ -13,8 +14,11 @@ def check_without_engines(config: RunConfig) -> str:
     """Check the run's folder and its data, and say what was checked and what was not.
 
     Raises:
-        ValueError: the folder cannot be claimed, or a dataset or demonstrations cannot be used.
+        ValueError: the folder cannot be claimed, or a scorer's code, a dataset or demonstrations cannot be
+            used.
     """
+    # other code of the user's may need torch
+    check_user_code(config, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
     check_claimable(config)
     counts = [f"{len(load_dataset(config.data.train))} training prompts"]
     if config.eval.every:

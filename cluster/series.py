@@ -14,6 +14,7 @@ from typing import Protocol
 import ray
 
 from cluster.actor_pool import ActorPool
+from cluster.answers import check_answers
 from cluster.attempt import Attempt, RunError, claimed
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
@@ -58,6 +59,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     codes = _check_code(configs, reporter)
     local = [local_model(config) for config in configs]
     known: dict[str, Prompts] = {}
+    answered: set[str] = set()
     prompts = []
     for given, config, code in zip(configs, local, codes, strict=True):
         check_startable(given, config, code)
@@ -65,6 +67,9 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
         if wanted not in known:
             known[wanted] = load_prompts(config, reporter)
         prompts.append(known[wanted])
+        if (asked := repr((wanted, config.scorers))) not in answered:
+            answered.add(asked)
+            check_answers(config, [each.prompt for each in known[wanted].train], reporter.note)
     clustered = any(config.cluster.spawn == "ray" for config in local)
     if clustered:
         connect({name for config in local for name in secret_names(config)})

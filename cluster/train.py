@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from cluster.actor_pool import ActorPool
+from cluster.answers import check_answers
 from cluster.attempt import Attempt, RunError, claimed
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
@@ -43,6 +44,7 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     given, config = config, local_model(config)
     check_startable(given, config, code)
     prompts = load_prompts(config, reporter)
+    check_answers(config, [each.prompt for each in prompts.train], reporter.note)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
         f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount
@@ -80,6 +82,8 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         with reading(job.rollouts_of):
             pass
     prompts = load_prompts(config, reporter)
+    if job.rollouts_of is None:
+        check_answers(config, [each.prompt for each in prompts.train], reporter.note)
 
     def on(device: str) -> ResolvedRun:
         placement = plan(config, device)

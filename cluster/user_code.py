@@ -47,13 +47,15 @@ def own_targets(config: RunConfig) -> dict[str, str]:
     return {key: target for key, target in found.items() if ":" in target or key.endswith(".function")}
 
 
-def check_user_code(config: RunConfig, note: Callable[[str], None]) -> UserCode:
-    """Import all of it, each in a process of its own, and hash the files that it was loaded from.
+def check_user_code(
+    config: RunConfig, note: Callable[[str], None], sections: tuple[str, ...] = ("",)
+) -> UserCode:
+    """Import all of it under `sections`, each in a process of its own, and hash the files it was loaded from.
 
     Raises:
         ValueError: something cannot be imported, or not within a limit: a line each, with the nearest name.
     """
-    targets = own_targets(config)
+    targets = {key: target for key, target in own_targets(config).items() if key.startswith(sections)}
     if not targets:
         return NO_CODE
     secrets: dict[str, Secrets] = {}

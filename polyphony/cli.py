@@ -10,9 +10,14 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from signal import Signals
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from viewer.terminal import StepReporter
 
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
 ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "deepspeed", "vllm")
@@ -65,8 +70,6 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
             checked = f" ({check_without_engines(config)})"
         raise _must_install("train", missing, checked)
     from cluster.train import Job, RunError, dry_run, train
-    from rollouts.store import committed_steps
-    from viewer.report import write_report
     from viewer.terminal import StepReporter
 
     reporter = StepReporter(config.num_steps, sys.stdout)
@@ -79,13 +82,23 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
         outcome = train(config, reporter, Job(learns=not arguments.rollout_only, rollouts_of=source))
     except RunError as error:
         print(f"polyphony: the run was stopped: {error}", file=sys.stderr)
+        with suppress(OSError):  # a full disk may be what stopped it
+            _report(Path(config.runs_dir) / config.name, reporter)
         return 1
-    if committed_steps(outcome.run_dir):
-        reporter.note(f"report: {write_report(outcome.run_dir)}")
+    _report(outcome.run_dir, reporter)
     if outcome.exit_code > 128:
         name = Signals(outcome.exit_code - 128).name
         reporter.note(f"stopped by {name}; the same command resumes the run: {outcome.run_dir}")
     return outcome.exit_code
+
+
+def _report(run_dir: Path, reporter: StepReporter) -> None:
+    """Write the report of a run that has made a step."""
+    from rollouts.store import committed_steps
+    from viewer.report import write_report
+
+    if committed_steps(run_dir):
+        reporter.note(f"report: {write_report(run_dir)}")
 
 
 def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import actors.sandbox
+from cluster.base_check import check_without_engines
 from cluster.train import dry_run, train
 from cluster.user_code import check_user_code, own_targets
 from configs.load import load_config
@@ -107,6 +108,15 @@ def test_nothing_is_claimed_for_a_name_that_is_wrong(folder: Path, start: object
     with pytest.raises(ValueError, match=r"did you mean compute_score\?"):
         start(config, Notes())  # type: ignore[operator]
     assert not (folder / "runs").exists()
+
+
+def test_the_base_install_tries_scorers_and_datasets(folder: Path) -> None:
+    """They need no engines; a loss of the user's may need torch, which is not there."""
+    config = config_with("mine_rewards:compute_scor", f"runs_dir={folder}/runs")
+    with pytest.raises(ValueError, match=r"did you mean compute_score\?"):
+        check_without_engines(config)
+    found = check_user_code(config, pytest.fail, sections=("data.",))
+    assert found.digests == {}
 
 
 def test_the_files_of_the_users_code_are_hashed(folder: Path) -> None:

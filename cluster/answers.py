@@ -1,0 +1,110 @@
+"""Whether scorers find answers to compare with in a run's prompts: looked at before anything starts.
+
+In: a config and its prompts. Out: notes, or one ValueError where no completion could have a reward.
+Called by `cluster.train` and `cluster.series`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from actors.sandbox import KillablePool
+from configs.entries import scorer_options
+from configs.kinds.base import load_target
+from configs.kinds.scorers import ISOLATED, SCORERS
+from configs.schema import RunConfig
+from rollouts.records import Completion, Judgement, Prompt
+from trainer.data.encode import row_of
+
+NEEDS_ANSWER: Final = frozenset({"lab_answer", "math"})
+"""Kinds whose score is null for a prompt without an answer that they can read."""
+_NUM_TRIED: Final = 32
+_NUM_NAMED: Final = 3
+_TRIAL: Final = Completion(
+    sample_id="trial",
+    seed=0,
+    token_ids=(),
+    text="",
+    finish_reason="stop",
+    behavior_logprobs=(),
+    versions=((0, 0),),
+)
+
+
+def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[str], None]) -> None:
+    """Note prompts that a scorer which enters the reward can give no score: how many, and the first rows.
+
+    Such a scorer is tried on an empty completion of up to 32 prompts, spread evenly over all that have an
+    answer.
+
+    Raises:
+        ValueError: it can score none of them, so that no completion would have a reward.
+    """
+    for name, entry in config.scorers.items():
+        common, options, _ = scorer_options(entry)
+        if common.weight == 0 and common.combine == "sum":
+            continue
+        key = f"scorers.{name} ({common.kind})"
+        if common.kind == "custom" and not any(_has_truth(prompt) for prompt in prompts):
+            note(f"{key}: no prompt of data.train has an answer; the function gets ground_truth None")
+        if common.kind in NEEDS_ANSWER:
+            _check(key, common.kind, options, prompts, note)
+
+
+def _check(
+    key: str, kind: str, options: object, prompts: Sequence[Prompt], note: Callable[[str], None]
+) -> None:
+    lacking = [prompt for prompt in prompts if not (prompt.answer or "").strip()]
+    having = [prompt for prompt in prompts if (prompt.answer or "").strip()]
+    what = "an answer in text or a number to compare with"
+    if not having:
+        raise ValueError(
+            f"{key}: data.train must have {what}, got {len(prompts)} prompts without one "
+            f"({_named(lacking)}): give its rows an `answer`, or take a scorer that needs none"
+        )
+    if lacking:
+        note(
+            f"{key}: {len(lacking)} of {len(prompts)} prompts of data.train lack {what} ({_named(lacking)}); "
+            "their completions have no reward and are not trained on"
+        )
+    tried = having[:: -(-len(having) // _NUM_TRIED)]
+    refused = [
+        (prompt, judgement.detail)
+        for prompt, judgement in zip(tried, _try(kind, options, tried), strict=True)
+        if judgement.status != "ok"
+    ]
+    if not refused:
+        return
+    first = f"{len(refused)} of {len(tried)} that were tried ({_named([prompt for prompt, _ in refused])})"
+    reason = f"{first}; of the first it says: {refused[0][1]}"
+    if len(refused) == len(tried):
+        raise ValueError(f"{key}: data.train must have answers that it can read, got {reason}")
+    note(f"{key}: data.train has answers that it cannot read: {reason}")
+
+
+def _try(kind: str, options: object, prompts: Sequence[Prompt]) -> list[Judgement]:
+    """What the scorer says of an empty completion of each prompt."""
+    target = SCORERS[kind].target
+    if kind in ISOLATED:
+        pool = KillablePool(target, options, 1, options.limit_s)  # type: ignore[attr-defined]
+        try:
+            return [pool.score(prompt, [_TRIAL])[0] for prompt in prompts]
+        finally:
+            pool.close()
+    score, found = load_target(target), []
+    for prompt in prompts:
+        try:
+            found.append(score(prompt, [_TRIAL], options)[0])
+        except ValueError as error:
+            found.append(Judgement(score=None, status="error", detail=str(error)))
+    return found
+
+
+def _has_truth(prompt: Prompt) -> bool:
+    return prompt.ground_truth is not None or prompt.answer is not None
+
+
+def _named(prompts: Sequence[Prompt]) -> str:
+    names = ", ".join(row_of(prompt) for prompt in prompts[:_NUM_NAMED])
+    return f"{names}, ..." if len(prompts) > _NUM_NAMED else names

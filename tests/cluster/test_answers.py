@@ -1,0 +1,119 @@
+"""Prompts that a scorer can give no score are found before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cluster.answers import check_answers
+from configs.load import load_config
+from configs.schema import RunConfig
+from rollouts.files import Json
+from rollouts.records import Judgement, Prompt
+
+GSM8K = "He has 3 * 4 = <<3*4=12>>12 apples.\n#### 12"
+
+
+def prompts(*answers: str | None, truth: Json = None) -> list[Prompt]:
+    return [
+        Prompt(
+            prompt_id=f"p{number}",
+            messages=(("user", "q"),),
+            answer=answer,
+            domain="d",
+            ground_truth=truth,
+            place=f"train.jsonl, line {number + 1}",
+        )
+        for number, answer in enumerate(answers)
+    ]
+
+
+def config_with(scorer: str) -> RunConfig:
+    return load_config("debug", ["scorers.correct=null", f"scorers.mine={scorer}", "allow=[mine]"])
+
+
+LAB = "{kind: lab_answer, weight: 1.0}"
+REFUSED: list[tuple[str, list[str | None], str]] = [
+    (
+        LAB,
+        [None, "  ", None, None],
+        r"scorers\.mine \(lab_answer\): data\.train must have an answer .* got 4 prompts without one "
+        r"\(train\.jsonl, line 1, train\.jsonl, line 2, train\.jsonl, line 3, \.\.\.\)",
+    ),
+    (
+        LAB,
+        [GSM8K, GSM8K],
+        r"answers that it can read, got 2 of 2 that were tried \(train\.jsonl, line 1, .*answer of prompt",
+    ),
+    ("{kind: lab_answer, combine: gate}", [None], "must have an answer"),
+    ("{kind: math, weight: 1.0}", [None], "must have an answer"),
+    ("{kind: math, weight: 1.0}", ["???"], "must have answers that it can read, got 1 of 1"),
+]
+
+
+@pytest.mark.parametrize(("scorer", "answers", "message"), REFUSED)
+def test_what_could_never_have_a_reward_is_refused(
+    scorer: str, answers: list[str | None], message: str
+) -> None:
+    """With how many rows, the first of them, and the scorer's own reason."""
+    with pytest.raises(ValueError, match=message):
+        check_answers(config_with(scorer), prompts(*answers), pytest.fail)
+
+
+def test_some_rows_are_noted() -> None:
+    """Those without an answer and those whose answer cannot be read; the run may start."""
+    notes: list[str] = []
+    check_answers(config_with(LAB), prompts("7", None, "8", GSM8K), notes.append)
+    assert notes[0] == (
+        "scorers.mine (lab_answer): 1 of 4 prompts of data.train lack an answer in text or a number to "
+        "compare with (train.jsonl, line 2); their completions have no reward and are not trained on"
+    )
+    assert len(notes) == 2 and "cannot read: 1 of 3 that were tried (train.jsonl, line 4); of the" in notes[1]
+
+
+def test_a_function_without_any_truth_is_noted() -> None:
+    """It may need none, so this is no error; a structured truth is one."""
+    notes: list[str] = []
+    custom = config_with('{kind: custom, function: "mine:f", weight: 1.0}')
+    check_answers(custom, prompts(None, None), notes.append)
+    assert notes == [
+        "scorers.mine (custom): no prompt of data.train has an answer; the function gets ground_truth None"
+    ]
+    check_answers(custom, prompts(None, truth=["7"]), pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "given"),
+    [
+        ("{kind: lab_answer, weight: 1.0}", prompts("7", "-12")),
+        ("{kind: length, weight: 1.0}", prompts(None)),
+    ],
+)
+def test_what_can_be_scored_is_not_talked_about(scorer: str, given: list[Prompt]) -> None:
+    """Nor is a scorer that needs no answer."""
+    check_answers(config_with(scorer), given, pytest.fail)
+
+
+def test_a_scorer_that_does_not_enter_the_reward_may_lack_answers() -> None:
+    """Its nulls cost nothing."""
+    recorded = load_config(
+        "debug", ["scorers.correct={kind: lab_answer, weight: 0}", "scorers.len={kind: length, weight: 1.0}"]
+    )
+    check_answers(recorded, prompts(None), pytest.fail)
+
+
+def test_few_of_many_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 32, spread over all."""
+    tried: list[str] = []
+
+    def load(target: str) -> Callable[..., list[object]]:
+        def score(prompt: Prompt, completions: object, options: object) -> list[object]:
+            tried.append(prompt.prompt_id)
+            return [Judgement(score=0.0)]
+
+        return score
+
+    monkeypatch.setattr("cluster.answers.load_target", load)
+    check_answers(config_with(LAB), prompts(*["7"] * 1000), pytest.fail)
+    assert len(tried) == 32 and tried[0] == "p0" and tried[-1] == "p992"
