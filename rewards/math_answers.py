@@ -57,7 +57,9 @@ _MATH = re.compile(
 _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:[\s,.;)]+[A-Za-z]{2,}|\s*$)")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?|(?<!\d)\.\d+"
 _FRAC = r"\\[dtc]?frac\s*(?:\{[^{}]*\}\s*\{[^{}]*\}|\d\s*\d)"
-_ATOM = rf"(?:(?:[-+−]\s?)?(?:(?:US)?(?:\\?\$|[€£¥₹\uff04])\s?)?(?:{_DIGITS}|{_FRAC})(?:\s*\\?%|°)?)"
+_ATOM = (
+    rf"(?:(?:[-+−]\s?)?(?:(?:US)?(?:\\?\$|[€£¥₹\uff04])\s?)?(?:{_DIGITS}|{_FRAC})(?:\s*\\?%|°(?:[CF]\b)?)?)"
+)
 _DAY_AND_MONTH = (
     r"(?:{month}\s+\d{{1,2}}(?:st|nd|rd|th)?|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{month})(?:,?\s+\d{{4}})?"
 ).format(month=r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?")
@@ -68,12 +70,13 @@ _MEASURE = (
 _TWO_MEASURES = rf"{_ATOM}\s*{_MEASURE},?\s+(?:and\s+)?{_ATOM}\s*[a-z]+"
 _JOINT = (
     r"(?:\s*[:/^_]\s*\{?|\s*[-–](?=\d)|\s+(?=[\d\\])|\s*(?:\\times|\\cdot|×|\*|x)\s*(?=10\s*\^)"
-    r"|\s+(?:to|and|or)\s+(?=[-$\d\\]))"
+    r"|\s+(?:to|and|or)\s+(?=[-$\d\\])|,\s+(?:(?:and|or)\s+)?(?=[-$\d\\]))"
 )
 _CHAIN = rf"{_ATOM}(?:{_JOINT}{_ATOM}\}}?)*"
 _ENDING = r"(?:\s*[ap]\.?m\b\.?|\s+(?:million|billion|trillion|thousand|hundred|dozen)\b)?"
-_TOKEN = re.compile(rf"{_DAY_AND_MONTH}|{_TWO_MEASURES}|{_CHAIN}{_ENDING}", re.I)
-"""A number with all that belongs to it: a date, a time, a range, a mixed number, ``2 h 30 min``."""
+_TUPLE = rf"(?<![A-Za-z0-9_])[(\[]\s*{_ATOM}(?:\s*,\s*{_ATOM})+\s*[)\]]"
+_TOKEN = re.compile(rf"{_DAY_AND_MONTH}|{_TUPLE}|{_TWO_MEASURES}|{_CHAIN}{_ENDING}", re.I)
+"""A number with all that belongs to it: a date, a point, a range, a mixed number, ``2 h 30 min``."""
 
 
 def find_answer(text: str) -> str | None:
