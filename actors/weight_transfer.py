@@ -6,7 +6,10 @@ transfer engine with vLLM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +49,8 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
 
     def init_transfer_engine(self, init_info: HostInitInfo) -> None:
         self._expected = frozenset(init_info.expected_names)
+        if self.device.type == "cpu":
+            repack_experts_on_updates(self.model)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -82,6 +87,26 @@ def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
         )
     if alien:
         raise ValueError(f"weights of version {weights.version}: tensor {alien[0]} is not of this model")
+
+
+def repack_experts_on_updates(model: nn.Module) -> None:
+    """Have experts packed at every update: vLLM 0.32 packs them for the CPU kernel at the first load only.
+
+    Without it the kernel would read an update's plain weights as packed ones.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.process_weights_after_loading = partial(  # type: ignore[union-attr]
+                _process_and_pack,
+                method,
+                method.process_weights_after_loading,  # type: ignore[union-attr]
+            )
+
+
+def _process_and_pack(method: Any, process: Callable[[nn.Module], None], layer: nn.Module) -> None:
+    process(layer)
+    method.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
 
 def repack_tied_head(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from configs.kinds.rollouters import SingleTurnOptions
 from rollouts.records import Group, Submission
 from trainer.rollout.rollouter import RolloutTools
@@ -16,6 +18,9 @@ async def single_turn(
         TimeoutError: the completions were not there by the deadline. A scorer that is late gives nulls.
     """
     completions = await tools.generate()
-    verdicts = await tools.score(completions)
+    # As in TRL: an answer that the prompt begins is judged whole.
+    prefill = submission.prompt.prefill
+    whole = [replace(each, text=prefill + each.text) for each in completions] if prefill else completions
+    verdicts = await tools.score(whole)
     samples = [tools.combined(*pair) for pair in zip(completions, verdicts, strict=True)]
     return Group(submission=submission, samples=tuple(samples))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,13 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.origins import ORIGINS
 from configs.schema import RolloutConfig, RunConfig
-from rollouts.records import Completion, Sampling, Submission
+from rollouts.records import Completion, Group, Judgement, Prompt, Sampling, Submission
 from rollouts.store import committed_evals, read_eval, read_step, read_summary
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import Producer
 from trainer.rollout.rollouter import RolloutTools, make_submission
+from trainer.rollout.single_turn import single_turn
 
 TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=10)
@@ -281,3 +283,29 @@ def test_a_later_turn_that_is_stuck_ends_with_the_group(tmp_path: Path) -> None:
 
     with pytest.raises(TimeoutError, match=r"group 0 \(prompt p0\).*group_timeout_s = 0\.05"):
         asyncio.run(run())
+
+
+def test_an_answer_that_the_prompt_begins_is_judged_whole() -> None:
+    """Scorers see the prefill before the sampled text, as in TRL; the row keeps what was sampled."""
+    seen: list[str] = []
+
+    class Reader(FakeScorer):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+            seen.extend(completion.text for completion in completions)
+            return [Judgement(score=1.0) for _ in completions]
+
+    def group_of(*messages: tuple[str, str]) -> Group:
+        submission = submission_of()
+        submission = replace(submission, prompt=replace(submission.prompt, messages=messages))
+        tools = RolloutTools(
+            submission, FakeGenerator(), scorers(Reader()), longest=16, limit_s=60.0, clock=Clock()
+        )
+        return asyncio.run(single_turn(submission, tools))
+
+    plain = group_of(("user", "1+2?"))
+    sampled = [sample.completion.text for sample in plain.samples]
+    assert seen == sampled
+    seen.clear()
+    begun = group_of(("user", "1+2?"), ("assistant", "It is "))
+    assert seen == [f"It is {text}" for text in sampled]
+    assert [sample.completion.text for sample in begun.samples] == sampled
