@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from configs.kinds.scorers import ScorerCommon
 from configs.load import ConfigError, config_hash, differences, dump_yaml, experiment, load_config
 from configs.redact import MASK, redact, redact_value
 
@@ -75,3 +78,15 @@ def test_names_of_secrets_are_shown_and_values_are_not(monkeypatch: pytest.Monke
     assert redact(given) == {"scorers": {"a": {"secrets": ["A_KEY", MASK]}}, "custom": {"secrets": [MASK]}}
     assert redact_value("scorers.a.secrets", ["A_KEY", "sk-live-1"]) == ["A_KEY", MASK]
     assert redact_value("scorers.a.options.secrets", ["A_KEY"]) == [MASK]
+
+
+def test_the_page_has_every_key_with_its_default() -> None:
+    """docs/scorers.md, as a user reads it."""
+    page = (Path(__file__).resolve().parents[2] / "docs/scorers.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", page, re.MULTILINE))
+    defaults = {item.name: item.default for item in fields(ScorerCommon) if item.name != "kind"}
+    shown = {
+        name: "[]" if value == () else f"{value:g}" if isinstance(value, int | float) else value
+        for name, value in defaults.items()
+    }
+    assert rows == shown

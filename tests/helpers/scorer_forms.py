@@ -139,3 +139,8 @@ def _tell(completions: Sequence[Completion]) -> list[Judgement]:
         raise ValueError(f"401 for key {key}")
     has = {name: str(name in os.environ) for name in ("JUDGE_API_KEY", "OTHER_API_KEY")}
     return [Judgement(score=float(len(key)), answer=f"<{key}>", tags=has) for _ in completions]
+
+
+async def tells_other(prompt: Prompt, completions: Sequence[Completion], options: object) -> list[Judgement]:
+    """1 where it has a secret that is another scorer's."""
+    return [Judgement(score=float("JUDGE_API_KEY" in os.environ)) for _ in completions]
