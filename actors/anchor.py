@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from actors.deepspeed_engine import full_parameters, start_frozen, write_parameters
 from actors.learner_state import save_tensors
 from actors.requests import RankPlace
-from configs.entries import is_anchored, needs_reference
+from configs.bound import BoundRun
 from configs.schema import RunConfig
 from trainer.model.batch_plan import Microbatch
 from trainer.model.policy import load_policy
@@ -68,18 +68,18 @@ class Anchors:
         ValueError: (from `load`) a saved reference is not of this model.
     """
 
-    def __init__(self, config: RunConfig, place: RankPlace) -> None:
+    def __init__(self, run: BoundRun, place: RankPlace) -> None:
         self._rank, self._device = place.rank, torch.device(place.device)
         self._base: Anchor | None = None
         self._reference: Anchor | None = None
-        self.reset(config)
+        self.reset(run)
 
-    def reset(self, config: RunConfig) -> None:
-        """Provide what `config` needs, as if just built for it. A loaded base is used again."""
-        self._config = config
-        always = config.learner.base_logprobs
-        self._wants_base = always or is_anchored(config, "kl_base")
-        self._wants_ref = always or needs_reference(config)
+    def reset(self, run: BoundRun) -> None:
+        """Provide what `run` needs, as if just built for it. A loaded base is used again."""
+        self._config = run.config
+        always = run.config.learner.base_logprobs
+        self._wants_base = always or run.is_anchored("kl_base")
+        self._wants_ref = always or run.needs_reference()
         names = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
         self.columns = tuple(name for name, wanted in names.items() if wanted)
         self._base, self._reference = (self._base or self._new()) if self.columns else None, None

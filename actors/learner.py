@@ -23,8 +23,8 @@ from actors.anchor import Anchors
 from actors.deepspeed_engine import full_parameters, init_distributed, start_engine
 from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
+from configs.bound import BoundRun
 from configs.kinds.base import load_target
-from configs.schema import RunConfig
 from trainer.credit.credit import ANCHOR_COLUMNS
 from trainer.losses.batch_statistics import Prepared, TokenTable, prepare_origin
 from trainer.losses.logprobs import TokenScores
@@ -32,10 +32,10 @@ from trainer.model.batch_plan import Microbatch, build_microbatch
 from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
 from trainer.model.rows import RankRows, read_rows, score_columns, token_advantages
-from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
+from trainer.objective import BoundLoss, Objective, TokenColumns, bound_objective, microbatch_loss
 from trainer.seeds import derive_seed
 from trainer.step_records import Probe
-from trainer.token_advantages.transforms import bound_transforms, prepare_transforms
+from trainer.token_advantages.transforms import prepare_transforms
 from trainer.weights.diagnose import explain_mismatch, probe_logprobs
 from trainer.weights.export import export_model
 from trainer.weights.packed import PackedWeights, pack_weights
@@ -44,15 +44,16 @@ from trainer.weights.packed import PackedWeights, pack_weights
 class LearnerRank:
     """See the module's docstring. The scores of a step are kept from `score` to `update`."""
 
-    def __init__(self, config: RunConfig, losses: Mapping[str, BoundLoss], place: RankPlace) -> None:
+    def __init__(self, run: BoundRun, place: RankPlace) -> None:
         torch.set_num_threads(place.num_threads)
-        self._config, self._losses, self._place = config, losses, place
+        config = run.config
+        self._config, self._objective, self._place = config, bound_objective(run), place
         self._device = torch.device(place.device)
         init_distributed(place, config.cluster.call_timeout_s)
         self._policy = self._start_policy().to(self._device)
         self._policy.clamp_entropy(config.entropy.clamp)
         self._engine = start_engine(self._policy, config.learner, config.model.dtype)
-        self._anchors = Anchors(config, place)
+        self._anchors = Anchors(run, place)
         self._built: dict[tuple[int, ...], Microbatch] = {}
         self._forget()
 
@@ -118,13 +119,7 @@ class LearnerRank:
         """Run the step's updates on the rows last scored; one dict of sums per update (add over ranks)."""
         assert self._rows is not None, "update follows score"
         results = []
-        objective = Objective(
-            losses=self._losses,
-            anchors={"kl": self._config.kl, "kl_base": self._config.kl_base},
-            entropy_coef=self._config.entropy.coef,
-            entropy_clamp=self._config.entropy.clamp,
-            transforms=bound_transforms(self._config),
-        ).with_settings(batch.settings)
+        objective = self._objective.with_settings(batch.settings)
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
@@ -327,20 +322,20 @@ class LearnerRank:
         if with_optimizer:
             clear_moments(self._held(), steps=0)
 
-    def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss]) -> None:
-        """Go back to the weights of step 0 and a new optimizer, as if just built for `config` and `losses`.
+    def reset(self, run: BoundRun) -> None:
+        """Go back to the weights of step 0 and a new optimizer, as if just built for `run`.
 
-        The engine itself is kept, so `config` must agree in what it was built with
+        The engine itself is kept, so `run` must agree in what it was built with
         (`cluster.actor_pool.built_in`).
         """
-        self._config, self._losses = config, losses
-        self._policy.clamp_entropy(config.entropy.clamp)
+        self._config, self._objective = run.config, bound_objective(run)
+        self._policy.clamp_entropy(run.config.entropy.clamp)
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:
             set_weight(share, start[share.name])
         clear_moments(held, steps=0)
-        self._anchors.reset(config)
+        self._anchors.reset(run)
         self._forget()
 
 

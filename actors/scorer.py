@@ -24,11 +24,9 @@ from actors.scorer_targets import SandboxedTarget, Target, open_target, option
 from actors.secrets import NO_SECRETS, Secrets
 from configs.errors import raised_at
 from configs.kinds.base import load_target
-from configs.kinds.scorers import ISOLATED, SCORERS, CustomOptions
+from configs.kinds.scorers import SCORERS, CustomOptions
 from rollouts.records import Completion, Judgement, Prompt, Status
 
-WARM_UPS: dict[str, str] = {"math": "rewards.math:warm_up", "custom": "rewards.custom:warm_up"}
-"""Isolated kind -> what its processes run once before the first sample, as ``fn(options)``."""
 CANCEL_S = 3.0
 """How long a call past its limit may take to end when it is cancelled, before its replica counts as stuck."""
 CLOSE_S = 3.0
@@ -93,8 +91,8 @@ class ScorerActor:
 
     def _open(self, options: object) -> Target:
         kind = self._kind
-        if kind in ISOLATED:
-            pool = self._sandbox(SCORERS[kind].target, options, WARM_UPS[kind])
+        if kind in SCORERS and SCORERS[kind].isolated:
+            pool = self._sandbox(SCORERS[kind].target, options, SCORERS[kind].warm_up)
             return SandboxedTarget(pool, whole=False)
         if kind not in SCORERS:
             # A child imports a user's own code first: only what cannot live there is imported here.

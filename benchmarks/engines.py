@@ -37,6 +37,7 @@ from cluster.role_proxies import Engines, LearnerGroup, local_microbatches
 from cluster.spawn import wait_ready
 from cluster.supervise import Supervised
 from cluster.weight_transport import HostTransport
+from configs.bound import bind, bind_entry
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import Json, write_json_atomic
@@ -189,7 +190,7 @@ async def learning(bench: Bench) -> tuple[Rounds, int]:
     batch = await fill_batch(bench)
     learner = bench.roles.learner
     columns = align(batch.index, await learner.score(batch))
-    learnable = with_advantages(batch, columns, bench.config, 0)
+    learnable = with_advantages(batch, columns, bind(bench.config), 0)
     await write_update(bench, batch, learnable)
 
     async def system() -> Seconds:
@@ -332,7 +333,7 @@ def start_system(site: Site, run_dir: Path) -> System:
     learner, generator = spawn_learner(site, buffer), Engines(engines)
     roles = Roles(
         generator=generator,
-        scorers=scorer_set(site.config, scorers),
+        scorers=scorer_set(site.run, scorers),
         learner=learner,
         transport=HostTransport(learner, generator),
         buffer=buffer,
@@ -346,12 +347,14 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     """Start the system, measure, and end it."""
     tokenizer = load_tokenizer(config.model)
     vocab_size, limit = load_vocab_size(config.model), config.rollout.max_prompt_tokens
-    prompts, _ = tokenize_prompts(load_dataset(config.data.train), tokenizer, vocab_size, limit)
+    prompts, _ = tokenize_prompts(
+        load_dataset(bind_entry(config.data.train, "data.train")), tokenizer, vocab_size, limit
+    )
     placement = plan(config, "cpu")
     check(placement)
     group = await reserve(placement, config.cluster.ready_timeout_s)
     logs = folder / "logs"
-    site = Site(config=config, placement=placement, group=group, log_dir=logs, tell=print_event)
+    site = Site(run=bind(config), placement=placement, group=group, log_dir=logs, tell=print_event)
     system = start_system(site, folder / "run")
     try:
         await system.ready(config.cluster.ready_timeout_s)

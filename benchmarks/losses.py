@@ -28,6 +28,7 @@ from actors.learner import LearnerRank
 from actors.requests import RankPlace, RankUpdate
 from benchmarks.faults.common import markdown
 from cluster.role_proxies import local_microbatches
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import write_json_atomic
@@ -35,8 +36,6 @@ from rollouts.schema import as_group
 from rollouts.store import read_step
 from trainer.losses.normalize import row_weights
 from trainer.model.batch_plan import plan_batch
-from trainer.objective import bound_losses
-from trainer.token_advantages.transforms import bound_transforms
 
 GOAL: Final = 1.10
 BASELINE: Final = "ppo_clip"
@@ -73,12 +72,12 @@ class Arm:
         update_N = groups * _UPDATES // (groups.max() + 1)
         plan = plan_batch(lengths, update_N, _UPDATES, 1, config.learner.microbatch_tokens)
         order = list(plan.rows_of(0))
-        losses = bound_losses(config)
+        run = bind(config)
         origins = np.full(len(lengths), "policy", dtype=object)
-        commons = {origin: loss.common for origin, loss in losses.items()}
+        commons = {origin: loss.common for origin, loss in run.losses.items()}
         weights = row_weights(counted, origins, update_N, commons, config.rollout.max_tokens)
         advantages = table.column("advantage").to_numpy().astype(np.float64)
-        asked = [*losses.values(), *bound_transforms(config).values()]
+        asked = [*run.losses.values(), *run.token_advantages.values()]
         self.has_forward = any(each.kind.prepare for each in asked)
         self._shard = self._rows.take(pa.array(order))
         self._update = RankUpdate(
@@ -124,7 +123,7 @@ def make_arm(table: pa.Table, overrides: Sequence[str], folder: Path) -> Arm:
     """A learner rank under the debug preset with `overrides`."""
     config = load_config("debug", [f"learner.updates_per_step={_UPDATES}", *overrides])
     place = RankPlace(rank=0, world_size=1, rendezvous=f"file://{folder}/meet", device="cpu", num_threads=1)
-    return Arm(config, table, LearnerRank(config, bound_losses(config), place))
+    return Arm(config, table, LearnerRank(bind(config), place))
 
 
 def ratios(found: Mapping[str, Mapping[str, object]], name: str, part: Sequence[str]) -> list[float]:

@@ -35,19 +35,15 @@ from cluster.run_directory import Claim
 from cluster.spawn import ActorCallError, wait_ready
 from cluster.supervise import Fleet, Supervised, Tell
 from cluster.weight_transport import HostTransport, NoTransport
+from configs.bound import BoundRun
+from configs.fields import ACTORS, settings_of
 from configs.schema import RunConfig
 from trainer.loop import Roles
-from trainer.objective import bound_losses
 from trainer.roles import LearnerLostError, WeightTransport
 from trainer.rollout.rollouter import ScorerSet
 
-BUILT_IN: Final = (
-    *("model", "generator", "cluster", "sync.num_probes"),
-    *("rollout.max_prompt_tokens", "rollout.max_tokens"),
-    *("learner.num_ranks", "learner.zero_stage", "learner.logit_chunk_tokens", "learner.offload_anchor"),
-    *("learner.betas", "learner.eps", "learner.weight_decay", "learner.max_grad_norm"),
-)
-"""Keys and sections that engines and learner ranks are built with: another value needs other actors."""
+BUILT_IN: Final = tuple(key for key, setting in settings_of(RunConfig) if ACTORS in setting.effect)
+"""Settings that engines and learner ranks are built with: another value needs other actors."""
 _CLOSE_LIMIT_S = 5.0
 
 
@@ -118,9 +114,7 @@ class ActorPool:
             renewed = await self._start(await self._open(order, claim, tell), claim.run_dir, samples)
         actors, size = renewed
         self._fleet.watch()
-        scorers = (
-            scorer_set(order.config, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
-        )
+        scorers = scorer_set(order.run, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
         roles = Roles(
             generator=actors.generator,
             scorers=scorers,
@@ -144,7 +138,7 @@ class ActorPool:
         await wait_ready((*engines, *self._scorers, keeper), site.config.cluster.ready_timeout_s)
         self._fleet.watch()
         return SamplingActors(
-            generator=Engines(engines), scorers=scorer_set(site.config, scorer_pools), buffer=buffer
+            generator=Engines(engines), scorers=scorer_set(site.run, scorer_pools), buffer=buffer
         )
 
     def scorer_log(self, name: str) -> str:
@@ -188,7 +182,7 @@ class ActorPool:
         try:
             # They are not watched yet, and calls to an engine have no time limit.
             async with asyncio.timeout(limit_s):
-                size = await self._reset(actors, order.config)
+                size = await self._reset(actors, order.run)
         except TimeoutError:
             note(f"starting new actors: those of the run before did not answer within {limit_s:g} s")
             return None
@@ -203,7 +197,7 @@ class ActorPool:
         if config.cluster.spawn == "ray":
             group = await reserve(order.placement, config.cluster.ready_timeout_s)
         self._site = Site(
-            config=config, placement=order.placement, group=group, log_dir=claim.log_dir, tell=tell
+            run=order.run, placement=order.placement, group=group, log_dir=claim.log_dir, tell=tell
         )
         order.reporter.note(f"starting actors; their logs are in {claim.log_dir}")
         return self._site
@@ -234,7 +228,7 @@ class ActorPool:
         self, site: Site, before: _Actors, order: ResolvedRun, claim: Claim, tell: Tell
     ) -> _Actors:
         """The engines and ranks of `before` with the scorers and the buffer of this run, which are ready."""
-        site.config, site.log_dir, site.tell = order.config, claim.log_dir, tell
+        site.run, site.log_dir, site.tell = order.run, claim.log_dir, tell
         scorer_pools = spawn_scorers(site, before.scorer_pools)
         buffer, keeper = spawn_buffer(site, claim.run_dir)
         actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, keeper=keeper)
@@ -244,14 +238,14 @@ class ActorPool:
         await wait_ready(new, order.config.cluster.ready_timeout_s)
         return actors
 
-    async def _reset(self, actors: _Actors, config: RunConfig) -> int:
+    async def _reset(self, actors: _Actors, run: BoundRun) -> int:
         """Reset engines and ranks as if just started for this run: weights of step 0, no requests.
 
         Returns the number of parameters.
         """
         learner = actors.learner
         self._fleet.progress()
-        await learner.reset(config, bound_losses(config), actors.buffer)
+        await learner.reset(run, actors.buffer)
         # Weights of an earlier version make an engine drop its running requests.
         await actors.transport.sync(0)
         await actors.generator.resume()

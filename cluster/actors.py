@@ -23,10 +23,10 @@ from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, Supervised, Tell
-from configs.entries import OwnOptions, scorer_options
+from configs.bound import BoundRun
+from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
-from trainer.objective import bound_losses
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
 
@@ -42,11 +42,16 @@ class Site:
     are read when an actor is started or an event reported.
     """
 
-    config: RunConfig
+    run: BoundRun
     placement: Placement
     group: PlacementGroup | None
     log_dir: Path
     tell: Tell
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's sections."""
+        return self.run.config
 
     def spawn(
         self,
@@ -137,7 +142,7 @@ def start_ranks(site: Site) -> list[Handle]:
             device=site.placement.device,
             num_threads=threads,
         )
-        plan = blueprint(LearnerRank, config, bound_losses(config), place)
+        plan = blueprint(LearnerRank, site.run, place)
         handles.append(site.spawn(f"learner-{rank}", plan, share=share, threads=threads, cores=own))
     return handles
 
@@ -187,8 +192,8 @@ class ScorerPool:
 def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
     """All scorers with their replicas; of `kept` those that were built alike stay, under the run's limit."""
     scorer_pools = {}
-    for name, entry in site.config.scorers.items():
-        common, options, _ = scorer_options(entry)
+    for name, entry in site.run.scorers.items():
+        common, options = entry.common, entry.options
         secrets = secrets_of(site.config, name)
         limit_s = score_limit_s(site.config, options, common.concurrency)
         built_with = (replace(common, weight=0.0, combine=""), options, secrets)
@@ -216,11 +221,11 @@ def _start_scorer(site: Site, name: str, k: int, plan: Blueprint, secrets: Secre
     return site.spawn(f"scorer-{name}-{k}", plan, share=share, limited=False, secrets=secrets)
 
 
-def scorer_set(config: RunConfig, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:
+def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:
     """The scorers in their role, with the weights that the run gives them."""
     return ScorerSet(
-        scorers={name: scorer_pools[name].role for name in config.scorers},
-        commons={name: scorer_options(entry)[0] for name, entry in config.scorers.items()},
+        scorers={name: scorer_pools[name].role for name in run.scorers},
+        commons={name: entry.common for name, entry in run.scorers.items()},
     )
 
 

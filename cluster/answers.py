@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from actors.sandbox import KillablePool
-from configs.entries import scorer_options
-from configs.kinds.base import load_target
-from configs.kinds.scorers import ISOLATED, SCORERS
+from configs.bound import BoundEntry, bind
+from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
 from rollouts.records import Completion, Judgement, Prompt
 from trainer.data.encode import row_of
 
-NEEDS_ANSWER: Final = frozenset({"lab_answer", "math"})
-"""Kinds whose score is null for a prompt without an answer that they can read."""
 _NUM_TRIED: Final = 32
 _NUM_NAMED: Final = 3
 _TRIAL: Final = Completion(
@@ -41,19 +38,18 @@ def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[
     Raises:
         ValueError: it can score none of them, so that no completion would have a reward.
     """
-    for name, entry in config.scorers.items():
-        common, options, _ = scorer_options(entry)
-        if common.weight == 0 and common.combine == "sum":
+    for entry in bind(config).scorers.values():
+        if entry.common.weight == 0 and entry.common.combine == "sum":
             continue
-        key = f"scorers.{name} ({common.kind})"
-        if common.kind == "custom" and not any(_has_truth(prompt) for prompt in prompts):
+        key = f"{entry.key} ({entry.kind_name})"
+        if entry.options.own_code() and not any(_has_truth(prompt) for prompt in prompts):
             note(f"{key}: no prompt of data.train has an answer; the function gets ground_truth None")
-        if common.kind in NEEDS_ANSWER:
-            _check(key, common.kind, options, prompts, note)
+        if entry.kind.needs_answer:
+            _check(key, entry, prompts, note)
 
 
 def _check(
-    key: str, kind: str, options: object, prompts: Sequence[Prompt], note: Callable[[str], None]
+    key: str, entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt], note: Callable[[str], None]
 ) -> None:
     lacking = [prompt for prompt in prompts if not (prompt.answer or "").strip()]
     having = [prompt for prompt in prompts if (prompt.answer or "").strip()]
@@ -71,7 +67,7 @@ def _check(
     tried = having[:: -(-len(having) // _NUM_TRIED)]
     refused = [
         (prompt, judgement.detail)
-        for prompt, judgement in zip(tried, _try(kind, options, tried), strict=True)
+        for prompt, judgement in zip(tried, _try(entry, tried), strict=True)
         if judgement.status != "ok"
     ]
     if not refused:
@@ -83,19 +79,18 @@ def _check(
     note(f"{key}: data.train has answers that it cannot read: {reason}")
 
 
-def _try(kind: str, options: object, prompts: Sequence[Prompt]) -> list[Judgement]:
+def _try(entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt]) -> list[Judgement]:
     """What the scorer says of an empty completion of each prompt."""
-    target = SCORERS[kind].target
-    if kind in ISOLATED:
-        pool = KillablePool(target, options, 1, options.limit_s)  # type: ignore[attr-defined]
+    if entry.kind.isolated:
+        pool = KillablePool(entry.kind.target, entry.options, 1, entry.options.limit_s)
         try:
             return [pool.score(prompt, [_TRIAL])[0] for prompt in prompts]
         finally:
             pool.close()
-    score, found = load_target(target), []
+    score, found = entry.function(), []
     for prompt in prompts:
         try:
-            found.append(score(prompt, [_TRIAL], options)[0])
+            found.append(score(prompt, [_TRIAL], entry.options)[0])
         except ValueError as error:
             found.append(Judgement(score=None, status="error", detail=str(error)))
     return found

@@ -15,6 +15,7 @@ from cluster.actor_pool import ActorPool, SamplingActors, TrainingActors
 from cluster.job import ResolvedRun
 from cluster.run_directory import Claim, claim_run, reading, shown_digest, source_digest, write_config
 from cluster.spawn import ActorCallError
+from configs.bound import BoundRun
 from configs.schema import RunConfig
 from rollouts.events import append_event, describe_event
 from rollouts.files import write_bytes_atomic
@@ -103,7 +104,7 @@ class Attempt:
         self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=actors.num_parameters)
         if self._job.rollouts_of is not None:
             config = await self._adopt(actors, self._job.rollouts_of)
-        self._run = self._make_run(config, actors)
+        self._run = self._make_run(replace(self._order.run, config=config), actors)
         export = run_dir / "export" if config.checkpoint.export_last else None
         finished = await self._run.train(self._order.prompts.train, str(export or ""))
         if finished:
@@ -124,7 +125,8 @@ class Attempt:
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
         return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
 
-    def _make_run(self, config: RunConfig, actors: TrainingActors) -> Run:
+    def _make_run(self, run: BoundRun, actors: TrainingActors) -> Run:
+        config = run.config
         roles, reports, claim = actors.roles, self._reports(), self._claim
         order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
@@ -133,7 +135,7 @@ class Attempt:
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         on_policy = self._job.rollouts_of is None
         shown = self._order.prompts.demonstrations
-        return Run(config, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
+        return Run(run, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
 
     async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.run_directory import check_claimable
 from cluster.user_code import check_user_code
+from configs.bound import bind
 from configs.origins import SFT
 from configs.schema import RunConfig
 from trainer.data.demonstrations import load_demonstrations
@@ -20,10 +21,11 @@ def check_without_engines(config: RunConfig) -> str:
     # other code of the user's may need torch
     check_user_code(config, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
     check_claimable(config)
-    counts = [f"{len(load_dataset(config.data.train))} training prompts"]
+    run = bind(config)
+    counts = [f"{len(load_dataset(run.single['data.train']))} training prompts"]
     if config.eval.every:
-        counts.append(f"{len(load_dataset(config.data.eval))} evaluation prompts")
-    if SFT in config.loss:
-        counts.append(f"{len(load_demonstrations(config.sft.data))} demonstrations")
+        counts.append(f"{len(load_dataset(run.single['data.eval']))} evaluation prompts")
+    if SFT in run.losses:
+        counts.append(f"{len(load_demonstrations(run.single['sft.data']))} demonstrations")
     usable = f"config, run folder and {', '.join(counts)} can be used"
     return f"{usable}; not checked: model, tokens and room on the disk"

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from cluster.placement import Placement
 from cluster.user_code import NO_CODE, UserCode
+from configs.bound import BoundRun
 from configs.schema import RunConfig
 from trainer.data.demonstrations import demonstration_rows
 from trainer.data.encode import load_tokenizer, load_vocab_size
@@ -78,16 +79,20 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRun:
-    """A run that has passed every check: `given` is its config as the user gave it, `config` has a local
-    model."""
+    """A run that passed every check: `given` is its config as the user gave it, `run` has a local model."""
 
     given: RunConfig
-    config: RunConfig
+    run: BoundRun
     prompts: Prompts
     placement: Placement
     reporter: Reporter
     job: Job
     code: UserCode = NO_CODE
+
+    @property
+    def config(self) -> RunConfig:
+        """The sections of `run`."""
+        return self.run.config
 
 
 def local_model(config: RunConfig) -> RunConfig:
@@ -118,22 +123,25 @@ def local_model(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, path=str(found)), token_advantage=transforms)
 
 
-def load_prompts(config: RunConfig, reporter: Reporter) -> Prompts:
+def load_prompts(run: BoundRun, reporter: Reporter) -> Prompts:
     """Tokenized training and evaluation prompts, and demonstrations; what is too long is counted and said.
 
     Raises:
         ValueError: model folder, dataset, demonstrations, tokenizer or chat template are not usable.
     """
+    config = run.config
     check_model(config.model.path, config.model.trust_remote_code)
     tokenizer, vocab_size = load_tokenizer(config.model), load_vocab_size(config.model)
     limit = config.rollout.max_prompt_tokens
     found: dict[str, list[TokenPrompt]] = {}
-    for name, entry in (("train", config.data.train), ("eval", config.data.eval)):
+    for name in ("train", "eval"):
         if name == "eval" and config.eval.every == 0:
             found[name] = []
             continue
-        found[name], too_long = tokenize_prompts(load_dataset(entry), tokenizer, vocab_size, limit)
+        found[name], too_long = tokenize_prompts(
+            load_dataset(run.single[f"data.{name}"]), tokenizer, vocab_size, limit
+        )
         if too_long:
             reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
-    demonstrations = demonstration_rows(config, tokenizer, vocab_size, reporter.note)
+    demonstrations = demonstration_rows(run, tokenizer, vocab_size, reporter.note)
     return Prompts(train=found["train"], held_out=found["eval"], demonstrations=demonstrations)

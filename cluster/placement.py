@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from configs.entries import scorer_options
+from configs.bound import bind
 from configs.schema import RunConfig
 
 
@@ -54,8 +54,8 @@ def plan(config: RunConfig, device: str) -> Placement:
     """
     placement = _plan_training(config, device)
     bundles, scorers = list(placement.bundles), {}
-    for name, entry in config.scorers.items():
-        common = scorer_options(entry)[0]
+    for name, entry in bind(config).scorers.items():
+        common = entry.common
         if not (common.num_cpus or common.num_gpus):
             continue
         first = len(bundles)

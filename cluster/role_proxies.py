@@ -25,10 +25,9 @@ from cluster.supervise import (
     nothing_to_prepare,
     quiet_reason,
 )
-from configs.schema import RunConfig
+from configs.bound import BoundRun
 from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Status, Submission
-from trainer.objective import BoundLoss
 from trainer.roles import LearnerLostError
 from trainer.step_records import Batch, BatchPlan, Learnable, Pick, Probe, Restored
 from trainer.weights.packed import PackedWeights
@@ -262,14 +261,14 @@ class LearnerGroup:
         """Wait for all ranks; the number of parameters."""
         return int((await wait_ready(self._handles, self._limits.ready_s))[0])
 
-    async def reset(self, config: RunConfig, losses: Mapping[str, BoundLoss], buffer: BufferProxy) -> None:
+    async def reset(self, run: BoundRun, buffer: BufferProxy) -> None:
         """Reset the ranks for another run: weights of step 0, a new optimizer, that run's losses and buffer.
 
         Raises:
             LearnerLostError: a rank died or hangs; all are ended.
         """
         self._buffer = buffer
-        await self.all(LearnerRank.reset, config, losses)
+        await self.all(LearnerRank.reset, run)
 
     async def restart(self) -> None:
         began = time.perf_counter()

@@ -24,6 +24,7 @@ from cluster.run_directory import is_finished
 from cluster.secrets import secret_names
 from cluster.train import check_startable
 from cluster.user_code import UserCode, check_user_code, own_targets
+from configs.bound import bind
 from configs.origins import SFT
 from configs.schema import RunConfig
 
@@ -58,14 +59,15 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
         return 0
     codes = _check_code(configs, reporter)
     local = [local_model(config) for config in configs]
+    runs = [bind(config) for config in local]
     known: dict[str, Prompts] = {}
     answered: set[str] = set()
     prompts = []
-    for given, config, code in zip(configs, local, codes, strict=True):
-        check_startable(given, config, code)
+    for given, config, run, code in zip(configs, local, runs, codes, strict=True):
+        check_startable(given, run, code)
         wanted = repr((config.data, config.model, config.rollout, config.eval.every == 0, _shown(config)))
         if wanted not in known:
-            known[wanted] = load_prompts(config, reporter)
+            known[wanted] = load_prompts(run, reporter)
         prompts.append(known[wanted])
         if (asked := repr((wanted, config.scorers))) not in answered:
             answered.add(asked)
@@ -78,7 +80,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
         for index, config in enumerate(local):
             order = ResolvedRun(
                 given=configs[index],
-                config=config,
+                run=runs[index],
                 prompts=prompts[index],
                 placement=plan(config, _device(config)),
                 reporter=listener.reporter(index),

@@ -22,7 +22,7 @@ from cluster.placement import check, plan
 from cluster.run_directory import check_claimable, check_space, is_finished, reading
 from cluster.secrets import check_secrets, secret_names
 from cluster.user_code import NO_CODE, UserCode, check_user_code
-from configs.entries import scorer_options
+from configs.bound import BoundRun, bind
 from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rewards.combine import check_tags
@@ -42,8 +42,9 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     """Check everything that can be checked without starting anything but prints; returns the exit code."""
     code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)
-    check_startable(given, config, code)
-    prompts = load_prompts(config, reporter)
+    run = bind(config)
+    check_startable(given, run, code)
+    prompts = load_prompts(run, reporter)
     check_answers(config, [each.prompt for each in prompts.train], reporter.note)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     asked = ", ".join(
@@ -54,12 +55,12 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     return 0
 
 
-def check_startable(given: RunConfig, config: RunConfig, code: UserCode = NO_CODE) -> None:
+def check_startable(given: RunConfig, run: BoundRun, code: UserCode = NO_CODE) -> None:
     """Raise ValueError if the run cannot be claimed, has no room, or has scorers that clash."""
     check_claimable(given, code)
-    check_space(config)
-    check_secrets(config)
-    check_tags({name: scorer_options(entry)[0] for name, entry in config.scorers.items()})
+    check_space(run.config)
+    check_secrets(run.config)
+    check_tags({name: entry.common for name, entry in run.scorers.items()})
 
 
 def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outcome:
@@ -77,11 +78,12 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)
     check_job(config, job)
-    check_startable(given, config, code)
+    run = bind(config)
+    check_startable(given, run, code)
     if job.rollouts_of is not None:
         with reading(job.rollouts_of):
             pass
-    prompts = load_prompts(config, reporter)
+    prompts = load_prompts(run, reporter)
     if job.rollouts_of is None:
         check_answers(config, [each.prompt for each in prompts.train], reporter.note)
 
@@ -89,7 +91,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         placement = plan(config, device)
         return ResolvedRun(
             given=given,
-            config=config,
+            run=run,
             prompts=prompts,
             placement=placement,
             reporter=reporter,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Final
 
 from actors.sandbox import import_targets
 from actors.secrets import NO_SECRETS, Secrets
 from cluster.secrets import secrets_of
-from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES
+from configs.bound import bind
 from configs.schema import RunConfig
 
 _HASHED_OTHERWISE = ("data.", "sft.data")
@@ -34,17 +33,11 @@ NO_CODE: Final = UserCode({}, {})
 
 def own_targets(config: RunConfig) -> dict[str, str]:
     """Dotted key -> "module:attr" of everything in a config that is the user's own."""
-    entries = {
-        f"{section}.{name}": entry
-        for section in NAMED_ENTRIES
-        for name, entry in getattr(config, section).items()
+    return {
+        f"{entry.key}.{name}": target
+        for entry in bind(config).entries()
+        for name, target in entry.own_code().items()
     }
-    entries |= {key: attrgetter(key)(config) for key in SINGLE_ENTRIES}
-    found = {f"{key}.kind": str(entry["kind"]) for key, entry in entries.items()}
-    for key, entry in entries.items():
-        if entry["kind"] == "custom" and key.startswith("scorers."):
-            found[f"{key}.function"] = str(entry.get("function", ""))
-    return {key: target for key, target in found.items() if ":" in target or key.endswith(".function")}
 
 
 def check_user_code(

@@ -1,25 +1,24 @@
 """Entries with a `kind`: scorers, losses, the advantage, the datasets, ..., each with its own options.
 
 In: plain dicts out of a config. Out: filled dicts, or the typed options that the code behind a kind is called
-with. Called by `configs.load` for merging and filling, and by whoever runs an entry (`scorer_options` and its
-siblings).
+with. Called by `configs.load` for merging and filling, and by `configs.bound`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import ADVANTAGES
-from configs.kinds.base import Kind, find_kind
+from configs.kinds.base import Common, Kind, Options, OwnOptions, find_kind
 from configs.kinds.bonuses import BONUSES
-from configs.kinds.controllers import CONTROLLERS
+from configs.kinds.controllers import CONTROLLERS, OwnControllerOptions
 from configs.kinds.datasets import DATASETS
 from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
@@ -31,22 +30,7 @@ from configs.kinds.token_advantages import TOKEN_ADVANTAGES
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
-CommonT = TypeVar("CommonT")
 ASSIGN_ERRORS = (OmegaConfBaseException, ValueError, TypeError, OverflowError)
-
-
-@dataclass
-class KindOnly:
-    """Common keys of advantages and datasets: nothing but the kind."""
-
-    kind: str = ""
-
-
-@dataclass
-class OwnOptions:
-    """Options of a user's own "module:attr" kind, handed over as they stand."""
-
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +38,27 @@ class Role:
     """What an entry may say: the kinds of its table and the keys that every kind takes."""
 
     table: Mapping[str, Kind]
-    common: type
+    common: type[Common] = Common
+    own: type[Options] = OwnOptions
+    """The options of a user's own kind."""
 
 
 NAMED_ENTRIES: dict[str, Role] = {
     "scorers": Role(SCORERS, ScorerCommon),
     "loss": Role(LOSSES, LossCommon),
-    "token_advantage": Role(TOKEN_ADVANTAGES, KindOnly),
-    "reward_shape": Role(REWARD_SHAPES, KindOnly),
-    "bonus": Role(BONUSES, KindOnly),
-    "prompt_weight": Role(PROMPT_WEIGHTS, KindOnly),
-    "controllers": Role(CONTROLLERS, KindOnly),
+    "token_advantage": Role(TOKEN_ADVANTAGES),
+    "reward_shape": Role(REWARD_SHAPES),
+    "bonus": Role(BONUSES),
+    "prompt_weight": Role(PROMPT_WEIGHTS),
+    "controllers": Role(CONTROLLERS, own=OwnControllerOptions),
 }
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
-    "rollouter": Role(ROLLOUTERS, KindOnly),
-    "advantage": Role(ADVANTAGES, KindOnly),
-    "data.train": Role(DATASETS, KindOnly),
-    "data.eval": Role(DATASETS, KindOnly),
-    "sft.data": Role(DEMONSTRATIONS, KindOnly),
+    "rollouter": Role(ROLLOUTERS),
+    "advantage": Role(ADVANTAGES),
+    "data.train": Role(DATASETS),
+    "data.eval": Role(DATASETS),
+    "sft.data": Role(DEMONSTRATIONS),
 }
 """Keys that are an entry themselves."""
 
@@ -137,7 +123,7 @@ def parse_entry(
     name = entry.get("kind")
     if not isinstance(name, str) or not (name in role.table or ":" in name):
         return None, [_kind_problem(entry, role, key, provenance)]
-    kind = find_kind(role.table, name, OwnOptions)
+    kind = find_kind(role.table, name, role.own)
     parsed = Entry(OmegaConf.structured(role.common), OmegaConf.structured(kind.options), kind)
     problems = []
     for option, value in entry.items():
@@ -175,15 +161,15 @@ def complete(config: RunConfig, provenance: Provenance) -> RunConfig:
     }
     whole = replace(config, **named)
     for key in SINGLE_ENTRIES:
-        whole = _with_value(whole, key, fill(key, attrgetter(key)(config)))
+        whole = with_value(whole, key, fill(key, attrgetter(key)(config)))
     raise_if_any(problems)
     return whole
 
 
-def _with_value(owner: Any, key: str, value: object) -> Any:
+def with_value(owner: Any, key: str, value: object) -> Any:
     """A copy of the dataclass `owner` with another value at the dotted `key`."""
     name, _, rest = key.partition(".")
-    return replace(owner, **{name: _with_value(getattr(owner, name), rest, value) if rest else value})
+    return replace(owner, **{name: with_value(getattr(owner, name), rest, value) if rest else value})
 
 
 def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
@@ -212,107 +198,33 @@ def describe(hint: object) -> str:
     return words.get(hint, "a mapping")
 
 
-def scorer_options(entry: Mapping[str, object]) -> tuple[ScorerCommon, object, Kind]:
-    """(common keys, options of the kind, kind) of one entry under `scorers`.
+def typed(entry: Mapping[str, object], key: str) -> tuple[Common, Options, Kind]:
+    """(common keys, options of the kind, kind) of the entry at the dotted `key`.
 
     Raises:
         ConfigError: unknown kind or key, or a value of the wrong type.
     """
-    return _parsed(entry, "scorers", ScorerCommon)
-
-
-def loss_options(entry: Mapping[str, object]) -> tuple[LossCommon, object, Kind]:
-    """(common keys, options of the kind, kind) of one entry under `loss`; raises like `scorer_options`."""
-    return _parsed(entry, "loss", LossCommon)
-
-
-def plain_options(entry: Mapping[str, object], section: str) -> tuple[object, Kind]:
-    """(options of the kind, kind) of an entry without common keys; raises like `scorer_options`.
-
-    `section` says what it is: rollouter, advantage, shape, reward_shape, bonus, prompt_weight, controllers,
-    data.train, data.eval or sft.data.
-    """
-    return _parsed(entry, section, KindOnly)[1:]
-
-
-class ControllerOptions(Protocol):
-    """What the options of every controller kind can say; see `configs.kinds.controllers`."""
-
-    def moves(self) -> Mapping[str, tuple[float, float]]: ...
-
-    def watches(self) -> Mapping[str, str]: ...
-
-    def problem(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnController:
-    """A user's own controller says what it moves in `options: {settings: {<key>: [<low>, <high>]}}`."""
-
-    options: Mapping[str, Any]
-
-    def problem(self) -> str:
-        found = self.options.get("settings")
-        wanted = isinstance(found, Mapping) and all(
-            isinstance(bounds, list | tuple)
-            and len(bounds) == 2
-            and all(isinstance(bound, int | float) for bound in bounds)
-            for bounds in found.values()
-        )
-        return (
-            ""
-            if wanted and found
-            else "options: must say under settings what it moves, as {key: [low, high]}"
-        )
-
-    def moves(self) -> Mapping[str, tuple[float, float]]:
-        if self.problem():
-            return {}
-        return {str(key): (float(low), float(high)) for key, (low, high) in self.options["settings"].items()}
-
-    def watches(self) -> Mapping[str, str]:
-        return {}
-
-
-def controller_options(entry: Mapping[str, object]) -> ControllerOptions:
-    """What an entry under `controllers` says of itself; raises like `scorer_options`."""
-    options, _ = plain_options(entry, "controllers")
+    role = role_of(key)
+    assert role is not None, f"no entry stands at {key}"
+    parsed, problems = parse_entry(entry, role, key, Provenance())
+    raise_if_any(problems)
+    assert parsed is not None, "an entry without problems is parsed"
     return (
-        _OwnController(options.options)
-        if isinstance(options, OwnOptions)
-        else cast(ControllerOptions, options)
+        cast(Common, OmegaConf.to_object(parsed.common)),
+        cast(Options, OmegaConf.to_object(parsed.options)),
+        parsed.kind,
     )
 
 
-def moved_settings(config: RunConfig) -> set[str]:
-    """Dotted keys of everything that some controller moves."""
-    return {key for entry in config.controllers.values() for key in controller_options(entry).moves()}
-
-
-def is_anchored(config: RunConfig, section: str) -> bool:
-    """Whether `kl` or `kl_base` (the section) acts, or may do so by a controller's hand."""
-    return getattr(config, section).coef > 0 or f"{section}.coef" in moved_settings(config)
-
-
-def needs_reference(config: RunConfig) -> bool:
-    """Whether the reference's logprobs are wanted: by the anchor `kl` or by a reward shape."""
-    shapes = (plain_options(entry, "reward_shape")[1] for entry in config.reward_shape.values())
-    return is_anchored(config, "kl") or any(kind.reference for kind in shapes)
-
-
-def _parsed(entry: Mapping[str, object], section: str, common: type[CommonT]) -> tuple[CommonT, object, Kind]:
-    role = (NAMED_ENTRIES | SINGLE_ENTRIES)[section]
-    parsed, problems = parse_entry(entry, role, section, Provenance())
-    raise_if_any(problems)
-    assert parsed is not None, "an entry without problems is parsed"
-    given = OmegaConf.to_object(parsed.common)
-    assert isinstance(given, common), f"the common keys of {section}"
-    return given, OmegaConf.to_object(parsed.options), parsed.kind
+def field_types(cls: type) -> dict[str, object]:
+    """The type of every field of a dataclass, by name."""
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
 
 
 def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[str, str]:
     """Set one key of an entry; returns (rule broken or "", nearest valid key or "")."""
-    common, own = get_type_hints(role.common), get_type_hints(parsed.kind.options)
+    common, own = field_types(role.common), field_types(parsed.kind.options)
     if option in common:
         return assign(parsed.common, option, value, common[option]), ""
     if option in own:

@@ -6,50 +6,75 @@ resolved `RunConfig`, by everything else. Imports neither torch nor ray.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+from configs.fields import (
+    ACTORS,
+    EXPERIMENT,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    NOTHING,
+    POSITIVE,
+    SHARE,
+    SHARE_ABOVE_ZERO,
+    SHARE_BELOW_ONE,
+    Rule,
+    entries,
+    one_of,
+    setting,
+)
+
+_NAME: Final = Rule(
+    lambda value: bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", value)) and ".." not in value,
+    "must be a plain folder name: letters, digits, -, _ and single dots, at most 128 long",
+)
+_ZERO_STAGE: Final = Rule(lambda value: value in range(4), "must be 0, 1, 2 or 3")
+_BETAS: Final = Rule(lambda value: all(0 <= beta < 1 for beta in value), "must be at least 0 and below 1")
+_PASS_AT: Final = Rule(lambda value: bool(value) and all(k >= 1 for k in value), "must hold numbers above 0")
 
 
 @dataclass
 class ModelConfig:
     """Which model is trained."""
 
-    path: str = "lab/bases/voices"
+    path: str = setting("lab/bases/voices", EXPERIMENT | ACTORS, NOT_EMPTY)
     """Hugging Face folder or name: config.json, safetensors, tokenizer, chat template (for chat prompts)."""
-    dtype: str = "fp32"
+    dtype: str = setting("fp32", EXPERIMENT | ACTORS, one_of("fp32", "bf16"))
     """Compute type of learner and engine: fp32 or bf16 (the learner keeps fp32 master weights)."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, EXPERIMENT | ACTORS)
 
 
 @dataclass
 class DataConfig:
     """Where prompts come from: a kind and its options (see configs/kinds/datasets.py)."""
 
-    train: dict[str, Any] = field(default_factory=lambda: {"kind": "lab", "split": "train"})
-    eval: dict[str, Any] = field(default_factory=lambda: {"kind": "lab", "split": "heldout"})
-    shuffle: bool = True
+    train: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "train"}, EXPERIMENT)
+    eval: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "heldout"}, NOTHING)
+    shuffle: bool = setting(True, EXPERIMENT)
 
 
 @dataclass
 class RolloutConfig:
     """How completions are sampled."""
 
-    group_size: int = 8
-    groups_per_step: int = 16
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 40
-    max_prompt_tokens: int = 64
-    zero_variance_groups: str = "keep"
+    group_size: int = setting(8, EXPERIMENT, POSITIVE)
+    groups_per_step: int = setting(16, EXPERIMENT, POSITIVE)
+    temperature: float = setting(1.0, EXPERIMENT, POSITIVE, movable=True)
+    top_p: float = setting(1.0, EXPERIMENT, SHARE_ABOVE_ZERO)
+    max_tokens: int = setting(40, EXPERIMENT | ACTORS, POSITIVE)
+    max_prompt_tokens: int = setting(64, EXPERIMENT | ACTORS, POSITIVE)
+    zero_variance_groups: str = setting("keep", EXPERIMENT, one_of("keep", "drop", "refill"))
     """Groups whose rewards are all equal, or with fewer than two: keep (learned from as the rest is), drop
     (weight 0), refill (weight 0, and further groups are sampled in their place)."""
-    max_rounds: int = 3
+    max_rounds: int = setting(3, EXPERIMENT, POSITIVE)
     """With refill: rounds of sampling that a step may take, the first included."""
-    max_lag: int = 0
+    max_lag: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
-    group_timeout_s: float = 300.0
+    group_timeout_s: float = setting(300.0, NOTHING, POSITIVE)
     """Limit of one group from its submission until it is judged; while engines are paused it stands still."""
-    score_timeout_s: float = 60.0
+    score_timeout_s: float = setting(60.0, NOTHING, POSITIVE)
     """Limit of one scorer on one group; past it the group's scores are null with status timeout."""
 
 
@@ -57,11 +82,11 @@ class RolloutConfig:
 class GeneratorConfig:
     """The vLLM engines."""
 
-    num_engines: int = 1
-    tensor_parallel: int = 1
-    max_num_seqs: int = 256
-    gpu_memory_utilization: float = 0.45
-    kv_cache_bytes: int = 268_435_456
+    num_engines: int = setting(1, ACTORS, POSITIVE)
+    tensor_parallel: int = setting(1, ACTORS, POSITIVE)
+    max_num_seqs: int = setting(256, ACTORS, POSITIVE)
+    gpu_memory_utilization: float = setting(0.45, ACTORS, SHARE_ABOVE_ZERO)
+    kv_cache_bytes: int = setting(268_435_456, ACTORS, POSITIVE)
     """CPU runs only: bytes of KV cache per engine."""
 
 
@@ -69,25 +94,25 @@ class GeneratorConfig:
 class LearnerConfig:
     """The DeepSpeed ranks."""
 
-    num_ranks: int = 1
-    zero_stage: int = 1
-    lr: float = 3.0e-4
-    min_lr_ratio: float = 1.0
+    num_ranks: int = setting(1, ACTORS, POSITIVE)
+    zero_stage: int = setting(1, ACTORS, _ZERO_STAGE)
+    lr: float = setting(3.0e-4, EXPERIMENT, POSITIVE)
+    min_lr_ratio: float = setting(1.0, EXPERIMENT, SHARE)
     """Final learning rate over `lr`; 1.0 keeps it constant after the warm-up."""
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1.0e-8
-    max_grad_norm: float = 1.0
-    updates_per_step: int = 1
-    microbatch_tokens: int = 8192
+    warmup_steps: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    weight_decay: float = setting(0.0, EXPERIMENT | ACTORS, NOT_NEGATIVE)
+    betas: tuple[float, float] = setting((0.9, 0.99), EXPERIMENT | ACTORS, _BETAS)
+    eps: float = setting(1.0e-8, EXPERIMENT | ACTORS, POSITIVE)
+    max_grad_norm: float = setting(1.0, EXPERIMENT | ACTORS, POSITIVE)
+    updates_per_step: int = setting(1, EXPERIMENT, POSITIVE)
+    microbatch_tokens: int = setting(8192, NOTHING, POSITIVE)
     """Padded tokens (rows x longest row, prompt included) in one forward of one rank."""
-    logit_chunk_tokens: int = 1024
+    logit_chunk_tokens: int = setting(1024, ACTORS, POSITIVE)
     """Rows of the [tokens, V] logit matrix that exist at a time."""
-    max_nonfinite_updates: int = 3
-    base_logprobs: bool = True
+    max_nonfinite_updates: int = setting(3, NOTHING, POSITIVE)
+    base_logprobs: bool = setting(True, EXPERIMENT)
     """Score every sample under the model of step 0 too (one more forward); false leaves that column null."""
-    offload_anchor: bool = False
+    offload_anchor: bool = setting(False, ACTORS)
     """Keep the frozen copy in host memory, on the device only while it scores."""
 
 
@@ -95,8 +120,8 @@ class LearnerConfig:
 class ReplayConfig:
     """Groups of earlier steps mixed into each batch as origin replay; `loss.replay` says how they train."""
 
-    groups_per_step: int = 0
-    max_age: int = 8
+    groups_per_step: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    max_age: int = setting(8, EXPERIMENT, POSITIVE)
     """Steps back from which groups are drawn."""
 
 
@@ -104,8 +129,8 @@ class ReplayConfig:
 class TemperedConfig:
     """Groups of each step sampled at another temperature, of origin tempered; `loss.tempered` trains them."""
 
-    groups_per_step: int = 0
-    temperature: float = 1.2
+    groups_per_step: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    temperature: float = setting(1.2, EXPERIMENT, POSITIVE, movable=True)
     """Above `rollout.temperature` they raise the policy's entropy, below they lower it."""
 
 
@@ -113,9 +138,9 @@ class TemperedConfig:
 class SftConfig:
     """Demonstrations mixed into each batch as origin sft; `loss.sft` says how they train."""
 
-    data: dict[str, Any] = field(default_factory=lambda: {"kind": "lab"})
+    data: dict[str, Any] = entries(lambda: {"kind": "lab"}, EXPERIMENT)
     """What is shown: a kind and its options (see configs/kinds/demonstrations.py)."""
-    share: float = 0.0
+    share: float = setting(0.0, EXPERIMENT, SHARE, movable=True)
     """Demonstrations in a step as a share of its policy rows (group_size x groups_per_step)."""
 
 
@@ -127,9 +152,9 @@ class KLConfig:
     aggregated as `loss.policy.aggregate` says; `loss.policy.weight` does not scale it.
     """
 
-    estimator: str = "k3"
-    coef: float = 0.0
-    place: str = "loss"
+    estimator: str = setting("k3", EXPERIMENT, one_of("k1", "k2", "k3"))
+    coef: float = setting(0.0, EXPERIMENT, NOT_NEGATIVE, movable=True)
+    place: str = setting("loss", EXPERIMENT, one_of("loss", "reward"))
     """loss (a term per token) or reward (the sum over the row's tokens, taken off before the baseline)."""
 
 
@@ -141,16 +166,16 @@ class ReferenceConfig:
     improving, and reports no numbers for it.
     """
 
-    reset_every: int = 0
+    reset_every: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
     """Steps from one reset to the next; 0 resets on no schedule."""
-    plateau_steps: int = 0
+    plateau_steps: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
     """Reset when the metric's mean over so many steps is at most `plateau_gain` above that of as many before.
 
     0 never does. Counted anew after every reset.
     """
-    plateau_metric: str = "reward/mean"
-    plateau_gain: float = 0.0
-    reset_optimizer: bool = False
+    plateau_metric: str = setting("reward/mean", EXPERIMENT)
+    plateau_gain: float = setting(0.0, EXPERIMENT)
+    reset_optimizer: bool = setting(False, EXPERIMENT)
     """Whether a reset clears Adam's moments and step as well."""
 
 
@@ -162,9 +187,9 @@ class EntropyConfig:
     `loss.policy.weight`. With `clamp` above 0, H is that of AEnt, arXiv 2509.03493.
     """
 
-    coef: float = 0.0
+    coef: float = setting(0.0, EXPERIMENT, movable=True)
     """Taken times the entropy in nats off every policy token's loss; negative values push entropy down."""
-    clamp: float = 0.0
+    clamp: float = setting(0.0, EXPERIMENT, SHARE_BELOW_ONE)
     """Share of the vocabulary, the least likely tokens, that the bonus leaves out (AEnt takes 0.25 to 0.33).
 
     The rest is renormalised. entropy/token_mean is of the whole in any case.
@@ -175,13 +200,13 @@ class EntropyConfig:
 class EvalConfig:
     """Held-out evaluation."""
 
-    every: int = 0
+    every: int = setting(0, NOTHING, NOT_NEGATIVE)
     """Steps between evaluations; 0 evaluates never. Step 0 and the last step are included."""
-    num_prompts: int = 64
-    num_samples: int = 8
-    pass_at: tuple[int, ...] = (1, 4, 8)
-    temperature: float = 1.0
-    timeout_s: float = 1800.0
+    num_prompts: int = setting(64, NOTHING, POSITIVE)
+    num_samples: int = setting(8, NOTHING, POSITIVE)
+    pass_at: tuple[int, ...] = setting((1, 4, 8), NOTHING, _PASS_AT)
+    temperature: float = setting(1.0, NOTHING, POSITIVE)
+    timeout_s: float = setting(1800.0, NOTHING, POSITIVE)
     """Limit of one whole evaluation."""
 
 
@@ -193,8 +218,8 @@ PROBE_TOLERANCE = {"fp32": 1.0e-3, "bf16": 5.0e-2}
 class SyncConfig:
     """The proof that engine and learner hold the same weights."""
 
-    num_probes: int = 16
-    tolerance: float = 0.0
+    num_probes: int = setting(16, ACTORS, POSITIVE)
+    tolerance: float = setting(0.0, NOTHING, NOT_NEGATIVE)
     """Largest mean |engine - learner| logprob on the probes, nats; 0 takes PROBE_TOLERANCE of the dtype."""
 
 
@@ -202,42 +227,42 @@ class SyncConfig:
 class ClusterConfig:
     """Where the actors run."""
 
-    spawn: str = "ray"
+    spawn: str = setting("ray", ACTORS, one_of("ray", "local"))
     """ray (one process per actor) or local (all in the driver's process, for a debugger)."""
-    schedule: str = "take_turns"
+    schedule: str = setting("take_turns", ACTORS, one_of("take_turns", "overlap"))
     """Who has the cores: take_turns gives each phase all; overlap gives engines and learner their own."""
-    max_restarts: int = 3
+    max_restarts: int = setting(3, ACTORS, NOT_NEGATIVE)
     """Times an actor may fail within one step before the run ends; each is replaced and its work repeated."""
-    restart_backoff_s: float = 1.0
+    restart_backoff_s: float = setting(1.0, ACTORS, NOT_NEGATIVE)
     """Wait before a replacement starts; doubles with every failure within a step, up to 30 s."""
-    hang_timeout_s: float = 60.0
+    hang_timeout_s: float = setting(60.0, ACTORS, POSITIVE)
     """An actor that gives no sign of life for this long is killed and replaced."""
-    device: str = "auto"
+    device: str = setting("auto", ACTORS, one_of("auto", "cpu", "cuda"))
     """auto, cpu or cuda."""
-    ready_timeout_s: float = 300.0
-    call_timeout_s: float = 600.0
+    ready_timeout_s: float = setting(300.0, ACTORS, POSITIVE)
+    call_timeout_s: float = setting(600.0, ACTORS, POSITIVE)
 
 
 @dataclass
 class CheckpointConfig:
     """Checkpoints to resume from, and the final model as Hugging Face and vLLM load it."""
 
-    every: int = 10
+    every: int = setting(10, NOTHING, NOT_NEGATIVE)
     """Steps between checkpoints; 0 writes one only when the run ends or is asked to stop."""
-    keep: int = 2
+    keep: int = setting(2, NOTHING, POSITIVE)
     """Checkpoints kept; an old one goes only after the newer ones were read back and verified."""
-    export_last: bool = True
+    export_last: bool = setting(True, NOTHING)
 
 
 @dataclass
 class RunConfig:
     """One run. `scorers` maps a name of the user's choice to {kind, weight, combine, ...its options}."""
 
-    name: str = "run"
-    runs_dir: str = "runs"
-    seed: int = 0
-    num_steps: int = 100
-    resume: str = "auto"
+    name: str = setting("run", NOTHING, _NAME)
+    runs_dir: str = setting("runs", NOTHING, NOT_EMPTY)
+    seed: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    num_steps: int = setting(100, NOTHING, POSITIVE)
+    resume: str = setting("auto", NOTHING, one_of("auto", "never", "changed_code"))
     """auto resumes a run of this name and experiment; never refuses a name that is taken; changed_code
     resumes it even if files of your own code (a reward function) have changed since it began."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -245,21 +270,21 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    rollouter: dict[str, Any] = field(default_factory=lambda: {"kind": "single_turn"})
+    rollouter: dict[str, Any] = entries(lambda: {"kind": "single_turn"}, EXPERIMENT)
     """What makes a judged group of a prompt: {kind, ...options}. Evaluations always take one turn."""
-    scorers: dict[str, Any] = field(default_factory=dict)
-    advantage: dict[str, Any] = field(default_factory=lambda: {"kind": "grpo"})
-    loss: dict[str, Any] = field(default_factory=lambda: {"policy": {"kind": "ppo_clip"}})
+    scorers: dict[str, Any] = entries(dict, EXPERIMENT)
+    advantage: dict[str, Any] = entries(lambda: {"kind": "grpo"}, EXPERIMENT)
+    loss: dict[str, Any] = entries(lambda: {"policy": {"kind": "ppo_clip"}}, EXPERIMENT)
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
-    token_advantage: dict[str, Any] = field(default_factory=dict)
+    token_advantage: dict[str, Any] = entries(dict, EXPERIMENT)
     """Changes of the policy rows' advantages, token by token, in order: {name: {kind, ...options}}."""
-    reward_shape: dict[str, Any] = field(default_factory=dict)
+    reward_shape: dict[str, Any] = entries(dict, EXPERIMENT)
     """Changes of a step's rewards before its advantages, in order: {name: {kind, ...options}}."""
-    bonus: dict[str, Any] = field(default_factory=dict)
+    bonus: dict[str, Any] = entries(dict, EXPERIMENT)
     """What is added to the policy rows' advantages outside the answer: {name: {kind, ...options}}."""
-    prompt_weight: dict[str, Any] = field(default_factory=dict)
+    prompt_weight: dict[str, Any] = entries(dict, EXPERIMENT)
     """Factors on the advantages of a prompt's rows: {name: {kind, ...options}}."""
-    controllers: dict[str, Any] = field(default_factory=dict)
+    controllers: dict[str, Any] = entries(dict, EXPERIMENT)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     tempered: TemperedConfig = field(default_factory=TemperedConfig)
@@ -272,5 +297,5 @@ class RunConfig:
     sync: SyncConfig = field(default_factory=SyncConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    allow: tuple[str, ...] = ()
+    allow: tuple[str, ...] = setting((), EXPERIMENT)
     """Module prefixes from which a kind may be given as "module:attr"."""

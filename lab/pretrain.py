@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from actors.learner import LearnerRank
 from actors.requests import RankPlace, RankUpdate
+from configs.bound import bind
+from configs.kinds.losses import LossCommon
 from configs.origins import SFT
 from configs.schema import LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import make_base
@@ -34,7 +36,6 @@ from rollouts.schema import sft_batch
 from trainer.controllers.schedule import learning_rate
 from trainer.losses.normalize import row_weights
 from trainer.model.batch_plan import split_rows
-from trainer.objective import BoundLoss, bound_losses
 
 MAX_WEIGHTS_BYTES = 4_000_000
 _MICROBATCH_TOKENS = 65536
@@ -121,8 +122,8 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
         device="cpu",
         num_threads=config.num_threads,
     )
-    losses = bound_losses(run)
-    learner = LearnerRank(run, losses, place)
+    bound = bind(run)
+    learner = LearnerRank(bound, place)
     print(f"pretraining {learner.ready()} parameters on {len(tokens.rows)} rows")
     updates = plan_updates(tokens.lengths_N, config)
     started, loss = time.perf_counter(), float("nan")
@@ -131,7 +132,7 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
         chosen = [next(updates) for _ in numbers]
         shard = _shard(tokens, np.concatenate(chosen))
         rates = tuple(learning_rate(run.learner, number, config.num_updates) for number in numbers)
-        results = learner.learn(shard, _rank_update(tokens, chosen, losses[SFT], rates))
+        results = learner.learn(shard, _rank_update(tokens, chosen, bound.losses[SFT].common, rates))
         loss = sum(result["loss/total"] for result in results) / len(results)
         elapsed = time.perf_counter() - started
         print(f"update {numbers[-1] + 1}/{config.num_updates}  loss {loss:.4f}  {elapsed:.0f} s", flush=True)
@@ -172,7 +173,7 @@ def _shard(tokens: TokenRows, chosen: np.ndarray) -> pa.RecordBatch:
 
 
 def _rank_update(
-    tokens: TokenRows, chosen: Sequence[np.ndarray], loss: BoundLoss, rates: tuple[float, ...]
+    tokens: TokenRows, chosen: Sequence[np.ndarray], loss: LossCommon, rates: tuple[float, ...]
 ) -> RankUpdate:
     """Weights and microbatches of several updates whose rows lie end to end in one shard."""
     rows = np.concatenate(chosen)
@@ -187,7 +188,7 @@ def _rank_update(
         ],
         advantages_N=np.zeros(len(rows)),
         bonuses_N=np.zeros(len(rows)),
-        row_weights_N=row_weights(counts, origins, update_N, {SFT: loss.common}, int(counts.max())),
+        row_weights_N=row_weights(counts, origins, update_N, {SFT: loss}, int(counts.max())),
         learning_rates=rates,
     )
 

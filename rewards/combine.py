@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from configs.kinds.scorers import ScorerCommon
+from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.origins import POLICY
 from rollouts.records import Completion, Judgement, Sample, Span
 
-TAGS: dict[str, tuple[str, ...]] = {"format_tags": ("format",)}
-"""Kind -> the tag names it gives, for `check_tags`."""
 _COMBINES = ("sum", "multiply", "gate")
 
 
@@ -25,7 +23,7 @@ def check_tags(commons: Mapping[str, ScorerCommon]) -> None:
     """
     giver: dict[str, str] = {}
     for name, common in commons.items():
-        for tag in TAGS.get(common.kind, ()):
+        for tag in SCORERS[common.kind].tags if common.kind in SCORERS else ():
             if tag in giver:
                 raise _clash(tag, giver[tag], name)
             giver[tag] = name

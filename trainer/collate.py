@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.entries import loss_options
-from configs.kinds.losses import LossCommon
+from configs.bound import BoundRun
 from configs.origins import ORIGINS, POLICY, parts
 from configs.schema import RunConfig
 from trainer.controllers.schedule import learning_rate
@@ -80,7 +79,7 @@ def align(index: pa.Table, columns: pa.Table) -> pa.Table:
 def with_advantages(
     batch: Batch,
     columns: pa.Table,
-    config: RunConfig,
+    run: BoundRun,
     step: int,
     settings: Mapping[str, float] | None = None,
     history: AnswerHistory | None = None,
@@ -96,14 +95,13 @@ def with_advantages(
     it is left out.
     """
     settings, history = settings or {}, history or AnswerHistory()
+    config = run.config
     origins = origins_of(batch.index)
     how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
     apart = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout) | (how != "by_advantage")
     rewards = np.where(apart, np.nan, batch.reward_N)
-    given = credit(batch.index, batch.group_N, rewards, columns, config, settings, history)
-    losses: Mapping[str, LossCommon] = {
-        origin: loss_options(entry)[0] for origin, entry in config.loss.items()
-    }
+    given = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)
+    losses = {origin: loss.common for origin, loss in run.losses.items()}
     counting = counting_rows(batch.reward_N, origins)
     learned = given.has_reward_N | counting | (how == "always")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)

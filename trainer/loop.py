@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.bound import BoundRun
 from configs.errors import nearest
 from configs.origins import POLICY, REPLAY
 from configs.schema import RunConfig
@@ -119,7 +120,7 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
+        bound: BoundRun,
         roles: Roles,
         producer: Producer,
         evaluator: Evaluator,
@@ -128,14 +129,16 @@ class Run:
         on_policy: bool = True,
         demonstrations: pa.RecordBatch | None = None,
     ) -> None:
-        self._config, self._roles, self._producer = config, roles, producer
+        config = bound.config
+        self._bound, self._config = bound, config
+        self._roles, self._producer = roles, producer
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
         self._on_policy = on_policy
         self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
-        self._controllers = make_controllers(config)
+        self._controllers = make_controllers(bound)
         self._reference = Reference(config.reference)
         self._history = AnswerHistory()
-        self._watched = watched_metrics(config)
+        self._watched = watched_metrics(bound)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
@@ -251,7 +254,7 @@ class Run:
         watch.lap("learn_score")
         of_sampling = (SHARE, *SAMPLING_SETTINGS)
         of_objective = {key: value for key, value in settings.items() if key not in of_sampling}
-        learnable = with_advantages(batch, columns, config, step, of_objective, self._history)
+        learnable = with_advantages(batch, columns, self._bound, step, of_objective, self._history)
         metrics = step_metrics(batch, columns, step) | credit_metrics(batch, learnable)
         metrics |= self._sampled(batch, step)
         if self._on_policy:

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.entries import loss_options
+from configs.bound import BoundRun
 from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import LossCommon
 from configs.origins import ORIGINS
-from configs.schema import KLConfig, RunConfig
+from configs.schema import KLConfig
 from trainer.losses.kl import ESTIMATORS, k3
 from trainer.losses.logprobs import TokenScores
 from trainer.losses.per_token import LossInputs, TokenLoss
-from trainer.token_advantages.transforms import BoundTransform, apply_transforms
+from trainer.token_advantages.transforms import BoundTransform, apply_transforms, bound_transforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,12 @@ class BoundLoss:
         return found if isinstance(found, TokenLoss) else TokenLoss(loss=found, marks={})
 
 
-def bound_losses(config: RunConfig) -> dict[str, BoundLoss]:
-    """The losses of a config, by origin."""
-    losses = {}
-    for origin, entry in config.loss.items():
-        common, options, kind = loss_options(entry)
-        losses[origin] = BoundLoss(common=common, kind=kind, options=options)
-    return losses
+def bound_losses(run: BoundRun) -> dict[str, BoundLoss]:
+    """The losses of a run, by origin."""
+    return {
+        origin: BoundLoss(common=entry.common, kind=entry.kind, options=entry.options)
+        for origin, entry in run.losses.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +112,18 @@ class Objective:
             else:
                 raise ValueError(f"setting must be a number of the objective, got {key!r}")
         return changed
+
+
+def bound_objective(run: BoundRun) -> Objective:
+    """What a run minimises, before controllers move anything."""
+    config = run.config
+    return Objective(
+        losses=bound_losses(run),
+        anchors={"kl": config.kl, "kl_base": config.kl_base},
+        entropy_coef=config.entropy.coef,
+        entropy_clamp=config.entropy.clamp,
+        transforms=bound_transforms(run),
+    )
 
 
 def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Tensor) -> LossInputs:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from rollouts.records import Completion, Judgement, Prompt
 
 

@@ -2,84 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE, one_of, option
+from configs.kinds.base import Kind, Options
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
 
 
 @dataclass
-class GrpoOptions:
+class GrpoOptions(Options):
     """(r - mean) / (std + eps) over the group, std with the n - 1 divisor."""
 
-    eps: float = 1.0e-6
+    eps: float = option(1.0e-6, NOT_NEGATIVE)
 
 
 @dataclass
-class DrGrpoOptions:
+class DrGrpoOptions(Options):
     """r - mean over the group."""
 
 
 @dataclass
-class RlooOptions:
+class RlooOptions(Options):
     """r - mean of the other rows of the group."""
 
 
 @dataclass
-class ReinforceOptions:
+class ReinforceOptions(Options):
     """The reward itself: no baseline."""
 
 
 @dataclass
-class ReinforcePpOptions:
+class ReinforcePpOptions(Options):
     """REINFORCE++, arXiv 2501.03262: rewards normalised over the whole step, not within the group."""
 
-    baseline: str = "group"
+    baseline: str = option("group", one_of("group", "none"))
     """group (REINFORCE++-baseline: the group's mean comes off first) or none (the step's numbers alone)."""
-    eps: float = 1.0e-8
+    eps: float = option(1.0e-8, NOT_NEGATIVE)
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        if self.baseline == "group" and run.config.rollout.group_size == 1:
+            rule = "must be at least 2: reinforce_pp with baseline group compares siblings"
+            yield "rollout.group_size", rule
 
 
 @dataclass
-class PassAtKOptions:
+class PassAtKOptions(Options):
     """Pass@k training, arXiv 2508.10751: every subset of k rows of the group shares its best reward."""
 
-    k: int = 4
+    k: int = option(4, POSITIVE)
     """Ours: half of the default group, as no number was retrieved. A group of fewer rows gets zeros."""
     threshold: float = 0.5
     """A reward from here on is a success. Rewards of 0 and 1 need no other; of others the rest is lost."""
-    eps: float = 1.0e-6
+    eps: float = option(1.0e-6, NOT_NEGATIVE)
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        if self.k > (size := run.config.rollout.group_size):
+            yield f"{key}.k", f"must not be above rollout.group_size ({size})"
 
 
 @dataclass
-class WReinforceOptions:
+class WReinforceOptions(Options):
     """W-REINFORCE, arXiv 2506.01347: right rows weigh `positive`, wrong ones 1."""
 
-    positive: float = 0.1
+    positive: float = option(0.1, NOT_NEGATIVE)
     """The paper's lambda; 0 is NSR, which learns from wrong rows alone."""
     threshold: float = 0.5
     """As in pass_at_k."""
 
 
 @dataclass
-class QuantileOptions:
+class QuantileOptions(Options):
     """Quantile advantage estimation (QAE), arXiv 2509.22611: the group's quantile instead of its mean."""
 
-    quantile: float = 0.4
+    quantile: float = option(0.4, SHARE)
     """The paper's K, recalled and not retrieved. Groups right in more than 1 - K of their rows teach by
     failures alone, all others by successes alone."""
-    eps: float = 1.0e-6
+    eps: float = option(1.0e-6, NOT_NEGATIVE)
 
 
 ADVANTAGES: dict[str, Kind] = {
-    "grpo": Kind(GrpoOptions, "trainer.credit.advantages:grpo"),
-    "dr_grpo": Kind(DrGrpoOptions, "trainer.credit.advantages:dr_grpo"),
-    "rloo": Kind(RlooOptions, "trainer.credit.advantages:rloo"),
+    "grpo": Kind(GrpoOptions, "trainer.credit.advantages:grpo", compares_siblings=True),
+    "dr_grpo": Kind(DrGrpoOptions, "trainer.credit.advantages:dr_grpo", compares_siblings=True),
+    "rloo": Kind(RlooOptions, "trainer.credit.advantages:rloo", compares_siblings=True),
     "reinforce": Kind(ReinforceOptions, "trainer.credit.advantages:reinforce"),
     "reinforce_pp": Kind(ReinforcePpOptions, "trainer.credit.advantages:reinforce_pp"),
-    "pass_at_k": Kind(PassAtKOptions, "trainer.credit.advantages:pass_at_k"),
-    "w_reinforce": Kind(WReinforceOptions, "trainer.credit.advantages:w_reinforce"),
-    "quantile": Kind(QuantileOptions, "trainer.credit.advantages:quantile"),
+    "pass_at_k": Kind(
+        PassAtKOptions, "trainer.credit.advantages:pass_at_k", compares_siblings=True, only_success=True
+    ),
+    "w_reinforce": Kind(WReinforceOptions, "trainer.credit.advantages:w_reinforce", only_success=True),
+    "quantile": Kind(QuantileOptions, "trainer.credit.advantages:quantile", compares_siblings=True),
 }
-GROUP_BASELINE = frozenset({"grpo", "dr_grpo", "rloo", "pass_at_k", "quantile"})
-"""Kinds that compare a row with its siblings: a group of one would give them nothing."""
-RIGHT_OR_WRONG = frozenset({"pass_at_k", "w_reinforce"})
-"""Kinds that see of a reward only whether it is a success."""

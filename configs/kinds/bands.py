@@ -6,12 +6,15 @@ In: mappings out of a config. Out: dataclasses, or one ValueError that names the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from configs.errors import Broken
+from configs.kinds.base import ControllerOptions
 
 _T = TypeVar("_T", "Band", "Actuator", "Change")
 
@@ -69,7 +72,7 @@ def _usual_actuators() -> dict[str, Any]:
 
 
 @dataclass
-class EntropyBandsOptions:
+class EntropyBandsOptions(ControllerOptions):
     """Holds bands of token and format entropy with several actuators: ours, a PI loop with a dead band.
 
     All numbers are ours, set for the lab's models.
@@ -93,23 +96,21 @@ class EntropyBandsOptions:
     """Share of its way back to `rest` that an actuator goes in a step without error."""
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
-        """The settings with their limits; none if the options are not to be used (`problem`)."""
-        if self.problem():
+        """The settings with their limits; none if they cannot be used (`check`)."""
+        if any(self.check()):
             return {}
         return {each.setting: (each.low, each.high) for each in read_plan(self).actuators.values()}
 
     def watches(self) -> Mapping[str, str]:
         return {f"bands.{name}.metric": band.metric for name, band in read_plan(self).bands.items()}
 
-    def problem(self) -> str:
-        """What is wrong, as "<option>: <rule>", or nothing."""
+    def check(self) -> Iterator[Broken]:
         try:
             read_plan(self)
         except ValueError as error:
             key, _, rule = str(error).partition(": ")
             option, _, within = key.partition(".")
-            return f"{option}: {within} {rule}" if within else str(error)
-        return ""
+            yield option, f"{within} {rule}".strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

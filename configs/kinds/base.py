@@ -10,18 +10,79 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from configs.errors import nearest, raised_at
+from configs.errors import Broken, nearest, raised_at
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
+
+
+@dataclass
+class Common:
+    """Keys that an entry takes whatever its kind; a role may have more of them."""
+
+    kind: str = ""
+
+    def check(self) -> Iterator[Broken]:
+        """(key, rule in words) for each value that is wrong beside the others."""
+        return iter(())
+
+
+class Options:
+    """What every dataclass of options can say of its values, beside the rule of each field."""
+
+    def check(self) -> Iterator[Broken]:
+        """(option, rule in words) for each value that is wrong beside the others."""
+        return iter(())
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        """(dotted key, rule in words) for what cannot work with the rest of the run.
+
+        `key` is where the entry with these options stands, such as ``advantage`` or ``loss.policy``.
+        """
+        return iter(())
+
+    def own_code(self) -> Mapping[str, str]:
+        """option -> the user's own "module:attr" that it names."""
+        return {}
+
+
+class ControllerOptions(Options):
+    """What options of a controller say as well."""
+
+    SETTING: ClassVar[str] = ""
+    """The option that names the setting, where there is one."""
+    BOUNDS: ClassVar[tuple[str, ...]] = ()
+    """The options that say between which values a setting is moved."""
+
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        """dotted config key -> (lowest, highest value) of what is moved; none if `check` finds something."""
+        raise NotImplementedError
+
+    def watches(self) -> Mapping[str, str]:
+        """option -> the metric that it names."""
+        return {}
+
+
+@dataclass
+class OwnOptions(Options):
+    """Options of a user's own "module:attr" kind, passed on as they are."""
+
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`options` is a dataclass type: its fields are the kind's own config keys. `target` is "module:attr"."""
+    """`options` is a dataclass type: its fields are the kind's own config keys. `target` is "module:attr".
 
-    options: type
+    The rest says what `configs.rules`, the learner and the scorers need to know of a kind, so that none of
+    them knows kinds by name.
+    """
+
+    options: type[Options]
     target: str
     prepare: str = ""
     """Losses and shapes: "module:attr" of the function that needs all rows of all ranks.
@@ -40,8 +101,31 @@ class Kind:
     """
     supervised: bool = False
     """Losses only: it needs neither advantages nor a sampler, so that it can train demonstrations."""
+    needs_ratios: bool = False
+    """Losses only: it differs from ppo_clip only where ratios are not 1."""
+    in_proportion: bool = True
+    """Losses only: what a token teaches is in proportion to its advantage."""
+    masks: bool = False
+    """Token advantages only: it scales or drops what a token teaches, so the loss must be `in_proportion`."""
+    compares_siblings: bool = False
+    """Advantages and bonuses only: it compares a row with those of its group, so one alone gets nothing."""
+    only_success: bool = False
+    """Advantages only: it sees of a reward only whether it is a success."""
     reference: bool = False
     """Reward shapes only: it needs the reference's logprobs, which the learner then scores."""
+    answers: bool = False
+    """Scorers only: it can say which answer a text gives and whether it is right."""
+    needs_answer: bool = False
+    """Scorers only: its score is null for a prompt without an answer that it can read."""
+    isolated: bool = False
+    """Scorers only: code we cannot trust to end, run one sample at a time in processes that can be killed.
+
+    Its options have `limit_s` (per sample) and `num_processes`.
+    """
+    warm_up: str = ""
+    """Isolated scorers only: "module:attr" of what their processes run once, as ``fn(options)``."""
+    tags: tuple[str, ...] = ()
+    """Scorers only: names of the tags it gives, which no other scorer of a run may give."""
 
 
 class TargetError(ValueError):
@@ -86,7 +170,7 @@ def _hint(name: str, valid: Iterable[str]) -> str:
     return f" (did you mean {close}?)" if close else ""
 
 
-def find_kind(table: Mapping[str, Kind], name: str, custom_options: type) -> Kind:
+def find_kind(table: Mapping[str, Kind], name: str, custom_options: type[Options]) -> Kind:
     """The kind called `name` in `table`, or the user's own "module:attr" with `custom_options`."""
     if ":" in name:
         return Kind(custom_options, name)

@@ -9,44 +9,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.kinds.base import Kind
+from configs.fields import NOT_NEGATIVE, option
+from configs.kinds.base import Kind, Options
 
 
 @dataclass
-class UcbOptions:
+class UcbOptions(Options):
     """coef min(1, N^-1/2) with N the earlier samples of the prompt with the row's answer."""
 
-    coef: float = 0.1
+    coef: float = option(0.1, NOT_NEGATIVE)
 
 
 @dataclass
-class UcbMeanOptions:
+class UcbMeanOptions(Options):
     """The same less the mean of the siblings'."""
 
-    coef: float = 0.1
+    coef: float = option(0.1, NOT_NEGATIVE)
 
 
 @dataclass
-class UcbConOptions:
+class UcbConOptions(Options):
     """The same less a constant, so that answers seen often are pushed away."""
 
-    coef: float = 0.1
+    coef: float = option(0.1, NOT_NEGATIVE)
     constant: float = 0.5
     """The paper's b_0: at 0.5 an answer is pushed away once it was seen more than four times."""
 
 
 @dataclass
-class BatchOptions:
+class BatchOptions(Options):
     """Minus the share of siblings with the row's answer; needs no counts."""
 
-    coef: float = 0.1
+    coef: float = option(0.1, NOT_NEGATIVE)
 
 
 BONUSES: dict[str, Kind] = {
     "ucb": Kind(UcbOptions, "trainer.credit.bonuses:ucb"),
-    "ucb_mean": Kind(UcbMeanOptions, "trainer.credit.bonuses:ucb_mean"),
+    "ucb_mean": Kind(UcbMeanOptions, "trainer.credit.bonuses:ucb_mean", compares_siblings=True),
     "ucb_con": Kind(UcbConOptions, "trainer.credit.bonuses:ucb_con"),
-    "batch": Kind(BatchOptions, "trainer.credit.bonuses:batch"),
+    "batch": Kind(BatchOptions, "trainer.credit.bonuses:batch", compares_siblings=True),
 }
-COMPARES_SIBLINGS = frozenset({"ucb_mean", "batch"})
-"""Kinds that give a group of one nothing."""

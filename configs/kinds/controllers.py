@@ -1,27 +1,35 @@
 """Controllers by name. A target is a class, made as ``Controller(options)``; see `setting_controllers`.
 
-Options say which settings the controller moves (`moves`), by dotted config key, within which bounds, which
-metrics it names (`watches`), by option, and what is wrong with them beside their types (`problem`).
+Options say which settings the controller moves (`moves`), by dotted config key, within which bounds, and
+which metrics it names (`watches`), by option.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from configs.errors import Broken
 from configs.kinds.bands import EntropyBandsOptions
-from configs.kinds.base import Kind
+from configs.kinds.base import ControllerOptions, Kind, OwnOptions
 
 
-class _Fine:
-    """Options of which every value of the right type is usable."""
+class _WithinBounds(ControllerOptions):
+    """Options with `low`, `high` and an `initial` value between them."""
 
-    def problem(self) -> str:
-        return ""
+    BOUNDS: ClassVar[tuple[str, ...]] = ("low", "high")
+    low: float
+    high: float
+    initial: float
+
+    def check(self) -> Iterator[Broken]:
+        if not self.low <= self.initial <= self.high:
+            yield "initial", f"must be within low and high ({self.low:g} to {self.high:g})"
 
 
 @dataclass
-class AdaptiveEntropyOptions(_Fine):
+class AdaptiveEntropyOptions(_WithinBounds):
     """The entropy bonus of Skywork-OR1 (arXiv 2505.22312): it grows while entropy is too low."""
 
     target: float = 0.2
@@ -35,14 +43,12 @@ class AdaptiveEntropyOptions(_Fine):
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {"entropy.coef": (self.low, self.high)}
 
-    def watches(self) -> Mapping[str, str]:
-        return {}
-
 
 @dataclass
-class ProjectedBandOptions(_Fine):
+class ProjectedBandOptions(_WithinBounds):
     """AEnt's projected controller, arXiv 2509.03493. Band, rate and bounds are ours: none was retrieved."""
 
+    SETTING: ClassVar[str] = "setting"
     setting: str = "entropy.coef"
     """As in adaptive_setting."""
     metric: str = "entropy/token_mean"
@@ -58,6 +64,11 @@ class ProjectedBandOptions(_Fine):
     low: float = 0.0
     high: float = 5.0e-3
 
+    def check(self) -> Iterator[Broken]:
+        yield from super().check()
+        if self.floor > self.ceiling:
+            yield "floor", f"must not be above ceiling ({self.ceiling:g})"
+
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {self.setting: (self.low, self.high)}
 
@@ -66,9 +77,10 @@ class ProjectedBandOptions(_Fine):
 
 
 @dataclass
-class AdaptiveSettingOptions(_Fine):
+class AdaptiveSettingOptions(_WithinBounds):
     """Any setting, moved by a fixed amount or factor towards a target of any metric."""
 
+    SETTING: ClassVar[str] = "setting"
     setting: str = ""
     """entropy.coef, kl.coef, kl_base.coef, sft.share, tempered.temperature, loss.<origin>.<option>, or
     <section>.<name>.<option> with section shape, reward_shape, bonus or prompt_weight."""
@@ -94,12 +106,13 @@ class AdaptiveSettingOptions(_Fine):
 
 
 @dataclass
-class ThresholdOptions(_Fine):
+class ThresholdOptions(ControllerOptions):
     """A setting that has one value while a metric is on one side of a target, and another value else.
 
     The defaults are the SFT refresh that begins when format entropy has fallen to 0.8 of its first value.
     """
 
+    SETTING: ClassVar[str] = "setting"
     setting: str = "sft.share"
     """As in adaptive_setting."""
     metric: str = "entropy/format"
@@ -111,12 +124,40 @@ class ThresholdOptions(_Fine):
     value: float = 0.125
     """Of the setting, in the step after one whose metric was on that side."""
     otherwise: float = 0.0
+    BOUNDS: ClassVar[tuple[str, ...]] = ("value", "otherwise")
+
+    def check(self) -> Iterator[Broken]:
+        if self.value == self.otherwise:
+            yield "value", "must be another value than otherwise"
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {self.setting: (min(self.value, self.otherwise), max(self.value, self.otherwise))}
 
     def watches(self) -> Mapping[str, str]:
         return {"metric": self.metric}
+
+
+@dataclass
+class OwnControllerOptions(OwnOptions, ControllerOptions):
+    """A user's own controller says what it moves in `options: {settings: {<key>: [<low>, <high>]}}`."""
+
+    def check(self) -> Iterator[Broken]:
+        found = self.options.get("settings")
+        if not found or not isinstance(found, Mapping) or not all(map(_is_pair, found.values())):
+            yield "options", "must say under settings what it moves, as {key: [low, high]}"
+
+    def moves(self) -> Mapping[str, tuple[float, float]]:
+        if any(self.check()):
+            return {}
+        return {str(key): (float(low), float(high)) for key, (low, high) in self.options["settings"].items()}
+
+
+def _is_pair(bounds: Any) -> bool:
+    return (
+        isinstance(bounds, list | tuple)
+        and len(bounds) == 2
+        and all(isinstance(bound, int | float) for bound in bounds)
+    )
 
 
 CONTROLLERS: dict[str, Kind] = {

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.kinds.base import Kind
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, one_of, option
+from configs.kinds.base import Kind, Options
 
 
 @dataclass
-class LabOptions:
+class LabOptions(Options):
     """Arithmetic problems of the lab corpus, a fixed finite set per split, or its open-ended prompts."""
 
-    split: str = "train"
+    split: str = option("train", one_of("train", "heldout", "creative"))
     """train, heldout or creative."""
     corpus_seed: int = 0
-    limit: int = 0
+    limit: int = option(0, NOT_NEGATIVE)
     """Keep the first `limit` prompts; 0 keeps all."""
 
 
 @dataclass
-class FileOptions:
+class FileOptions(Options):
     """A .jsonl or .parquet file: `prompt` (text or chat), and `answer`, `solution` or `reward_model`."""
 
-    path: str = ""
+    path: str = option("", NOT_EMPTY)
     domain: str = ""
-    limit: int = 0
+    limit: int = option(0, NOT_NEGATIVE)
 
 
 DATASETS: dict[str, Kind] = {

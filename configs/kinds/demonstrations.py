@@ -5,13 +5,21 @@ The entry `sft.data` has `kind` beside its own options.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, option
+from configs.kinds.base import Kind, Options
+from configs.origins import SFT
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
 
 
 @dataclass
-class LabDemonstrationOptions:
+class LabDemonstrationOptions(Options):
     """Solutions of the lab's training problems, written as its corpus writes them.
 
     The format shares are those that the base `voices` was trained on (lab/bases/voices.yaml). Unlike there,
@@ -20,25 +28,30 @@ class LabDemonstrationOptions:
 
     corpus_seed: int = 0
     """As in `data`: with another one, held-out problems would be shown."""
-    num_rows: int = 4096
-    error_rate: float = 0.0
+    num_rows: int = option(4096, POSITIVE)
+    error_rate: float = option(0.0, SHARE)
     """Probability, per step, that the written result is wrong."""
     formats: dict[str, float] = field(
         default_factory=lambda: {"code": 0.4, "prose": 0.24, "symbolic": 0.19, "tagged": 0.17}
     )
     """Share of the rows by format, over the sum of all; a format that is not named has none."""
 
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        if SFT in run.losses and run.single["data.train"].kind_name != "lab":
+            rule = "must be given: the lab's demonstrations answer the prompts of data.train lab"
+            yield f"{key}.kind", rule
+
 
 @dataclass
-class FileDemonstrationOptions:
+class FileDemonstrationOptions(Options):
     """A .jsonl or .parquet file: `prompt` as in `data`, and `completion`, `response` or `demonstration`.
 
     Or `messages`: a chat whose last message, the assistant's, is what is shown.
     """
 
-    path: str = ""
+    path: str = option("", NOT_EMPTY)
     domain: str = ""
-    limit: int = 0
+    limit: int = option(0, NOT_NEGATIVE)
 
 
 DEMONSTRATIONS: dict[str, Kind] = {

@@ -8,143 +8,182 @@ Every entry under `loss:` (keyed by origin) also takes the common keys of `LossC
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, Rule, one_of, option
+from configs.kinds.base import Common, Kind, Options
+from configs.origins import POLICY, origins_where
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
+
+_RATIO_TO: Final = one_of("proximal", "behavior")
+_DUAL_CLIP: Final = Rule(lambda value: value == 0 or value > 1, "must be 0 (off) or above 1")
 
 
 @dataclass
-class LossCommon:
+class LossCommon(Common):
     """Keys every loss takes beside its own options."""
 
-    kind: str = ""
-    weight: float = 1.0
+    # unlike a scorer, a loss may not be climbed
+    weight: float = option(1.0, NOT_NEGATIVE)
     """Factor of this origin's loss; not of KL anchors and the entropy bonus, which have their own `coef`."""
-    aggregate: str = "token_mean"
+    aggregate: str = option("token_mean", one_of("token_mean", "sequence_mean", "sequence_sum"))
     """token_mean, sequence_mean (mean of the sequences' means) or sequence_sum (over `sum_constant`)."""
-    sum_constant: float = 0.0
+    sum_constant: float = option(0.0, NOT_NEGATIVE)
     """For sequence_sum: the constant that divides each sequence's sum; 0 takes rollout.max_tokens."""
 
 
+class RatioOptions(Options):
+    """Options of a loss with a ratio to another policy, `ratio_to`."""
+
+    ratio_to: str
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        origin = key.rpartition(".")[2]
+        loss, num_updates = run.losses[origin], run.config.learner.updates_per_step
+        other_context = origins_where(lambda spec: spec.sampled != "same_context")
+        if self.ratio_to == "behavior" and origin in other_context:
+            yield f"{key}.ratio_to", "must be proximal: the sampler of these rows saw another context"
+        if self.ratio_to == "proximal" and loss.kind.needs_ratios and num_updates == 1:
+            rule = f"must not be {loss.kind_name}: when each step makes one update every ratio is 1"
+            more = "or learner.updates_per_step above 1, or ratio_to: behavior"
+            yield f"{key}.kind", f"{rule}, as in ppo_clip ({more})"
+
+
 @dataclass
-class PpoClipOptions:
+class PpoClipOptions(RatioOptions):
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A); PPO, arXiv 1707.06347."""
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    ratio_to: str = "proximal"
+    clip_low: float = option(0.2, POSITIVE)
+    clip_high: float = option(0.2, POSITIVE)
+    ratio_to: str = option("proximal", _RATIO_TO)
     """What the ratio is taken to: proximal (the policy before this step's updates) or behavior (the sampler).
 
     Rows of older weights (replay, rollout.max_lag above 0) need behavior for a ratio that corrects for them.
     """
-    dual_clip: float = 0.0
+    dual_clip: float = option(0.0, _DUAL_CLIP)
     """Where A < 0 the loss is held to dual_clip |A| (arXiv 1912.09729; verl's default is 3); 0 is off."""
 
 
 @dataclass
-class GspoOptions:
+class GspoOptions(RatioOptions):
     """GSPO, arXiv 2507.18071: PPO's clip on the ratio of the whole sequence, normalised by its length.
 
     The bounds are those of the paper's section 5.1; its objective is `aggregate: sequence_mean`.
     """
 
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-    ratio_to: str = "proximal"
+    clip_low: float = option(3e-4, POSITIVE)
+    clip_high: float = option(4e-4, POSITIVE)
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
 
 @dataclass
-class CispoOptions:
+class CispoOptions(RatioOptions):
     """CISPO, MiniMax-M1, arXiv 2506.13585: a held ratio as the weight of A log pi, so no token is dropped.
 
     The paper sets no lower bound and gives no number for the upper one. The ratio is held to [0, 5] as in
     ScaleRL, arXiv 2510.13786, where 4, 5 and 8 did equally well.
     """
 
-    clip_low: float = 1.0
-    clip_high: float = 4.0
-    ratio_to: str = "proximal"
+    clip_low: float = option(1.0, POSITIVE)
+    clip_high: float = option(4.0, POSITIVE)
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
 
 @dataclass
-class GppoOptions:
+class GppoOptions(RatioOptions):
     """GPPO, arXiv 2508.07629: the value of PPO's clip, with the bound as gradient weight beyond it.
 
     Bounds as in CE-GPPO; dual_clip as in the released scripts (3 in the released code).
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 10.0
+    clip_low: float = option(0.2, POSITIVE)
+    clip_high: float = option(0.2, POSITIVE)
+    dual_clip: float = option(10.0, _DUAL_CLIP)
     """As in ppo_clip."""
-    ratio_to: str = "proximal"
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
 
 @dataclass
-class CeGppoOptions:
+class CeGppoOptions(RatioOptions):
     """CE-GPPO, arXiv 2509.20712: GPPO with the two sides' gradients scaled by beta_low and beta_high.
 
     Defaults are those of the paper's 1.5B run; its 7B run has beta_low 0.75.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta_low: float = 0.5
+    clip_low: float = option(0.2, POSITIVE)
+    clip_high: float = option(0.2, POSITIVE)
+    beta_low: float = option(0.5, NOT_NEGATIVE)
     """Of tokens with A < 0 below the bound: a larger one lowers entropy."""
-    beta_high: float = 1.0
+    beta_high: float = option(1.0, NOT_NEGATIVE)
     """Of tokens with A > 0 above the bound: a larger one raises entropy."""
-    dual_clip: float = 10.0
+    dual_clip: float = option(10.0, _DUAL_CLIP)
     """As in ppo_clip."""
-    ratio_to: str = "proximal"
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
 
 @dataclass
-class NllOptions:
+class NllOptions(Options):
     """Minus the logprob of the token: supervised rows."""
 
 
 @dataclass
-class ClipCovOptions:
+class ClipCovOptions(RatioOptions):
     """Clip-Cov, arXiv 2505.22617: no gradient on a few tokens of high covariance of logprob and advantage.
 
     Defaults are those of the paper's runs (PRIME-RL/Entropy-Mechanism-of-RL, recipe/dapo/7b_clip_cov.sh).
     """
 
-    fraction: float = 2e-4
+    fraction: float = option(2e-4, SHARE_ABOVE_ZERO)
     """Share of the update's tokens to take out."""
     lower: float = 1.0
     upper: float = 5.0
     """Tokens are taken out between these covariances; both depend on the model and the reward's scale."""
-    clip_low: float = 1.0
-    clip_high: float = 1.0
+    clip_low: float = option(1.0, POSITIVE)
+    clip_high: float = option(1.0, POSITIVE)
     """The ratio's own clip: [0, 2] in the runs, on purpose; the paper's other methods have 0.2."""
-    ratio_to: str = "proximal"
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
+
+    def check(self) -> Iterator[Broken]:
+        if not self.lower < self.upper:
+            yield "lower", f"must be below upper ({self.upper:g})"
 
 
 @dataclass
-class KlCovOptions:
+class KlCovOptions(RatioOptions):
     """KL-Cov, arXiv 2505.22617: a pull back to the old logprob on the tokens of highest covariance.
 
     beta is the paper's (verl's default is 0.1). The paper's 7B run has fraction 2e-3, its 32B run 2e-4.
     """
 
-    fraction: float = 2e-4
-    beta: float = 1.0
-    ratio_to: str = "proximal"
+    fraction: float = option(2e-4, SHARE_ABOVE_ZERO)
+    beta: float = option(1.0, POSITIVE)
+    ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip, for the ratio and for the term."""
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        yield from super().check_run(key, run)
+        rollout, learner = run.config.rollout, run.config.learner
+        is_own = self.ratio_to == "proximal" or (key == f"loss.{POLICY}" and rollout.max_lag == 0)
+        if learner.updates_per_step == 1 and is_own:
+            yield f"{key}.kind", "must not be kl_cov: it has zero gradient when each step makes one update"
 
 
 LOSSES: dict[str, Kind] = {
     "ppo_clip": Kind(PpoClipOptions, "trainer.losses.per_token:ppo_clip"),
-    "gspo": Kind(GspoOptions, "trainer.losses.per_token:gspo"),
-    "cispo": Kind(CispoOptions, "trainer.losses.per_token:cispo"),
-    "gppo": Kind(GppoOptions, "trainer.losses.per_token:gppo"),
-    "ce_gppo": Kind(CeGppoOptions, "trainer.losses.per_token:ce_gppo"),
+    "gspo": Kind(GspoOptions, "trainer.losses.per_token:gspo", needs_ratios=True),
+    "cispo": Kind(CispoOptions, "trainer.losses.per_token:cispo", needs_ratios=True),
+    "gppo": Kind(GppoOptions, "trainer.losses.per_token:gppo", needs_ratios=True),
+    "ce_gppo": Kind(CeGppoOptions, "trainer.losses.per_token:ce_gppo", needs_ratios=True),
     "nll": Kind(NllOptions, "trainer.losses.per_token:nll", supervised=True),
     "clip_cov": Kind(
         ClipCovOptions, "trainer.losses.covariance:clip_cov", "trainer.losses.covariance:select_in_band"
@@ -153,5 +192,6 @@ LOSSES: dict[str, Kind] = {
         KlCovOptions,
         "trainer.losses.covariance:kl_cov",
         "trainer.losses.covariance:select_top",
+        in_proportion=False,
     ),
 }

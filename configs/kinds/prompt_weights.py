@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.kinds.base import Kind
+from configs.fields import POSITIVE, option
+from configs.kinds.base import Kind, Options
 
 
 @dataclass
-class PassAtKValueOptions:
+class PassAtKValueOptions(Options):
     """The expected gain in pass@k of one more success on the prompt, by its earlier right and wrong samples.
 
     A derivation of ours in the direction of Bayesian boundary gating, arXiv 2606.15455 (abstract read only);
     so are the defaults.
     """
 
-    k: int = 8
-    prior_successes: float = 1.0
+    k: int = option(8, POSITIVE)
+    prior_successes: float = option(1.0, POSITIVE)
     """Pseudo-counts of the Beta prior of a prompt's success probability (a and b)."""
-    prior_failures: float = 1.0
+    prior_failures: float = option(1.0, POSITIVE)
     normalise: bool = True
     """Whether weights have mean 1 over the groups of a step, replayed ones apart."""
 

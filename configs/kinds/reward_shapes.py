@@ -6,38 +6,63 @@ NaN the row has no reward any more: it stays out of baselines and losses, like a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import NOT_NEGATIVE, POSITIVE, option
+from configs.kinds.base import Kind, Options
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
 
 
 @dataclass
-class OverlongOptions:
+class OverlongOptions(Options):
     """Soft overlong punishment and overlong filtering, DAPO, arXiv 2503.14476.
 
     The paper has 20,480 and 4,096 tokens; ours are the default of rollout.max_tokens and the same fifth.
     """
 
-    max_tokens: int = 40
+    max_tokens: int = option(40, POSITIVE)
     """Length from which the whole penalty is taken off (L_max)."""
-    cache_tokens: int = 8
+    cache_tokens: int = option(8, POSITIVE)
     """Tokens before that over which it grows from 0 (L_cache)."""
-    penalty: float = 1.0
+    penalty: float = option(1.0, NOT_NEGATIVE)
     """Taken off at `max_tokens`; 0 only filters."""
     filter: bool = False
     """Null the reward of completions that were cut off, so that nothing is learned from them."""
 
+    def check(self) -> Iterator[Broken]:
+        if self.cache_tokens > self.max_tokens:
+            yield "cache_tokens", f"must not be above max_tokens ({self.max_tokens})"
+        if self.penalty == 0 and not self.filter:
+            yield "penalty", "must be above 0, or filter true: this shape changes nothing"
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        longest = run.config.rollout.max_tokens
+        if self.penalty > 0 and self.max_tokens - self.cache_tokens >= longest:
+            limit = longest + self.cache_tokens
+            rule = f"must be below rollout.max_tokens + cache_tokens ({limit}): nothing gets so long"
+            yield f"{key}.max_tokens", rule
+
 
 @dataclass
-class MaraOptions:
+class MaraOptions(Options):
     """Mode-anchored reward augmentation (MARA), arXiv 2510.20817: equal targets for all good completions.
 
     Both defaults are ours; `beta` should be the coefficient of the KL term that the run has.
     """
 
-    beta: float = 0.1
+    beta: float = option(0.1, POSITIVE)
     threshold: float = 1.0
     """Reward from which a completion is good (the paper's tau)."""
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        if run.advantage.kind.only_success:
+            seen = f"advantage {run.advantage.kind_name} sees only which rewards are a success"
+            yield f"{key}.kind", f"must not be mara: {seen}"
 
 
 REWARD_SHAPES: dict[str, Kind] = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.kinds.base import Kind
+from configs.kinds.base import Kind, Options
 
 
 @dataclass
-class SingleTurnOptions:
+class SingleTurnOptions(Options):
     """One completion of the prompt per sample, judged by every scorer."""
 
 

@@ -5,108 +5,133 @@ Every entry under `scorers:` in a config also takes the common keys of `ScorerCo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, Rule, one_of, option
+from configs.kinds.base import Common, Kind, Options
+from configs.redact import VARIABLE_NAME
+
+_VARIABLES: Final = Rule(
+    lambda names: all(VARIABLE_NAME.fullmatch(name) for name in names),
+    "must be names of environment variables (capitals, digits and _), not their values",
+)
 
 
 @dataclass
-class ScorerCommon:
+class ScorerCommon(Common):
     """Keys every scorer takes beside its own options."""
 
-    kind: str = ""
     weight: float = 0.0
     """Factor in the weighted sum; a scorer with weight 0 and combine=sum only tags and records."""
-    combine: str = "sum"
+    combine: str = option("sum", one_of("sum", "multiply", "gate"))
     """sum (weight x score), multiply (a factor of the whole sum) or gate (0 where the score is 0)."""
-    replicas: int = 1
+    replicas: int = option(1, POSITIVE, NOTHING)
     """Processes that score, each on its own."""
-    concurrency: int = 1
+    concurrency: int = option(1, POSITIVE, NOTHING)
     """Groups that a replica has in flight at a time, each with a limit of its own."""
-    num_gpus: float = 0.0
+    num_gpus: float = option(0.0, NOT_NEGATIVE, NOTHING)
     """GPUs that each replica asks the cluster for: a share such as 0.25, or a whole number."""
-    num_cpus: float = 0.0
+    num_cpus: float = option(0.0, NOT_NEGATIVE, NOTHING)
     """CPUs that each replica asks the cluster for; 0 reserves none."""
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = option((), _VARIABLES, NOTHING)
     """Environment variables of the driver that its processes receive, and no other does."""
+
+    def check(self) -> Iterator[Broken]:
+        if self.num_gpus > 1 and self.num_gpus % 1:
+            yield "num_gpus", "must be a share of one GPU or a whole number of them"
 
 
 @dataclass
-class LabAnswerOptions:
+class LabAnswerOptions(Options):
     """1 when the last integer of the text equals the answer, else 0."""
 
 
 @dataclass
-class LabPreferenceOptions:
+class LabPreferenceOptions(Options):
     """The open-ended domain's fixed preference function, in [0, 1]."""
 
     table_seed: int = 7
 
 
 @dataclass
-class MathOptions:
+class MathOptions(Options):
     """math-verify in a process that is killed after `limit_s` seconds on one sample."""
 
-    limit_s: float = 5.0
-    num_processes: int = 1
-    max_chars: int = 8192
+    limit_s: float = option(5.0, POSITIVE)
+    num_processes: int = option(1, POSITIVE)
+    max_chars: int = option(8192, POSITIVE)
 
 
 @dataclass
-class FormatTagsOptions:
+class FormatTagsOptions(Options):
     """Tags each text with the one format whose whole grammar it matches; scores 1 if there is one, else 0."""
 
-    grammars: tuple[str, ...] = ("code", "prose", "symbolic", "tagged")
+    grammars: tuple[str, ...] = option(("code", "prose", "symbolic", "tagged"), NOT_EMPTY)
 
 
 @dataclass
-class LengthOptions:
+class LengthOptions(Options):
     """Linear from 1 at `target_tokens` or fewer down to 0 at `max_tokens`."""
 
-    target_tokens: int = 32
-    max_tokens: int = 64
+    target_tokens: int = option(32, POSITIVE)
+    max_tokens: int = option(64, POSITIVE)
+
+    def check(self) -> Iterator[Broken]:
+        if not self.target_tokens < self.max_tokens:
+            yield "target_tokens", f"must be below max_tokens ({self.max_tokens})"
 
 
 @dataclass
-class RandomOptions:
+class RandomOptions(Options):
     """A coin flip per sample, a pure function of (seed, the sample's seed): the control without a gain."""
 
     seed: int = 0
-    probability: float = 0.5
+    probability: float = option(0.5, SHARE)
 
 
 @dataclass
-class ConstantOptions:
+class ConstantOptions(Options):
     """The same score for everyone."""
 
     value: float = 1.0
 
 
 @dataclass
-class CustomOptions:
+class CustomOptions(Options):
     """The user's ``compute_score(data_source, solution_str, ground_truth, extra_info)`` (verl's signature).
 
     `function` is "module:attr"; the module must stand under a prefix in `allow`.
     """
 
-    function: str = ""
-    limit_s: float = 10.0
-    num_processes: int = 1
+    function: str = option("", NOT_EMPTY)
+    limit_s: float = option(10.0, POSITIVE)
+    num_processes: int = option(1, POSITIVE)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def own_code(self) -> Mapping[str, str]:
+        return {"function": self.function} if self.function else {}
 
 
 SCORERS: dict[str, Kind] = {
-    "lab_answer": Kind(LabAnswerOptions, "rewards.lab:lab_answer"),
+    "lab_answer": Kind(LabAnswerOptions, "rewards.lab:lab_answer", answers=True, needs_answer=True),
     "lab_preference": Kind(LabPreferenceOptions, "rewards.lab:lab_preference"),
-    "math": Kind(MathOptions, "rewards.math:math"),
-    "format_tags": Kind(FormatTagsOptions, "rewards.formats:format_tags"),
+    "math": Kind(
+        MathOptions,
+        "rewards.math:math",
+        answers=True,
+        needs_answer=True,
+        isolated=True,
+        warm_up="rewards.math:warm_up",
+    ),
+    "format_tags": Kind(FormatTagsOptions, "rewards.formats:format_tags", tags=("format",)),
     "length": Kind(LengthOptions, "rewards.simple:length"),
     "random": Kind(RandomOptions, "rewards.simple:random"),
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
-    "custom": Kind(CustomOptions, "rewards.custom:custom"),
+    # It answers by what it returns as `pred` and `acc`.
+    "custom": Kind(
+        CustomOptions, "rewards.custom:custom", answers=True, isolated=True, warm_up="rewards.custom:warm_up"
+    ),
 }
-ANSWERING = frozenset({"lab_answer", "math", "custom"})
-"""Kinds that can say which answer a text gives and whether it is right (custom: by `pred` and `acc`)."""
-ISOLATED = frozenset({"math", "custom"})
-"""Kinds that run code we cannot trust to end: judged one sample at a time in killable processes."""

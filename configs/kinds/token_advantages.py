@@ -6,105 +6,158 @@ They act on every learned token of origin policy before its loss, in the order o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from configs.kinds.base import Kind
+from configs.errors import Broken
+from configs.fields import (
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    SHARE,
+    SHARE_ABOVE_ZERO,
+    SHARE_BELOW_ONE,
+    Rule,
+    at_least,
+    one_of,
+    option,
+)
+from configs.kinds.base import Kind, Options
+from configs.kinds.losses import RatioOptions
+from configs.origins import POLICY
+
+if TYPE_CHECKING:
+    from configs.bound import BoundRun
+
+_KAPPA: Final = Rule(lambda value: value > 1, "must be above 1: no advantage may change its sign")
+_TAIL: Final = Rule(lambda value: 0 < value <= 0.5, "must be above 0 and at most 0.5")
 
 
 @dataclass
-class PositiveReweightOptions:
+class PositiveReweightOptions(Options):
     """Positive-advantage reweighting, arXiv 2511.05993: a factor on tokens with A > 0.
 
     The paper moves the factor by 0.05 against an entropy threshold; 0.5 is ours, within the range it sweeps.
     """
 
-    weight: float = 0.5
+    weight: float = option(0.5, NOT_NEGATIVE)
     """Below 1 raises entropy, above 1 lowers it."""
 
 
 @dataclass
-class RepoOptions:
+class RepoOptions(Options):
     """REPO, arXiv 2603.11682: A - beta log pi. The default is ours, a tenth of a reward at log pi = -10."""
 
-    beta: float = 0.01
+    beta: float = option(0.01, NOT_NEGATIVE)
 
 
 @dataclass
-class RepoROptions:
+class RepoROptions(Options):
     """REPO-R, arXiv 2603.11682: A - zeta |A| log pi. The default is ours; the paper doubles and halves it."""
 
-    zeta: float = 0.01
+    zeta: float = option(0.01, NOT_NEGATIVE)
 
 
 @dataclass
-class EntropyAdvantageOptions:
+class EntropyAdvantageOptions(Options):
     """Entropy-shaped advantage, arXiv 2506.14758: A + min(alpha H, |A| / kappa). Its defaults for GRPO."""
 
-    alpha: float = 0.4
+    alpha: float = option(0.4, NOT_NEGATIVE)
     """The paper takes 0.1 with PPO."""
-    kappa: float = 2.0
+    kappa: float = option(2.0, _KAPPA)
 
 
 @dataclass
-class TopEntropyOptions:
+class TopEntropyOptions(Options):
     """Forking tokens ("80/20"), arXiv 2506.01939: gradient only on the tokens of highest entropy."""
 
-    fraction: float = 0.2
+    fraction: float = option(0.2, SHARE_ABOVE_ZERO)
 
 
 @dataclass
-class HicraOptions:
+class HicraOptions(Options):
     """HICRA, arXiv 2509.03646: A + alpha |A| on planning tokens, those inside a strategic n-gram."""
 
-    path: str = ""
+    path: str = option("", NOT_EMPTY)
     """The n-grams: a file of `polyphony mine`; relative to the folder you start in."""
-    alpha: float = 0.2
-    mask: str = "mined"
+    alpha: float = option(0.2, SHARE_BELOW_ONE)
+    mask: str = option("mined", one_of("mined", "random"))
     """mined, or random: as many tokens of every row, drawn at random, which is the control."""
 
 
 @dataclass
-class StareOptions:
+class StareOptions(Options):
     """After STARE, arXiv 2606.19236: |A| raised where it raises entropy, shrunk where it lowers it.
 
     Weights, quantiles and defaults are ours; the released rule is another one, see docs/methods/stare.md.
     """
 
-    strength: float = 0.5
+    strength: float = option(0.5, SHARE)
     """0 changes nothing, 1 doubles what is raised and drops what is shrunk. A `threshold` controller is the
     paper's gate."""
-    fraction: float = 0.2
+    fraction: float = option(0.2, _TAIL)
     """Share of the tokens at either end of the surprisal."""
 
 
+class SamplerCorrection(Options):
+    """Options of a transform that may weigh tokens by proximal / behavior, which must happen only once."""
+
+    def weighs(self) -> bool:
+        """Whether it does with these options."""
+        return True
+
+    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+        if not self.weighs():
+            return
+        own_name = key.rpartition(".")[2]
+        kind = run.token_advantages[own_name].kind_name
+        policy = run.losses.get(POLICY)
+        options = policy.options if policy is not None else None
+        if isinstance(options, RatioOptions) and options.ratio_to == "behavior":
+            rule = f"must not be {kind} with ratio_to: behavior, whose ratio corrects for the sampler already"
+            yield f"{key}.kind", rule
+        for name, entry in run.token_advantages.items():
+            if name == own_name:
+                break
+            if isinstance(entry.options, SamplerCorrection) and entry.options.weighs():
+                yield (
+                    f"{key}.kind",
+                    f"must not be {kind}: token_advantage.{name} weighs by proximal / behavior already",
+                )
+                break
+
+
 @dataclass
-class TisOptions:
+class TisOptions(SamplerCorrection):
     """Truncated importance sampling: A times min(proximal / behavior, cap). verl's cap."""
 
-    level: str = "token"
+    level: str = option("token", one_of("token", "sequence"))
     """token, or sequence: the product over the row, which is unbiased up to the cap and varies much more."""
-    cap: float = 2.0
+    cap: float = option(2.0, at_least(1))
 
 
 @dataclass
-class IcepopOptions:
+class IcepopOptions(SamplerCorrection):
     """IcePop, arXiv 2510.18855: tokens whose proximal / behavior is out of bounds have no gradient."""
 
-    low: float = 0.5
-    high: float = 5.0
+    low: float = option(0.5, SHARE)
+    high: float = option(5.0, at_least(1))
     weigh: bool = True
     """Whether kept tokens are weighted by their ratio, as published, or only the others are dropped."""
 
+    def weighs(self) -> bool:
+        return self.weigh
+
 
 @dataclass
-class RejectionOptions:
+class RejectionOptions(Options):
     """Rows whose mean log(proximal / behavior), as exp, is out of bounds have no gradient.
 
     verl's numbers, which bound the inverse there.
     """
 
-    low: float = 0.999
-    high: float = 1.001
+    low: float = option(0.999, SHARE)
+    high: float = option(1.001, at_least(1))
 
 
 TOKEN_ADVANTAGES: dict[str, Kind] = {
@@ -120,6 +173,7 @@ TOKEN_ADVANTAGES: dict[str, Kind] = {
         TopEntropyOptions,
         "trainer.token_advantages.entropy_transforms:top_entropy",
         "trainer.token_advantages.entropy_transforms:select_entropy",
+        masks=True,
     ),
     "hicra": Kind(
         HicraOptions,
@@ -132,7 +186,7 @@ TOKEN_ADVANTAGES: dict[str, Kind] = {
         "trainer.token_advantages.entropy_transforms:stare",
         "trainer.token_advantages.entropy_transforms:find_quantiles",
     ),
-    "tis": Kind(TisOptions, "trainer.token_advantages.off_policy:tis"),
-    "icepop": Kind(IcepopOptions, "trainer.token_advantages.off_policy:icepop"),
-    "rejection": Kind(RejectionOptions, "trainer.token_advantages.off_policy:rejection"),
+    "tis": Kind(TisOptions, "trainer.token_advantages.off_policy:tis", masks=True),
+    "icepop": Kind(IcepopOptions, "trainer.token_advantages.off_policy:icepop", masks=True),
+    "rejection": Kind(RejectionOptions, "trainer.token_advantages.off_policy:rejection", masks=True),
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import decode_judgement, encode_judgement
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import ConstantOptions, CustomOptions, LabAnswerOptions
 from rollouts.records import Completion, Judgement, Prompt, Span
 

@@ -13,7 +13,7 @@ from rollout_rows import make_sample
 
 from actors.requests import CallStuckError
 from actors.scorer import ScorerActor
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import LabPreferenceOptions
 from rewards.lab import lab_preference
 from rollouts.records import Completion, Judgement, Prompt

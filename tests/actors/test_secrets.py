@@ -13,7 +13,7 @@ from blocking_scorer import BlockingScorer
 from rollout_rows import make_sample
 
 from actors.secrets import NO_SECRETS, Secrets
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from rollouts.records import Completion, Prompt
 
 VALUE = "sk-live-0123456789"

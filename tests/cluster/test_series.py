@@ -18,6 +18,7 @@ from cluster.attempt import RunError
 from cluster.job import Job, Prompts, ResolvedRun
 from cluster.placement import plan
 from cluster.run_directory import Claim
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.lock import RunLock
@@ -29,7 +30,7 @@ def _order(folder: Path, name: str, *overrides: str) -> ResolvedRun:
     config = load_config("debug", [f"name={name}", f"runs_dir={folder}", "cluster.spawn=local", *overrides])
     return ResolvedRun(
         given=config,
-        config=config,
+        run=bind(config),
         prompts=Prompts(train=[], held_out=[], demonstrations=no_demonstrations()),
         placement=plan(config, "cpu"),
         reporter=Told(),

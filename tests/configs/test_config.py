@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import load
-from configs.entries import NAMED_ENTRIES, OwnOptions, loss_options, plain_options, scorer_options
+from configs.bound import bind, bind_entry
+from configs.entries import NAMED_ENTRIES
 from configs.kinds.advantages import GrpoOptions
+from configs.kinds.base import OwnOptions
 from configs.kinds.datasets import FileOptions
 from configs.kinds.losses import PpoClipOptions
 from configs.kinds.scorers import SCORERS, CustomOptions, RandomOptions, ScorerCommon
@@ -97,32 +99,33 @@ def test_null_removes_a_scorer_and_a_loss() -> None:
     assert config.loss["policy"]["kind"] == "nll"
 
 
-def test_helpers_give_the_typed_options_of_an_entry() -> None:
+def test_an_entry_is_bound_to_typed_options() -> None:
     """What actors are called with; missing options take the class defaults."""
-    common, options, kind = scorer_options({"kind": "random", "weight": 0.5, "probability": "0.25"})
-    assert common == ScorerCommon(kind="random", weight=0.5)
-    assert (options, kind) == (RandomOptions(probability=0.25), SCORERS["random"])
-    assert loss_options({"kind": "ppo_clip", "clip_high": 0.3})[1] == PpoClipOptions(clip_high=0.3)
-    assert plain_options({"kind": "grpo"}, "advantage")[0] == GrpoOptions()
-    assert plain_options({"kind": "file", "path": "a"}, "data.train")[0] == FileOptions(path="a")
-    with pytest.raises(ConfigError, match=r"did you mean scorers\.probability"):
-        scorer_options({"kind": "random", "probabilty": 0.5})
+    entry = bind_entry({"kind": "random", "weight": 0.5, "probability": "0.25"}, "scorers.coin")
+    assert entry.common == ScorerCommon(kind="random", weight=0.5) and entry.kind_name == "random"
+    assert (entry.options, entry.kind) == (RandomOptions(probability=0.25), SCORERS["random"])
+    loss = bind_entry({"kind": "ppo_clip", "clip_high": 0.3}, "loss.policy")
+    assert loss.options == PpoClipOptions(clip_high=0.3)
+    assert bind_entry({"kind": "grpo"}, "advantage").options == GrpoOptions()
+    assert bind_entry({"kind": "file", "path": "a"}, "data.train").options == FileOptions(path="a")
+    with pytest.raises(ConfigError, match=r"did you mean scorers\.coin\.probability"):
+        bind_entry({"kind": "random", "probabilty": 0.5}, "scorers.coin")
 
 
 def test_own_code_needs_an_allowed_prefix() -> None:
     """A config is text from anywhere: it names only code the user listed; `mine` allows no `minefield`."""
     own = 'scorers.own={kind: "mine.judges:judge", options: {depth: 2}}'
     config = load_config("debug", ["allow=[mine]", own])
-    common, options, kind = scorer_options(config.scorers["own"])
-    assert (options, kind.target) == (OwnOptions({"depth": 2}), "mine.judges:judge")
-    assert common.weight == 0.0
+    entry = bind(config).scorers["own"]
+    assert (entry.options, entry.kind.target) == (OwnOptions({"depth": 2}), "mine.judges:judge")
+    assert entry.common.weight == 0.0
     assert "scorers.own.kind = 'mine.judges:judge': must be in a module under a prefix" in problem(
         "debug", own
     )
     function = 'scorers.own={kind: custom, function: "minefield:f"}'
     assert "scorers.own.function = 'minefield:f'" in problem("debug", function, "allow=[mine]")
-    allowed = load_config("debug", [function, "allow=[minefield]"]).scorers["own"]
-    assert scorer_options(allowed)[1] == CustomOptions(function="minefield:f")
+    allowed = bind(load_config("debug", [function, "allow=[minefield]"]))
+    assert allowed.scorers["own"].options == CustomOptions(function="minefield:f")
 
 
 def test_an_unknown_key_names_the_nearest_key() -> None:

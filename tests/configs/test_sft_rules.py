@@ -31,13 +31,13 @@ SFT = "loss.sft={kind: nll, weight: 0.1}"
         ([SFT, "sft.data.kind=lba"], "sft.data.kind", "must be one of lab, file, or your own"),
         ([SFT, "sft.data.share=1"], "sft.data.share", "unknown key; this kind takes kind, corpus_seed"),
         ([SFT, "sft.data={kind: file}"], "sft.data.path", "must not be empty"),
-        ([SFT, "controllers.r={kind: threshold, value: 2}"], "controllers.r.value", "as it is a share"),
-        ([SFT, "controllers.r={kind: threshold, otherwise: -1}"], "controllers.r.otherwise", "is a share"),
+        ([SFT, "controllers.r={kind: threshold, value: 2}"], "controllers.r.value", "a value of sft.share"),
+        ([SFT, "controllers.r={kind: threshold, otherwise: -1}"], "controllers.r.otherwise", "of sft.share"),
         ([SFT, "controllers.r={kind: threshold, value: 0}"], "controllers.r.value", "must be another value"),
         (
             [SFT, "controllers.r={kind: adaptive_setting, setting: sft.share, high: 3}"],
             "controllers.r.high",
-            "must be between 0 and 1, as it is a share",
+            "must be between 0 and 1, as it is a value of sft.share",
         ),
     ],
 )

@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from actors.requests import RankUpdate
+from configs.bound import bind
 from lab.base_model import ModelShape, model_config, save_base
 from lab.tokenizer import make_tokenizer
 from rollouts.schema import sft_batch
@@ -101,7 +102,7 @@ def test_nonfinite_update_is_skipped(bench: Bench, stage: int, num_ranks: int, d
         if with_bad_update:
             before = ranks.weights()
             batch, columns = ranks.score(case, config, make_rows(1))
-            learnable = with_advantages(batch, columns, config, 1)
+            learnable = with_advantages(batch, columns, bind(config), 1)
             advantages = learnable.advantage_N.copy()
             last = [row for row in batch.plan.rows_of(num_ranks - 1) if row not in NULL_ROWS]
             advantages[last[0]] = np.nan
@@ -139,7 +140,7 @@ def test_prepare_sees_the_whole_update(
     ranks, rows = bench.ranks(case), make_rows(0)
     config = ranks.build(case, bench.base)
     batch, columns = ranks.score(case, config, rows)
-    learnable = with_advantages(batch, columns, config, 0)
+    learnable = with_advantages(batch, columns, bind(config), 0)
     ranks.ask("learner_cases:take_seen")
     (sums,) = ranks.update(batch, learnable)
     seen = [number for numbers in ranks.ask("learner_cases:take_seen") for number in numbers]
@@ -177,7 +178,7 @@ def test_rank_without_rows_takes_part(bench: Bench, stage: int, kind: str) -> No
         ranks, rows = bench.ranks(case), make_rows(0).take(pa.array([1]))
         config = ranks.build(case, bench.base)
         batch, columns = ranks.score(case, config, rows)
-        learnable = with_advantages(batch, columns, config, NUM_UPDATES)
+        learnable = with_advantages(batch, columns, bind(config), NUM_UPDATES)
         (sums,) = ranks.update(batch, replace(learnable, advantage_N=np.ones(1)))
         norms, losses = np.array([sums["grad/norm"]]), np.array([sums["loss/total"]])
         assert sums["grad/applied"] == 1.0 and sums["grad/norm"] > 0

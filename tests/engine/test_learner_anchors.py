@@ -94,7 +94,7 @@ def test_a_state_without_a_reference_goes_back_to_the_base(bench: Bench, tmp_pat
     ranks.ask("save", str(tmp_path))
     start = columns_of(ranks, case, bench.base)
     assert start["base_logprobs"].size == 0
-    for forget in (("load", str(tmp_path)), ("reset", config, case.losses(config))):
+    for forget in (("load", str(tmp_path)), ("reset", case.bound(config))):
         ranks.step(case, config, make_rows(0), 2)
         ranks.ask("reset_reference", False)
         moved = columns_of(ranks, case, bench.base)["ref_logprobs"]

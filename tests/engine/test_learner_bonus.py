@@ -38,6 +38,7 @@ from torch import Tensor
 
 from actors.learner import _token_table
 from actors.requests import RankUpdate
+from configs.bound import bind
 from configs.schema import RunConfig
 from rollouts.schema import validate
 from trainer.collate import with_advantages
@@ -165,12 +166,12 @@ def test_mara_has_the_reference_scored(bench: Bench) -> None:
     with_mara = replace(config, reward_shape={"modes": {"kind": "mara", "beta": 0.1, "threshold": -9.0}})
     rows = make_rows(STEP)
     for asked, wanted in ((config, False), (with_mara, True), (config, False)):
-        ranks.ask("reset", asked, case.losses(asked))
+        ranks.ask("reset", case.bound(asked))
         batch, columns = ranks.score(case, asked, rows)
         assert (columns.column("ref_logprobs").null_count == 0) is wanted
         assert columns.column("base_logprobs").null_count == rows.num_rows
-        plain = with_advantages(batch, columns, config, 0)
+        plain = with_advantages(batch, columns, bind(config), 0)
         if wanted:
             assert not np.array_equal(
-                with_advantages(batch, columns, asked, 0).advantage_N, plain.advantage_N
+                with_advantages(batch, columns, bind(asked), 0).advantage_N, plain.advantage_N
             )

@@ -41,6 +41,7 @@ from plain_reference import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from configs.bound import bind
 from configs.schema import RunConfig
 from rollouts.schema import as_replay, named_for_step, sft_batch, to_batch, validate
 from trainer.collate import with_advantages
@@ -175,7 +176,7 @@ def test_own_and_replayed_rows(bench: Bench, stage: int, num_ranks: int, tokens:
     ranks, rows = bench.ranks(case), mixed_rows(bench.base)
     config = ranks.build(case, bench.base)
     batch, columns = ranks.score(case, config, rows)
-    sums = ranks.update(batch, with_advantages(batch, columns, config, NUM_UPDATES))
+    sums = ranks.update(batch, with_advantages(batch, columns, bind(config), NUM_UPDATES))
     found = Outcome(
         losses=np.array([update["loss/total"] for update in sums]),
         norms=np.array([update["grad/norm"] for update in sums]),
@@ -202,7 +203,7 @@ def test_own_rows_and_demonstrations(bench: Bench, stage: int, num_ranks: int, t
     ranks, rows = bench.ranks(case), demonstrated_rows(bench.base)
     config = ranks.build(case, bench.base)
     batch, columns = ranks.score(case, config, rows)
-    learnable = with_advantages(batch, columns, config, NUM_UPDATES)
+    learnable = with_advantages(batch, columns, bind(config), NUM_UPDATES)
     assert not learnable.advantage_N[NUM_OWN_ROWS:].any()
     assert columns.column("mismatch_abs").to_pylist()[NUM_OWN_ROWS:] == [0.0] * 5
     sums = ranks.update(batch, learnable)

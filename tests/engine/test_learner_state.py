@@ -20,9 +20,8 @@ from torch import Tensor
 import actors.learner_state
 from actors.learner import LearnerRank
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
-from configs.schema import RunConfig
+from configs.bound import BoundRun, bind
 from trainer.collate import with_advantages
-from trainer.objective import BoundLoss
 from trainer.weights.packed import PackedWeights
 
 pytestmark = pytest.mark.engine
@@ -126,7 +125,7 @@ def test_reset_is_a_new_learner(bench: Bench, tmp_path: Path, stage: int, dtype:
     assert not any(name.startswith("exp_avg") for name in new)
     steps_of(bench, case, range(2))
     trained = save(bench, case, tmp_path / "trained")
-    ranks.ask("reset", config, case.losses(config))
+    ranks.ask("reset", case.bound(config))
     assert_bitwise(save(bench, case, tmp_path / "reset"), new)
     steps_of(bench, case, range(2))
     assert_bitwise(save(bench, case, tmp_path / "again"), trained)
@@ -146,7 +145,7 @@ def test_skipped_first_update(bench: Bench, tmp_path: Path, stage: int, dtype: s
     config = ranks.build(case, bench.base)
     new = save(bench, case, tmp_path / "new")
     batch, columns = ranks.score(case, config, make_rows(0))
-    learnable = with_advantages(batch, columns, config, 0)
+    learnable = with_advantages(batch, columns, bind(config), 0)
     poisoned = replace(learnable, advantage_N=np.full_like(learnable.advantage_N, np.nan))
     assert ranks.update(batch, poisoned)[0]["grad/applied"] == 0.0
     assert_bitwise(save(bench, case, tmp_path / "skipped"), new)
@@ -246,9 +245,9 @@ def test_a_rank_that_cannot_write_holds_up_no_other(bench: Bench, tmp_path: Path
 class ThreadedRank:
     """A learner rank that lives in one thread, not the main one of its process."""
 
-    def __init__(self, config: RunConfig, losses: Mapping[str, BoundLoss], place: RankPlace) -> None:
+    def __init__(self, run: BoundRun, place: RankPlace) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._rank = self._thread.submit(LearnerRank, config, losses, place).result()
+        self._rank = self._thread.submit(LearnerRank, run, place).result()
 
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
         return self._thread.submit(self._rank.score, shard, microbatches).result()

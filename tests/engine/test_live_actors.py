@@ -76,7 +76,7 @@ def test_actors_fit_a_run_that_differs_in_nothing_they_were_built_with() -> None
     ):
         assert built_in(one, load_config("debug", [f"{key}={value}"])) == [key]
     two = load_config("debug", ["generator.num_engines=2", "learner.zero_stage=2"])
-    assert built_in(one, two) == ["generator", "learner.zero_stage"]
+    assert built_in(one, two) == ["generator.num_engines", "learner.zero_stage"]
     assert "learner.lr" not in BUILT_IN
 
 

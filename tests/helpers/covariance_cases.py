@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from learner_cases import LR, MAX_GRAD_NORM, NUM_UPDATES, WEIGHT_DECAY, Case
+from learner_cases import LR, MAX_GRAD_NORM, NUM_UPDATES, WEIGHT_DECAY, Case, with_policy_loss
 from plain_reference import (
     all_logprobs,
     group_advantages,
@@ -22,12 +22,12 @@ from plain_reference import (
 from reference_covariance import Token, clip_cov_choice, kl_cov_choice
 from torch import Tensor
 
+from configs.bound import BoundRun
 from configs.kinds.base import Kind, load_target
 from configs.kinds.losses import LOSSES, ClipCovOptions, KlCovOptions
 from configs.schema import RunConfig
 from trainer.losses.batch_statistics import Prepared
 from trainer.losses.per_token import LossInputs, TokenLoss
-from trainer.objective import BoundLoss
 
 OPTIONS = {
     "clip_cov": ClipCovOptions(fraction=0.05, lower=0.02, upper=0.3, clip_low=0.2, clip_high=0.2),
@@ -75,12 +75,11 @@ class CovarianceCase(Case):
     kind: str = "kl_cov"
     updates_per_step: int = 2
 
-    def losses(self, config: RunConfig) -> dict[str, BoundLoss]:
+    def bound(self, config: RunConfig) -> BoundRun:
         """The kind with options of a tiny model, and with eyes."""
-        bound = Case.losses(self, config)
         options = OPTIONS[self.kind]
         kind = Kind(type(options), "covariance_cases:per_token", "covariance_cases:select")
-        return {"policy": replace(bound["policy"], kind=kind, options=options)}
+        return with_policy_loss(Case.bound(self, config), kind, options)
 
 
 @dataclass(slots=True, kw_only=True)

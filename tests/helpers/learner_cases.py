@@ -20,7 +20,8 @@ from actors.requests import RankPlace
 from cluster.actor_process import Blueprint
 from cluster.role_proxies import BufferProxy, LearnerGroup
 from cluster.supervise import Limits
-from configs.kinds.base import Kind
+from configs.bound import BoundRun, bind
+from configs.kinds.base import Kind, Options
 from configs.schema import KLConfig, LearnerConfig, ModelConfig, RunConfig
 from lab.base_model import ModelShape, make_base
 from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Submission
@@ -28,7 +29,6 @@ from rollouts.schema import group_to_batch, to_batch, validate
 from trainer.collate import align, collate, with_advantages
 from trainer.losses.per_token import LossInputs
 from trainer.model.batch_plan import deal_rows
-from trainer.objective import BoundLoss, bound_losses
 from trainer.step_records import Batch, BatchPlan, Learnable
 from trainer.weights.packed import PackedWeights, unpack_weights
 
@@ -112,6 +112,12 @@ def index_of(rows: pa.RecordBatch) -> pa.Table:
     return pa.table({**kept, **counts})
 
 
+def with_policy_loss(run: BoundRun, kind: Kind, options: Options) -> BoundRun:
+    """The run with another kind as the loss of origin policy, and no other loss."""
+    entry = replace(run.losses["policy"], kind=kind, options=options)
+    return replace(run, named={**run.named, "loss": {"policy": entry}})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One way to run a batch. `rows_per_microbatch` 0 leaves the cut to `microbatch_tokens`."""
@@ -153,13 +159,13 @@ class Case:
             kl_base=KLConfig(coef=self.kl_base_coef),
         )
 
-    def losses(self, config: RunConfig) -> dict[str, BoundLoss]:
-        """The config's losses; `learn_top` with its `prepare`."""
-        losses = bound_losses(config)
+    def bound(self, config: RunConfig) -> BoundRun:
+        """The bound config; `learn_top` with its `prepare`."""
+        run = bind(config)
         if self.kind == TOP:
             kind = Kind(TopOptions, TOP, prepare="learner_cases:select_top")
-            losses["policy"] = replace(losses["policy"], kind=kind, options=TopOptions())
-        return losses
+            run = with_policy_loss(run, kind, TopOptions())
+        return run
 
     def cut(self, batch: Batch, lengths_N: np.ndarray) -> Batch:
         """The batch under this case's plan."""
@@ -210,7 +216,7 @@ class Ranks:
                 device="cpu",
                 num_threads=1,
             )
-            arguments = (config, case.losses(config), place)
+            arguments = (case.bound(config), place)
             blueprints.append(Blueprint(target=target, arguments=arguments))
         asyncio.run(build_all(self.handles, blueprints))
         return config
@@ -254,7 +260,7 @@ class Ranks:
     def step(self, case: Case, config: RunConfig, rows: pa.RecordBatch, step: int) -> list[dict[str, float]]:
         """Score, advantages, update."""
         batch, columns = self.score(case, config, rows)
-        return self.update(batch, with_advantages(batch, columns, config, step))
+        return self.update(batch, with_advantages(batch, columns, bind(config), step))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,7 +366,7 @@ def distance(one: Outcome, other: Outcome, start: Mapping[str, Tensor]) -> Dista
 
 
 @dataclass
-class TopOptions:
+class TopOptions(Options):
     """Learn only the `count` tokens of highest entropy."""
 
     count: int = 23

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from rollouts.records import Completion, Group, Submission
 from trainer.rollout.rollouter import RolloutTools
 

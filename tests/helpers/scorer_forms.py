@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from configs.entries import OwnOptions
+from configs.kinds.base import OwnOptions
 from rewards.target_forms import Item, batched
 from rollouts.records import Completion, Judgement, Prompt
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.bound import bind
 from configs.schema import KLConfig, LearnerConfig, RunConfig
 from rollouts.columns import SPANS
 from trainer.collate import collate, with_advantages
@@ -100,7 +101,7 @@ def test_advantages_and_weights_by_hand() -> None:
     index = make_index([(4, "policy", (1.0, 0.0)), (4, "replay", (3.0, 1.0, None))])
     config = make_config(1)
     batch = collate(index, config)
-    learnable = with_advantages(batch, pa.table({"sample_id": index.column("sample_id")}), config, 0)
+    learnable = with_advantages(batch, pa.table({"sample_id": index.column("sample_id")}), bind(config), 0)
     assert learnable.advantage_N.tolist() == [0.5, -0.5, 1.0, -1.0, 0.0]
     assert learnable.row_weight_N.tolist() == pytest.approx([1 / 6, 1 / 6, 0.5 / 6, 0.5 / 6, 0.0])
 
@@ -120,13 +121,13 @@ def test_demonstrations_are_spread_and_weighed_apart() -> None:
     assert in_updates(batch, "sft") == [[2, 4], [9, 30]]
     assert len(set(batch.group_N.tolist())) == 8
     columns = pa.table({"sample_id": batch.index.column("sample_id")})
-    learnable = with_advantages(batch, columns, config, 0)
+    learnable = with_advantages(batch, columns, bind(config), 0)
     assert learnable.advantage_N.tolist() == [0.5, -0.5] * 3 + [0.0] * 6
     weights = [1 / 12] * 4 + [1 / 9] * 3 + [0.0] + [0.1 / 6] * 4
     assert learnable.row_weight_N.tolist() == pytest.approx(weights)
     alone = collate(make_index(own), config)
     own_columns = pa.table({"sample_id": alone.index.column("sample_id")})
-    without = with_advantages(alone, own_columns, config, 0)
+    without = with_advantages(alone, own_columns, bind(config), 0)
     assert without.advantage_N.tolist() == learnable.advantage_N[:8].tolist()
     assert without.row_weight_N.tolist() == learnable.row_weight_N[:8].tolist()
 
@@ -159,8 +160,8 @@ def test_anchors_in_the_reward_by_hand() -> None:
     }
     lists = {name: pa.array(rows, pa.list_(pa.float32())) for name, rows in logprobs.items()}
     columns = pa.table({"loss_mask": [[True] * 3] * 2, **lists})
-    learnable = with_advantages(batch, columns, config, 0, {"kl.coef": 0.5})
+    learnable = with_advantages(batch, columns, bind(config), 0, {"kl.coef": 0.5})
     assert learnable.advantage_N.tolist() == pytest.approx([0.4, -0.4])
     assert learnable.settings == {"kl.coef": 0.5}
-    plain = with_advantages(batch, columns, config, 0)
+    plain = with_advantages(batch, columns, bind(config), 0)
     assert plain.advantage_N.tolist() == pytest.approx([0.65, -0.65])

@@ -19,6 +19,7 @@ from loop_fakes import (
     token_prompts,
 )
 
+from configs.bound import bind
 from configs.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -98,7 +99,7 @@ class Trial:
             scorer_log=lambda name: f"logs/{name}.log",
         )
         checkpoints = Checkpoints(self.folder, config, "experiment", 1, reports.event)
-        run = Run(config, roles, producer, evaluator, checkpoints, reports)
+        run = Run(bind(config), roles, producer, evaluator, checkpoints, reports)
         assert asyncio.run(run.train(prompts))
 
     def metric_lines(self) -> list[dict[str, float]]:

@@ -28,6 +28,7 @@ from matrices import parts
 from run_files import damage
 
 from benchmarks.faults.common import metrics_lines
+from configs.bound import bind
 from configs.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -151,7 +152,13 @@ class Trial:
         evaluator = Evaluator(config, self.prompts, roles.generator, roles.scorers, self.folder)
         checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)
         self.run = Run(
-            config, roles, producer, evaluator, checkpoints, reports, demonstrations=seven_demonstrations()
+            bind(config),
+            roles,
+            producer,
+            evaluator,
+            checkpoints,
+            reports,
+            demonstrations=seven_demonstrations(),
         )
 
     def _event(self, kind: str, **fields: object) -> None:

@@ -11,10 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from configs.entries import controller_options, plain_options
-from configs.kinds.base import load_target
+from configs.bound import BoundRun
 from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
-from configs.schema import RunConfig
 from rollouts.files import Json
 
 
@@ -163,29 +161,28 @@ class Threshold:
         self._first = None if first is None else float(first)  # type: ignore[arg-type]
 
 
-def make_controllers(config: RunConfig) -> dict[str, Controller]:
-    """The controllers of a config, by name.
+def make_controllers(run: BoundRun) -> dict[str, Controller]:
+    """The controllers of a run, by name.
 
     Raises:
         ValueError: a user's own class lacks a method.
     """
     made: dict[str, Controller] = {}
-    for name, entry in config.controllers.items():
-        options, kind = plain_options(entry, "controllers")
-        made[name] = load_target(kind.target)(options)
+    for name, entry in run.controllers.items():
+        made[name] = entry.function()(entry.options)
         missing = [method for method in _METHODS if not callable(getattr(made[name], method, None))]
         if missing:
-            raise ValueError(f"controllers.{name}.kind: {entry['kind']} must have {', '.join(missing)}")
+            raise ValueError(f"controllers.{name}.kind: {entry.kind_name} must have {', '.join(missing)}")
     return made
 
 
-def watched_metrics(config: RunConfig) -> dict[str, str]:
+def watched_metrics(run: BoundRun) -> dict[str, str]:
     """dotted config key -> the metric that it names, of whatever is moved by one."""
     watched = {
-        f"controllers.{name}.{option}": metric
-        for name, entry in config.controllers.items()
-        for option, metric in controller_options(entry).watches().items()
+        f"{entry.key}.{option}": metric
+        for entry in run.controllers.values()
+        for option, metric in entry.options.watches().items()
     }
-    if config.reference.plateau_steps:
-        watched["reference.plateau_metric"] = config.reference.plateau_metric
+    if run.config.reference.plateau_steps:
+        watched["reference.plateau_metric"] = run.config.reference.plateau_metric
     return watched

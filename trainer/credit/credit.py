@@ -6,17 +6,15 @@ of them is a kind that a config names; called by `trainer.collate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
-from configs.entries import plain_options
-from configs.kinds.base import load_target
+from configs.bound import BoundRun
 from configs.origins import POLICY
-from configs.schema import KLConfig, RunConfig
+from configs.schema import KLConfig
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.history import AnswerHistory
 from trainer.loss_tokens import loss_values, masked_sum, sum_by_row
@@ -46,8 +44,7 @@ def credit(
     group_N: np.ndarray,
     reward_N: np.ndarray,
     columns: pa.Table,
-    config: RunConfig,
-    settings: Mapping[str, float],
+    run: BoundRun,
     history: AnswerHistory,
 ) -> Credit:
     """The credit of every row of `index`; `reward_N` is NaN where the reward is null.
@@ -55,23 +52,22 @@ def credit(
     A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
     as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
     Bonuses are of rows of origin policy alone. `columns` are the learner's scores in the index's row order,
-    `settings` what controllers want of this step, `history` what came before it.
+    `run` is the run as controllers want it in this step, `history` what came before it.
     """
     rows = _all_rows(index, group_N, reward_N, columns, history)
     visits = rows.visits_N
     rows = rows.only(np.isfinite(reward_N))
-    for shape, options in _bound(config, "reward_shape", settings):
-        rows = rows.with_rewards(shape(rows, options)) if len(rows) else rows
-    rows = _less_kl(rows, columns, config, settings)
-    options, kind = plain_options(config.advantage, "advantage")
+    for shape in run.named["reward_shape"].values():
+        rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
+    rows = _less_kl(rows, columns, run)
     advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
     if len(rows):
-        advantage = load_target(kind.target)(rows, options)
+        advantage = run.advantage.function()(rows, run.advantage.options)
     own = np.flatnonzero(rows.origin_N == POLICY)
-    for give, options in _bound(config, "bonus", settings):
-        bonus[own] += give(rows.only(own), options) if len(own) else 0.0
-    for weigh, options in _bound(config, "prompt_weight", settings):
-        factor = weigh(rows, options) if len(rows) else np.ones(0)
+    for given in run.named["bonus"].values():
+        bonus[own] += given.function()(rows.only(own), given.options) if len(own) else 0.0
+    for weight in run.named["prompt_weight"].values():
+        factor = weight.function()(rows, weight.options) if len(rows) else np.ones(0)
         advantage, bonus = advantage * factor, bonus * factor
     return Credit(
         advantage_N=_spread(advantage, rows.row_N, len(reward_N)),
@@ -86,17 +82,6 @@ def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:
     spread = np.zeros(num_rows)
     spread[row_N] = values
     return spread
-
-
-def _bound(
-    config: RunConfig, section: str, settings: Mapping[str, float]
-) -> Iterator[tuple[Callable[[RewardedRows, Any], np.ndarray], Any]]:
-    """Function and options of each entry of a section, in order, with what controllers moved."""
-    for name, entry in getattr(config, section).items():
-        options, kind = plain_options(entry, section)
-        start = f"{section}.{name}."
-        moved = {key.removeprefix(start): value for key, value in settings.items() if key.startswith(start)}
-        yield load_target(kind.target), replace(options, **moved)  # type: ignore[type-var]
 
 
 def _all_rows(
@@ -132,15 +117,12 @@ def _reference_logprobs(columns: pa.Table, num_rows: int) -> np.ndarray:
     return masked_sum(columns, "ref_logprobs")
 
 
-def _less_kl(
-    rows: RewardedRows, columns: pa.Table, config: RunConfig, settings: Mapping[str, float]
-) -> RewardedRows:
+def _less_kl(rows: RewardedRows, columns: pa.Table, run: BoundRun) -> RewardedRows:
     """The rewards less coef times the log-ratio (k1) of each row's loss tokens to anchors of place reward."""
     for section, column in ANCHOR_COLUMNS.items():
-        anchor: KLConfig = getattr(config, section)
-        coef = settings.get(f"{section}.coef", anchor.coef)
-        if coef > 0 and anchor.place == "reward":
+        anchor: KLConfig = getattr(run.config, section)
+        if anchor.coef > 0 and anchor.place == "reward":
             policy, held_to = (loss_values(columns, name) for name in ("proximal_logprobs", column))
             log_ratio = sum_by_row(columns, policy - held_to)
-            rows = rows.with_rewards(rows.rewards_N - coef * log_ratio[rows.row_N])
+            rows = rows.with_rewards(rows.rewards_N - anchor.coef * log_ratio[rows.row_N])
     return rows

@@ -7,14 +7,14 @@ ones of each step. `load_file` is the kind ``file``; ``lab`` is `lab.corpus.load
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 
-from configs.entries import plain_options
-from configs.kinds.base import load_target
+from configs.bound import BoundEntry, BoundRun
+from configs.kinds.base import Common
 from configs.kinds.demonstrations import FileDemonstrationOptions
 from configs.origins import SFT
 from configs.schema import RolloutConfig, RunConfig
@@ -81,16 +81,15 @@ def _last_answer(row: Row) -> tuple[tuple[tuple[str, str], ...], str]:
     return tuple(before), completion
 
 
-def load_demonstrations(entry: Mapping[str, object]) -> list[Demonstration]:
+def load_demonstrations(entry: BoundEntry[Common]) -> list[Demonstration]:
     """The demonstrations of the entry `sft.data`.
 
     Raises:
         ValueError: there are none, or they cannot be read.
     """
-    options, kind = plain_options(entry, "sft.data")
-    found: list[Demonstration] = load_target(kind.target)(options)
+    found: list[Demonstration] = entry.function()(entry.options)
     if not found:
-        raise ValueError(f"sft.data must have at least one demonstration, got none from {entry}")
+        raise ValueError(f"sft.data must have at least one demonstration, got none from {entry.options}")
     return found
 
 
@@ -147,16 +146,17 @@ def no_demonstrations() -> pa.RecordBatch:
 
 
 def demonstration_rows(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, note: Callable[[str], None]
+    run: BoundRun, tokenizer: PreTrainedTokenizerBase, vocab_size: int, note: Callable[[str], None]
 ) -> pa.RecordBatch:
     """All demonstrations of a run, in tokens; `note` is told what was left out. No rows without a `loss.sft`.
 
     Raises:
         ValueError: they cannot be read, or none is short enough.
     """
-    if SFT not in config.loss:
+    if SFT not in run.losses:
         return no_demonstrations()
-    found = load_demonstrations(config.sft.data)
+    config = run.config
+    found = load_demonstrations(run.single["sft.data"])
     rows, too_long = tokenize_demonstrations(found, tokenizer, vocab_size, config.rollout, config.name)
     if too_long:
         limits = "rollout.max_prompt_tokens or rollout.max_tokens"

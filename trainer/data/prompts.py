@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.entries import OwnOptions, plain_options
-from configs.kinds.base import load_target
+from configs.bound import BoundEntry
+from configs.kinds.base import Common, OwnOptions
 from rollouts.records import Prompt
 from trainer.data.encode import prompt_ids, row_of
 from trainer.data.plain_values import plain_value
@@ -27,20 +27,21 @@ class TokenPrompt:
     token_ids: tuple[int, ...]
 
 
-def load_dataset(entry: dict[str, object]) -> list[Prompt]:
+def load_dataset(entry: BoundEntry[Common]) -> list[Prompt]:
     """The prompts of a `data.train` or `data.eval` entry.
 
     Raises:
         ValueError: the dataset is empty, names a prompt twice, or has values that JSON cannot hold.
     """
-    options, kind = plain_options(entry, "data.train")
-    prompts: list[Prompt] = load_target(kind.target)(options)
-    if kind.options is OwnOptions:
+    prompts: list[Prompt] = entry.function()(entry.options)
+    if entry.kind.options is OwnOptions:
         prompts = [_with_plain_values(prompt) for prompt in prompts]
     if not prompts:
-        raise ValueError(f"a dataset must have at least one prompt, got none from {entry}")
+        raise ValueError(f"a dataset must have at least one prompt, got none from {entry.options}")
     if len({prompt.prompt_id for prompt in prompts}) != len(prompts):
-        raise ValueError(f"prompt_id must be unique within a dataset, got a repeated one from {entry}")
+        raise ValueError(
+            f"prompt_id must be unique within a dataset, got a repeated one from {entry.options}"
+        )
     return prompts
 
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from configs.entries import plain_options
-from configs.kinds.base import load_target
+from configs.bound import bind_entry
 from configs.kinds.scorers import ScorerCommon
 from configs.origins import POLICY
 from configs.schema import RunConfig
@@ -203,8 +202,8 @@ class BoundRollouter:
 
 def bound_rollouter(config: RunConfig) -> BoundRollouter:
     """The rollouter that a config names."""
-    options, kind = plain_options(config.rollouter, "rollouter")
-    return BoundRollouter(kind=config.rollouter["kind"], function=load_target(kind.target), options=options)
+    entry = bind_entry(config.rollouter, "rollouter")
+    return BoundRollouter(kind=entry.kind_name, function=entry.function(), options=entry.options)
 
 
 def _problem(group: object, submission: Submission) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.entries import plain_options
+from configs.bound import BoundRun, bind
 from configs.kinds.base import Kind, load_target
 from configs.kinds.token_advantages import PositiveReweightOptions, RepoOptions, RepoROptions
 from configs.origins import origins_where
@@ -48,13 +48,12 @@ class BoundTransform:
         return found if isinstance(found, TokenTransform) else TokenTransform(advantages=found, marks={})
 
 
-def bound_transforms(config: RunConfig) -> dict[str, BoundTransform]:
-    """The transforms of a config by name, in its order."""
-    transforms = {}
-    for name, entry in config.token_advantage.items():
-        options, kind = plain_options(entry, "token_advantage")
-        transforms[name] = BoundTransform(kind=kind, options=options)
-    return transforms
+def bound_transforms(run: BoundRun) -> dict[str, BoundTransform]:
+    """The transforms of a run by name, in its order."""
+    return {
+        name: BoundTransform(kind=entry.kind, options=entry.options)
+        for name, entry in run.token_advantages.items()
+    }
 
 
 def start_transforms(config: RunConfig) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def start_transforms(config: RunConfig) -> dict[str, Any]:
         ValueError: what an entry names cannot be used; the message names the entry.
     """
     entries = dict(config.token_advantage)
-    for name, transform in bound_transforms(config).items():
+    for name, transform in bound_transforms(bind(config)).items():
         if transform.kind.start:
             try:
                 started = load_target(transform.kind.start)(transform.options)

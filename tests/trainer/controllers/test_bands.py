@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.bands import EntropyBandsOptions
 from configs.load import load_config
@@ -157,7 +158,7 @@ def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -
 
 def test_one_line_of_config_is_enough() -> None:
     config = load_config("debug", ["controllers.bands={kind: entropy_bands}"])
-    (controller,) = make_controllers(config).values()
+    (controller,) = make_controllers(bind(config)).values()
     assert controller.settings() == {"kl.coef": 0.0, "entropy.coef": 0.0}
 
 
@@ -194,7 +195,11 @@ def test_one_line_of_config_is_enough() -> None:
             "",
             "must be entropy.coef, kl.coef",
         ),
-        ("actuators: {a: {setting: sft.share, bands: [token, format], high: 2}}", "", "as it is a share"),
+        (
+            "actuators: {a: {setting: sft.share, bands: [token, format], high: 2}}",
+            "",
+            "must not move sft.share to 2: it must be between 0 and 1",
+        ),
         ("smoothing: 1.0", "smoothing", "below 1"),
         ("baseline_steps: 0", "baseline_steps", "must be at least 1"),
         ("gain: -1", "gain", "must not be negative"),
@@ -207,7 +212,7 @@ def test_one_line_of_config_is_enough() -> None:
         (
             "actuators: {a: {setting: kl.coef, bands: [token, format], low: -1}}",
             "",
-            "must not be moved below 0",
+            "it must not be negative",
         ),
     ],
 )

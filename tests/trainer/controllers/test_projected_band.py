@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.controllers import ProjectedBandOptions
 from configs.kinds.losses import LOSSES, LossCommon, PpoClipOptions
@@ -70,7 +71,7 @@ def test_no_fixed_step_does_it() -> None:
 
 def test_from_a_config() -> None:
     entry = "controllers.band={kind: projected_band, metric: entropy/clamped_mean, floor: 0.2}"
-    (band,) = make_controllers(load_config("debug", [entry, "entropy.clamp=0.3"])).values()
+    (band,) = make_controllers(bind(load_config("debug", [entry, "entropy.clamp=0.3"]))).values()
     assert band.settings() == {"entropy.coef": 2e-4}
     for key, rule in (
         ("entropy.clamp=1", "must be at least 0 and below 1"),

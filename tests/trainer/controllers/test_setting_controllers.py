@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.entries import is_anchored
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.controllers import AdaptiveEntropyOptions, AdaptiveSettingOptions, ThresholdOptions
 from configs.load import load_config
@@ -82,10 +82,12 @@ def test_a_controller_of_ones_own_says_what_it_moves(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "controllers.own={kind: 'steady:Steady', options: {value: 0.25, settings: {kl.coef: [0, 1]}}}"
     config = load_config("debug", ["allow=[steady]", own])
-    assert make_controllers(config)["own"].settings() == {"kl.coef": 0.25} and is_anchored(config, "kl")
+    assert make_controllers(bind(config))["own"].settings() == {"kl.coef": 0.25} and bind(config).is_anchored(
+        "kl"
+    )
     mute = load_config("debug", ["allow=[steady]", own.replace("Steady", "Mute")])
     with pytest.raises(ValueError, match="steady:Mute must have observe, reasons, state, restore"):
-        make_controllers(mute)
+        make_controllers(bind(mute))
     for wrong, rule in (
         (own.replace("kl.coef", "kl.cof"), "controllers.own = "),
         (own.replace("[0, 1]", "1"), "must say under settings what it moves, as {key: [low, high]}"),
@@ -139,7 +141,7 @@ def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -
 
 def test_from_a_config() -> None:
     config = load_config("debug", ["controllers.bonus={kind: adaptive_entropy, target: 0.1}"])
-    assert make_controllers(config)["bonus"].settings() == {"entropy.coef": 0.0}
+    assert make_controllers(bind(config))["bonus"].settings() == {"entropy.coef": 0.0}
 
 
 @pytest.mark.parametrize(

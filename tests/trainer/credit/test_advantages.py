@@ -14,7 +14,7 @@ from credit_cases import rewarded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.entries import plain_options
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.advantages import (
     ADVANTAGES,
@@ -184,8 +184,8 @@ def test_row_order_does_not_matter(rows: list[tuple[float, int]], order: list[in
 def test_from_a_config() -> None:
     """Each kind by its name, and its defaults."""
     for name, kind in ADVANTAGES.items():
-        config = load_config("debug", [f"advantage={{kind: {name}}}"])
-        assert plain_options(config.advantage, "advantage") == (kind.options(), kind)
+        entry = bind(load_config("debug", [f"advantage={{kind: {name}}}"])).advantage
+        assert (entry.options, entry.kind) == (kind.options(), kind)
 
 
 @pytest.mark.parametrize(

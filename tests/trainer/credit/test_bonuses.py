@@ -10,7 +10,7 @@ from credit_cases import rewarded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.entries import plain_options
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.base import load_target
 from configs.kinds.bonuses import BONUSES, BatchOptions, UcbConOptions, UcbMeanOptions, UcbOptions
@@ -81,7 +81,7 @@ def test_from_a_config() -> None:
     """In the config's order, with the kinds' defaults; a controller may move what is not a count."""
     mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, metric: entropy/answer, high: 1}"
     config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}", mover])
-    options = [plain_options(entry, "bonus")[0] for entry in config.bonus.values()]
+    options = [entry.options for entry in bind(config).named["bonus"].values()]
     assert options == [UcbConOptions(constant=0.25), BatchOptions()]
 
 

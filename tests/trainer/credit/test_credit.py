@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.bound import bind
 from configs.schema import KLConfig, LearnerConfig, RunConfig
 from rollouts.columns import SPANS
 from trainer.collate import collate, learner_columns, with_advantages
@@ -79,7 +80,7 @@ def learn(
     history: AnswerHistory | None = None,
 ) -> tuple[Batch, Learnable]:
     batch = collate(index, config)
-    return batch, with_advantages(batch, columns_of(index, ref), config, 0, settings, history)
+    return batch, with_advantages(batch, columns_of(index, ref), bind(config), 0, settings, history)
 
 
 def test_the_order_of_the_pipeline_by_hand() -> None:
@@ -133,7 +134,9 @@ def test_controllers_move_options_by_name() -> None:
     """bonus.explore.coef is used here and goes no further; entropy.coef is the objective's."""
     index = make_index([("policy", (1.0, 0.0))], ["3", "4"], [True, False])
     config = make_config(bonus={"explore": {"kind": "ucb", "coef": 0.1}})
-    settings = {"bonus.explore.coef": 0.5, "entropy.coef": 0.01, "reward_shape.other.beta": 1.0}
+    settings = {"bonus.explore.coef": 0.5, "entropy.coef": 0.01}
+    with pytest.raises(ValueError, match=r"reward_shape\.other\.beta: must name an entry"):
+        learn(index, config, settings={"reward_shape.other.beta": 1.0})
     _, found = learn(index, config, settings=settings)
     assert found.bonus_N.tolist() == [0.5, 0.5]
     assert found.settings == {"entropy.coef": 0.01}

@@ -12,7 +12,7 @@ from credit_cases import rewarded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.entries import needs_reference
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
 from configs.load import load_config
@@ -94,7 +94,7 @@ def test_which_runs_score_the_reference() -> None:
         (["reward_shape.x={kind: overlong}"], False),
         (["reward_shape.x={kind: mara}", "reference.reset_every=5"], True),
     ):
-        assert needs_reference(load_config("debug", overrides)) is wanted
+        assert bind(load_config("debug", overrides)).needs_reference() is wanted
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.bound import bind, bind_entry
 from configs.kinds.datasets import LabOptions
 from configs.kinds.demonstrations import FileDemonstrationOptions, LabDemonstrationOptions
 from configs.schema import RolloutConfig, RunConfig, SftConfig
@@ -114,7 +115,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
             load_file(FileDemonstrationOptions(path=str(tmp_path / name)))
     options = write_jsonl(tmp_path)
     with pytest.raises(ValueError, match="must have at least one demonstration"):
-        load_demonstrations({"kind": "file", "path": options.path})
+        load_demonstrations(bind_entry({"kind": "file", "path": options.path}, "sft.data"))
 
 
 KEYS = st.sampled_from(
@@ -225,7 +226,7 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
         loss={"sft": {"kind": "nll"}},
     )
     notes: list[str] = []
-    assert demonstration_rows(config, tokenizer, size, notes.append).num_rows == 1
+    assert demonstration_rows(bind(config), tokenizer, size, notes.append).num_rows == 1
     assert "1 demonstrations are longer" in notes[0] and "all 1 demonstrations, fewer than 2" in notes[1]
 
 

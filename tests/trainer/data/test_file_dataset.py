@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.bound import bind_entry
 from configs.kinds.datasets import FileOptions
 from rollouts.records import Prompt
 from trainer.data.file_dataset import load_file
@@ -169,12 +170,12 @@ def own_dataset_of_bytes(options: object) -> list[Prompt]:
 
 def test_values_of_a_users_own_dataset_become_plain() -> None:
     """Numpy's and Arrow's types become Python's; what cannot cross to the function is refused, by row."""
-    first, second = load_dataset({"kind": "test_file_dataset:own_dataset"})
+    first, second = load_dataset(bind_entry({"kind": "test_file_dataset:own_dataset"}, "data.train"))
     assert first == OWN_PROMPT and second.ground_truth == 0.5
     assert second.extra == {"n": 3, "ok": False, "row": [1.5, 2.0], "s": "x"}
     assert type(second.extra["ok"]) is bool
     with pytest.raises(ValueError, match=r"a.*extra and ground_truth must be what JSON can hold: no bytes"):
-        load_dataset({"kind": "test_file_dataset:own_dataset_of_bytes"})
+        load_dataset(bind_entry({"kind": "test_file_dataset:own_dataset_of_bytes"}, "data.train"))
 
 
 def test_options_and_ids(tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_an_empty_file_is_an_error_of_the_dataset(tmp_path: Path) -> None:
     options = write_jsonl(tmp_path)
     assert load_file(options) == []
     with pytest.raises(ValueError, match="at least one prompt"):
-        load_dataset({"kind": "file", "path": options.path})
+        load_dataset(bind_entry({"kind": "file", "path": options.path}, "data.train"))
 
 
 KEYS = st.sampled_from(

@@ -12,6 +12,7 @@ from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, Token
 
 from cluster.role_proxies import NoEngines
 from cluster.weight_transport import NoTransport
+from configs.bound import bind
 from configs.schema import RolloutConfig, RunConfig, SyncConfig
 from rollouts.journal import Journal
 from rollouts.store import committed_steps, read_step
@@ -92,7 +93,7 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
     lines: list[Mapping[str, float]] = []
     reports = Reports(step=lines.append, note=lambda text: None)
     checkpoints = Checkpoints(mine, CONFIG, "experiment", 1, reports.event)
-    run = Run(CONFIG, roles, producer, evaluator, checkpoints, reports, on_policy=False)
+    run = Run(bind(CONFIG), roles, producer, evaluator, checkpoints, reports, on_policy=False)
     assert buffer.actor.adopt(str(tmp_path / "theirs")) == 6
     assert asyncio.run(run.train(token_prompts(5)))
     assert committed_steps(mine) == [1, 2, 3] and learner.version == 3

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import load_target
@@ -142,12 +143,12 @@ def loss_of(
         "entropy": flat(columns, "entropy"),
         "draw": rng.random(total),
     }
-    losses = bound_losses(config)
+    losses = bound_losses(bind(config))
     objective = Objective(
         losses=losses,
         anchors={"kl": config.kl, "kl_base": config.kl_base},
         entropy_coef=config.entropy.coef,
-        transforms=bound_transforms(config),
+        transforms=bound_transforms(bind(config)),
     )
     prepared = {
         name: found.columns
@@ -206,7 +207,7 @@ def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], se
     index = index_of(groups)
     columns = scores_of(index, rng)
     batch = collate(index, config)
-    learnable = with_advantages(batch, columns, config, 0)
+    learnable = with_advantages(batch, columns, bind(config), 0)
     is_policy = np.array([row.origin == "policy" for group in groups for row in group])
     given_N = np.isfinite(batch.reward_N) & is_policy
     for values in (learnable.advantage_N, learnable.bonus_N, learnable.row_weight_N):
@@ -232,4 +233,4 @@ def test_equal_rewards_teach_nothing(advantage: str, reward: float, size: int) -
     config = load_config("debug", [f"advantage={{kind: {advantage}}}"])
     index = index_of([[Row("policy", reward, 2, None)] * size])
     columns = scores_of(index, np.random.default_rng(0))
-    assert not with_advantages(collate(index, config), columns, config, 0).advantage_N.any()
+    assert not with_advantages(collate(index, config), columns, bind(config), 0).advantage_N.any()

@@ -17,6 +17,7 @@ from sampling_cases import CHECKS, DROP, reference_rounds, reference_teaches, ro
 from test_collate import make_index
 
 from cluster.train import Job, train
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import KLConfig, LearnerConfig, RolloutConfig, RunConfig
@@ -68,7 +69,7 @@ def learn(
     ratios = [[0.1 * row] * 3 for row in range(len(index))]
     masks, zeros = [[True] * 3] * len(index), [[0.0] * 3] * len(index)
     columns = pa.table({"loss_mask": masks, "proximal_logprobs": ratios, "ref_logprobs": zeros})
-    return index, with_advantages(collate(index, config), columns, config, 0)
+    return index, with_advantages(collate(index, config), columns, bind(config), 0)
 
 
 def test_a_dropped_group_weighs_nothing_and_dilutes_nothing() -> None:
@@ -126,7 +127,7 @@ def test_degenerate_groups_give_zeros_never_nan(groups: list[list[float | None]]
     assert np.array(found) == pytest.approx(np.array(expected), abs=1e-12)
     order = np.random.default_rng(len(expected)).permutation(len(expected))
     shuffled = collate(index.take(order), config)
-    again = with_advantages(shuffled, pa.table({}), config, 0)
+    again = with_advantages(shuffled, pa.table({}), bind(config), 0)
     assert again.row_weight_N == pytest.approx(learnable.row_weight_N[order], abs=1e-15)
     assert again.advantage_N == pytest.approx(learnable.advantage_N[order], abs=1e-15)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, scorers, token_prompts
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import RolloutConfig, RunConfig
@@ -169,7 +170,7 @@ def test_a_missing_score_is_data(tmp_path: Path) -> None:
         assert dict(index.column("score_status").to_pylist()[2]) == {"correct": "timeout"}
         batch = collate(index, config)
         columns = align(index, await FakeLearner().score(batch))
-        learnable = with_advantages(batch, columns, config, 0)
+        learnable = with_advantages(batch, columns, bind(config), 0)
         assert learnable.advantage_N.tolist() == pytest.approx([1.1547, -0.5774, 0.0, -0.5774], abs=1e-4)
         assert learnable.row_weight_N.tolist() == pytest.approx([1 / 9, 1 / 9, 0.0, 1 / 9])
 

@@ -19,6 +19,7 @@ from test_collate import make_index
 from test_resume import Killed, Trial, result_of
 
 from cluster.train import Job, train
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.losses import NllOptions
 from configs.load import load_config
@@ -62,7 +63,7 @@ def test_what_counts_by_hand() -> None:
     """Policy rewards 0 1: advantages of half, 1/6 each over six tokens. Tempered 1, 0, null, -1 and 1: the
     two ones count with an advantage of 1 and weigh 0.1/6 each; the policy's rows are as without them."""
     index = make_index([(0, "policy", (0.0, 1.0)), (1, "tempered", (1.0, 0.0, None, -1.0, 1.0))])
-    learnable = with_advantages(collate(index, CONFIG), pa.table({}), CONFIG, 0)
+    learnable = with_advantages(collate(index, CONFIG), pa.table({}), bind(CONFIG), 0)
     assert learnable.advantage_N.tolist() == [-0.5, 0.5, 1.0, 0.0, 0.0, 0.0, 1.0]
     weights = [1 / 6, 1 / 6, 0.1 / 6, 0, 0, 0, 0.1 / 6]
     assert learnable.row_weight_N == pytest.approx(weights)
@@ -83,7 +84,7 @@ def test_weights_are_those_of_a_plain_loop(
     index = make_index([*groups, *more])
     order = np.random.default_rng(len(index)).permutation(len(index))
     batch = collate(index.take(order), config)
-    found = with_advantages(batch, pa.table({}), config, 0)
+    found = with_advantages(batch, pa.table({}), bind(config), 0)
     count = sum(reward is not None and reward > 0 for rewards in tempered for reward in rewards)
     expected = [
         (0.1 / (3 * count), 1.0) if reward is not None and reward > 0 else (0.0, 0.0)
@@ -95,7 +96,7 @@ def test_weights_are_those_of_a_plain_loop(
     mine = np.stack([found.row_weight_N, found.advantage_N], axis=1)[back]
     assert mine[start:] == pytest.approx(np.array(expected))
     if own:
-        alone = with_advantages(collate(make_index(groups), config), pa.table({}), config, 0)
+        alone = with_advantages(collate(make_index(groups), config), pa.table({}), bind(config), 0)
         assert mine[:start] == pytest.approx(np.stack([alone.row_weight_N, alone.advantage_N], axis=1))
 
 
@@ -241,7 +242,11 @@ MOVED = "controllers.heat={kind: threshold, setting: tempered.temperature, relat
         ),
         ([NLL, TWO, "tempered.temperature=1.0"], "tempered.temperature", "must be another than rollout"),
         ([NLL, TWO, "tempered.temperature=0"], "tempered.temperature", "must be above 0"),
-        ([NLL, TWO, f"{MOVED}, otherwise: 0}}"], "controllers.heat.otherwise", "as it is a temperature"),
+        (
+            [NLL, TWO, f"{MOVED}, otherwise: 0}}"],
+            "controllers.heat.otherwise",
+            "as it is a value of tempered",
+        ),
     ],
 )
 def test_what_is_refused(overrides: list[str], key: str, rule: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loss_cases import loss_inputs
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.base import Kind
 from configs.kinds.losses import LOSSES, LossCommon, PpoClipOptions
@@ -140,11 +141,11 @@ def test_from_a_config() -> None:
         "token_advantage.push={kind: repo, beta: 0.02}",
         "token_advantage.pos={kind: positive_reweight}",
     ]
-    shapes = bound_transforms(load_config("debug", overrides))
+    shapes = bound_transforms(bind(load_config("debug", overrides)))
     assert list(shapes) == ["push", "pos"]
     assert shapes["push"].options == RepoOptions(beta=0.02)
     assert shapes["pos"].options == PositiveReweightOptions(weight=0.5)
-    assert bound_transforms(load_config("debug")) == {}
+    assert bound_transforms(bind(load_config("debug"))) == {}
 
 
 def doubled(inputs: object, options: object) -> torch.Tensor:

@@ -1,0 +1,71 @@
+"""What controllers may move, and between which values. Called by `configs.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Final
+
+from configs.bound import MOVABLE, BoundEntry, BoundRun
+from configs.errors import Broken
+from configs.fields import Rule, options_of, settings_of
+from configs.schema import RunConfig
+
+MOVABLE_ENTRIES: Final = ("loss", "token_advantage", "reward_shape", "bonus", "prompt_weight")
+"""Sections of entries whose numbers (floats, no counts) a controller may move."""
+
+
+def _controllers(run: BoundRun) -> Iterator[Broken]:
+    taken: dict[str, str] = {}
+    for entry in run.controllers.values():
+        named = entry.options.SETTING
+        for setting, bounds in entry.options.moves().items():
+            where = f"{entry.key}.{named}" if named else entry.key
+            told = "" if named else f", got {setting!r}"
+            if not _is_movable(run, setting):
+                places = ", ".join(f"{section}.<name>" for section in MOVABLE_ENTRIES)
+                yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{told}"
+            else:
+                yield from _out_of_range(run, entry, setting, bounds)
+            if setting in taken:
+                yield where, f"must move another setting than {taken[setting]}{told}"
+            taken[setting] = entry.key
+
+
+def _is_movable(run: BoundRun, setting: str) -> bool:
+    return setting in MOVABLE or _movable_option(run, setting) is not None
+
+
+def _movable_option(run: BoundRun, setting: str) -> tuple[Any, str] | None:
+    """(options, name) of a float among the own options of an entry, or None."""
+    section, _, rest = setting.partition(".")
+    name, _, option = rest.partition(".")
+    entry = run.named[section].get(name) if section in MOVABLE_ENTRIES else None
+    if entry is None or option not in {item.name for item in fields(entry.options)}:
+        return None
+    return (entry.options, option) if isinstance(getattr(entry.options, option), float) else None
+
+
+def _out_of_range(
+    run: BoundRun, controller: BoundEntry[Any], setting: str, bounds: tuple[float, float]
+) -> Iterator[Broken]:
+    """Bounds between which the setting would have a value that its own rule refuses."""
+    rule = _rule_of(run, setting)
+    wrong = [bound for bound in bounds if rule is not None and not rule.holds(bound)]
+    if rule is None or not wrong:
+        return
+    options = controller.options
+    blamed = [name for name in options.BOUNDS if not rule.holds(getattr(options, name))]
+    for name in blamed:
+        yield f"{controller.key}.{name}", f"{rule.words}, as it is a value of {setting}"
+    if not blamed:
+        yield controller.key, f"must not move {setting} to {wrong[0]:g}: it {rule.words}"
+
+
+def _rule_of(run: BoundRun, setting: str) -> Rule | None:
+    found = _movable_option(run, setting)
+    told = options_of(type(found[0]))[found[1]] if found else dict(settings_of(RunConfig))[setting]
+    return told.rule if told is not None else None
+
+
+CONTROLLER_RULES = (_controllers,)

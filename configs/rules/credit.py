@@ -1,0 +1,54 @@
+"""What rows are credited with: rewards, advantages, reward shapes, bonuses and prompt weights.
+
+Called by `configs.rules` with the bound run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.bound import BoundRun
+from configs.errors import Broken
+from configs.kinds.scorers import SCORERS
+from configs.origins import origins_where
+from configs.rules.objective import uses_advantages
+
+
+def _reward(run: BoundRun) -> Iterator[Broken]:
+    commons = [entry.common for entry in run.scorers.values()]
+    has_effect = any(common.weight != 0 or common.combine != "sum" for common in commons)
+    unrewarded = origins_where(lambda spec: spec.learned == "always")
+    if set(run.losses) - set(unrewarded) and not has_effect:
+        yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
+
+
+def _only_success(run: BoundRun) -> Iterator[Broken]:
+    """Parts of the reward that an advantage of successes does not see."""
+    if not run.advantage.kind.only_success:
+        return
+    for section in ("kl", "kl_base"):
+        if run.is_anchored(section) and getattr(run.config, section).place == "reward":
+            seen = f"advantage {run.advantage.kind_name} sees only which rewards are a success"
+            yield f"{section}.place", f"must be loss: {seen}"
+
+
+def _answers(run: BoundRun) -> Iterator[Broken]:
+    """Bonuses and prompt weights need answers to count, and advantages to change."""
+    answered = any(entry.kind.answers or entry.is_own for entry in run.scorers.values())
+    for section in ("bonus", "prompt_weight"):
+        if not run.named[section]:
+            continue
+        if not answered:
+            able = ", ".join(sorted(name for name, kind in SCORERS.items() if kind.answers))
+            yield section, f"must have a scorer that reads answers: {able} or your own"
+        yield from uses_advantages(run, section)
+
+
+def _siblings(run: BoundRun) -> Iterator[Broken]:
+    for entry in run.named["bonus"].values():
+        if entry.kind.compares_siblings and run.config.rollout.group_size == 1:
+            rule = f"must not be {entry.kind_name}: it compares siblings, of which there are none"
+            yield f"{entry.key}.kind", rule
+
+
+CREDIT_RULES = (_reward, _only_success, _answers, _siblings)

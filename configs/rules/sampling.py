@@ -1,0 +1,125 @@
+"""What is sampled: groups, evaluations, dynamic and tempered sampling, replay and demonstrations.
+
+Each rule takes the bound run and yields (dotted key, rule in words) for what is broken. Called by
+`configs.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.bound import BoundRun
+from configs.errors import Broken
+from configs.kinds.losses import LOSSES
+from configs.origins import POLICY, REPLAY, SFT, TEMPERED
+
+
+def _groups(run: BoundRun) -> Iterator[Broken]:
+    rollout, evaluation, advantage = run.config.rollout, run.config.eval, run.advantage
+    if rollout.group_size == 1 and advantage.kind.compares_siblings:
+        rule = f"must be at least 2: advantage {advantage.kind_name} compares siblings"
+        yield "rollout.group_size", rule
+    if evaluation.pass_at and max(evaluation.pass_at) > evaluation.num_samples:
+        yield "eval.pass_at", f"must not be larger than eval.num_samples ({evaluation.num_samples})"
+    if rollout.top_p < 1:
+        # The sampler's logprobs would be of the truncated distribution, the learner's of the whole.
+        yield "rollout.top_p", "top_p below 1 is not supported yet"
+
+
+def _dynamic_sampling(run: BoundRun) -> Iterator[Broken]:
+    """Leaving groups out needs an advantage that says nothing of them; refilling needs their rewards."""
+    rollout, advantage, key = run.config.rollout, run.advantage, "rollout.zero_variance_groups"
+    if rollout.zero_variance_groups == "keep":
+        return
+    if not advantage.is_own and not advantage.kind.compares_siblings:
+        rule = f"must be keep with advantage {advantage.kind_name}: it compares no siblings"
+        yield key, f"{rule}, so equal rewards teach"
+    policy = run.losses.get(POLICY)
+    if policy is None or policy.kind.supervised:
+        unused = policy.kind_name if policy is not None else "nll"
+        yield key, f"must be keep without a loss.policy that uses advantages ({unused} does not)"
+    if rollout.zero_variance_groups != "refill":
+        return
+    if rollout.max_rounds == 1:
+        yield "rollout.max_rounds", f"must be 2 or more with {key} refill"
+    if rollout.max_lag > 0:
+        rule = "must be keep or drop with rollout.max_lag above 0: a step's rewards decide what it samples"
+        yield key, rule
+    if run.config.replay.groups_per_step > 0:
+        rule = f"must be 0 with {key} refill: only its rewards say which groups a step has"
+        yield "replay.groups_per_step", rule
+
+
+def _tempered(run: BoundRun) -> Iterator[Broken]:
+    """Tempered groups need a loss that can train them, and a temperature that is another."""
+    key, tempered, rollout = "tempered.groups_per_step", run.config.tempered, run.config.rollout
+    loss = run.losses.get(TEMPERED)
+    movers = _movers(run, "tempered.temperature")
+    if tempered.groups_per_step == 0:
+        if loss is not None:
+            yield "loss.tempered", f"must have rows: {key} is 0"
+        yield from ((mover, f"must have rows to sample: {key} is 0") for mover in movers)
+        return
+    if loss is None:
+        yield key, "must have a loss to train with: loss.tempered"
+    elif not loss.is_own and not loss.kind.supervised:
+        rule = f"must need no sampler: rows are scored at another temperature ({_supervised()})"
+        yield "loss.tempered.kind", rule
+    if tempered.groups_per_step > rollout.groups_per_step:
+        limit = rollout.groups_per_step
+        yield key, f"must not be above rollout.groups_per_step ({limit}), whose prompts they have"
+    if rollout.max_lag > 0:
+        yield key, "must be 0 with rollout.max_lag above 0: a step's temperature is not known before it"
+    if rollout.zero_variance_groups == "refill":
+        yield key, "must be 0 with rollout.zero_variance_groups refill"
+    if not movers and tempered.temperature == rollout.temperature:
+        yield "tempered.temperature", "must be another than rollout.temperature: there would be no pull"
+
+
+def _moved_temperature(run: BoundRun) -> Iterator[Broken]:
+    """A controller may move the temperature that a step is sampled at, if it is known before the step is."""
+    for key in _movers(run, "rollout.temperature"):
+        if run.config.rollout.max_lag > 0:
+            rule = "must not move rollout.temperature with rollout.max_lag above 0: it is not known in time"
+            yield key, rule
+        if run.config.tempered.groups_per_step > 0:
+            yield key, "must not move rollout.temperature beside tempered groups, which are trained at it"
+
+
+def _replay(run: BoundRun) -> Iterator[Broken]:
+    wanted = run.config.replay.groups_per_step > 0
+    if wanted and REPLAY not in run.losses:
+        yield "replay.groups_per_step", "must have a loss to train with: loss.replay"
+    if not wanted and REPLAY in run.losses:
+        yield "loss.replay", "must have rows: replay.groups_per_step is 0"
+
+
+def _demonstrations(run: BoundRun) -> Iterator[Broken]:
+    """Demonstrations need a loss that can train them, and the loss needs demonstrations."""
+    share, loss, rollout = run.config.sft.share, run.losses.get(SFT), run.config.rollout
+    num_rows = rollout.groups_per_step * rollout.group_size
+    moved = "sft.share" in run.moved_settings()
+    if (share > 0 or moved) and loss is None:
+        yield "sft.share", "must have a loss to train with: loss.sft"
+    if 0 < share * num_rows < 0.5:
+        yield "sft.share", f"must be at least half a row of a step's {num_rows}"
+    if loss is None:
+        return
+    if share == 0 and not moved:
+        yield "loss.sft", "must have rows: sft.share is 0 and no controller moves it"
+    if not loss.is_own and not loss.kind.supervised:
+        rule = "must need no advantages and no sampler, as demonstrations have none"
+        yield "loss.sft.kind", f"{rule}: {_supervised()}"
+
+
+def _supervised() -> str:
+    """The losses that can train rows which nothing was sampled for."""
+    return ", ".join(name for name, kind in LOSSES.items() if kind.supervised)
+
+
+def _movers(run: BoundRun, setting: str) -> list[str]:
+    """The dotted keys of the controllers that move the setting."""
+    return [entry.key for entry in run.controllers.values() if setting in entry.options.moves()]
+
+
+SAMPLING_RULES = (_groups, _dynamic_sampling, _tempered, _moved_temperature, _replay, _demonstrations)
