@@ -164,21 +164,29 @@ def _is_answer_alone(line: str, is_only_line: bool) -> bool:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last box holds, with the boxes that a comma, "and" or "or" joins to it."""
+    """What the last box holds, with the boxes that a comma, "and" or "or" joins to it, or that it is in."""
     contents: list[str] = []
     start_of_next = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         content, end = _content(text, box.end())
-        if not contents:
-            if content is None:
-                return None
-            contents.append(content)
-        elif content is None or end > start_of_next or not _joined(text[end:start_of_next]):
+        if content is None:
+            break
+        content = _signed(text, content, box.start(), end)
+        if end > start_of_next:
+            contents = [_BOX.sub("", content)]
+        elif contents and not _joined(text[end:start_of_next]):
             break
         elif content not in contents:
             contents.insert(0, content)
         start_of_next = box.start()
     return ", ".join(contents) or None
+
+
+def _signed(text: str, content: str, start: int, end: int) -> str:
+    r"""With the minus or the percent sign that a formula has around its box: ``$-\boxed{12}$``."""
+    minus = re.search(r"[$=({]\s*-\s*$", text[max(0, start - 8) : start])
+    percent = re.match(r"\s*\\?%", text[end : end + 4])
+    return ("-" if minus else "") + content + (r"\%" if percent else "")
 
 
 def _content(text: str, start: int) -> tuple[str | None, int]:
