@@ -294,18 +294,18 @@ def test_an_answer_that_the_prompt_begins_is_judged_whole() -> None:
             seen.extend(completion.text for completion in completions)
             return [Judgement(score=1.0) for _ in completions]
 
-    def group_of(*messages: tuple[str, str]) -> Group:
+    async def group_of(*messages: tuple[str, str]) -> Group:
         submission = submission_of()
         submission = replace(submission, prompt=replace(submission.prompt, messages=messages))
         tools = RolloutTools(
             submission, FakeGenerator(), scorers(Reader()), longest=16, limit_s=60.0, clock=Clock()
         )
-        return asyncio.run(single_turn(submission, tools))
+        return await single_turn(submission, tools)
 
-    plain = group_of(("user", "1+2?"))
+    plain = asyncio.run(group_of(("user", "1+2?")))
     sampled = [sample.completion.text for sample in plain.samples]
     assert seen == sampled
     seen.clear()
-    begun = group_of(("user", "1+2?"), ("assistant", "It is "))
+    begun = asyncio.run(group_of(("user", "1+2?"), ("assistant", "It is ")))
     assert seen == [f"It is {text}" for text in sampled]
     assert [sample.completion.text for sample in begun.samples] == sampled
