@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,23 @@ def test_what_breaks_a_cpu_torch_is_left_out_by_uv_and_make_alike() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (removed,) = re.findall(r"pip uninstall .*-y (.*)$", makefile, re.M)
     assert sorted(pyproject()["tool"]["uv"]["exclude-dependencies"]) == sorted(removed.split())
+
+
+def test_every_data_file_of_a_package_is_named() -> None:
+    """Only package-data puts them into the wheel; setuptools looks for no others, and so warns of none."""
+    setuptools = pyproject()["tool"]["setuptools"]
+    assert setuptools["include-package-data"] is False
+    named = {
+        path.relative_to(ROOT).as_posix()
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package).glob(pattern)
+    }
+    packages = sorted({package.partition(".")[0] for package in setuptools["packages"]})
+    listed = subprocess.run(
+        ["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.splitlines()
+    assert {path for path in listed if not path.endswith(".py")} - named == set()
 
 
 def test_both_extras_and_make_install_one_torch_and_one_vllm() -> None:
