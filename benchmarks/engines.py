@@ -46,11 +46,12 @@ from rollouts.schema import group_to_batch
 from trainer.collate import align, collate, with_advantages
 from trainer.data.encode import load_tokenizer, load_vocab_size
 from trainer.data.prompts import PromptOrder, TokenPrompt, load_dataset, tokenize_prompts
-from trainer.loop import Roles, make_probes
+from trainer.loop import Roles
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.rollouter import RolloutTools, make_submission
 from trainer.rollout.single_turn import single_turn
 from trainer.step_records import Batch, Learnable
+from trainer.weights.probes import make_probes
 from trainer.weights.weight_sync import Published, publish
 
 GOAL = 0.9

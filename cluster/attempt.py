@@ -24,9 +24,11 @@ from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, Reports, Run
+from trainer.loop import Run
+from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
+from trainer.update_watch import NonFiniteError
 from trainer.weights.weight_sync import WeightSyncError
 
 _TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)

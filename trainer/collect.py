@@ -7,7 +7,7 @@ from collections import Counter
 from configs.schema import RunConfig
 from rollouts.records import Group
 from trainer.evaluate import eval_metrics
-from trainer.loop import Reports
+from trainer.reports import Reports
 from trainer.reward_watch import FAILED, RewardWatch
 from trainer.roles import Buffer
 from trainer.rollout.dynamic_sampling import submissions_per_step

@@ -1,14 +1,32 @@
-"""The loop of a run: take, score, advantages, update, publish, commit. No maths, no tensors, no Ray.
+"""The loop of a run: who waits for whom, step by step. No maths, no tensors, no Ray.
 
-`cluster.attempt` passes the roles in; tests pass fakes.
+    phase        waits for                                     who unblocks it
+
+    generating   the step's groups, judged, in the buffer      engines and scorers, called by the producer's
+       |                                                       tasks; the producer pauses and resumes engines
+    learning     the rows of the step (take)                   the buffer; it holds them until the commit
+       |         logprobs and entropies (score)                the learner's ranks
+       |         the updates, after credit is given (update)   the learner's ranks
+    publishing   every engine to load the new weights and      the weight transport, then the engines' probes;
+       |         to prove it                                   paused engines sample again
+    committing   rows and metrics on disk                      the buffer
+       |
+    evaluation   held-out groups, if due                       engines and scorers
+    checkpoint   weights and optimizer on disk, if due         the learner's ranks
+    idle         nothing: the next step begins
+
+With `rollout.max_lag` 0 a step's groups are submitted when it begins, so engines and learner take turns.
+With more, groups of up to `max_lag` later steps are in flight meanwhile, and `cluster.schedule` says whether
+the engines pause while the learner works. A run that is asked to stop drops what waits for rollouts; from
+`take` on it finishes the step. A learner that is lost restarts from the newest checkpoint, and the groups of
+later steps are trained on again. `cluster.attempt` passes the roles in; tests pass fakes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,28 +34,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.bound import BoundRun
-from configs.errors import nearest
-from configs.origins import POLICY, REPLAY
-from configs.schema import RunConfig
-from rollouts.files import Json
-from rollouts.records import Sampling
+from configs.origins import REPLAY
 from trainer.checkpoint import Checkpoints
 from trainer.collate import align, collate, learner_columns, with_advantages
-from trainer.controllers.reference import Reference
-from trainer.controllers.setting_controllers import make_controllers, watched_metrics
-from trainer.credit.history import AnswerHistory
 from trainer.data.demonstrations import SHARE, draw, no_demonstrations
 from trainer.data.prompts import TokenPrompt
 from trainer.evaluate import Evaluator
-from trainer.metrics import credit_metrics, step_metrics, update_metrics
-from trainer.reward_watch import RewardWatch
+from trainer.reports import Reports
 from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTransport
-from trainer.rollout.dynamic_sampling import max_rounds, sampling_metrics, submissions_per_step
-from trainer.rollout.producer import SAMPLING_SETTINGS, Producer
+from trainer.rollout.producer import Producer
 from trainer.rollout.replay import choose
-from trainer.rollout.rollouter import ScorerSet, make_submission
-from trainer.seeds import derive_seed
-from trainer.step_records import Batch, Probe
+from trainer.rollout.rollouter import ScorerSet
+from trainer.run_state import RunState, of_objective
+from trainer.step_records import Batch, Learnable, Probe
+from trainer.step_report import StepReport
+from trainer.weights.probes import make_probes
 from trainer.weights.weight_sync import Published, check_mismatch, publish
 
 _T = TypeVar("_T")
@@ -54,73 +65,22 @@ class Roles:
     buffer: Buffer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reports:
-    """Where a run tells what it does: a line per step, and notes."""
-
-    step: Callable[[Mapping[str, float]], None]
-    note: Callable[[str], None]
-    event: Callable[..., None] = lambda kind, **fields: None
-    """Something went wrong, was mended or resumed: a kind and what there is to say."""
-    record: Callable[..., None] = lambda kind, **fields: None
-    """What belongs in the run's record but is not to be told: as `event`."""
-    scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}"
-    """The log file of a scorer, by its name."""
-    phase: Callable[[int, str], None] = lambda step, name: None
-    """The step (its committed number) and what the run does now: generating, scoring, learning, publishing,
-    committing, checkpointing, idle."""
-
-
-class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
-
-
 class _StoppedError(Exception):
     """The run was asked to stop."""
 
 
-class Stopwatch:
-    """Seconds by phase of the step under way; `lap(name)` closes the phase that began at the lap before."""
-
-    def __init__(self) -> None:
-        self._began = self._last = time.perf_counter()
-        self.phases: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.phases[f"time/{name}_s"] = self.phases.get(f"time/{name}_s", 0.0) + now - self._last
-        self._last = now
-
-    def total(self) -> float:
-        return time.perf_counter() - self._began
-
-
-async def make_probes(
-    config: RunConfig, prompts: Sequence[TokenPrompt], generator: Generator
-) -> tuple[Probe, ...]:
-    """Fixed sequences for the weight proof: completions of the first prompts by the weights of step 0."""
-    chosen = prompts[: config.sync.num_probes]
-    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=config.rollout.max_tokens)
-    seed = derive_seed(config.seed, "probe")
-    probes = []
-    for index, prompt in enumerate(chosen):
-        completions = await generator.generate(make_submission(index, prompt, 1, sampling, seed))
-        probes.append(Probe(token_ids=prompt.token_ids + completions[0].token_ids))
-    return tuple(probes)
-
-
 class Run:
-    """The state a run carries from step to step.
+    """One run: what its roles do, in order. What it carries from step to step is a `RunState`.
 
-    `restore` is how it begins and how it goes on after its learner was lost: the newest whole checkpoint, and
-    the groups of later steps given back to the buffer, which are then trained on without being generated.
+    It begins, and resumes after its learner was lost, with the newest whole checkpoint; groups of later steps
+    are given back to the buffer and are then trained on without being generated again.
     `on_policy` is false for a run on another's rollouts: they may be of any age and of other weights.
     `demonstrations` are all rows of origin sft that steps draw from.
     """
 
     def __init__(
         self,
-        bound: BoundRun,
+        run: BoundRun,
         roles: Roles,
         producer: Producer,
         evaluator: Evaluator,
@@ -129,21 +89,15 @@ class Run:
         on_policy: bool = True,
         demonstrations: pa.RecordBatch | None = None,
     ) -> None:
-        config = bound.config
-        self._bound, self._config = bound, config
-        self._roles, self._producer = roles, producer
+        config = run.config
+        self._run, self._config, self._roles, self._producer = run, config, roles, producer
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
         self._on_policy = on_policy
         self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
-        self._controllers = make_controllers(bound)
-        self._reference = Reference(config.reference)
-        self._history = AnswerHistory()
-        self._watched = watched_metrics(bound)
+        self._state = RunState(run, reports)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
-        self._nonfinite_in_a_row = 0
-        self._rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -158,7 +112,7 @@ class Run:
         while True:
             try:
                 if self._probes is None:
-                    self._probes = await self._unless_stopped(self._make_probes(prompts))
+                    await self._unless_stopped(self._make_probes(prompts))
                 step = await self._unless_stopped(self._restore())
                 finished = await self._steps(step)
                 if finished and export_to:
@@ -169,8 +123,9 @@ class Run:
             except _StoppedError:
                 return False
 
-    async def _make_probes(self, prompts: Sequence[TokenPrompt]) -> tuple[Probe, ...]:
-        return await make_probes(self._config, prompts, self._roles.generator) if self._on_policy else ()
+    async def _make_probes(self, prompts: Sequence[TokenPrompt]) -> None:
+        wanted = prompts if self._on_policy else ()
+        self._probes = await make_probes(self._config, wanted, self._roles.generator)
 
     async def _restore(self) -> int:
         """Publish the starting weights, then those of the newest checkpoint; the number of finished steps."""
@@ -182,7 +137,7 @@ class Run:
         if manifest is not None:
             step = manifest.step
             await self._roles.learner.load(str(self._checkpoints.folder(step)))
-        self._set_state(manifest.state if manifest is not None else {})
+        self._state.restore(manifest.state if manifest is not None else {})
         restored = await self._roles.buffer.rewind(step, self._checkpoints.attempt)
         for message in restored.damaged:
             self._reports.event("rollouts_damaged", reason=message)
@@ -201,12 +156,12 @@ class Run:
         try:
             await self._unless_stopped(self._evaluate(step))
             while step < self._config.num_steps:
-                metrics, applied = await self._step(step)
+                report = await self._step(step)
                 step += 1
-                self._checkpoints.log(step, metrics)
-                self._reports.step(metrics | {"step": float(step)})
-                self._rewards.observe(metrics, step)
-                self._guard(applied, step)
+                self._checkpoints.log(step, report.metrics)
+                self._reports.step(report.metrics | {"step": float(step)})
+                self._state.rewards.observe(report.metrics, step)
+                self._state.updates.observe(report.applied, step)
                 await self._unless_stopped(self._evaluate(step))
                 if self._checkpoints.due(step):
                     await self._checkpoint(step)
@@ -215,7 +170,7 @@ class Run:
             if self._checkpoints.last < step:
                 await self._checkpoint(step)
             return False
-        self._rewards.finish(step)
+        self._state.rewards.finish(step)
         return True
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -233,60 +188,61 @@ class Run:
             for each in (task, stop):
                 each.cancel()
 
-    async def _step(self, step: int) -> tuple[dict[str, float], list[bool]]:
-        """One step (from 0): its metrics, and which of its updates were applied."""
-        config, watch = self._config, Stopwatch()
-        self._reports.phase(step + 1, "generating")
-        settings = self._settings()
+    async def _step(self, step: int) -> StepReport:
+        """One step, counted from 0; it is committed and reported as `step` + 1."""
+        number, report, settings = step + 1, StepReport(), self._state.settings()
+        self._reports.phase(number, "generating")
         self._producer.top_up(step, settings)
-        watch.phases |= await self._unless_stopped(self._producer.settle(step))
-        watch.lap("rollout")
+        report.lap("rollout", await self._unless_stopped(self._producer.settle(step)))
         if self._takes_turns:
             await self._producer.pause()
-        self._reports.phase(step + 1, "learning")
+        self._reports.phase(number, "learning")
+        batch = collate(await self._take(step, settings), self._config)
+        report.lap("take")
+        columns, learnable = await self._learn(step, batch, settings, report)
+        self._state.observe(report.metrics, number)
+        report.metrics |= await self._reset_reference(number, report.metrics)
+        self._reports.phase(number, "publishing")
+        report.metrics |= await self._publish(number)
+        report.lap("publish")
+        report.add_times()
+        self._reports.phase(number, "committing")
+        rows = learner_columns(batch, columns, learnable)
+        await self._roles.buffer.commit(number, rows, report.summary(version=step))
+        self._state.history.add(batch.index)
+        report.lap("commit")
+        report.add_times()
+        return report
+
+    async def _learn(
+        self, step: int, batch: Batch, settings: Mapping[str, float], report: StepReport
+    ) -> tuple[pa.Table, Learnable]:
+        """Score the rows, credit them, update; the learner's columns in the batch's order, and the credit."""
+        config, learner = self._config, self._roles.learner
+        report.learning_begins(self._producer.generating_s())
+        columns = align(batch.index, await learner.score(batch))
+        report.lap("learn_score")
+        learnable = with_advantages(
+            batch, columns, self._run, step, of_objective(settings), self._state.history
+        )
+        report.add_rows(batch, columns, learnable, version=step)
+        report.add_sampling(batch, config.rollout, self._reports, step + 1)
+        if self._on_policy:
+            check_mismatch(report.metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
+        report.lap("advantages")
+        updates = await learner.update(batch, learnable)
+        report.lap("learn_update")
+        if config.rollout.max_lag and not self._takes_turns:
+            report.add_overlap(self._producer.generating_s())
+        report.add_updates(updates, learnable, settings)
+        return columns, learnable
+
+    async def _take(self, step: int, settings: Mapping[str, float]) -> pa.Table:
+        """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
+        config, buffer = self._config, self._roles.buffer
         oldest = step - config.rollout.max_lag if self._on_policy else 0
         shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
-        index = await self._take(step, oldest, shown)
-        batch = collate(index, config)
-        watch.lap("take")
-        began, generated_s = time.perf_counter(), self._producer.generating_s()
-        columns = align(index, await self._roles.learner.score(batch))
-        watch.lap("learn_score")
-        of_sampling = (SHARE, *SAMPLING_SETTINGS)
-        of_objective = {key: value for key, value in settings.items() if key not in of_sampling}
-        learnable = with_advantages(batch, columns, self._bound, step, of_objective, self._history)
-        metrics = step_metrics(batch, columns, step) | credit_metrics(batch, learnable)
-        metrics |= self._sampled(batch, step)
-        if self._on_policy:
-            check_mismatch(metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
-        watch.lap("advantages")
-        updates = await self._roles.learner.update(batch, learnable)
-        watch.lap("learn_update")
-        if config.rollout.max_lag and not self._takes_turns:
-            generated_s = self._producer.generating_s() - generated_s
-            metrics["overlap/generating_share"] = generated_s / (time.perf_counter() - began)
-        metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
-        metrics |= {f"control/{key}": value for key, value in settings.items()}
-        self._tell_unknown_metrics(metrics, step + 1)
-        self._observe(metrics, step + 1)
-        metrics |= await self._reset_reference(step + 1, metrics)
-        self._reports.phase(step + 1, "publishing")
-        metrics |= await self._publish(step + 1)
-        watch.lap("publish")
-        num_tokens = float(index.column("num_loss_tokens").to_numpy()[batch.rows_of(POLICY)].sum())
-        metrics["throughput/tokens_per_s"] = num_tokens / watch.total()
-        metrics |= _phase_times(watch)
-        self._reports.phase(step + 1, "committing")
-        summary: dict[str, Json] = {"metrics": metrics, "policy_version": step}
-        await self._roles.buffer.commit(step + 1, learner_columns(batch, columns, learnable), summary)
-        self._history.add(index)
-        watch.lap("commit")
-        metrics |= _phase_times(watch) | {"throughput/tokens_per_s": num_tokens / watch.total()}
-        return metrics, [update["grad/applied"] > 0 for update in updates]
-
-    async def _take(self, step: int, oldest: int, shown: pa.RecordBatch) -> pa.Table:
-        """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
-        picks, buffer = choose(self._config, step), self._roles.buffer
+        picks = choose(config, step)
         while (index := await buffer.take(self._producer.num_groups, oldest, picks, shown)) is None:
             waiting = await buffer.waiting()
             again = self._producer.submit_again(step, waiting)
@@ -301,51 +257,15 @@ class Run:
             self._reports.event("replay_left_out", step=step + 1, groups=missing)
         return index
 
-    def _sampled(self, batch: Batch, step: int) -> dict[str, float]:
-        """sampling/*; a step that all its rounds left short of groups that teach is told."""
-        rollout = self._config.rollout
-        metrics = sampling_metrics(batch.index.take(batch.rows_of(POLICY)), rollout)
-        kept = metrics.get("sampling/kept_groups", 0.0)
-        if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
-            rounds, wanted = metrics["sampling/rounds"], rollout.groups_per_step
-            told = {"kept": int(kept), "wanted": wanted, "rounds": int(rounds)}
-            self._reports.event("groups_short", step=step + 1, **told)
-        return metrics
-
-    def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Say once which metric a controller waits for in vain: its name may be wrong."""
-        for key, name in self._watched.items():
-            if name not in metrics:
-                close = nearest(name, metrics)
-                told = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
-                self._reports.note(f"{told} (the nearest is {close!r})" if close else told)
-        self._watched = {}
-
     async def _reset_reference(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Make the policy after `step` the reference of the KL anchor if it is time."""
-        if not self._reference.is_used:
+        reference = self._state.reference
+        if not reference.is_used:
             return {}
-        if self._reference.observe(metrics):
+        if reference.observe(metrics):
             await self._roles.learner.reset_reference(self._config.reference.reset_optimizer)
             self._reports.note(f"step {step}: the reference of the KL anchor is now this step's policy")
-        return {"reference/resets": float(self._reference.num_resets)}
-
-    def _observe(self, metrics: Mapping[str, float], step: int) -> None:
-        """Show the controllers what `step` has brought, and record what they move, and why."""
-        for name, controller in self._controllers.items():
-            before = dict(controller.settings())
-            controller.observe(metrics)
-            reasons = controller.reasons()
-            for key, after in controller.settings().items():
-                if after != before.get(key):
-                    moved = {"setting": key, "before": before.get(key), "after": after}
-                    reason = reasons.get(key, "")
-                    self._reports.record("setting_moved", step=step, controller=name, **moved, reason=reason)
-
-    def _settings(self) -> dict[str, float]:
-        """What the controllers want of the step to come."""
-        controllers = self._controllers.values()
-        return {key: value for each in controllers for key, value in each.settings().items()}
+        return {"reference/resets": float(reference.num_resets)}
 
     async def _publish(self, version: int) -> dict[str, float]:
         assert self._probes is not None, "probes are made before anything is published"
@@ -385,45 +305,4 @@ class Run:
         except OSError:  # a full disk needs the room
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        await self._checkpoints.finish(step, folder, sums, self._state(step))
-
-    def _state(self, step: int) -> dict[str, Json]:
-        """What a checkpoint keeps beside the learner's state. All sampling seeds derive from these."""
-        return {
-            "next_submission": step * submissions_per_step(self._config),
-            "journal_from": step * submissions_per_step(self._config),
-            "seed": self._config.seed,
-            "nonfinite_in_a_row": self._nonfinite_in_a_row,
-            "unrewarded_in_a_row": self._rewards.in_a_row,
-            "controllers": {name: each.state() for name, each in self._controllers.items()},
-            "reference": self._reference.state(),
-            "answers": self._history.state(),
-        }
-
-    def _set_state(self, state: Mapping[str, Json]) -> None:
-        self._nonfinite_in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
-        self._rewards.in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
-        known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
-        for name, controller in self._controllers.items():
-            controller.restore(known.get(name, {}))
-        self._reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
-        self._history.restore(state.get("answers", {}))  # type: ignore[arg-type]
-
-    def _guard(self, applied: Sequence[bool], step: int) -> None:
-        """Count the updates in a row that were skipped for a loss or gradient that is not finite."""
-        for each in applied:
-            self._nonfinite_in_a_row = 0 if each else self._nonfinite_in_a_row + 1
-        skipped = len(applied) - sum(applied)
-        if skipped:
-            self._reports.event("updates_skipped", step=step, updates=skipped)
-        if self._nonfinite_in_a_row >= self._config.learner.max_nonfinite_updates:
-            raise NonFiniteError(
-                f"{self._nonfinite_in_a_row} updates in a row had a loss or gradient that is not finite "
-                f"(learner.max_nonfinite_updates = {self._config.learner.max_nonfinite_updates}); "
-                f"the rows of step {step} are in its rollouts folder"
-            )
-
-
-def _phase_times(watch: Stopwatch) -> dict[str, float]:
-    phases = {name: value for name, value in watch.phases.items() if name != "time/rollout_s"}
-    return phases | {"time/step_s": watch.total()}
+        await self._checkpoints.finish(step, folder, sums, self._state.saved(step))

@@ -35,9 +35,11 @@ from rollouts.store import committed_evals
 from trainer.checkpoint import Checkpoints
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.loop import Roles, Run
+from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
+from trainer.update_watch import NonFiniteError
 from trainer.weights.weight_sync import WeightSyncError
 
 

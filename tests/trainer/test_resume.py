@@ -48,10 +48,12 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.demonstrations import draw
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import NonFiniteError, Reports, Roles, Run
+from trainer.loop import Roles, Run
+from trainer.reports import Reports
 from trainer.roles import LearnerLostError
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
+from trainer.update_watch import NonFiniteError
 
 NUM_STEPS = 6
 REFRESH = {

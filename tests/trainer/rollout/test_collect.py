@@ -20,7 +20,8 @@ from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
-from trainer.loop import Reports, Roles, Run
+from trainer.loop import Roles, Run
+from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer

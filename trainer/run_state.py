@@ -1,0 +1,93 @@
+"""What a run carries from step to step beside its weights and rows: controllers, reference, answers, watches.
+
+Held by the loop; all of it is kept in checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from configs.bound import BoundRun
+from configs.errors import nearest
+from rollouts.files import Json
+from trainer.controllers.reference import Reference
+from trainer.controllers.setting_controllers import make_controllers, watched_metrics
+from trainer.credit.history import AnswerHistory
+from trainer.data.demonstrations import SHARE
+from trainer.reports import Reports
+from trainer.reward_watch import RewardWatch
+from trainer.rollout.dynamic_sampling import submissions_per_step
+from trainer.rollout.producer import SAMPLING_SETTINGS
+from trainer.update_watch import UpdateWatch
+
+_NOT_OF_THE_OBJECTIVE: Final = (SHARE, *SAMPLING_SETTINGS)
+
+
+class RunState:
+    """See the module's docstring. `restore` it before the first step."""
+
+    def __init__(self, run: BoundRun, reports: Reports) -> None:
+        config = run.config
+        self._config, self._reports = config, reports
+        self._controllers = make_controllers(run)
+        self._watched = watched_metrics(run)
+        self.reference = Reference(config.reference)
+        self.history = AnswerHistory()
+        self.rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
+        self.updates = UpdateWatch(config.learner.max_nonfinite_updates, reports.event)
+
+    def settings(self) -> dict[str, float]:
+        """What the controllers want of the step to come, by dotted config key."""
+        controllers = self._controllers.values()
+        return {key: value for each in controllers for key, value in each.settings().items()}
+
+    def observe(self, metrics: Mapping[str, float], step: int) -> None:
+        """Show the controllers what `step` (from 1) has brought, and record what they move, and why."""
+        self._tell_unknown_metrics(metrics, step)
+        for name, controller in self._controllers.items():
+            before = dict(controller.settings())
+            controller.observe(metrics)
+            reasons = controller.reasons()
+            for key, after in controller.settings().items():
+                if after != before.get(key):
+                    moved = {"setting": key, "before": before.get(key), "after": after}
+                    reason = reasons.get(key, "")
+                    self._reports.record("setting_moved", step=step, controller=name, **moved, reason=reason)
+
+    def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Say once which metric a controller waits for in vain: its name may be wrong."""
+        for key, name in self._watched.items():
+            if name not in metrics:
+                close = nearest(name, metrics)
+                told = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
+                self._reports.note(f"{told} (the nearest is {close!r})" if close else told)
+        self._watched = {}
+
+    def saved(self, step: int) -> dict[str, Json]:
+        """What the checkpoint after `step` keeps. All sampling seeds derive from these."""
+        return {
+            "next_submission": step * submissions_per_step(self._config),
+            "journal_from": step * submissions_per_step(self._config),
+            "seed": self._config.seed,
+            "nonfinite_in_a_row": self.updates.in_a_row,
+            "unrewarded_in_a_row": self.rewards.in_a_row,
+            "controllers": {name: each.state() for name, each in self._controllers.items()},
+            "reference": self.reference.state(),
+            "answers": self.history.state(),
+        }
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Go on from what a checkpoint kept; an empty one is the beginning."""
+        self.updates.in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
+        self.rewards.in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
+        known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
+        for name, controller in self._controllers.items():
+            controller.restore(known.get(name, {}))
+        self.reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
+        self.history.restore(state.get("answers", {}))  # type: ignore[arg-type]
+
+
+def of_objective(settings: Mapping[str, float]) -> dict[str, float]:
+    """Those of the controllers' settings that are numbers of what is learned, not of what is sampled."""
+    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_OBJECTIVE}
