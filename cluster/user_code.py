@@ -58,7 +58,7 @@ def check_user_code(
         secrets[target] = of_target | secrets_of(config, name) if section == "scorers" else of_target
     imported = import_targets(secrets, config.allow, note)
     problems = [
-        f"{key} = {target!r}: {imported[target].problem}"
+        f"{key} = {target!r}: {imported[target].problem.removeprefix(f'target {target!r} ')}"
         for key, target in targets.items()
         if imported[target].problem
     ]

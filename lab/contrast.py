@@ -114,7 +114,7 @@ def contrast(
 
 def check_paired(results: Sequence[RunResult]) -> None:
     """Raise ValueError unless all results are of the same data, model and held-out prompts, and those of an
-    arm of the same demonstrations."""
+    arm of the same demonstrations and of the same code of the user's own."""
     for one in results[1:]:
         first = results[0]
         here, there = f"{one.arm} seed {one.seed}", f"{first.arm} seed {first.seed}"
@@ -128,6 +128,12 @@ def check_paired(results: Sequence[RunResult]) -> None:
             raise ValueError(
                 f"results of {one.arm} must be of one set of demonstrations, got another in a seed: "
                 "sft.data changed between the runs; choose another --out"
+            )
+        code = {each.code_sha256 for each in results if each.arm == one.arm} - {None}
+        if len(code) > 1:
+            raise ValueError(
+                f"results of {one.arm} must be of the same code of your own, got other in a seed: a module "
+                "under allow changed between the runs; choose another --out"
             )
         if [each.prompt_id for each in one.prompts] != [each.prompt_id for each in first.prompts]:
             raise ValueError(

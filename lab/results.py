@@ -7,6 +7,7 @@ comparison again without the runs. Called by `lab.compare`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -73,6 +74,8 @@ class RunResult:
     source_sha256: str
     demonstrations_sha256: str | None
     """Empty without any, None where a version of before kept none."""
+    code_sha256: str | None
+    """Of the user's own code that decided what was trained; likewise."""
     steps: tuple[int, ...]
     curves: Mapping[str, tuple[float, ...]]
     last: Mapping[str, float]
@@ -106,6 +109,7 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
         num_steps=config.num_steps,
         source_sha256=str(known["source_sha256"]),
         demonstrations_sha256=known.get("demonstrations_sha256"),
+        code_sha256=_digest_of(known.get("code_sha256")),
         steps=steps,
         curves={name: tuple(_rounded(value) for value in curve) for name, curve in curves.items()},
         last={name: _rounded(_mean(curve[-num_last:])) for name, curve in curves.items()},
@@ -113,6 +117,13 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
         wall_s=round(wall_s, 2),
         prompts=prompt_results(read_eval(run_dir, config.num_steps, list(_COLUMNS))),
     )
+
+
+def _digest_of(modules: object) -> str | None:
+    """sha256 (hex) of the digests of a run's own modules by name; "" for none, None if they were not kept."""
+    if not isinstance(modules, dict):
+        return None
+    return hashlib.sha256(json.dumps(modules, sort_keys=True).encode()).hexdigest() if modules else ""
 
 
 def prompt_results(rows: pa.Table) -> tuple[PromptResult, ...]:
@@ -174,6 +185,7 @@ def write_result(path: Path, result: RunResult) -> None:
         "num_steps": result.num_steps,
         "source_sha256": result.source_sha256,
         "demonstrations_sha256": result.demonstrations_sha256,
+        "code_sha256": result.code_sha256,
         "wall_s": result.wall_s,
         "num_last": result.num_last,
         "last": {name: _or_null(value) for name, value in result.last.items()},
@@ -211,6 +223,7 @@ def read_result(path: Path) -> RunResult:
             num_steps=int(found["num_steps"]),
             source_sha256=str(found["source_sha256"]),
             demonstrations_sha256=found.get("demonstrations_sha256"),
+            code_sha256=found.get("code_sha256"),
             steps=tuple(int(step) for step in found["steps"]),
             curves={
                 str(name): tuple(_or_nan(value) for value in curve) for name, curve in found["curves"].items()

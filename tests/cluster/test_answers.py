@@ -114,6 +114,6 @@ def test_few_of_many_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return score
 
-    monkeypatch.setattr("cluster.answers.load_target", load)
+    monkeypatch.setattr("configs.bound.load_target", load)
     check_answers(config_with(LAB), prompts(*["7"] * 1000), pytest.fail)
     assert len(tried) == 32 and tried[0] == "p0" and tried[-1] == "p992"

@@ -86,6 +86,7 @@ def test_a_name_that_cannot_be_used_is_told(folder: Path, function: str, told: s
         check_user_code(config_with(function), pytest.fail)
     message = str(error.value)
     assert message.startswith(f"scorers.mine.function = {function!r}: ") and told in message
+    assert message.count(repr(function)) == 1
     assert len(message.splitlines()) == 1 and function.partition(":")[0] not in sys.modules
 
 

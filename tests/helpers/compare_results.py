@@ -40,6 +40,7 @@ def result(
         num_steps=2,
         source_sha256="def",
         demonstrations_sha256="",
+        code_sha256="",
         steps=(1, 2),
         curves={name: (value / 2, value) for name, value in last.items()},
         last=last,

@@ -129,3 +129,12 @@ def test_seeds_of_an_arm_have_the_same_demonstrations() -> None:
     check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
     with pytest.raises(ValueError, match="results of arm must be of one set of demonstrations"):
         check_paired([first, replace(arm, **known), replace(arm, seed=1, demonstrations_sha256="y")])
+
+
+def test_seeds_of_an_arm_have_the_same_code() -> None:
+    """A reward function that was edited between two seeds makes them another arm; arms may differ."""
+    first, arm = (result(name, 0, [prompt("a", 1, BOTH)]) for name in ("control", "arm"))
+    known, unknown = {"code_sha256": "x"}, replace(arm, seed=2, code_sha256=None)
+    check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
+    with pytest.raises(ValueError, match="results of arm must be of the same code of your own"):
+        check_paired([first, replace(arm, **known), replace(arm, seed=1, code_sha256="y")])
