@@ -24,7 +24,7 @@ help:
 	@echo "make test-long   run the rest of the long matrices"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  rewrite files as the formatter and linter want them"
-	@echo "make docs    write docs/files.md"
+	@echo "make docs    write docs/files.md and docs/config.md"
 	@echo "make clean   remove caches and build output; $(VENV) and runs/ stay"
 
 setup: $(STAMP)
@@ -85,9 +85,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# docs/files.md, from the first line of each file.
+# docs/files.md, from the first line of each file, and docs/config.md, from the schema.
 docs: setup
 	$(BIN)/python docs/file_table.py
+	$(BIN)/python docs/config_page.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

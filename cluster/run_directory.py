@@ -22,7 +22,8 @@ from typing import Final
 import pyarrow as pa
 
 from cluster.user_code import NO_CODE, UserCode
-from configs.load import DEFAULTS_VERSION, config_hash, differences, dump_yaml, experiment
+from configs.experiment import DEFAULTS_VERSION, config_hash, differences, experiment
+from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rollouts.checkpoints import checkpoint_steps, newest_checkpoint
 from rollouts.events import append_event

@@ -1,8 +1,8 @@
 """Fields of a config: beside its type, the values a field may have, and what another value of it means.
 
 Every field of `configs.schema` is a `setting`, every option of a kind with a rule an `option`. Read by
-`configs.rules` (ranges), `configs.load` (which settings make another experiment), `cluster.actor_pool` (which
-need other actors) and docs/config_page.py.
+`configs.rules` (ranges), `configs.experiment` (what makes another experiment), `cluster.actor_pool` (what
+needs other actors) and docs/config_page.py.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ class Effect(Flag):
     NOTHING = 0
     EXPERIMENT = auto()
     """Another experiment: a run that has begun with one value cannot continue with the other."""
+    EVALUATION = auto()
+    """Other evaluations: results are not compared with those of another value."""
     ACTORS = auto()
     """Other actors: engines and learner ranks are built with it."""
 
 
 NOTHING: Final = Effect.NOTHING
 EXPERIMENT: Final = Effect.EXPERIMENT
+EVALUATION: Final = Effect.EVALUATION
 ACTORS: Final = Effect.ACTORS
 
 

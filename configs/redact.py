@@ -32,8 +32,11 @@ TEXT_ONLY_WORDS = frozenset({"tokens"})
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key or an environment variable is called like a secret, such as `apiKey` or `HF_TOKEN`."""
-    return not SECRET_WORDS.isdisjoint(_words(name))
+    """Whether a key or an environment variable is called like a secret, such as `apiKey` or `HF_TOKEN`.
+
+    A section of the schema is none, whatever it is called (`token_advantage`).
+    """
+    return name not in NAMED and not SECRET_WORDS.isdisjoint(_words(name))
 
 
 def redact(container: object) -> object:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from configs.fields import (
     ACTORS,
+    EVALUATION,
     EXPERIMENT,
     NOT_EMPTY,
     NOT_NEGATIVE,
@@ -51,7 +52,7 @@ class DataConfig:
     """Where prompts come from: a kind and its options (see configs/kinds/datasets.py)."""
 
     train: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "train"}, EXPERIMENT)
-    eval: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "heldout"}, NOTHING)
+    eval: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "heldout"}, EVALUATION)
     shuffle: bool = setting(True, EXPERIMENT)
 
 
@@ -200,12 +201,12 @@ class EntropyConfig:
 class EvalConfig:
     """Held-out evaluation."""
 
-    every: int = setting(0, NOTHING, NOT_NEGATIVE)
+    every: int = setting(0, EVALUATION, NOT_NEGATIVE)
     """Steps between evaluations; 0 evaluates never. Step 0 and the last step are included."""
-    num_prompts: int = setting(64, NOTHING, POSITIVE)
-    num_samples: int = setting(8, NOTHING, POSITIVE)
-    pass_at: tuple[int, ...] = setting((1, 4, 8), NOTHING, _PASS_AT)
-    temperature: float = setting(1.0, NOTHING, POSITIVE)
+    num_prompts: int = setting(64, EVALUATION, POSITIVE)
+    num_samples: int = setting(8, EVALUATION, POSITIVE)
+    pass_at: tuple[int, ...] = setting((1, 4, 8), EVALUATION, _PASS_AT)
+    temperature: float = setting(1.0, EVALUATION, POSITIVE)
     timeout_s: float = setting(1800.0, NOTHING, POSITIVE)
     """Limit of one whole evaluation."""
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from configs.errors import COMMAND_LINE, ConfigError, Problem
-from configs.load import load_config, settings
+from configs.experiment import settings
+from configs.load import load_config
 from configs.schema import RunConfig
 from configs.sources import Source, has_key, read_chain, read_overrides
 

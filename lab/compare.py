@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.series import train_all
-from configs.load import config_hash
+from configs.experiment import config_hash
 from configs.redact import redact_value
 from configs.schema import RunConfig
 from lab.arms import Arm, load_arms

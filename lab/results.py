@@ -19,7 +19,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from cluster.run_directory import RUN_FILE
-from configs.load import config_hash
+from configs.experiment import config_hash
 from configs.schema import RunConfig
 from rollouts.files import make_dir_synced, write_json_atomic
 from rollouts.store import committed_evals, read_eval

@@ -9,6 +9,7 @@ from typing import Any, Final
 from configs.bound import MOVABLE, BoundEntry, BoundRun
 from configs.errors import Broken
 from configs.fields import Rule, options_of, settings_of
+from configs.renamed import new_key
 from configs.schema import RunConfig
 
 MOVABLE_ENTRIES: Final = ("loss", "token_advantage", "reward_shape", "bonus", "prompt_weight")
@@ -23,6 +24,9 @@ def _controllers(run: BoundRun) -> Iterator[Broken]:
             where = f"{entry.key}.{named}" if named else entry.key
             told = "" if named else f", got {setting!r}"
             if not _is_movable(run, setting):
+                if new := new_key(setting):
+                    yield where, f"was renamed to {new}{told}"
+                    continue
                 places = ", ".join(f"{section}.<name>" for section in MOVABLE_ENTRIES)
                 yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{told}"
             else:

@@ -26,7 +26,8 @@ from cluster.run_directory import (
     write_config,
 )
 from cluster.user_code import UserCode
-from configs.load import config_hash, dump_yaml
+from configs.experiment import config_hash
+from configs.load import dump_yaml
 from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
 from rollouts.events import read_events
 from rollouts.lock import RunLock

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import load
+from configs import experiment
 from configs.bound import bind, bind_entry
 from configs.entries import NAMED_ENTRIES
+from configs.experiment import config_hash
 from configs.kinds.advantages import GrpoOptions
 from configs.kinds.base import OwnOptions
 from configs.kinds.datasets import FileOptions
@@ -18,7 +19,6 @@ from configs.kinds.losses import PpoClipOptions
 from configs.kinds.scorers import SCORERS, CustomOptions, RandomOptions, ScorerCommon
 from configs.load import (
     ConfigError,
-    config_hash,
     dump_yaml,
     load_config,
     preset_names,
@@ -354,12 +354,12 @@ def test_a_key_at_its_default_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> 
     """So a version with a new key knows the runs of the one before; another value is another experiment."""
     plain, moved = load_config("debug", []), load_config("debug", ["entropy.coef=0.1"])
     hashes = config_hash(plain), config_hash(moved)
-    known = load.settings
+    known = experiment.settings
 
     def with_new_key(config: RunConfig) -> dict[str, object]:
         return {key: value for key, value in known(config).items() if key != "entropy.coef"}
 
-    monkeypatch.setattr(load, "settings", with_new_key)  # a version that has no entropy.coef yet
+    monkeypatch.setattr(experiment, "settings", with_new_key)  # a version that has no entropy.coef yet
     assert config_hash(plain) == hashes[0] == config_hash(moved) != hashes[1]
 
 
@@ -367,12 +367,12 @@ def test_an_entry_that_is_newer_is_not_hashed_at_its_default(monkeypatch: pytest
     """A run from before there were rollouters goes on with the one it had; another is another experiment."""
     other = ["rollouter.kind=my.module:fn", "allow=[my]"]
     plain, moved = load_config("debug", []), load_config("debug", other)
-    known, hashes = load.experiment(plain), (config_hash(plain), config_hash(moved))
-    assert known.pop("rollouter.kind") == "single_turn" and load.differences(known, plain) == []
-    assert ("rollouter.kind", "none", "my.module:fn") in load.differences(known, moved)
-    settings = load.settings
+    known, hashes = experiment.experiment(plain), (config_hash(plain), config_hash(moved))
+    assert known.pop("rollouter.kind") == "single_turn" and experiment.differences(known, plain) == []
+    assert ("rollouter.kind", "none", "my.module:fn") in experiment.differences(known, moved)
+    settings = experiment.settings
     monkeypatch.setattr(
-        load, "settings", lambda run: {k: v for k, v in settings(run).items() if k != "rollouter.kind"}
+        experiment, "settings", lambda run: {k: v for k, v in settings(run).items() if k != "rollouter.kind"}
     )
     assert config_hash(plain) == hashes[0] != hashes[1]
 
@@ -478,6 +478,20 @@ def test_names_that_a_user_chose_are_no_secrets() -> None:
     }
     assert redact_value("scorers.token.weight", 2) == 2 and redact_value("scorers.token.api_key", "x") == MASK
     assert set(NAMED_ENTRIES) <= NAMED
+
+
+def test_a_section_called_like_a_secret_is_none() -> None:
+    """`token_advantage` is written out and hashed; what is called like a secret below it is masked."""
+    weights = [
+        load_config("debug", [f"token_advantage.p={{kind: repo, beta: {text}}}"]) for text in ("0.1", "0.2")
+    ]
+    assert config_hash(weights[0]) != config_hash(weights[1])
+    assert "beta: 0.1" in dump_yaml(weights[0]) and MASK not in dump_yaml(weights[0])
+    assert redact_value("token_advantage.p.beta", 2) == 2
+    assert redact_value("token_advantage.p.api_key", "x") == MASK
+    assert redact({"token_advantage": {"p": {"api_key": "abc"}}}) == {
+        "token_advantage": {"p": {"api_key": MASK}}
+    }
 
 
 def test_credentials_inside_a_url_are_masked() -> None:

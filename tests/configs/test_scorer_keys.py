@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.experiment import config_hash, differences, experiment
 from configs.kinds.scorers import ScorerCommon
-from configs.load import ConfigError, config_hash, differences, dump_yaml, experiment, load_config
+from configs.load import ConfigError, dump_yaml, load_config
 from configs.redact import MASK, redact, redact_value
 
 PLACED = (
@@ -33,7 +34,7 @@ def test_where_a_scorer_runs_is_no_other_experiment() -> None:
 
 def test_the_key_for_all_scorers_says_what_to_write_instead(tmp_path: Path) -> None:
     """In a file and on the command line."""
-    wanted = r"cluster\.scorer_replicas = 2: was removed: each scorer has its own, scorers\.<name>\.replicas"
+    wanted = r"cluster\.scorer_replicas = 2: was renamed to scorers\.<name>\.replicas"
     with pytest.raises(ConfigError, match=wanted):
         load_config("debug", ["cluster.scorer_replicas=2"])
     path = tmp_path / "old.yaml"

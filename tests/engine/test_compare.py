@@ -17,7 +17,7 @@ from test_report import HOSTILE, Page
 
 import lab.compare
 from cluster.series import Listener
-from configs.load import config_hash
+from configs.experiment import config_hash
 from configs.schema import RunConfig
 from lab.arms import Arm, load_arms
 from lab.compare import Request, compare

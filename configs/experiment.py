@@ -1,0 +1,171 @@
+"""Which runs are the same experiment: the settings that make one, their hash, and where two differ.
+
+In: a `RunConfig`, or the settings that a run directory keeps of one. Out: dotted keys with values, or a hash.
+Each field says itself whether another value makes another experiment (`configs.fields.Effect`). Called by
+`cluster.run_directory` and by `lab`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Final, cast
+
+from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, complete
+from configs.fields import EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of
+from configs.kinds.base import find_kind
+from configs.redact import redact
+from configs.renamed import new_key
+from configs.schema import RunConfig
+from configs.sources import Provenance, Tree
+
+DEFAULTS_VERSION: Final = 1
+"""Raised when a default is changed: what was made with the old one is another experiment."""
+_NONE: Final = "none"
+"""Stands for the value of a key that is not there."""
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """dotted key -> value of all of a config, without secrets."""
+    content = redact(plain_tree(config))
+    assert isinstance(content, dict), "redact keeps the shape of its argument"
+    return dict(_leaves(content, ""))
+
+
+def experiment(config: RunConfig) -> dict[str, object]:
+    """dotted key -> value of what makes two runs the same experiment, without secrets."""
+    return _counted(settings(config), EXPERIMENT)
+
+
+def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
+    """sha256 (hex) of what makes two runs the same experiment; a renewed secret does not change it.
+
+    `with_evaluation` also counts how it is evaluated, for results that are compared. What has its default is
+    left out, so that a version with a new key or option resumes the runs of the last.
+    """
+    flat = settings(config)
+    counted = _counted(flat, EXPERIMENT | EVALUATION if with_evaluation else EXPERIMENT)
+    content = {key: value for key, value in counted.items() if _default(key, flat) != value}
+    content["defaults"] = DEFAULTS_VERSION
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[str, object, object]]:
+    """(dotted key, its value in `known`, its value in `config`) where the two are other experiments.
+
+    `known` is an `experiment`, perhaps of an earlier version: its keys may have other names by now, and a key
+    that it lacks had its default.
+    """
+    before, now = _counted(_with_new_names(known), EXPERIMENT), _as_json(experiment(config))
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        was, asked = (each.get(key, _default(key, each)) for each in (before, now))
+        if was != asked:
+            found.append((key, before.get(key, _NONE), now.get(key, _NONE)))
+    return found
+
+
+def plain_tree(config: RunConfig) -> Tree:
+    """The config as plain dicts and lists."""
+    return {name: _as_lists(value) for name, value in asdict(config).items()}
+
+
+def _as_lists(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _as_lists(item) for name, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _leaves(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _as_json(tree: Mapping[str, object]) -> dict[str, object]:
+    """As a file gives it back: tuples are lists."""
+    return cast(Tree, json.loads(json.dumps(tree)))
+
+
+def _with_new_names(known: Mapping[str, object]) -> dict[str, object]:
+    """Settings of an earlier version under the names that they have now; controllers name settings, too."""
+    renamed = {new_key(key) or key: value for key, value in known.items()}
+    return {
+        key: (new_key(value) or value) if key.endswith(".setting") and isinstance(value, str) else value
+        for key, value in renamed.items()
+    }
+
+
+@cache
+def _fields() -> dict[str, Setting]:
+    return dict(settings_of(RunConfig))
+
+
+@cache
+def _usual() -> dict[str, object]:
+    """The settings of a config in which nothing is given."""
+    return _as_json(settings(complete(RunConfig(), Provenance())))
+
+
+def _counted(flat: Mapping[str, object], effects: Effect) -> dict[str, object]:
+    """Of all settings those whose other values have one of the effects."""
+    return {key: value for key, value in flat.items() if _effect(key, flat) & effects}
+
+
+def _effect(key: str, flat: Mapping[str, object]) -> Effect:
+    if key in _fields():
+        return _fields()[key].effect
+    entry_key, option = _place(key)
+    if not entry_key:
+        return EXPERIMENT  # of another version: what it meant is not known
+    section = entry_key if entry_key in SINGLE_ENTRIES else entry_key.partition(".")[0]
+    whole = _fields()[section].effect
+    told = options_of(cls).get(option) if (cls := _owner(entry_key, option, flat)) else None
+    return told.effect if told is not None and EXPERIMENT in whole else whole
+
+
+def _default(key: str, flat: Mapping[str, object]) -> object:
+    """The value that `key` has where `flat` lacks it, `_NONE` where it is then not there at all.
+
+    An option that is a mapping has its default as a whole or not at all.
+    """
+    if key in _fields():
+        return _usual().get(key, _NONE)
+    entry_key, option = _place(key)
+    if option == "kind" or not entry_key:
+        return _usual().get(key, _NONE) if entry_key in SINGLE_ENTRIES else _NONE
+    cls = _owner(entry_key, option, flat)
+    if cls is None or option not in options_of(cls):
+        return _NONE
+    usual = _as_json(dict(_leaves({option: _as_lists(getattr(cls(), option))}, f"{entry_key}.")))
+    start = f"{entry_key}.{option}"
+    given = {name: value for name, value in flat.items() if name == start or name.startswith(f"{start}.")}
+    return usual.get(key, _NONE) if not given or _as_json(given) == usual else _NONE
+
+
+def _place(key: str) -> tuple[str, str]:
+    """(dotted key of the entry, name of its option) that `key` is in; empty where it is in none."""
+    for entry_key in SINGLE_ENTRIES:
+        if key.startswith(f"{entry_key}."):
+            return entry_key, key.removeprefix(f"{entry_key}.").partition(".")[0]
+    section, _, rest = key.partition(".")
+    name, _, option = rest.partition(".")
+    return (
+        (f"{section}.{name}", option.partition(".")[0]) if section in NAMED_ENTRIES and option else ("", "")
+    )
+
+
+def _owner(entry_key: str, option: str, flat: Mapping[str, object]) -> type | None:
+    """The dataclass that the option of an entry is in; None where the entry or its kind is not known."""
+    usual = _usual() if entry_key in SINGLE_ENTRIES else {}
+    name = str(flat.get(f"{entry_key}.kind", usual.get(f"{entry_key}.kind", "")))
+    role = SINGLE_ENTRIES.get(entry_key) or NAMED_ENTRIES[entry_key.partition(".")[0]]
+    if not name or not (":" in name or name in role.table):
+        return None
+    return role.common if option in options_of(role.common) else find_kind(role.table, name, role.own).options
