@@ -355,7 +355,7 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     check(placement)
     group = await reserve(placement, config.cluster.ready_timeout_s)
     logs = folder / "logs"
-    site = Site(run=bind(config), placement=placement, group=group, log_dir=logs, tell=print_event)
+    site = Site(run=bind(config), placement=placement, group=group, log_dir=logs, report=print_event)
     system = start_system(site, folder / "run")
     try:
         await system.ready(config.cluster.ready_timeout_s)

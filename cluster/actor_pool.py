@@ -33,7 +33,7 @@ from cluster.placement import reserve
 from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, NoEngines
 from cluster.run_directory import Claim
 from cluster.spawn import ActorCallError, wait_ready
-from cluster.supervise import Fleet, Supervised, Tell
+from cluster.supervise import Fleet, ReportEvent, Supervised
 from cluster.weight_transport import HostTransport, NoTransport
 from configs.bound import BoundRun
 from configs.fields import ACTORS, settings_of
@@ -80,7 +80,7 @@ class _Actors:
     learner: LearnerGroup
     transport: WeightTransport
     buffer: BufferProxy
-    keeper: Supervised
+    buffer_actor: Supervised
     log_dir: Path
     """Where they were started."""
 
@@ -88,7 +88,7 @@ class _Actors:
     def others(self) -> tuple[Supervised, ...]:
         """All but the learner's ranks; the buffer is the last."""
         scorers = (replica for scorer_pool in self.scorer_pools.values() for replica in scorer_pool.replicas)
-        return (*self.engines, *scorers, self.keeper)
+        return (*self.engines, *scorers, self.buffer_actor)
 
 
 class ActorPool:
@@ -102,19 +102,21 @@ class ActorPool:
         self._fleet = Fleet(())
 
     async def for_training(
-        self, order: ResolvedRun, claim: Claim, tell: Tell, samples: bool
+        self, resolved: ResolvedRun, claim: Claim, report: ReportEvent, samples: bool
     ) -> TrainingActors:
         """All actors of a run that learns, ready and watched; no engines and scorers when `samples` is false.
 
         Actors of the last run are used again if they can be reset for this one, and replaced otherwise.
         """
-        renewed = await self._renewed(order, claim, tell) if samples else None
+        renewed = await self._renewed(resolved, claim, report) if samples else None
         if renewed is None:
             await self.close()
-            renewed = await self._start(await self._open(order, claim, tell), claim.run_dir, samples)
+            renewed = await self._start(await self._open(resolved, claim, report), claim.run_dir, samples)
         actors, size = renewed
         self._fleet.watch()
-        scorers = scorer_set(order.run, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
+        scorers = (
+            scorer_set(resolved.run, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
+        )
         roles = Roles(
             generator=actors.generator,
             scorers=scorers,
@@ -124,18 +126,18 @@ class ActorPool:
         )
         return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size)
 
-    async def for_sampling(self, order: ResolvedRun, claim: Claim, tell: Tell) -> SamplingActors:
+    async def for_sampling(self, resolved: ResolvedRun, claim: Claim, report: ReportEvent) -> SamplingActors:
         """The actors of a run that only samples, ready and watched. They are not kept for the next run."""
         await self.close()
-        site = await self._open(order, claim, tell)
+        site = await self._open(resolved, claim, report)
         engines, scorer_pools = spawn_engines(site), spawn_scorers(site)
-        buffer, keeper = spawn_buffer(site, claim.run_dir)
+        buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
         self._scorers = tuple(
             replica for scorer_pool in scorer_pools.values() for replica in scorer_pool.replicas
         )
         self._scorer_logs = _logs(scorer_pools)
-        self._fleet = Fleet((*engines, *self._scorers, keeper))
-        await wait_ready((*engines, *self._scorers, keeper), site.config.cluster.ready_timeout_s)
+        self._fleet = Fleet((*engines, *self._scorers, buffer_actor))
+        await wait_ready((*engines, *self._scorers, buffer_actor), site.config.cluster.ready_timeout_s)
         self._fleet.watch()
         return SamplingActors(
             generator=Engines(engines), scorers=scorer_set(site.run, scorer_pools), buffer=buffer
@@ -153,8 +155,8 @@ class ActorPool:
         """End the run: its buffer is ended, the other actors are kept alive for the next run, unwatched."""
         await self._fleet.rest()
         if self._site is not None and self._actors is not None:
-            self._site.tell = _tell_nobody
-            self._actors.keeper.kill()
+            self._site.report = _report_nothing
+            self._actors.buffer_actor.kill()
 
     async def close(self) -> None:
         """End all actors and release their resources."""
@@ -165,24 +167,26 @@ class ActorPool:
         self._site = self._actors = None
         self._fleet, self._scorers = Fleet(()), ()
 
-    async def _renewed(self, order: ResolvedRun, claim: Claim, tell: Tell) -> tuple[_Actors, int] | None:
+    async def _renewed(
+        self, resolved: ResolvedRun, claim: Claim, report: ReportEvent
+    ) -> tuple[_Actors, int] | None:
         """The actors of the last run, reset, and the number of parameters; None if they cannot be reused."""
-        note, site, before = order.reporter.note, self._site, self._actors
+        note, site, before = resolved.reporter.note, self._site, self._actors
         if site is None or before is None or not before.engines:
             return None
-        others = built_in(site.config, order.config)
+        others = built_in(site.config, resolved.config)
         if others:
             note(f"starting new actors: {', '.join(others)} differ from the run before")
             return None
-        if site.placement != order.placement:
+        if site.placement != resolved.placement:
             note("other actors are needed: the scorers ask for other CPUs or GPUs than in the run before")
             return None
-        actors = await self._fitted(site, before, order, claim, tell)
-        limit_s = order.config.cluster.ready_timeout_s
+        actors = await self._fitted(site, before, resolved, claim, report)
+        limit_s = resolved.config.cluster.ready_timeout_s
         try:
             # They are not watched yet, and calls to an engine have no time limit.
             async with asyncio.timeout(limit_s):
-                size = await self._reset(actors, order.run)
+                size = await self._reset(actors, resolved.run)
         except TimeoutError:
             note(f"starting new actors: those of the run before did not answer within {limit_s:g} s")
             return None
@@ -192,20 +196,20 @@ class ActorPool:
         note(f"reusing the actors of the run before; their logs are in {before.log_dir}")
         return actors, size
 
-    async def _open(self, order: ResolvedRun, claim: Claim, tell: Tell) -> Site:
-        config, group = order.config, None
+    async def _open(self, resolved: ResolvedRun, claim: Claim, report: ReportEvent) -> Site:
+        config, group = resolved.config, None
         if config.cluster.spawn == "ray":
-            group = await reserve(order.placement, config.cluster.ready_timeout_s)
+            group = await reserve(resolved.placement, config.cluster.ready_timeout_s)
         self._site = Site(
-            run=order.run, placement=order.placement, group=group, log_dir=claim.log_dir, tell=tell
+            run=resolved.run, placement=resolved.placement, group=group, log_dir=claim.log_dir, report=report
         )
-        order.reporter.note(f"starting actors; their logs are in {claim.log_dir}")
+        resolved.reporter.note(f"starting actors; their logs are in {claim.log_dir}")
         return self._site
 
     async def _start(self, site: Site, run_dir: Path, samples: bool) -> tuple[_Actors, int]:
         engines = spawn_engines(site) if samples else []
         scorer_pools = spawn_scorers(site) if samples else {}
-        buffer, keeper = spawn_buffer(site, run_dir)
+        buffer, buffer_actor = spawn_buffer(site, run_dir)
         learner = spawn_learner(site, buffer)
         generator = Engines(engines) if samples else NoEngines()
         transport = HostTransport(learner, generator) if isinstance(generator, Engines) else NoTransport()
@@ -216,7 +220,7 @@ class ActorPool:
             learner=learner,
             transport=transport,
             buffer=buffer,
-            keeper=keeper,
+            buffer_actor=buffer_actor,
             log_dir=site.log_dir,
         )
         self._take(actors)
@@ -225,17 +229,17 @@ class ActorPool:
         return actors, size
 
     async def _fitted(
-        self, site: Site, before: _Actors, order: ResolvedRun, claim: Claim, tell: Tell
+        self, site: Site, before: _Actors, resolved: ResolvedRun, claim: Claim, report: ReportEvent
     ) -> _Actors:
         """The engines and ranks of `before` with the scorers and the buffer of this run, which are ready."""
-        site.run, site.log_dir, site.tell = order.run, claim.log_dir, tell
+        site.run, site.log_dir, site.report = resolved.run, claim.log_dir, report
         scorer_pools = spawn_scorers(site, before.scorer_pools)
-        buffer, keeper = spawn_buffer(site, claim.run_dir)
-        actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, keeper=keeper)
+        buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
+        actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, buffer_actor=buffer_actor)
         self._take(actors)
         await _end([each for each in before.others[:-1] if each not in actors.others])
         new = [each for each in actors.others if each not in before.others]
-        await wait_ready(new, order.config.cluster.ready_timeout_s)
+        await wait_ready(new, resolved.config.cluster.ready_timeout_s)
         return actors
 
     async def _reset(self, actors: _Actors, run: BoundRun) -> int:
@@ -265,7 +269,7 @@ def _logs(scorer_pools: Mapping[str, ScorerPool]) -> dict[str, str]:
     return {name: scorer_pool.log for name, scorer_pool in scorer_pools.items()}
 
 
-def _tell_nobody(kind: str, actor: str, **fields: str | float) -> None:
+def _report_nothing(kind: str, actor: str, **fields: str | float) -> None:
     """Between two runs there is no run directory to write events to."""
 
 

@@ -22,7 +22,7 @@ from cluster.placement import Cores, Placement, Share, split_cores
 from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
-from cluster.supervise import Limits, Supervised, Tell
+from cluster.supervise import Limits, ReportEvent, Supervised
 from configs.bound import BoundRun
 from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import CustomOptions
@@ -46,7 +46,7 @@ class Site:
     placement: Placement
     group: PlacementGroup | None
     log_dir: Path
-    tell: Tell
+    report: ReportEvent
 
     @property
     def config(self) -> RunConfig:
@@ -95,11 +95,11 @@ class Site:
 
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
         """A supervised actor; `start` makes each of its processes."""
-        return Supervised(label, start, Limits.of(self.config.cluster), self.tell_now)
+        return Supervised(label, start, Limits.of(self.config.cluster), self.report_event)
 
-    def tell_now(self, kind: str, actor: str, **fields: str | float) -> None:
+    def report_event(self, kind: str, actor: str, **fields: str | float) -> None:
         """Report an event of an actor to the run that uses it now."""
-        self.tell(kind, actor, **fields)
+        self.report(kind, actor, **fields)
 
 
 def _free_port() -> int:
@@ -153,7 +153,7 @@ def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
         blueprint(GeneratorActor, site.config, site.placement.device),
         share=site.placement.engines[k],
         cores=cores,
-        limited=False,  # a queue of requests is no fault: `stalled_for_s` tells whether its thread moves
+        limited=False,  # a queue of requests is no fault: `stalled_for_s` finds one that hangs
     )
 
 
@@ -234,10 +234,10 @@ def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
     config = site.config
     plan = blueprint(BufferActor, str(run_dir), config.name, submissions_per_step(config))
     start = partial(site.spawn, "buffer", plan)
-    keeper = site.supervise("buffer", start)
-    return BufferProxy(keeper), keeper
+    buffer_actor = site.supervise("buffer", start)
+    return BufferProxy(buffer_actor), buffer_actor
 
 
 def spawn_learner(site: Site, buffer: BufferProxy) -> LearnerGroup:
     """All learner ranks, as one learner that fetches its rows from `buffer`."""
-    return LearnerGroup(partial(start_ranks, site), buffer, Limits.of(site.config.cluster), site.tell_now)
+    return LearnerGroup(partial(start_ranks, site), buffer, Limits.of(site.config.cluster), site.report_event)

@@ -31,7 +31,7 @@ from trainer.rollout.producer import Producer
 from trainer.update_watch import NonFiniteError
 from trainer.weights.weight_sync import WeightSyncError
 
-_TOLD = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
+_SELF_EXPLAINED = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
 """Errors whose message alone explains why the run stopped."""
 
 
@@ -40,42 +40,42 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def claimed(order: ResolvedRun) -> Iterator[Claim]:
+def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
     """Hold the run's folder for this driver during the block.
 
     Raises:
         ValueError: it cannot be claimed.
         RunError: the block raised; with the reason, which is written into the folder too.
     """
-    prompts = order.prompts
-    digest = source_digest(prompts.train, Path(order.config.model.path))
+    prompts = resolved.prompts
+    digest = source_digest(prompts.train, Path(resolved.config.model.path))
     shown = shown_digest(prompts.demonstrations)
-    claim = claim_run(order.given, digest, order.job.describe(), shown, order.code)
+    claim = claim_run(resolved.given, digest, resolved.job.describe(), shown, resolved.code)
     try:
-        write_config(claim.run_dir, order.config)
+        write_config(claim.run_dir, resolved.config)
         yield claim
     except Exception as error:
         with suppress(OSError):  # the reason must be reported even if the disk is full
             write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
             append_event(claim.run_dir, "stopped", reason=str(error))
         where = claim.log_dir.relative_to(claim.run_dir)
-        raise RunError(f"{_told(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
+        raise RunError(f"{_reason_of(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
     finally:
         claim.lock.release()
 
 
-def _told(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and is_disk_full(error):
         return f"the disk is full: {error}; what was finished before is whole: make room and run it again"
-    return str(error) if isinstance(error, _TOLD) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, _SELF_EXPLAINED) else f"{type(error).__name__}: {error}"
 
 
 class Attempt:
     """One attempt at a job. The actors outlive it: the owner of the actor pool ends them."""
 
-    def __init__(self, order: ResolvedRun, claim: Claim, actor_pool: ActorPool) -> None:
-        self._order, self._claim, self._actor_pool = order, claim, actor_pool
-        self._config, self._reporter, self._job = order.config, order.reporter, order.job
+    def __init__(self, resolved: ResolvedRun, claim: Claim, actor_pool: ActorPool) -> None:
+        self._resolved, self._claim, self._actor_pool = resolved, claim, actor_pool
+        self._config, self._reporter, self._job = resolved.config, resolved.reporter, resolved.job
         self._run: Run | None = None
         self._furthest = 0.0
 
@@ -90,12 +90,11 @@ class Attempt:
         """Do the job; False if it was stopped before its end."""
         try:
             if self._job.learns:
-                samples = self._job.rollouts_of is None
-                return await self._learn(
-                    await self._actor_pool.for_training(self._order, self._claim, self._tell, samples)
-                )
+                samples, report = self._job.rollouts_of is None, self._actor_event
+                actors = await self._actor_pool.for_training(self._resolved, self._claim, report, samples)
+                return await self._learn(actors)
             return await self._sample(
-                await self._actor_pool.for_sampling(self._order, self._claim, self._tell)
+                await self._actor_pool.for_sampling(self._resolved, self._claim, self._actor_event)
             )
         finally:
             self._run = None
@@ -106,9 +105,9 @@ class Attempt:
         self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=actors.num_parameters)
         if self._job.rollouts_of is not None:
             config = await self._adopt(actors, self._job.rollouts_of)
-        self._run = self._make_run(replace(self._order.run, config=config), actors)
+        self._run = self._make_run(replace(self._resolved.run, config=config), actors)
         export = run_dir / "export" if config.checkpoint.export_last else None
-        finished = await self._run.train(self._order.prompts.train, str(export or ""))
+        finished = await self._run.train(self._resolved.prompts.train, str(export or ""))
         if finished:
             self._claim.note_finished(self._config.num_steps)
             self._reporter.note(f"final model: {export}" if export else "finished")
@@ -130,19 +129,19 @@ class Attempt:
     def _make_run(self, run: BoundRun, actors: TrainingActors) -> Run:
         config = run.config
         roles, reports, claim = actors.roles, self._reports(), self._claim
-        order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
+        order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
-        held_out = self._order.prompts.held_out
+        held_out = self._resolved.prompts.held_out
         evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         on_policy = self._job.rollouts_of is None
-        shown = self._order.prompts.demonstrations
+        shown = self._resolved.prompts.demonstrations
         return Run(run, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
 
     async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
         self._reporter.header(run_dir=run_dir, model=config.model.path)
-        order = PromptOrder(self._order.prompts.train, config.seed, config.data.shuffle)
+        order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
             config, order, samplers.generator, samplers.scorers, samplers.buffer, self._reporter.phase
         )
@@ -169,7 +168,7 @@ class Attempt:
             self._actor_pool.progress()
         self._reporter.step(metrics)
 
-    def _tell(self, kind: str, actor: str, **fields: str | float) -> None:
+    def _actor_event(self, kind: str, actor: str, **fields: str | float) -> None:
         self._event(kind, actor=actor, **fields)
 
     def _record(self, kind: str, **fields: str | float) -> None:

@@ -143,7 +143,7 @@ def _hidden_from(number: signal.Signals) -> Iterator[None]:
 
 
 def _watch() -> None:
-    """Tell of a cluster that is gone, and end this process, before Ray does so in its own words."""
+    """Report a lost cluster, and end this process, before Ray does so in its own words."""
     address = ray.get_runtime_context().gcs_address
 
     def is_there() -> bool:

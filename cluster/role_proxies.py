@@ -20,8 +20,8 @@ from cluster.supervise import (
     Failures,
     Limits,
     Prepare,
+    ReportEvent,
     Supervised,
-    Tell,
     nothing_to_prepare,
     quiet_reason,
 )
@@ -178,11 +178,11 @@ class NoEngines:
 class BufferProxy:
     """The rollout buffer. A replacement reads the journal and repeats the last `take`."""
 
-    def __init__(self, keeper: Supervised) -> None:
-        self._keeper = keeper
+    def __init__(self, buffer_actor: Supervised) -> None:
+        self._actor = buffer_actor
         self._step = 0
         self._taken: tuple[int, int, Sequence[Pick], pa.RecordBatch | None] | None = None
-        keeper.prepare = self._bring_up
+        buffer_actor.prepare = self._bring_up
 
     async def _bring_up(self, handle: Handle) -> None:
         await call(handle, BufferActor.reopen, self._step)
@@ -191,19 +191,19 @@ class BufferProxy:
 
     async def rewind(self, step: int, attempt: int) -> Restored:
         self._step, self._taken = step, None
-        return await call(self._keeper, BufferActor.rewind, step, attempt)
+        return await call(self._actor, BufferActor.rewind, step, attempt)
 
     async def adopt(self, run_dir: str) -> int:
-        return await call(self._keeper, BufferActor.adopt, run_dir)
+        return await call(self._actor, BufferActor.adopt, run_dir)
 
     async def add(self, batch: pa.RecordBatch) -> None:
-        await call(self._keeper, BufferActor.add, batch)
+        await call(self._actor, BufferActor.add, batch)
 
     async def waiting(self) -> tuple[int, ...]:
-        return await call(self._keeper, BufferActor.waiting)
+        return await call(self._actor, BufferActor.waiting)
 
     async def rewards(self, first: int, last: int) -> pa.Table:
-        return await call(self._keeper, BufferActor.rewards, first, last)
+        return await call(self._actor, BufferActor.rewards, first, last)
 
     async def take(
         self,
@@ -213,18 +213,18 @@ class BufferProxy:
         sft: pa.RecordBatch | None = None,
     ) -> pa.Table | None:
         arguments = (num_groups, min_version, tuple(replay), sft)
-        found = await call(self._keeper, BufferActor.take, *arguments)
+        found = await call(self._actor, BufferActor.take, *arguments)
         self._taken = arguments if found is not None else None
         return found
 
     async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
-        seconds = await call(self._keeper, BufferActor.commit, step, columns, summary)
+        seconds = await call(self._actor, BufferActor.commit, step, columns, summary)
         self._step, self._taken = step, None
         return seconds
 
     async def shard(self, rows: Sequence[int]) -> pa.RecordBatch:
         """A reference to the shard with these rows; the rank fetches it from the buffer's node."""
-        return await call_ref(self._keeper, BufferActor.shard, rows)
+        return await call_ref(self._actor, BufferActor.shard, rows)
 
 
 def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
@@ -249,10 +249,10 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, start: Callable[[], Sequence[Handle]], buffer: BufferProxy, limits: Limits, tell: Tell
+        self, start: Callable[[], Sequence[Handle]], buffer: BufferProxy, limits: Limits, report: ReportEvent
     ) -> None:
-        self._start, self._buffer, self._limits, self._tell = start, buffer, limits, tell
-        self._failures = Failures("learner", limits, tell)
+        self._start, self._buffer, self._limits, self._report = start, buffer, limits, report
+        self._failures = Failures("learner", limits, report)
         self._handles = start()
         self._lost = ""
         self._one_at_a_time = asyncio.Lock()
@@ -282,7 +282,7 @@ class LearnerGroup:
                 self.kill(force=True)
                 continue
             self._lost = ""
-            self._tell("actor_replaced", "learner", seconds=round(time.perf_counter() - began, 3))
+            self._report("actor_replaced", "learner", seconds=round(time.perf_counter() - began, 3))
             return
 
     def progress(self) -> None:
@@ -299,7 +299,7 @@ class LearnerGroup:
         while True:
             await asyncio.sleep(PING_S)
             for handle in self._handles if not self._lost else ():
-                reason = await quiet_reason(handle, self._limits.hang_s, self._tell)
+                reason = await quiet_reason(handle, self._limits.hang_s, self._report)
                 if reason and handle in self._handles and not self._lost:
                     self._lost = reason
                     self.kill(force=True)

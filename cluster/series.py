@@ -76,9 +76,9 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     if clustered:
         connect({name for config in local for name in secret_names(config)})
     try:
-        orders = []
+        resolved_runs = []
         for index, config in enumerate(local):
-            order = ResolvedRun(
+            resolved = ResolvedRun(
                 given=configs[index],
                 run=runs[index],
                 prompts=prompts[index],
@@ -88,9 +88,9 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
                 code=codes[index],
             )
             if config.cluster.spawn == "ray":
-                check(order.placement)
-            orders.append(order)
-        return asyncio.run(interruptible(_Series(orders, listener), reporter))
+                check(resolved.placement)
+            resolved_runs.append(resolved)
+        return asyncio.run(interruptible(_Series(resolved_runs, listener), reporter))
     finally:
         if clustered:
             ray.shutdown()
@@ -122,8 +122,8 @@ def _device(config: RunConfig) -> str:
 class _Series:
     """The runs one after another, on the actors of one pool."""
 
-    def __init__(self, orders: Sequence[ResolvedRun], listener: Listener) -> None:
-        self._orders, self._listener = orders, listener
+    def __init__(self, resolved_runs: Sequence[ResolvedRun], listener: Listener) -> None:
+        self._resolved_runs, self._listener = resolved_runs, listener
         self._actor_pool = ActorPool()
         self._attempt: Attempt | None = None
         self._stopping = False
@@ -136,12 +136,12 @@ class _Series:
     async def work(self) -> bool:
         """Make all runs; False if stopped before the end."""
         try:
-            for index, order in enumerate(self._orders):
+            for index, resolved in enumerate(self._resolved_runs):
                 if self._stopping:
                     return False
                 self._listener.begins(index)
                 try:
-                    run_dir = await self._run(order)
+                    run_dir = await self._run(resolved)
                     if run_dir is None:
                         return False
                     self._listener.finished(index, run_dir)
@@ -152,12 +152,12 @@ class _Series:
         finally:
             await self._actor_pool.close()
 
-    async def _run(self, order: ResolvedRun) -> Path | None:
+    async def _run(self, resolved: ResolvedRun) -> Path | None:
         """The run's folder once it is finished; None if it was stopped."""
-        if is_finished(order.given, order.job.describe()):
-            return (Path(order.config.runs_dir) / order.config.name).resolve()
-        with claimed(order) as claim:
-            self._attempt = Attempt(order, claim, self._actor_pool)
+        if is_finished(resolved.given, resolved.job.describe()):
+            return (Path(resolved.config.runs_dir) / resolved.config.name).resolve()
+        with claimed(resolved) as claim:
+            self._attempt = Attempt(resolved, claim, self._actor_pool)
             try:
                 finished = await self._attempt.work()
             except BaseException:

@@ -24,7 +24,7 @@ _MAX_BACKOFF_S = 30.0
 Prepare = Callable[[Handle], Awaitable[None]]
 
 
-class Tell(Protocol):
+class ReportEvent(Protocol):
     """Receives the events of supervision: a kind, the actor's label, and further fields."""
 
     def __call__(self, kind: str, actor: str, **fields: str | float) -> None: ...
@@ -53,8 +53,8 @@ class Limits:
 class Failures:
     """Counts the failures of one actor (or group of ranks) since the last finished step."""
 
-    def __init__(self, label: str, limits: Limits, tell: Tell) -> None:
-        self.label, self._limits, self._tell = label, limits, tell
+    def __init__(self, label: str, limits: Limits, report: ReportEvent) -> None:
+        self.label, self._limits, self._report = label, limits, report
         self._count = 0
 
     async def note(self, reason: str, counted: bool = True) -> None:
@@ -64,7 +64,7 @@ class Failures:
             ActorCallError: more than `max_restarts` failures within a step.
         """
         self._count += counted
-        self._tell("actor_lost", self.label, reason=reason)
+        self._report("actor_lost", self.label, reason=reason)
         if self._count > self._limits.max_restarts:
             raise ActorCallError(
                 f"{self.label} failed {self._count} times within one step "
@@ -93,12 +93,12 @@ class Supervised:
         label: str,
         start: Callable[[], Handle],
         limits: Limits,
-        tell: Tell,
+        report: ReportEvent,
     ) -> None:
         self.label = label
         self.prepare: Prepare = nothing_to_prepare
-        self._start, self._limits, self._tell = start, limits, tell
-        self._failures = Failures(label, limits, tell)
+        self._start, self._limits, self._report = start, limits, report
+        self._failures = Failures(label, limits, report)
         self._handle = start()
         self._life = 0
         self._replacing: asyncio.Task[None] | None = None
@@ -167,7 +167,7 @@ class Supervised:
         while True:
             await asyncio.sleep(PING_S)
             life = await self.settled()
-            reason = await quiet_reason(self._handle, self._limits.hang_s, self._tell)
+            reason = await quiet_reason(self._handle, self._limits.hang_s, self._report)
             if reason:
                 self._begin_replacing(life, reason)
 
@@ -205,21 +205,21 @@ class Supervised:
             self._life += 1
             # Not when the task ends: a call made in between would wait for a replacement that is there.
             self._replacing = None
-            self._tell("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
+            self._report("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
             return
 
 
-async def quiet_reason(handle: Handle, hang_s: float, tell: Tell) -> str:
+async def quiet_reason(handle: Handle, hang_s: float, report: ReportEvent) -> str:
     """Why the actor must be replaced, or "" if it answers. A silence beyond STALL_S is reported."""
     asked = time.perf_counter()
     answer = asyncio.ensure_future(handle.stalled_for_s())
     try:
         await asyncio.wait({answer}, timeout=min(STALL_S, hang_s))
         if not answer.done() and hang_s > STALL_S:
-            tell("actor_stalled", handle.label, seconds=STALL_S)
+            report("actor_stalled", handle.label, seconds=STALL_S)
             await asyncio.wait({answer}, timeout=hang_s - STALL_S)
             if answer.done():
-                tell("actor_answers", handle.label, seconds=round(time.perf_counter() - asked, 3))
+                report("actor_answers", handle.label, seconds=round(time.perf_counter() - asked, 3))
         if not answer.done():
             return f"{handle.label} gave no sign of life for {hang_s:g} s (cluster.hang_timeout_s)"
         still = answer.result()

@@ -103,18 +103,18 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         return asyncio.run(_train(on("cuda" if config.cluster.device == "cuda" else "cpu")))
     connect(secret_names(config))
     try:
-        order = on(pick_device(config.cluster.device))
-        check(order.placement)
-        return asyncio.run(_train(order))
+        resolved = on(pick_device(config.cluster.device))
+        check(resolved.placement)
+        return asyncio.run(_train(resolved))
     finally:
         ray.shutdown()
 
 
-async def _train(order: ResolvedRun) -> Outcome:
-    with claimed(order) as claim:
+async def _train(resolved: ResolvedRun) -> Outcome:
+    with claimed(resolved) as claim:
         actor_pool = ActorPool()
         try:
-            code = await interruptible(Attempt(order, claim, actor_pool), order.reporter)
+            code = await interruptible(Attempt(resolved, claim, actor_pool), resolved.reporter)
         finally:
             await actor_pool.close()
     return Outcome(exit_code=code, run_dir=claim.run_dir)

@@ -524,9 +524,9 @@ def test_a_buffer_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
         return lives[-1]
 
     async def work() -> None:
-        keeper = Supervised("buffer", start, LIMITS, Told())
-        watch = asyncio.ensure_future(keeper.watch())
-        await two_steps(BufferProxy(keeper))
+        buffer_actor = Supervised("buffer", start, LIMITS, Told())
+        watch = asyncio.ensure_future(buffer_actor.watch())
+        await two_steps(BufferProxy(buffer_actor))
         watch.cancel()
 
     run(work())

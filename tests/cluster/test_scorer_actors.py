@@ -15,6 +15,7 @@ from cluster.placement import plan
 from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
 from cluster.train import dry_run, train
 from cluster.user_code import check_user_code
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 
@@ -114,11 +115,11 @@ class Spawned:
         monkeypatch.setattr(actors, "spawn_ray", spawn)
         group: Any = object()
         self.site = Site(
-            config=config,
+            run=bind(config),
             placement=plan(config, "cpu"),
             group=group,
             log_dir=Path("logs"),
-            tell=lambda kind, actor, **fields: None,
+            report=lambda kind, actor, **fields: None,
         )
 
 
@@ -149,7 +150,7 @@ def test_scorers_of_the_run_before_stay_if_they_were_built_alike(monkeypatch: py
 
     def again(*overrides: str) -> list[str]:
         """Which scorers are made anew."""
-        spawned.site.config = load_config("debug", [*TWO, *overrides])
+        spawned.site.run = bind(load_config("debug", [*TWO, *overrides]))
         found = spawn_scorers(spawned.site, first)
         return [name for name, pool in found.items() if pool is not first[name]]
 

@@ -81,11 +81,11 @@ def test_a_call_just_after_the_replacement_finds_it() -> None:
     async def work() -> object:
         actor = supervise(lives)
 
-        def tell(kind: str, label: str, **fields: str | float) -> None:
+        def report(kind: str, label: str, **fields: str | float) -> None:
             if kind == "actor_replaced":
                 later.append(asyncio.ensure_future(actor.call("work", 2)))
 
-        actor._tell = tell
+        actor._report = report
         assert await actor.call("work", 1) == (1,)
         return await later[0]
 
