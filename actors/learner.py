@@ -25,17 +25,16 @@ from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
 from configs.bound import BoundRun
 from configs.kinds.base import load_target
-from trainer.credit.credit import ANCHOR_COLUMNS
 from trainer.losses.batch_statistics import Prepared, TokenTable, prepare_origin
 from trainer.losses.logprobs import TokenScores
 from trainer.model.batch_plan import Microbatch, build_microbatch
 from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
-from trainer.model.rows import RankRows, read_rows, score_columns, token_advantages
-from trainer.objective import BoundLoss, Objective, TokenColumns, bound_objective, microbatch_loss
-from trainer.seeds import derive_seed
+from trainer.model.rows import RankRows, read_rows, score_columns
+from trainer.objective import BoundLoss, Objective, bound_objective, microbatch_loss
 from trainer.step_records import Probe
 from trainer.token_advantages.transforms import prepare_transforms
+from trainer.token_columns import cut_prepared, token_columns, token_table
 from trainer.weights.diagnose import explain_mismatch, probe_logprobs
 from trainer.weights.export import export_model
 from trainer.weights.packed import PackedWeights, pack_weights
@@ -147,7 +146,8 @@ class LearnerRank:
         for chosen in microbatches:
             scores = TokenScores(*self._engine(self._microbatch(self._rows, chosen)))
             num_tokens = scores.logprobs.shape[0]
-            columns = self._columns(batch, chosen, prepared, slice(done, done + num_tokens))
+            part_of_update = cut_prepared(prepared, slice(done, done + num_tokens))
+            columns = token_columns(self._rows, self._scored, batch, chosen, part_of_update, self._device)
             done += num_tokens
             loss, part = microbatch_loss(scores, columns, objective)
             # DeepSpeed averages over ranks; our weights already count all of them.
@@ -160,54 +160,6 @@ class LearnerRank:
         norm = float(self._engine.get_global_grad_norm() or 0.0) if applied else float("nan")
         return sums | {"rank/grad_norm": norm, "rank/applied": float(applied)}
 
-    def _columns(
-        self, batch: RankUpdate, chosen: Sequence[int], prepared: Mapping[str, Prepared], tokens: slice
-    ) -> TokenColumns:
-        rows = self._rows
-        assert rows is not None
-        counts = np.array([len(rows.tokens[row]) for row in chosen], np.int64)
-        index = np.repeat(np.arange(len(chosen)), counts)
-
-        def flat(parts: list[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).to(self._device)
-
-        def tensor(parts: list[np.ndarray]) -> Tensor:
-            return flat(parts).float()
-
-        def scored(name: str) -> Tensor:
-            if name in self._scored:
-                return tensor([self._scored[name][row] for row in chosen])
-            return torch.full((int(counts.sum()),), float("nan"), device=self._device)
-
-        weights = [rows.loss_masks[row] * batch.row_weights_N[row] for row in chosen]
-        advantages = [_token_advantages(rows, batch, row) for row in chosen]
-        origins = rows.origins[list(chosen)] if len(chosen) else np.zeros(0, object)
-        return TokenColumns(
-            proximal_logprobs=scored("proximal_logprobs"),
-            behavior_logprobs=tensor([rows.behavior_logprobs[row] for row in chosen]),
-            anchor_logprobs={
-                section: scored(column)
-                for section, column in ANCHOR_COLUMNS.items()
-                if column in self._scored
-            },
-            advantages=tensor(advantages),
-            weights=tensor(weights),
-            rows=torch.from_numpy(index).to(self._device),
-            token_ids=flat([rows.tokens[row] for row in chosen]).long(),
-            positions=flat([np.arange(count) for count in counts]).long(),
-            origins={
-                str(name): torch.from_numpy(np.repeat(origins == name, counts)).to(self._device)
-                for name in set(origins.tolist())
-            },
-            prepared={
-                place: {
-                    name: torch.from_numpy(values[tokens]).to(self._device)
-                    for name, values in found.columns.items()
-                }
-                for place, found in prepared.items()
-            },
-        )
-
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
     ) -> dict[str, Prepared]:
@@ -219,7 +171,7 @@ class LearnerRank:
             return {}
         order = [row for micro in microbatches for row in micro]
         scored = self._scored | self._scores_now(self._rows, microbatches)
-        table = _token_table(self._rows, scored, batch, order, self._config.seed)
+        table = token_table(self._rows, scored, batch, order, self._config.seed)
         of_losses = {
             origin: prepare_origin(table, origin, _gather, partial(_call_prepare, loss))
             for origin, loss in wanting.items()
@@ -346,43 +298,6 @@ def _scatter(
     for name, values in found.items():
         for row, part in zip(chosen, np.split(values.float().cpu().numpy(), ends), strict=False):
             columns[name][row] = part
-
-
-def _token_advantages(rows: RankRows, batch: RankUpdate, row: int) -> np.ndarray:
-    """[T] of one row: its advantage, with its bonus on the tokens outside its answer."""
-    return token_advantages(batch.advantages_N[row], batch.bonuses_N[row], rows.answer_masks[row])
-
-
-def _token_table(
-    rows: RankRows, scored: Mapping[str, list[np.ndarray]], batch: RankUpdate, order: Sequence[int], seed: int
-) -> TokenTable:
-    """The columns that `configs.kinds.base.Kind.prepare` names, for the rows of `order` laid end to end."""
-    counts = [len(rows.tokens[row]) for row in order]
-
-    def flat(values: Mapping[int, np.ndarray] | Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([values[row] for row in order]) if order else np.zeros(0)
-
-    return {
-        "sample_id": np.repeat(np.array([rows.sample_ids[row] for row in order], dtype=np.str_), counts),
-        "position": flat({row: np.arange(len(rows.tokens[row])) for row in order}).astype(np.int64),
-        "token_ids": flat(rows.tokens).astype(np.int64),
-        "origin": np.repeat(np.array([rows.origins[row] for row in order], dtype=np.str_), counts),
-        "weight": flat({row: rows.loss_masks[row] * batch.row_weights_N[row] for row in order}),
-        "advantage": flat({row: _token_advantages(rows, batch, row) for row in order}),
-        "behavior_logprobs": flat(rows.behavior_logprobs),
-        "draw": flat({row: _draws(seed, rows.sample_ids[row], rows.loss_masks[row]) for row in order}),
-        **{name: flat(values) for name, values in scored.items()},
-    }
-
-
-def _draws(seed: int, sample_id: str, loss_mask: np.ndarray) -> np.ndarray:
-    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, equal on every rank and in every call.
-
-    Other tokens have 0, so that tokens of an environment change no other token's draw.
-    """
-    draws = np.zeros(len(loss_mask))
-    draws[loss_mask] = np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(loss_mask.sum())
-    return draws
 
 
 def _gather(table: TokenTable) -> list[TokenTable]:

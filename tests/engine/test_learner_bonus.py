@@ -36,13 +36,13 @@ from plain_reference import (
 )
 from torch import Tensor
 
-from actors.learner import _token_table
 from actors.requests import RankUpdate
 from configs.bound import bind
 from configs.schema import RunConfig
 from rollouts.schema import validate
 from trainer.collate import with_advantages
 from trainer.model.rows import read_rows
+from trainer.token_columns import token_table
 
 pytestmark = pytest.mark.engine
 
@@ -153,7 +153,7 @@ def test_batch_statistics_see_the_bonus_where_it_acts() -> None:
         row_weights_N=np.ones(2),
         learning_rates=(LR,),
     )
-    found = _token_table(rows, {}, update, [1, 0], 0)["advantage"].tolist()
+    found = token_table(rows, {}, update, [1, 0], 0)["advantage"].tolist()
     assert found[:8] == [1.5] * 3 + [2.0] * 3 + [1.5] * 2
     assert set(found[len(rows.tokens[1]) :]) == {1.25}
 
