@@ -15,7 +15,10 @@ from typing import Final
 import pyarrow as pa
 
 VERSION_KEY: Final = b"polyphony.schema_version"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+READABLE_VERSIONS: Final = (2, SCHEMA_VERSION)
+"""Versions whose rows are still read. In 2 `advantage_with_bonus`, which nothing here reads, was called
+token_advantage."""
 METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 IDS: Final = pa.list_(pa.int32())
@@ -79,7 +82,9 @@ LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("entropy_mean", pa.float64()),  # over loss_mask; null when the mask is empty
     pa.field("entropy_mean_t1", pa.float64()),  # the same at temperature 1
     pa.field("advantage", pa.float64()),
-    pa.field("token_advantage", FLOATS),  # [T], when it differs by token
+    # [T], advantage plus bonus, before the transforms of the config's `token_advantage`: those follow the
+    # policy of an update and are not stored. Null without a bonus, entries null where masked
+    pa.field("advantage_with_bonus", FLOATS),
     pa.field("visit_count", pa.int64()),  # policy: samples of this (prompt, answer) in steps before this one
 )
 
@@ -93,15 +98,16 @@ TOKEN_COLUMNS: Final = (
     "ref_logprobs",
     "base_logprobs",
     "entropy",
-    "token_advantage",
+    "advantage_with_bonus",
 )
 SCORED_COLUMNS: Final = ("proximal_logprobs", "entropy")
 """Learner columns that every row with a reward must have."""
 
 
 def check_version(metadata: dict[bytes, bytes] | None, source: str) -> None:
-    """Raise ValueError, naming `source`, unless `metadata` carries the schema version this code writes."""
+    """Raise ValueError, naming `source`, unless `metadata` carries a schema version that this code reads."""
     found = (metadata or {}).get(VERSION_KEY)
-    if found != METADATA[VERSION_KEY]:
+    if found not in [str(version).encode() for version in READABLE_VERSIONS]:
         shown = found.decode(errors="replace") if found is not None else "none"
-        raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {SCHEMA_VERSION}, got {shown}")
+        known = " or ".join(map(str, READABLE_VERSIONS))
+        raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {known}, got {shown}")

@@ -125,7 +125,7 @@ def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa
     kept = columns.drop_columns([name for name in NOT_COMMITTED if name in columns.column_names])
     ours = {
         "advantage": pa.array(learnable.advantage_N, from_pandas=True),
-        "token_advantage": _token_advantages(batch, columns, learnable),
+        "advantage_with_bonus": _advantages_with_bonus(batch, columns, learnable),
         "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != POLICY),
         "update_count": pa.array((learnable.row_weight_N > 0).astype("int64")),
     }
@@ -134,8 +134,8 @@ def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa
     return kept
 
 
-def _token_advantages(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Array:
-    """The column token_advantage: per loss token where a row has a bonus, null elsewhere."""
+def _advantages_with_bonus(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Array:
+    """The column of that name: per loss token where a row has a bonus, null elsewhere."""
     given = learnable.bonus_N != 0
     found: list[list[float | None] | None] = [None] * len(given)
     for row in np.flatnonzero(given).tolist():

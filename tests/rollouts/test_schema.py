@@ -32,7 +32,7 @@ run_id step update_count submission_index group_id sample_id parent_id prompt_id
 prompt_ids behavior_prompt_ids token_ids loss_mask text finish_reason
 behavior_logprobs proximal_logprobs ref_logprobs base_logprobs versions temperature top_p max_tokens
 entropy entropy_mean entropy_mean_t1 format_tag tags scores score_status reward_vector reward advantage
-token_advantage spans answer answer_ok partition_id partition_size
+advantage_with_bonus spans answer answer_ok partition_id partition_size
 critique critique_kind critique_verdict critique_leak visit_count
 """.split()  # noqa: SIM905 - reads like the page it is copied from
 )
@@ -144,7 +144,7 @@ def test_other_columns_or_versions_are_refused() -> None:
     position = batch.schema.get_field_index("epoch")
     with pytest.raises(ValueError, match="column epoch must have type int32, got string"):
         validate(batch.set_column(position, "epoch", pa.array(["0", "0"])))
-    with pytest.raises(ValueError, match="schema_version must be 2, got 99"):
+    with pytest.raises(ValueError, match="schema_version must be 2 or 3, got 99"):
         validate(batch.replace_schema_metadata({"polyphony.schema_version": "99"}))
 
 
@@ -315,3 +315,27 @@ def test_another_runs_rows() -> None:
     assert found.column("run_id").to_pylist() == ["run-b"] * 2
     assert found.schema.equals(batch.schema, check_metadata=True)
     assert renamed(found, RUN).equals(batch)
+
+
+def test_rows_of_the_version_before_are_read() -> None:
+    """Version 2 differs in the name of one learner column: its groups are taken, and joined with new ones."""
+    old, new = make_batch(0), make_batch(1)
+    old = old.replace_schema_metadata({b"polyphony.schema_version": b"2"})
+    validate(old)
+    joined = pa.concat_batches([old, new])
+    assert as_group(joined).schema.equals(GROUP_SCHEMA) and as_group(old).num_rows == old.num_rows
+
+
+def test_a_mask_says_which_tokens_were_sampled() -> None:
+    """Behaviour logprobs are null elsewhere, whatever was given there; a mask has an entry per token."""
+    sample = make_sample("a", 3)
+    mask, logprobs = (True, False, True), (-0.5, float("nan"), -0.25)
+    completion = replace(sample.completion, loss_mask=mask, behavior_logprobs=logprobs)
+    assert completion.num_sampled == 2 and sample.completion.num_sampled == 3
+    other = make_sample("b", 3)
+    rows = group_to_batch(make_group(0, (replace(sample, completion=completion), other)), "run")
+    validate(rows)
+    assert rows.column("loss_mask").to_pylist() == [[True, False, True], [True] * 3]
+    assert rows.column("behavior_logprobs").to_pylist() == [[-0.5, None, -0.25], [-0.5] * 3]
+    with pytest.raises(AssertionError, match="an entry per token"):
+        replace(completion, loss_mask=(True,))

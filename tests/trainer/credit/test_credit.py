@@ -160,7 +160,7 @@ def test_bonuses_are_of_policy_rows_and_weights_of_all() -> None:
 
 
 def test_committed_columns_by_hand() -> None:
-    """Advantages +-1/2 and a bonus of 1/4 on all tokens but the third, in token_advantage alone.
+    """Advantages +-1/2 and a bonus of 1/4 on all tokens but the third, in advantage_with_bonus alone.
 
     Replayed rows have neither bonus nor visits; the learner's measurements are not committed.
     """
@@ -171,12 +171,40 @@ def test_committed_columns_by_hand() -> None:
     kept = learner_columns(batch, given, found)
     assert kept.column("advantage").to_pylist() == [0.5, -0.5, 0.5, -0.5]
     wanted = [[0.75, 0.75, 0.5, 0.75], [-0.25, -0.25, -0.5, -0.25], None, None]
-    assert kept.column("token_advantage").to_pylist() == wanted
+    assert kept.column("advantage_with_bonus").to_pylist() == wanted
     assert kept.column("visit_count").to_pylist() == [0, 0, None, None]
     assert kept.column("update_count").to_pylist() == [1] * 4
     assert "mismatch_abs" not in kept.column_names
     plain = learner_columns(*[batch, given], learn(index, make_config())[1])
-    assert plain.column("token_advantage").null_count == 4
+    assert plain.column("advantage_with_bonus").null_count == 4
+
+
+def test_kl_in_the_reward_is_of_loss_tokens() -> None:
+    """Rewards 1, 1, 1; the policy at -1 everywhere, the reference too, but at -6 on two tokens of row 0 that
+    no policy sampled: nothing to tell the rows apart. Were they sampled, row 0 would pay 0.1 x 10.
+    """
+    index = make_index([("policy", (1.0, 1.0, 1.0))])
+    config = make_config(kl=KLConfig(estimator="k1", coef=0.1, place="reward"))
+    ref = pa.array([[-1.0, -6.0, -6.0, -1.0], [-1.0] * 4, [-1.0] * 4], pa.list_(pa.float32()))
+    given = columns_of(index).set_column(2, "ref_logprobs", ref)
+    for masked, wanted in ((True, [0.0] * 3), (False, [-2 / 3, 1 / 3, 1 / 3])):
+        masks = pa.array([[True, not masked, not masked, True], *[[True] * 4] * 2])
+        columns = given.set_column(0, "loss_mask", masks)
+        found = with_advantages(collate(index, config), columns, bind(config), 0)
+        assert found.advantage_N.tolist() == pytest.approx(wanted)
+
+
+def test_mara_sums_loss_tokens() -> None:
+    """Reference logprobs -2 and -8, of which -6 is of a token that nobody sampled: both are z, and keep 1."""
+    index = make_index([("policy", (1.0, 1.0))])
+    config = make_config(
+        reward_shape={"modes": {"kind": "mara", "beta": 0.5}}, advantage={"kind": "reinforce"}
+    )
+    ref = pa.array([[-2.0, 0.0, 0.0, 0.0], [-2.0, -6.0, 0.0, 0.0]], pa.list_(pa.float32()))
+    given = columns_of(index).set_column(2, "ref_logprobs", ref)
+    columns = given.set_column(0, "loss_mask", pa.array([[True] * 4, [True, False, True, True]]))
+    found = with_advantages(collate(index, config), columns, bind(config), 0)
+    assert found.advantage_N.tolist() == [1.0, 1.0]
 
 
 def test_metrics_by_hand() -> None:
