@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from masked_rows import Row, Rows, build, make_row_sample, steps
 
+from configs.bound import bind
 from configs.kinds.base import load_target
 from configs.kinds.losses import LOSSES
 from configs.kinds.scorers import LengthOptions
@@ -26,11 +27,11 @@ from trainer.credit.history import AnswerHistory
 from trainer.losses.batch_statistics import prepare_origin
 from trainer.losses.logprobs import TokenScores
 from trainer.metrics import credit_metrics, step_metrics
-from trainer.objective import Objective, bound_losses, microbatch_loss
+from trainer.objective import bound_objective, microbatch_loss
 from trainer.step_records import Learnable
 from trainer.token_advantages.planning import mark_planning
 from trainer.token_advantages.strategic_ngrams import Grams, write_grams
-from trainer.token_advantages.transforms import bound_transforms, prepare_transforms
+from trainer.token_advantages.transforms import prepare_transforms
 from trainer.token_columns import cut_prepared, token_columns, token_table
 
 torch.set_num_threads(1)
@@ -61,7 +62,7 @@ TRANSFORMS = [name for name in TOKEN_ADVANTAGES if name != "hicra"]
 def credited(rows: Rows, config: RunConfig) -> tuple[Learnable, dict[str, float], pa.Table]:
     """What is learned from the rows, what is measured of them, and the columns that are committed."""
     batch = collate(rows.index, config)
-    learnable = with_advantages(batch, rows.columns, config, 0, {}, AnswerHistory())
+    learnable = with_advantages(batch, rows.columns, bind(config), 0, {}, AnswerHistory())
     metrics = step_metrics(batch, rows.columns, 7) | credit_metrics(batch, learnable)
     return learnable, metrics, learner_columns(batch, rows.columns, learnable)
 
@@ -98,21 +99,11 @@ class Told:
     row_weights_N: np.ndarray
 
 
-def objective_of(config: RunConfig) -> Objective:
-    return Objective(
-        losses=bound_losses(config),
-        anchors={"kl": config.kl, "kl_base": config.kl_base},
-        entropy_coef=config.entropy.coef,
-        entropy_clamp=config.entropy.clamp,
-        transforms=bound_transforms(config),
-    )
-
-
 def learned(
     rows: Rows, told: Told, config: RunConfig
 ) -> tuple[float, dict[str, float], list[float], list[float]]:
     """Loss, sums and statistics of one update over all rows; its gradient at loss tokens, and elsewhere."""
-    objective, order = objective_of(config), range(len(rows.rank))
+    objective, order = bound_objective(bind(config)), range(len(rows.rank))
     scored = rows.scored | {"policy_entropy": rows.scored["entropy"]}
     table = token_table(rows.rank, scored, told, order, seed=0)
     prepared = prepare_transforms(table, objective.transforms, lambda mine: [mine])
