@@ -32,13 +32,12 @@ from rollouts.store import (
     committed_evals,
     committed_steps,
     read_eval,
-    read_eval_summary,
     read_step,
     read_summary,
     step_dir,
-    verify_eval,
     verify_step,
 )
+from rollouts.sums import check_sums
 
 AREAS = ("checkpoints", "rollouts", "eval", "journal")
 OUTCOMES = ("detected", "previous used", "silent")
@@ -72,8 +71,8 @@ def subjects(run_dir: Path) -> Iterator[Subject]:
         own = {PART: partial(read_step, run_dir, step), SUMMARY: partial(read_summary, run_dir, step)}
         yield from _step_files(run_dir, "rollouts", step, partial(verify_step, run_dir, step), own)
     for step in committed_evals(run_dir):
-        own = {PART: partial(read_eval, run_dir, step), SUMMARY: partial(read_eval_summary, run_dir, step)}
-        yield from _step_files(run_dir, "eval", step, partial(verify_eval, run_dir, step), own)
+        verify = partial(check_sums, step_dir(run_dir, "eval", step))
+        yield from _step_files(run_dir, "eval", step, verify, {PART: partial(read_eval, run_dir, step)})
     if (run_dir / "journal").is_dir():
         journal = Journal(run_dir / "journal")
         for index in journal.indexes():

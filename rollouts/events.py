@@ -52,28 +52,6 @@ def append_event(run_dir: Path, kind: str, **fields: Json) -> None:
     append_line(run_dir / EVENTS, line)
 
 
-def read_events(run_dir: Path) -> list[dict[str, Json]]:
-    """The events in order, none if there is no file; a last line that was cut short is passed over.
-
-    Raises:
-        ValueError: another line is not a JSON object.
-    """
-    path = run_dir / EVENTS
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    events = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: must be a JSON object: {error}") from error
-        if not isinstance(event, dict):
-            raise ValueError(f"{path}, line {number}: must be a JSON object, got {type(event).__name__}")
-        events.append(event)
-    return events
-
-
 def describe_event(kind: str, fields: Mapping[str, Json]) -> str:
     """An event in a sentence."""
     if kind in _WORDS:

@@ -275,11 +275,6 @@ def verify_step(run_dir: Path, step: int) -> None:
     _verify(step_dir(run_dir, "rollouts", step))
 
 
-def verify_eval(run_dir: Path, step: int) -> None:
-    """Like `verify_step`, for the evaluation of step `step`."""
-    _verify(step_dir(run_dir, "eval", step))
-
-
 def _verify(folder: Path) -> None:
     try:
         check_sums(folder)
@@ -337,11 +332,6 @@ def read_summary(run_dir: Path, step: int) -> dict[str, Json]:
         DamagedError: its step.json is not what was written.
     """
     return _read_json(step_dir(run_dir, "rollouts", step) / SUMMARY)
-
-
-def read_eval_summary(run_dir: Path, step: int) -> dict[str, Json]:
-    """The step.json of one committed evaluation; errors as `read_summary`."""
-    return _read_json(step_dir(run_dir, "eval", step) / SUMMARY)
 
 
 def _read_json(path: Path) -> dict[str, Json]:

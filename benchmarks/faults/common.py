@@ -27,7 +27,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file
 
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
-from rollouts.events import read_events
+from rollouts.events import EVENTS
 from rollouts.files import Json, write_json_atomic
 from rollouts.store import committed_evals, committed_steps, read_eval, read_step
 
@@ -263,6 +263,13 @@ def lost_and_doubled(run_dir: Path, num_steps: int, groups: int = GROUPS) -> tup
     lost = sum(max(0, size - per_group[index // groups + 1, index]) for index in range(num_steps * groups))
     ids = Counter(sample for _, _, sample in seen.elements())
     return lost, sum(count - 1 for count in ids.values())
+
+
+def read_events(run_dir: Path) -> list[dict[str, Json]]:
+    """The events of a run in order, none if there is no file; a last line that was cut short is left out."""
+    path = run_dir / EVENTS
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def event_counts(run_dir: Path) -> dict[str, Json]:

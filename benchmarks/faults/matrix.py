@@ -31,11 +31,11 @@ from benchmarks.faults.common import (
     fingerprint,
     lost_and_doubled,
     markdown,
+    read_events,
     settings,
     workshop,
 )
 from benchmarks.faults.matrix_run import PHASES
-from rollouts.events import read_events
 from rollouts.files import Json
 
 NAME: Final = "matrix"

@@ -13,6 +13,7 @@ from rollout_rows import make_demonstrations
 from run_files import damage, save_checkpoint, save_step
 from safetensors.numpy import save_file
 
+from benchmarks.faults.common import read_events
 from cluster import run_directory as module
 from cluster.run_directory import (
     check_claimable,
@@ -29,7 +30,6 @@ from cluster.user_code import UserCode
 from configs.experiment import config_hash
 from configs.load import dump_yaml
 from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
-from rollouts.events import read_events
 from rollouts.lock import RunLock
 from trainer.data.prompts import TokenPrompt
 

@@ -22,9 +22,8 @@ from leftovers import processes_mentioning
 from run_files import damage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.faults.common import UNTIMED, actor_pids, wait_until
+from benchmarks.faults.common import UNTIMED, actor_pids, read_events, wait_until
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
-from rollouts.events import read_events
 from rollouts.files import Json
 from rollouts.store import committed_evals, committed_steps, read_step, read_summary
 

@@ -36,7 +36,7 @@ from rollouts.checkpoints import (
 )
 from rollouts.journal import Journal
 from rollouts.rewind import rewind, saved_groups
-from rollouts.store import committed_evals, committed_steps, verify_eval, verify_step
+from rollouts.store import committed_evals, committed_steps, step_dir, verify_step
 from rollouts.sums import check_sums
 
 State = tuple[object, ...]
@@ -62,7 +62,7 @@ def settled(run_dir: Path) -> State:
     for step in steps:
         verify_step(run_dir, step)
     for step in evals:
-        verify_eval(run_dir, step)
+        check_sums(step_dir(run_dir, "eval", step))
     for step in checkpoints:
         read_checkpoint(run_dir, step)
     journal = Journal(run_dir / "journal")

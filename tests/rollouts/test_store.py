@@ -29,7 +29,6 @@ from rollouts.store import (
     committed_steps,
     create_run_dir,
     read_eval,
-    read_eval_summary,
     read_step,
     read_steps,
     read_summary,
@@ -319,7 +318,8 @@ def test_eval_dumps_stand_beside_the_steps(tmp_path: Path) -> None:
     assert (tmp_path / "eval" / "step=000010" / "part-0.parquet").is_file()
     assert (committed_evals(tmp_path), committed_steps(tmp_path)) == ([10], [])
     assert read_eval(tmp_path, 10).schema.equals(GROUP_SCHEMA)
-    assert read_eval_summary(tmp_path, 10)["metrics"] == {"eval/pass@1": 0.5}
+    summary = json.loads((tmp_path / "eval" / "step=000010" / "step.json").read_text(encoding="utf-8"))
+    assert summary["metrics"] == {"eval/pass@1": 0.5}
     with pytest.raises(ValueError, match="committed once"):
         commit_eval(tmp_path, 10, table, {})
 

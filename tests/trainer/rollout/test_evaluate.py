@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +14,7 @@ from rollout_rows import make_group, make_sample
 
 from configs.schema import EvalConfig, RunConfig
 from rollouts.records import Sample
-from rollouts.store import committed_evals, read_eval, read_eval_summary
+from rollouts.store import committed_evals, read_eval
 from trainer.evaluate import Evaluator, eval_metrics, pass_at_k
 
 CASES = [(n, c, k) for n in range(1, 8) for c in range(n + 1) for k in range(1, n + 1)]
@@ -89,4 +90,5 @@ def test_evaluations_are_paired_and_committed(tmp_path: Path) -> None:
     assert first.column("seed").to_pylist() == second.column("seed").to_pylist()
     assert len(set(first.column("seed").to_pylist())) == 6
     assert set(first.column("sample_id").to_pylist()).isdisjoint(second.column("sample_id").to_pylist())
-    assert read_eval_summary(tmp_path, 3)["metrics"] == metrics[1]
+    summary = json.loads((tmp_path / "eval" / "step=000003" / "step.json").read_text(encoding="utf-8"))
+    assert summary["metrics"] == metrics[1]
