@@ -24,7 +24,7 @@ help:
 	@echo "make test-long   run the rest of the long matrices"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  rewrite files as the formatter and linter want them"
-	@echo "make docs    write docs/files.md and docs/config.md"
+	@echo "make docs    write docs/files.md, docs/config.md and the tables of docs/methods"
 	@echo "make clean   remove caches and build output; $(VENV) and runs/ stay"
 
 setup: $(STAMP)
@@ -89,6 +89,7 @@ format: setup
 docs: setup
 	$(BIN)/python docs/file_table.py
 	$(BIN)/python docs/config_page.py
+	$(BIN)/python docs/method_tables.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
+from docs.method_tables import index
 from trainer.data.demonstrations import draw
 from trainer.losses.normalize import row_weights
 from trainer.rollout.dynamic_sampling import teaching_rows
@@ -117,7 +118,8 @@ def test_a_page_says_when(name: str) -> None:
 
 
 def test_the_list_of_pages_is_complete() -> None:
-    """README.md links every kind's page; nothing else lies there but the table of what combines."""
+    """README.md links every kind's page (`make docs`); beside them lies only the table of what combines."""
+    assert index() in page("README"), "docs/methods/README.md is out of date: run `make docs`"
     listed = set(re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \|", page("README"), flags=re.MULTILINE))
     assert listed == {(name, name) for name in KINDS}
     assert {path.stem for path in PAGES.glob("*.md")} == {*KINDS, "README", "combinations"}
