@@ -27,6 +27,7 @@ from cluster.user_code import UserCode, check_user_code, own_targets
 from configs.bound import bind
 from configs.origins import SFT
 from configs.schema import RunConfig
+from trainer.model.checkpoint_format import check_cpu_attention
 
 
 class Listener(Protocol):
@@ -78,6 +79,8 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     try:
         resolved_runs = []
         for index, config in enumerate(local):
+            if _device(config) == "cpu":
+                check_cpu_attention(config.model)
             resolved = ResolvedRun(
                 given=configs[index],
                 run=runs[index],

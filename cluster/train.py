@@ -26,6 +26,7 @@ from configs.bound import BoundRun, bind
 from configs.load import dump_yaml
 from configs.schema import RunConfig
 from rewards.combine import check_tags
+from trainer.model.checkpoint_format import check_cpu_attention
 
 __all__ = ["Job", "Outcome", "RunError", "check_startable", "dry_run", "train"]
 
@@ -47,6 +48,8 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     prompts = load_prompts(run, reporter)
     check_answers(config, [each.prompt for each in prompts.train], reporter.note)
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
+    if device == "cpu":
+        check_cpu_attention(config.model)
     asked = ", ".join(
         f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount
     )
@@ -88,6 +91,8 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         check_answers(config, [each.prompt for each in prompts.train], reporter.note)
 
     def on(device: str) -> ResolvedRun:
+        if device == "cpu":
+            check_cpu_attention(config.model)
         placement = plan(config, device)
         return ResolvedRun(
             given=given,

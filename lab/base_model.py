@@ -14,9 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lab.tokenizer import make_tokenizer
-
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes that the engine's CPU attention runs (vllm 0.32)."""
+from trainer.model.checkpoint_format import CPU_HEAD_SIZES
 
 
 @dataclass
@@ -42,9 +40,9 @@ def check_shape(shape: ModelShape) -> None:
     Raises:
         ValueError: names the key, the value and the rule.
     """
-    if shape.head_dim not in HEAD_SIZES:
+    if shape.head_dim not in CPU_HEAD_SIZES:
         raise ValueError(
-            f"model.head_dim must be one of {', '.join(map(str, HEAD_SIZES))}, got {shape.head_dim}"
+            f"model.head_dim must be one of {', '.join(map(str, CPU_HEAD_SIZES))}, got {shape.head_dim}"
         )
     if shape.num_kv_heads < 1 or shape.num_heads % shape.num_kv_heads:
         raise ValueError(

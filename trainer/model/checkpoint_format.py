@@ -24,6 +24,8 @@ from configs.schema import ModelConfig
 from trainer.model.stored_tensors import stored_shapes
 
 ATTENTION: Final = "sdpa"
+CPU_HEAD_SIZES: Final = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that the engine's CPU attention runs (vllm 0.32)."""
 _OLD_BUFFERS: Final = r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
 """Stored by old versions of transformers; recomputed by all loaders."""
 _LOGIT_CHANGES: Final = {
@@ -111,6 +113,21 @@ def check_model(path: str, trust_remote_code: bool) -> None:
     model = empty_model(ModelConfig(path=path, trust_remote_code=trust_remote_code))
     _check_architecture(path, model)
     _check_tensors(path, model, stored)
+
+
+def check_cpu_attention(model: ModelConfig) -> None:
+    """Refuse a head size that an engine on CPU cannot run; one on a GPU can.
+
+    Raises:
+        ValueError: naming the folder and the sizes that it can run.
+    """
+    config = AutoConfig.from_pretrained(
+        model.path, trust_remote_code=model.trust_remote_code
+    ).get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise ValueError(f"{model.path}: the head size must be one of {sizes} on CPUs, got {size}")
 
 
 def _check_architecture(path: str, model: PreTrainedModel) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 from configs.schema import ModelConfig
 from lab.tokenizer import make_tokenizer
 from trainer.model.checkpoint_format import (
+    check_cpu_attention,
     check_model,
     load_checkpoint_format,
     published_names,
@@ -196,3 +197,16 @@ def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
     assert [file.name for file in weight_files(path)] == ["model-00001-of-00001.safetensors"]
     check_model(str(path), False)
     assert AutoModelForCausalLM.from_pretrained(path).num_parameters() > 0
+
+
+def test_a_head_size_that_cpus_cannot_run_is_refused(tmp_path: Path) -> None:
+    """Said or computed; learner and GPUs take any."""
+    check_cpu_attention(ModelConfig(path=old_llama(tmp_path / "usual")))
+    for name, sizes in {
+        "said": {"head_dim": 16},
+        "computed": {"head_dim": None, "num_attention_heads": 4},
+    }.items():
+        path = save_model(LlamaConfig(**tiny_sizes(**sizes)), tmp_path / name)
+        check_model(path, False)
+        with pytest.raises(ValueError, match=r"the head size must be one of 32, 64, .* on CPUs, got 16"):
+            check_cpu_attention(ModelConfig(path=path))
