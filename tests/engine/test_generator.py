@@ -20,12 +20,14 @@ from engine_process import (
     start_engine,
     submission_of,
 )
+from rollouters import ENVIRONMENT, joined
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cluster.role_proxies import Engines
 from cluster.spawn import RayHandle
 from cluster.weight_transport import HostTransport
+from rollouts.records import Completion
 from trainer.weights.packed import PackedWeights, pack_weights
 from trainer.weights.weight_sync import Published, WeightSyncError, publish
 
@@ -73,6 +75,35 @@ def test_logprobs_are_the_models_at_the_sampling_temperature(untied: tuple[str, 
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         assert np.abs(expected.numpy() - np.array(completion.behavior_logprobs)).max() < 1e-4
         assert completion.versions == ((0, 0),)
+
+
+def test_a_later_turn_continues_token_ids(untied: tuple[str, RayHandle]) -> None:
+    """Two turns with tokens of an environment between: every sampled token has the model's logprob in the
+    whole row, ids are those asked for, and calls that differ in their limit alone are two calls."""
+    path, handle = untied
+    engines, submission = Engines([handle]), submission_of(5, 12, [3], max_tokens=8)
+
+    async def turns() -> tuple[Completion, Completion, list[Completion]]:
+        shorter = replace(submission, sampling=replace(submission.sampling, max_tokens=4))
+        (first,), (cut,) = await asyncio.gather(engines.generate(submission), engines.generate(shorter))
+        context = (*submission.prompt_ids, *first.token_ids, *ENVIRONMENT)
+        later = replace(submission, prompt_ids=context, seeds=(4,), sample_ids=("g5.0.1",))
+        return first, cut, await engines.generate(later)
+
+    first, cut, (then,) = asyncio.run(turns())
+    assert (first.sample_id, then.sample_id) == ("g5.0", "g5.0.1")
+    assert cut.token_ids == first.token_ids[:4] and len(cut.token_ids) == 4 < len(first.token_ids)
+    row = joined(first, ENVIRONMENT, then)
+    assert row.loss_mask is not None
+    with torch.no_grad():
+        ids = torch.tensor([submission.prompt_ids + row.token_ids])
+        logits = (
+            AutoModelForCausalLM.from_pretrained(path)(ids).logits[0, len(submission.prompt_ids) - 1 : -1]
+            / 0.9
+        )
+    expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(row.token_ids)[:, None])[:, 0].numpy()
+    sampled = np.array(row.loss_mask)
+    assert np.abs(expected - np.array(row.behavior_logprobs))[sampled].max() < 1e-4
 
 
 def _rename(weights: PackedWeights, change: Callable[[str, Tensor], tuple[str, Tensor]]) -> PackedWeights:

@@ -82,24 +82,30 @@ class RolloutTools:
         prompt_ids: Sequence[int] | None = None,
         samples: Sequence[int] | None = None,
         turn: int = 0,
+        max_tokens: int | None = None,
     ) -> list[Completion]:
         """One completion of `prompt_ids` for each of `samples`, by the submission's sampling.
 
         Without `prompt_ids` they follow the submission's prompt; without `samples` there is one per seed of
         it, numbered from 0. Seeds and ids are made from (sample, turn) alone, so neither order nor timing
         changes them: a later call for the same sample takes another `turn`. Ids are "<group_id>.<sample>",
-        and "<group_id>.<sample>.<turn>" in later turns.
+        and "<group_id>.<sample>.<turn>" in later turns. `max_tokens` leaves room for turns to come; it is at
+        most `room` in any case.
 
         Raises:
             ValueError: there is no room behind `prompt_ids`, or a sample was generated in this turn already.
             TimeoutError: the deadline has passed.
         """
-        submission = self._derived(prompt_ids, samples, turn)
+        submission = self._derived(prompt_ids, samples, turn, max_tokens)
         async with self._clock.timeout_at(self._deadline):
             return await self._generator.generate(submission)
 
     def _derived(
-        self, prompt_ids: Sequence[int] | None, samples: Sequence[int] | None, turn: int
+        self,
+        prompt_ids: Sequence[int] | None,
+        samples: Sequence[int] | None,
+        turn: int,
+        max_tokens: int | None,
     ) -> Submission:
         own = self._submission
         chosen = range(len(own.seeds)) if samples is None else samples
@@ -113,7 +119,7 @@ class RolloutTools:
         if again := asked & self._asked or len(asked) < len(chosen):
             raise ValueError(f"a sample must be generated once in a turn, got {again or chosen} again")
         self._asked |= asked
-        if turn == 0 and samples is None and prompt_ids is None:
+        if turn == 0 and samples is None and prompt_ids is None and max_tokens is None:
             return own
         seeds = [own.seeds[sample] for sample in chosen]
         return replace(
@@ -121,7 +127,7 @@ class RolloutTools:
             prompt_ids=context,
             seeds=tuple(derive_seed(seed, "turn", turn) if turn else seed for seed in seeds),
             sample_ids=tuple(own.sample_id(sample) + (f".{turn}" if turn else "") for sample in chosen),
-            sampling=replace(own.sampling, max_tokens=room),
+            sampling=replace(own.sampling, max_tokens=room if max_tokens is None else min(room, max_tokens)),
         )
 
     async def score(

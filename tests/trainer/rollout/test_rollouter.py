@@ -255,6 +255,10 @@ def test_later_turns_have_ids_seeds_and_limits_of_their_own() -> None:
             await tools.generate((*submission.prompt_ids, 1, 2), samples=[sample], turn=turn)
         with pytest.raises(ValueError, match="generated once in a turn"):
             await tools.generate((1, 2), samples=[later[0][0]], turn=later[0][1])
+        for wanted in (5, 50):
+            await tools.generate((*submission.prompt_ids, 1, 2), samples=[0], turn=wanted, max_tokens=wanted)
+        assert [each.sampling.max_tokens for each in asked[-2:]] == [5, 8]
+        del asked[-2:]
         assert {each.sampling.max_tokens for each in asked[1:]} == {8}
         return {each.sample_ids[0]: each.seeds[0] for each in asked[1:]}
 
