@@ -20,7 +20,7 @@ MIN_CHARS: Final = 6
 
 def secret_names(config: RunConfig) -> tuple[str, ...]:
     """Every environment variable that is some scorer's secret."""
-    return tuple(sorted({name for entry in config.scorers.values() for name in entry["secrets"]}))
+    return tuple(sorted({name for entry in config.scorers.values() for name in entry.get("secrets", ())}))
 
 
 def secrets_of(config: RunConfig, scorer: str) -> Secrets:
@@ -29,7 +29,7 @@ def secrets_of(config: RunConfig, scorer: str) -> Secrets:
     Raises:
         ValueError: a variable is not set, or too short: the message names the key and the variable.
     """
-    values = {name: os.environ.get(name, "") for name in config.scorers[scorer]["secrets"]}
+    values = {name: os.environ.get(name, "") for name in config.scorers[scorer].get("secrets", ())}
     for name, value in values.items():
         if not value:
             raise ValueError(

@@ -84,7 +84,7 @@ def test_actors_fit_a_run_that_differs_in_nothing_they_were_built_with() -> None
 def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
     """Fresh: seed 1 with an anchor, on actors of its own. Live: the same after seed 0 without anchor and with
     another loss, learning rate and fewer scorers, which leaves weights and moments behind and no anchor. A
-    run that fails (its scorer cannot be imported) takes none of the others along."""
+    run that fails (its scorer cannot start) takes none of the others along."""
     wanted = ("seed=1", "kl.coef=0.2", "entropy.coef=0.01")
     before = (
         "seed=0",
@@ -98,7 +98,7 @@ def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
     fresh = Told()
     assert train_all([_config(tmp_path / "fresh", "run", *wanted)], fresh, fresh) == 0, fresh
     live = Told()
-    broken = ("scorers.other={kind: 'no_such_module:score', weight: 1.0}", "allow=[no_such_module]")
+    broken = ("scorers.other={kind: 'scorer_forms:NoScorer', weight: 1.0}", "allow=[scorer_forms]")
     configs = [
         _config(tmp_path / "live", "before", *before),
         _config(tmp_path / "live", "run", *wanted),
@@ -106,7 +106,7 @@ def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
     ]
     assert train_all(configs, live, live) == 0
     assert [path.name for path in live.folders] == ["before", "run"] and len(live.failures) == 1
-    assert "no_such_module" in live.failures[0]
+    assert "NoScorer" in live.failures[0]
     assert sum(note.startswith("starting actors") for note in live.notes) == 1, live.notes
     assert sum(note.startswith("reusing the actors of the run before") for note in live.notes) == 1, (
         live.notes
