@@ -9,7 +9,7 @@ import numpy as np
 
 
 def entropy_of(labels: Iterable[object]) -> float:
-    """Shannon entropy in nats of the empirical distribution of `labels`; 0 for none."""
+    """Shannon entropy in nats of the empirical distribution of `labels`; 0 if there are none."""
     counts = np.array(list(Counter(labels).values()), np.float64)
     if not len(counts):
         return 0.0

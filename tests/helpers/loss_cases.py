@@ -274,7 +274,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "ratio": (check_stray_tokens, lambda: check_table("ppo_clip")),
     "old_logprobs": (check_which_old,),
     "clip_marks": (lambda: check_table("ppo_clip"),),
-    "hold_losses": (lambda: check_table("ppo_clip"),),
+    "apply_dual_clip": (lambda: check_table("ppo_clip"),),
     "ppo_clip": (lambda: check_table("ppo_clip"),),
     "mean_by_row": (check_mean_by_row, check_gspo_rows),
     "gspo": (lambda: check_table("gspo"), check_gspo_rows, check_gspo_far),

@@ -1,1 +1,1 @@
-"""What changes from step to step: settings, the reference of the KL anchor, the learning rate."""
+"""Values that change during a run: controlled settings, the KL reference and the learning rate."""

@@ -1,7 +1,8 @@
-"""The controller `entropy_bands`: several actuators hold several metrics in their bands. Called by the loop.
+"""The controller `entropy_bands`: keeps several metrics inside bands with several actuators.
 
-Ours. Every published loop holds one number with one actuator (`trainer.controllers.setting_controllers`);
-token entropy and format entropy fall apart, and an actuator that raises one may leave the other.
+Our own method. Published controllers keep one metric in place with one setting
+(`trainer.controllers.setting_controllers`). Token entropy and format entropy can move in different
+directions, and an actuator that raises one may not raise the other.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from configs.kinds.bands import Actuator, EntropyBandsOptions, read_plan
 from rollouts.files import Json
 
 _AT_REST: Final = 1e-3
-"""Nearer to rest than this share of its limits' distance, an actuator is at rest."""
+"""An actuator closer to its rest value than this share of (high - low) is set to that value."""
 
 
 @dataclass
 class _Level:
-    """What is known of a band's metric: its initial value and its moving average, both in its own units."""
+    """Initial values and moving average of a band's metric, in the metric's units."""
 
     seen: list[float] = field(default_factory=list)
     """The values of the first `baseline_steps` steps."""
@@ -30,10 +31,10 @@ class _Level:
 class EntropyBands:
     """e = low + margin - m below a band, high - margin - m above it, else 0; I += gain s e; u = I + push s e
 
-    m is the metric's moving average over its initial value, s the distance of the actuator's limits (negative
-    if the actuator lowers its metrics), and both I and u are held within the limits. Without an error I goes
-    back to rest: I += release (rest - I). Of an actuator's bands the largest e counts if one is too low, else
-    the smallest. Ours (no arXiv id).
+    m is the metric's moving average divided by its initial value. s is the actuator's high - low, negative if
+    the actuator lowers its metrics. I and u are clamped to [low, high]. While e is 0, I returns to rest:
+    I += release (rest - I). If an actuator has several bands, it uses the largest e when a metric is too low,
+    else the smallest. Our own method (no arXiv id).
     """
 
     def __init__(self, options: EntropyBandsOptions) -> None:
@@ -57,18 +58,19 @@ class EntropyBands:
         self._num_steps += 1
         errors: dict[str, tuple[float, str]] = {}
         for name, level in self._levels.items():
-            if self._look(level, metrics.get(self._plan.bands[name].metric, math.nan)):
+            if self._track(level, metrics.get(self._plan.bands[name].metric, math.nan)):
                 errors[name] = self._error(name, level)
-        self._values = dict(self._held)  # a push lasts as long as the error it answers
+        # The proportional part is computed anew each step: it must end together with its error.
+        self._values = dict(self._held)
         self._reasons = {}
         for name, actuator in self._plan.actuators.items():
             known = [errors[band] for band in actuator.bands if band in errors]
             if known:
                 self._move(name, actuator, *_worst(known))
 
-    def _look(self, level: _Level, value: float) -> bool:
-        """Take note of a step's value; whether enough is known to act."""
-        if not math.isfinite(value):  # a step without the metric says nothing
+    def _track(self, level: _Level, value: float) -> bool:
+        """Add a step's value to `level`; whether the baseline is complete, so that the band can act."""
+        if not math.isfinite(value):  # the step has no such metric
             return False
         if len(level.seen) < self._options.baseline_steps:
             level.seen.append(value)
@@ -79,15 +81,16 @@ class EntropyBands:
         return _initial(level) > 0
 
     def _error(self, name: str, level: _Level) -> tuple[float, str]:
-        """How far the metric must rise (above 0) or fall to be inside with a margin, and that in words."""
+        """The change that brings the metric inside its band (positive: it must rise), and the reason."""
+        # The settings computed now are used by the next step, so that step's band applies.
         band = self._plan.band_at(name, self._num_steps + 1)
-        at = level.average / _initial(level)
-        told = f"{band.metric} is at {at:.3f} of its initial value"
-        if band.low and at < band.low + band.margin:
-            return band.low + band.margin - at, f"{told}, to be above {band.low + band.margin:g}"
-        if band.high and at > band.high - band.margin:
-            return band.high - band.margin - at, f"{told}, to be below {band.high - band.margin:g}"
-        return 0.0, f"{told}, inside its band"
+        relative = level.average / _initial(level)
+        reason = f"{band.metric} is at {relative:.3f} of its initial value"
+        if band.low and relative < band.low + band.margin:
+            return band.low + band.margin - relative, f"{reason}, to be above {band.low + band.margin:g}"
+        if band.high and relative > band.high - band.margin:
+            return band.high - band.margin - relative, f"{reason}, to be below {band.high - band.margin:g}"
+        return 0.0, f"{reason}, inside its band"
 
     def _move(self, name: str, actuator: Actuator, error: float, reason: str) -> None:
         options, held = self._options, self._held[name]
@@ -96,9 +99,10 @@ class EntropyBands:
             held += options.gain * span * error
         else:
             held += options.release * (actuator.rest - held)
+            # The geometric approach would never end; exact rest lets a setting of 0 switch its term off.
             if abs(held - actuator.rest) < _AT_REST * abs(span):
                 held = actuator.rest
-        self._held[name] = _within(held, actuator)
+        self._held[name] = _within(held, actuator)  # clamped before it is stored: no integral wind-up
         self._values[name] = _within(self._held[name] + options.push * span * error, actuator)
         self._reasons[name] = reason
 
@@ -118,9 +122,9 @@ class EntropyBands:
         self._begin()
         self._num_steps = int(cast(int, state.get("num_steps", 0)))
         levels = cast(Mapping[str, Mapping[str, Json]], state.get("levels", {}))
-        for name, found in levels.items():
-            seen = [float(value) for value in cast(list[float], found["seen"])]
-            self._levels[name] = _Level(seen=seen, average=float(cast(float, found["average"])))
+        for name, saved in levels.items():
+            seen = [float(value) for value in cast(list[float], saved["seen"])]
+            self._levels[name] = _Level(seen=seen, average=float(cast(float, saved["average"])))
         self._held |= cast(Mapping[str, float], state.get("held", {}))
         self._values |= cast(Mapping[str, float], state.get("values", {}))
 
@@ -130,7 +134,7 @@ def _initial(level: _Level) -> float:
 
 
 def _worst(errors: list[tuple[float, str]]) -> tuple[float, str]:
-    """The error to act on: the largest if any metric is too low, else that of the one furthest too high."""
+    """The error to act on: the largest one if any metric is too low, else the most negative one."""
     lowest, highest = min(errors, key=lambda each: each[0]), max(errors, key=lambda each: each[0])
     return highest if highest[0] > 0 else lowest
 

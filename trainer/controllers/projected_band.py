@@ -1,4 +1,4 @@
-"""AEnt's controller: a coefficient that rises below a band of a metric, falls above it and rests inside."""
+"""AEnt's controller: a setting rises while a metric is below its band, falls above it, is constant inside."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ProjectedBand:
     """x <- Proj[x - rate min(m - floor, 0) + rate min(ceiling - m, 0)] onto [low, high], m the metric of the
     step before.
 
-    AEnt, arXiv 2509.03493: in proportion to how far entropy is outside the band, which no fixed step is. A
-    step without the metric changes nothing.
+    AEnt, arXiv 2509.03493. Unlike a controller with a fixed increment, the change is proportional to the
+    distance from the band. A step without the metric changes nothing.
     """
 
     def __init__(self, options: ProjectedBandOptions) -> None:
@@ -27,14 +27,14 @@ class ProjectedBand:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         options = self._options
-        found = metrics.get(options.metric, math.nan)
-        if not math.isfinite(found):
+        value = metrics.get(options.metric, math.nan)
+        if not math.isfinite(value):
             return
-        below, above = min(found - options.floor, 0.0), min(options.ceiling - found, 0.0)
+        below, above = min(value - options.floor, 0.0), min(options.ceiling - value, 0.0)
         moved = self._value - options.rate * below + options.rate * above
         self._value = min(max(moved, options.low), options.high)
         side = "below" if below else "above" if above else "inside"
-        self._reason = f"{options.metric} is {found:.4g}, {side} {options.floor:g} to {options.ceiling:g}"
+        self._reason = f"{options.metric} is {value:.4g}, {side} {options.floor:g} to {options.ceiling:g}"
 
     def reasons(self) -> Mapping[str, str]:
         return {self._options.setting: self._reason}

@@ -1,6 +1,6 @@
-"""When the reference of the KL anchor becomes the policy of that moment. Called by the loop after each step.
+"""When the KL reference is reset to the current policy: on a schedule or on a plateau. Used by the loop.
 
-A pure function of the metrics it has seen, like a controller: its state is kept in checkpoints.
+Like a controller it depends only on the metrics observed so far, and checkpoints keep its state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rollouts.files import Json
 
 
 class Reference:
-    """Counts steps and remembers a metric since the last reset; `num_resets` of the run so far."""
+    """Counts steps and keeps a metric's values since the last reset. `num_resets` counts the whole run."""
 
     def __init__(self, config: ReferenceConfig) -> None:
         self._config = config
@@ -26,15 +26,15 @@ class Reference:
         return self._config.reset_every > 0 or self._config.plateau_steps > 0
 
     def observe(self, metrics: Mapping[str, float]) -> bool:
-        """See a step's metrics; True if the reference is to be reset now.
+        """Record a step's metrics; True if the reference must be reset now.
 
-        A step without the metric counts for the schedule and is passed over for the plateau.
+        A step without the metric counts for the schedule and is ignored for the plateau.
         """
         config = self._config
         self._steps += 1
-        found = metrics.get(config.plateau_metric, math.nan)
-        if config.plateau_steps and math.isfinite(found):
-            self._seen = [*self._seen, found][-2 * config.plateau_steps :]
+        value = metrics.get(config.plateau_metric, math.nan)
+        if config.plateau_steps and math.isfinite(value):
+            self._seen = [*self._seen, value][-2 * config.plateau_steps :]
         if not (self._steps == config.reset_every or self._is_flat()):
             return False
         self._steps, self._seen = 0, []
@@ -45,15 +45,16 @@ class Reference:
         size = self._config.plateau_steps
         if not size or len(self._seen) < 2 * size:
             return False
+        # fsum is exact, so equal values in both halves give equal means and count as a plateau.
         before, after = (math.fsum(part) / size for part in (self._seen[:size], self._seen[size:]))
         return after <= before + self._config.plateau_gain
 
     def state(self) -> dict[str, Json]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint stores, as JSON."""
         return {"steps": self._steps, "seen": list(self._seen), "num_resets": self.num_resets}
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        """Go on from a checkpoint's state; from none, as at the start."""
+        """Continue from the state of a checkpoint; an empty one resets to the start of the run."""
         self._steps = int(state.get("steps", 0))  # type: ignore[arg-type]
         self._seen = [float(value) for value in state.get("seen", ())]  # type: ignore[union-attr, arg-type]
         self.num_resets = int(state.get("num_resets", 0))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The learning rate of a step: linear warm-up, then cosine to `min_lr_ratio`."""
+"""The learning rate of a step: linear warm-up, then cosine decay to `min_lr_ratio` times `lr`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from configs.schema import LearnerConfig
 
 
 def learning_rate(config: LearnerConfig, step: int, num_steps: int) -> float:
-    """Learning rate of `step` (0-based): warm-up over `warmup_steps`, cosine over the rest of `num_steps`."""
+    """Learning rate of `step` (0-based): warm-up over `warmup_steps`, cosine over the rest of `num_steps`.
+
+    Steps after `num_steps` have the lowest rate. All updates of a step share its rate.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, num_steps - config.warmup_steps)

@@ -1,8 +1,7 @@
-"""Controllers: what moves a setting from step to step. Called by the loop.
+"""Controllers: change a setting from step to step by a metric. Called by the loop.
 
-A controller sees a step's metrics after it and says what the next step is made with. It is a pure function of
-the metrics it has seen, so a run that goes back and trains the same rows again moves alike; its state is
-kept in checkpoints.
+A controller observes a step's metrics and sets values for the next step. It depends only on the metrics
+observed so far, so a run that resumes and repeats steps makes the same changes. Checkpoints keep its state.
 """
 
 from __future__ import annotations
@@ -17,23 +16,27 @@ from rollouts.files import Json
 
 
 class Controller(Protocol):
-    """One controller of a run."""
+    """One controller of a run. `observe` is called once per step, in order of steps."""
 
     def settings(self) -> Mapping[str, float]:
-        """Settings of the step to come, by dotted config key."""
+        """Values for the next step, by dotted config key."""
         ...
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """See the metrics of the step that was made with them."""
+        """Take the metrics of a step that used the current `settings`, and compute the next ones."""
         ...
 
     def reasons(self) -> Mapping[str, str]:
-        """Why the settings are what the last step made them, in words, by dotted config key."""
+        """Why the last `observe` chose its settings: one sentence by dotted config key."""
         ...
 
-    def state(self) -> Mapping[str, Json]: ...
+    def state(self) -> Mapping[str, Json]:
+        """The state that a checkpoint stores."""
+        ...
 
-    def restore(self, state: Mapping[str, Json]) -> None: ...
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Continue from the state of a checkpoint; an empty one resets to the start of the run."""
+        ...
 
 
 _METHODS: Final = ("settings", "observe", "reasons", "state", "restore")
@@ -42,7 +45,8 @@ _METHODS: Final = ("settings", "observe", "reasons", "state", "restore")
 class AdaptiveEntropy:
     """c += delta if H < target else c -= delta, within [low, high]; the bonus acts only while H < target.
 
-    Skywork-OR1, arXiv 2505.22312, section 4: an entropy bonus that is off whenever entropy is high enough.
+    Skywork-OR1, arXiv 2505.22312, section 4. c is the coefficient of the entropy bonus and H the mean token
+    entropy in nats. The bonus is off whenever H is high enough.
     """
 
     def __init__(self, options: AdaptiveEntropyOptions) -> None:
@@ -56,7 +60,7 @@ class AdaptiveEntropy:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         entropy, options = metrics["entropy/token_mean"], self._options
-        if not math.isfinite(entropy):  # a step without a learned token says nothing
+        if not math.isfinite(entropy):  # the step had no loss tokens
             return
         self._acts = entropy < options.target
         side = "below" if self._acts else "not below"
@@ -78,7 +82,7 @@ class AdaptiveEntropy:
 class AdaptiveSetting:
     """x += delta (or x *= factor) on one side of the target, the reverse on the other, within [low, high].
 
-    With delta this is the adaptive weight of arXiv 2511.05993 (lambda +- 0.05), with a factor of 2 the
+    With delta this is the adaptive weight of arXiv 2511.05993 (lambda +- 0.05). With a factor of 2 it is the
     controller of REPO-R, arXiv 2603.11682 (zeta doubled or halved).
     """
 
@@ -93,15 +97,15 @@ class AdaptiveSetting:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         options = self._options
-        found = metrics.get(options.metric, math.nan)
-        if not math.isfinite(found):
+        value = metrics.get(options.metric, math.nan)
+        if not math.isfinite(value):
             return
         if self._first is None:
-            self._first = found
+            self._first = value
         target = options.target * self._first if options.relative else options.target
-        side = "below" if found < target else "not below"
-        self._reason = f"{options.metric} is {found:.4g}, {side} {target:.4g}"
-        up = (found < target) == options.raise_below
+        side = "below" if value < target else "not below"
+        self._reason = f"{options.metric} is {value:.4g}, {side} {target:.4g}"
+        up = (value < target) == options.raise_below
         if options.delta:
             moved = self._value + (options.delta if up else -options.delta)
         else:
@@ -123,8 +127,8 @@ class AdaptiveSetting:
 class Threshold:
     """x = value if m < target else otherwise, m the metric of the step before; m > target if not `below`.
 
-    With `relative` the target is a multiple of the metric in the first step that had it. A step without the
-    metric changes nothing, and the first step has `otherwise`.
+    With `relative` the target is a multiple of the metric's value in the first step that had it. A step
+    without the metric changes nothing. The first step uses `otherwise`.
     """
 
     def __init__(self, options: ThresholdOptions) -> None:
@@ -139,15 +143,15 @@ class Threshold:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         options = self._options
-        found = metrics.get(options.metric, math.nan)
-        if not math.isfinite(found):
+        value = metrics.get(options.metric, math.nan)
+        if not math.isfinite(value):
             return
         if self._first is None:
-            self._first = found
+            self._first = value
         target = options.target * self._first if options.relative else options.target
-        self._acts = found < target if options.below else found > target
-        side = "below" if found < target else "above" if found > target else "at"
-        self._reason = f"{options.metric} is {found:.4g}, {side} {target:.4g}"
+        self._acts = value < target if options.below else value > target
+        side = "below" if value < target else "above" if value > target else "at"
+        self._reason = f"{options.metric} is {value:.4g}, {side} {target:.4g}"
 
     def reasons(self) -> Mapping[str, str]:
         return {self._options.setting: self._reason}
@@ -167,17 +171,17 @@ def make_controllers(run: BoundRun) -> dict[str, Controller]:
     Raises:
         ValueError: a user's own class lacks a method.
     """
-    made: dict[str, Controller] = {}
+    controllers: dict[str, Controller] = {}
     for name, entry in run.controllers.items():
-        made[name] = entry.function()(entry.options)
-        missing = [method for method in _METHODS if not callable(getattr(made[name], method, None))]
+        controllers[name] = entry.function()(entry.options)
+        missing = [method for method in _METHODS if not callable(getattr(controllers[name], method, None))]
         if missing:
             raise ValueError(f"controllers.{name}.kind: {entry.kind_name} must have {', '.join(missing)}")
-    return made
+    return controllers
 
 
 def watched_metrics(run: BoundRun) -> dict[str, str]:
-    """dotted config key -> the metric that it names, of whatever is moved by one."""
+    """Every metric that a controller or the reference's plateau watches, by the dotted key that names it."""
     watched = {
         f"{entry.key}.{option}": metric
         for entry in run.controllers.values()

@@ -1,8 +1,8 @@
 """Batch statistics for losses and transforms: all rows of an update, from all ranks, in one fixed order.
 
-Their ``prepare(columns, options)`` sees tokens ordered by (sample_id, position), so what it selects does
-not depend on microbatches, ranks or row order; ties in what it ranks are broken by that order. It returns
-columns of the same length, or a `Prepared` if it also has numbers to log.
+A kind's ``prepare(columns, options)`` gets tokens ordered by (sample_id, position). So its selection does not
+depend on microbatches, ranks or row order, and that order breaks ties. It returns columns of the same
+length, or a `Prepared` if it also has numbers to log.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 TokenTable = dict[str, np.ndarray]
-"""Columns of equal length, one entry per token: sample_id, position, and float columns."""
+"""Columns [T] of equal length, one entry per token; see `trainer.token_columns.token_table` for names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a `prepare` found: columns for its loss or shape, and numbers of the whole update by name.
+    """The result of a `prepare`: columns [T] for its loss or transform, and numbers of the whole update.
 
-    The numbers are the same on every rank, and are logged as prepare/<name>
-    (prepare/token_advantage.<shape>/<name>).
+    `stats` are equal on every rank and are logged as prepare/<name>
+    (prepare/token_advantage.<transform>/<name>).
     """
 
     columns: Mapping[str, np.ndarray]
@@ -29,44 +29,45 @@ class Prepared:
 
 
 Gather = Callable[[TokenTable], Sequence[TokenTable]]
-"""The tables of all ranks: a collective, which every rank must call."""
+"""Returns the tables of all ranks, in rank order. A collective: every rank must call it."""
 Prepare = Callable[[Mapping[str, np.ndarray]], Prepared | Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatheredTokens:
-    """The tokens of one origin that the update learns, from all ranks, ordered by (sample_id, position)."""
+    """The loss tokens of some origins from all ranks, ordered by (sample_id, position)."""
 
     columns: TokenTable
     local: np.ndarray
-    """Boolean, per token of the local table: whether it is among them."""
+    """bool, per token of this rank's table: whether it was gathered."""
     places: np.ndarray
-    """Where those stand in `columns`."""
+    """int, per gathered token of this rank: its index in `columns`."""
 
     def apply(self, prepare: Prepare, columns: TokenTable | None = None) -> Prepared:
-        """What `prepare` finds of `columns` (those of the gathered unless others are given)."""
-        answer = prepare(self.columns if columns is None else columns)
-        return answer if isinstance(answer, Prepared) else Prepared(columns=answer)
+        """The result of `prepare` on the gathered columns, or on `columns` if given."""
+        result = prepare(self.columns if columns is None else columns)
+        return result if isinstance(result, Prepared) else Prepared(columns=result)
 
-    def to_local(self, found: Prepared) -> Prepared:
-        """Its columns for the local table; tokens that are not in the gathered get NaN, 0 or False."""
+    def to_local(self, prepared: Prepared) -> Prepared:
+        """`prepared` for this rank's table. Tokens that were not gathered get NaN, 0 or False."""
         columns = {}
-        for name, values in found.columns.items():
+        for name, values in prepared.columns.items():
             blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
             columns[name] = np.full(len(self.local), blank, values.dtype)
             columns[name][self.local] = values[self.places]
-        return Prepared(columns=columns, stats=found.stats)
+        return Prepared(columns=columns, stats=prepared.stats)
 
 
 def gather_tokens(local: TokenTable, origins: Sequence[str], gather: Gather) -> GatheredTokens:
-    """The gathered of every rank's learned tokens of `origins`: a collective.
+    """Gather the loss tokens of `origins` from all ranks. A collective.
 
-    Learned is what has a weight above 0: nothing else may move a mean or be selected.
+    Only tokens with a weight above 0 are gathered: no other token may change a mean or be selected.
     """
     learned = np.isin(local["origin"], origins) & (local["weight"] > 0)
     mine = {name: column[learned] for name, column in local.items()}
     tables = gather(mine)
     gathered = {name: np.concatenate([table[name] for table in tables]) for name in mine}
+    # The last key of lexsort is the primary one. Every rank sorts alike, so no result is sent back.
     order = np.lexsort((gathered["position"], gathered["sample_id"]))
     ordered = {name: column[order] for name, column in gathered.items()}
     keys = _keys(ordered)
@@ -76,10 +77,14 @@ def gather_tokens(local: TokenTable, origins: Sequence[str], gather: Gather) -> 
 
 
 def _keys(table: TokenTable) -> np.ndarray:
+    """ "<sample_id>/<position>" of every token, unique within an update."""
     return np.char.add(np.char.add(table["sample_id"].astype(str), "/"), table["position"].astype(str))
 
 
 def prepare_origin(local: TokenTable, origin: str, gather: Gather, prepare: Prepare) -> Prepared:
-    """Run `prepare` on the learned tokens of one origin from all ranks, and answer for the local ones."""
+    """Run `prepare` on one origin's loss tokens of all ranks; the result for this rank's tokens.
+
+    A collective: every rank calls it, also a rank without such tokens.
+    """
     gathered = gather_tokens(local, (origin,), gather)
     return gathered.to_local(gathered.apply(prepare))

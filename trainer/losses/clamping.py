@@ -1,4 +1,4 @@
-"""Clamping without losing the gradient. Used by losses and KL terms, whose exponents must not overflow."""
+"""Clamping that keeps the gradient. Used by losses and KL terms, whose exponents must not overflow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ MAX_LOG_RATIO = 20.0
 def clamp_value(values: Tensor, low: float = -MAX_LOG_RATIO, high: float = MAX_LOG_RATIO) -> Tensor:
     """`values` clamped to [low, high], with the gradient of `values` itself: 1 beyond the bounds too.
 
-    `Tensor.clamp` has gradient 0 there, so a token beyond the bounds would drop out of the loss without a
-    mark. Values that are not finite are clamped as well (NaN stays NaN) and have no gradient.
+    `Tensor.clamp` has gradient 0 there, so a token beyond the bounds would silently drop out of the loss.
+    Values that are not finite are clamped too (NaN stays NaN) and have no gradient.
     """
+    # inf - inf is NaN, which would spread to the whole loss, so such values get no straight-through term.
     straight_through = torch.where(values.isfinite(), values - values.detach(), 0.0)
     return values.detach().clamp(low, high) + straight_through

@@ -1,7 +1,7 @@
-"""Clip-Cov and KL-Cov: tokens whose logprob and advantage move together are held back. Losses of the update.
+"""Clip-Cov and KL-Cov: losses that limit the tokens whose logprob and advantage covary most.
 
-The few tokens of highest covariance account for most of the fall of entropy. They are found over all learned
-tokens of the update on all ranks, not per microbatch: see `trainer.losses.batch_statistics`.
+The few tokens with the highest covariance cause most of the loss of entropy. They are selected over all loss
+tokens of the update on all ranks, not per microbatch; see `trainer.losses.batch_statistics`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUANTILES = {"q50": 0.5, "q80": 0.8, "q98": 0.98, "q99.8": 0.998}
 def clip_cov(inputs: LossInputs, options: ClipCovOptions) -> TokenLoss:
     """-min(r A, clip(r, 1 - low, 1 + high) A), and 0 without gradient on the selected tokens.
 
-    Clip-Cov, arXiv 2505.22617; shapes [T]. `select_in_band` selected before the update.
+    Clip-Cov, arXiv 2505.22617. [T] -> [T]. `select_in_band` selects the tokens before the update.
     """
     old = old_logprobs(inputs, options.ratio_to)
     r, advantages = ratio(inputs.policy_logprobs, old), inputs.advantages
@@ -36,8 +36,8 @@ def clip_cov(inputs: LossInputs, options: ClipCovOptions) -> TokenLoss:
 def kl_cov(inputs: LossInputs, options: KlCovOptions) -> TokenLoss:
     """-r A, and + beta |log pi - log pi_old| on the selected tokens; r is not clipped.
 
-    KL-Cov, arXiv 2505.22617; shapes [T]. `select_top` selected before the update. The term's
-    gradient at r = 1 is 0: it holds nothing back in the first update after the old logprobs were taken.
+    KL-Cov, arXiv 2505.22617. [T] -> [T]. `select_top` selects the tokens before the update. The gradient of
+    the KL term is 0 at r = 1, so it has no effect in the first update after the old logprobs were computed.
     """
     old = old_logprobs(inputs, options.ratio_to)
     selected = inputs.prepared["selected"].bool()
@@ -52,63 +52,66 @@ def kl_cov(inputs: LossInputs, options: KlCovOptions) -> TokenLoss:
 def covariances(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Cov_i = (log pi_i - mean log pi)(A_i - mean A) over the table's tokens, [T] of float64.
 
-    Sums are exact, so every rank finds the same bits. A token of infinite or undefined logprob or advantage
-    enters no mean and has Cov 0.
+    A token whose logprob or advantage is not finite is excluded from both means and has Cov 0.
     """
     logprobs = columns["policy_logprobs"].astype(np.float64)
     advantages = columns["advantage"].astype(np.float64)
     known = np.isfinite(logprobs) & np.isfinite(advantages)
-    found = np.zeros(len(known))
+    covariance = np.zeros(len(known))
     if known.any():
-        found[known] = _centred(logprobs[known]) * _centred(advantages[known])
-    return found
+        covariance[known] = _centred(logprobs[known]) * _centred(advantages[known])
+    return covariance
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
+    # fsum rounds once, so the mean has the same bits on every rank and the selections agree.
     return values - math.fsum(values) / len(values)
 
 
 def num_selected(fraction: float, draws: np.ndarray) -> int:
     """floor(fraction n + u), where u in [0, 1) is the sum of the tokens' draws modulo 1.
 
-    On average exactly fraction n: no least of one token, which would be ten times the fraction in an update
-    of 500 tokens at 2e-4. The sum depends on no token's own draw, so who is picked does not depend on u.
+    The expected number is exactly fraction x n. A minimum of one token would instead select ten times the
+    fraction in an update of 500 tokens at 2e-4. u is independent of each single draw, so it does not
+    influence which tokens are selected.
     """
     return min(len(draws), math.floor(fraction * len(draws) + math.fsum(draws) % 1.0))
 
 
 def select_in_band(columns: Mapping[str, np.ndarray], options: ClipCovOptions) -> Prepared:
-    """Clip-Cov's choice: a share `fraction` of all tokens, uniformly among those with lower < Cov < upper.
+    """Clip-Cov: select a share `fraction` of all tokens, uniformly among those with lower < Cov < upper.
 
-    Tokens that the ratio's clip has stopped already are not taken. The tokens with the smallest draws are.
+    Tokens that the ratio clip already excludes are not selected. The tokens with the smallest draws are.
     """
-    found = covariances(columns)
-    stopped = _is_clipped(columns, options)
-    band = np.flatnonzero((found > options.lower) & (found < options.upper) & ~stopped)
+    covariance = covariances(columns)
+    clipped = _is_clipped(columns, options)
+    band = np.flatnonzero((covariance > options.lower) & (covariance < options.upper) & ~clipped)
     ranked = band[np.argsort(columns["draw"][band], kind="stable")]
-    return _chosen(ranked[: num_selected(options.fraction, columns["draw"])], found)
+    return _selection(ranked[: num_selected(options.fraction, columns["draw"])], covariance)
 
 
 def select_top(columns: Mapping[str, np.ndarray], options: KlCovOptions) -> Prepared:
-    """KL-Cov's choice: the share `fraction` of all tokens with the highest Cov, of those with Cov above 0."""
-    found = covariances(columns)
-    ranked = np.argsort(-found, kind="stable")[: num_selected(options.fraction, columns["draw"])]
-    return _chosen(ranked[found[ranked] > 0], found)
+    """KL-Cov: select the share `fraction` of all tokens with the highest Cov, as far as Cov is above 0."""
+    covariance = covariances(columns)
+    # A stable sort breaks ties by (sample_id, position), the order of the table.
+    ranked = np.argsort(-covariance, kind="stable")[: num_selected(options.fraction, columns["draw"])]
+    return _selection(ranked[covariance[ranked] > 0], covariance)
 
 
 def _is_clipped(columns: Mapping[str, np.ndarray], options: ClipCovOptions) -> np.ndarray:
-    """Where `clip_cov` has no gradient as the update starts."""
+    """bool [T]: where `clip_cov` has no gradient at the start of the update."""
     old = columns[f"{options.ratio_to}_logprobs"].astype(np.float64)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # -inf - -inf; such tokens have Cov 0 and are not selected
         r = np.exp((columns["policy_logprobs"].astype(np.float64) - old).clip(-20.0, 20.0))
     advantages = columns["advantage"]
     too_high = (advantages > 0) & (r > 1.0 + options.clip_high)
     too_low = (advantages < 0) & (r < 1.0 - options.clip_low)
-    stopped: np.ndarray = too_high | too_low
-    return stopped
+    clipped: np.ndarray = too_high | too_low
+    return clipped
 
 
-def _chosen(places: np.ndarray, covariance: np.ndarray) -> Prepared:
+def _selection(places: np.ndarray, covariance: np.ndarray) -> Prepared:
+    """The mask of the tokens at `places`, and quantiles of the covariance as stats."""
     selected = np.zeros(len(covariance), np.bool_)
     selected[places] = True
     if not len(covariance):

@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference) from the logprobs of sampled tokens (http://joschu.net/blog/kl-approx.html).
 
-With d = log policy - log reference on tokens drawn from the policy. Used as a loss term, as a reward term
-and as metrics.
+d = log policy - log reference, in nats, on tokens sampled from the policy. All are elementwise, [T] -> [T].
+Used as loss terms, as reward terms and as metrics.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from trainer.losses.clamping import clamp_value
 
 
 def k1(policy_T: Tensor, ref_T: Tensor) -> Tensor:
-    """d: unbiased, can be negative; its gradient as a loss term has zero mean, so use it in the reward."""
+    """d: unbiased, may be negative. As a loss term its expected gradient is zero, so use it in the reward."""
     return policy_T - ref_T
 
 
 def k2(policy_T: Tensor, ref_T: Tensor) -> Tensor:
-    """d^2 / 2: biased, but its gradient is that of the KL."""
+    """d^2 / 2: biased, but its expected gradient is the gradient of the KL."""
     return 0.5 * (policy_T - ref_T) ** 2
 
 
 def k3(policy_T: Tensor, ref_T: Tensor) -> Tensor:
     """exp(-d) - 1 + d: unbiased and never negative. -d is clamped to 20 so that one token cannot overflow.
 
-    The clamp is of the value alone: below d = -20 the gradient is 1 - exp(20), not 0.
+    Only the value is clamped: below d = -20 the gradient is 1 - exp(20), not 0.
     """
+    # expm1 is accurate near d = 0, where exp(-d) - 1 would cancel in float32.
     log_ratio = clamp_value(ref_T - policy_T, low=-torch.inf)
     return torch.expm1(log_ratio) - log_ratio
 

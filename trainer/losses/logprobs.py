@@ -1,8 +1,8 @@
 """Exact logprobs and entropies from hidden states, in chunks, with an analytic backward.
 
-The output head is applied to `chunk_tokens` positions at a time, forward and backward, so a [tokens, V]
-matrix of float32 never exists whole. Used by `trainer.model.policy.ScoringHead`; checked against autograd
-in tests.
+The output head is applied to `chunk_tokens` positions at a time, in forward and backward, so the float32
+matrix of all logits [T, V] is never in memory at once. Used by `trainer.model.policy.ScoringHead`. Tests
+compare it with autograd.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class TokenScores(NamedTuple):
-    """Per token, float32, nats: `logprobs` and `entropy` at the sampling temperature, `entropy_t1` at 1.
+    """Per token [T], float32, in nats: `logprobs` and `entropy` at the row's temperature, `entropy_t1` at 1.
 
-    `entropy_clamped` is the entropy over the likelier part of the vocabulary, see `ChunkedScores`.
+    `entropy_clamped` is the entropy over the more likely part of the vocabulary; see `ChunkedScores`.
     """
 
     logprobs: Tensor
@@ -32,13 +32,13 @@ def _entropy(logp_TV: Tensor) -> Tensor:
 
 
 def _clamped(logp_TV: Tensor, num_dropped: int) -> Tensor:
-    """Log-probabilities over all but the `num_dropped` least likely entries of each row, else -inf."""
+    """Renormalised logprobs without the `num_dropped` least likely entries of each row, which get -inf."""
     least = logp_TV.topk(num_dropped, dim=1, largest=False, sorted=False).indices
     return torch.log_softmax(logp_TV.scatter(1, least, -torch.inf), dim=1)
 
 
 def _entropy_gradient(logp_TV: Tensor) -> Tensor:
-    """dH / dz = -p (log p + H) by the logits of `logp_TV`; 0 where p is. [T, V]"""
+    """dH / dz = -p (log p + H), the gradient with respect to the logits; 0 where p is 0. [T, V] -> [T, V]"""
     p, logp = logp_TV.exp(), logp_TV.clamp_min(-1e30)
     return -p * (logp - (p * logp).sum(1, keepdim=True))
 
@@ -46,11 +46,11 @@ def _entropy_gradient(logp_TV: Tensor) -> Tensor:
 class ChunkedScores(torch.autograd.Function):
     """log softmax(h W' / tau)[target] and its entropy, for hidden states h [T, D] and a head W [V, D].
 
-    With z the tempered logits, p their softmax and H its entropy:
-    d logp_y / dz = 1_y - p and dH / dz = -p (log p + H). `entropy_t1` is a measurement and has no gradient.
+    With z the logits divided by tau, p their softmax and H its entropy:
+    d logp_y / dz = 1_y - p and dH / dz = -p (log p + H). `entropy_t1` is a metric and has no gradient.
 
-    The clamped entropy is H of q, p without its floor(clamp V) least likely entries and renormalised (AEnt,
-    arXiv 2509.03493): dH / dz = -q (log q + H), 0 on what was dropped. With clamp 0 it is H.
+    The clamped entropy is H of q, where q is p without its floor(clamp V) least likely entries, renormalised
+    (AEnt, arXiv 2509.03493): dH / dz = -q (log q + H), 0 for the dropped entries. With clamp 0 it is H.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ class ChunkedScores(torch.autograd.Function):
         clamp: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        weight = weight_VD.float()
+        weight = weight_VD.float()  # bf16 logits are too coarse to compare with the engine's logprobs
         num_dropped = int(clamp * weight.shape[0])
         for start in range(0, hidden_TD.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
@@ -81,6 +81,7 @@ class ChunkedScores(torch.autograd.Function):
         ctx.chunk_tokens, ctx.num_dropped = chunk_tokens, num_dropped  # type: ignore[attr-defined]
         if not columns:
             empty = hidden_TD.new_zeros(0, dtype=torch.float32)
+            # Separate tensors, because each output gets a gradient of its own.
             return empty, empty.clone(), empty.clone(), empty.clone()
         logprobs, entropies, at_ones, clamps = (torch.cat(column) for column in zip(*columns, strict=True))
         ctx.mark_non_differentiable(at_ones)  # type: ignore[attr-defined]
@@ -100,10 +101,12 @@ class ChunkedScores(torch.autograd.Function):
         for start in range(0, hidden_TD.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
             hidden = hidden_TD[part].float()
+            # Computed again, because storing the logits of all chunks would need the whole [T, V] matrix.
             logp = torch.log_softmax(hidden @ weight.T / tau_T[part, None], dim=-1)
             p = logp.exp()
             grad_logits = -p * grad_logprobs[part, None]
             grad_logits.scatter_add_(1, targets_T[part, None], grad_logprobs[part, None])
+            # Without an entropy bonus these gradients are all 0; skipping them saves [chunk, V] work.
             if bool(grad_entropy[part].any()):
                 grad_logits += _entropy_gradient(logp) * grad_entropy[part, None]
             if bool(grad_clamped[part].any()):
@@ -123,5 +126,8 @@ def score_tokens(
     chunk_tokens: int,
     clamp: float = 0.0,
 ) -> TokenScores:
-    """Score `targets_T` under the softmax of ``hidden_TD @ weight_VD.T / tau_T``; see `ChunkedScores`."""
+    """Score `targets_T` under the softmax of ``hidden_TD @ weight_VD.T / tau_T``; see `ChunkedScores`.
+
+    `clamp` is the share of the vocabulary, in [0, 1), that `entropy_clamped` leaves out.
+    """
     return TokenScores(*ChunkedScores.apply(hidden_TD, weight_VD, targets_T, tau_T, chunk_tokens, clamp))

@@ -1,7 +1,7 @@
-"""The one place where a loss is reduced: a weight per row, from counts over the whole update and all ranks.
+"""Loss aggregation: a weight per row, computed from counts over the whole update and all ranks.
 
-loss = sum over rows of row_weight x sum over the row's loss tokens of the loss per token. Because the weights
-come from global counts, the result does not depend on how rows were cut into microbatches or dealt to ranks.
+loss = sum over rows of row_weight x sum over the row's loss tokens of the loss per token. The weights come
+from global counts, so the result does not depend on microbatches or on how rows are assigned to ranks.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def row_weights(
     weight / (rows x constant)
 
     of each origin in each update: DAPO, arXiv 2503.14476; GRPO, arXiv 2402.03300; Dr.GRPO, arXiv 2503.20783.
-    Weights [N], float64; 0 for rows without loss tokens and for origins that have no loss. `sum_constant` 0
-    is `max_tokens`.
+    All inputs are [N]. Returns float64 [N]: 0 for rows without loss tokens and for origins without a loss.
+    A `sum_constant` of 0 means `max_tokens`.
     """
     weights = np.zeros(len(num_loss_tokens_N))
     for origin, common in losses.items():
