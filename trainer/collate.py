@@ -13,7 +13,7 @@ from configs.bound import BoundRun
 from configs.origins import ORIGINS, POLICY, parts
 from configs.schema import RunConfig
 from trainer.controllers.schedule import learning_rate
-from trainer.credit.credit import MOVED_HERE, credit
+from trainer.credit.credit import CREDIT_SECTIONS, credit
 from trainer.credit.history import AnswerHistory
 from trainer.losses.normalize import row_weights
 from trainer.model.batch_plan import plan_batch
@@ -112,7 +112,7 @@ def with_advantages(
         visits_N=given.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
         learning_rates=(rate,) * config.learner.updates_per_step,
-        settings={key: value for key, value in settings.items() if key.split(".")[0] not in MOVED_HERE},
+        settings={key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS},
     )
 
 

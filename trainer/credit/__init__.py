@@ -1,1 +1,1 @@
-"""From a step's rewards to advantages: reward shapes, advantages, bonuses and prompt weights."""
+"""From a step's rewards to advantages: reward shaping, advantage estimators, bonuses and prompt weights."""

@@ -1,7 +1,7 @@
-"""A step's rewarded rows: all that reward shapes, advantages, bonuses and prompt weights are computed from.
+"""A step's rewarded rows: the input of reward shapes, advantage estimators, bonuses and prompt weights.
 
-`trainer.credit.credit` builds them from the buffer's index and the learner's columns; a function of any of
-those kinds is called as ``fn(rows, options)`` and returns one float64 per row.
+`trainer.credit.credit` builds them from the buffer's index and the learner's columns. A function of any of
+these kinds is called as ``fn(rows, options)`` and returns float64 [N], one number per row.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from configs.origins import parts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardedRows:
-    """N rows; entry i of every column is of the same row. None of them has a null reward."""
+    """N rows with a reward; entry i of every column belongs to row i."""
 
     row_N: np.ndarray
-    """int64, the row's number in the step's batch."""
+    """int64, the index of the row in the step's batch."""
     rewards_N: np.ndarray
     """float64, finite."""
     group_N: np.ndarray
-    """int64, the number of the row's group within the step; rows of one group share their prompt."""
+    """int64, the row's group within the step; rows of one group share their prompt."""
     origin_N: np.ndarray
     """str: policy, refined or replay."""
     prompt_id_N: np.ndarray
     """str."""
     answer_N: np.ndarray
-    """The normalised answer as str, or None where none was read."""
+    """The normalised answer as str, or None where no answer was extracted."""
     answer_ok_N: np.ndarray
-    """True or False, or None where no scorer judged an answer."""
+    """True or False, or None where no scorer checked an answer."""
     num_tokens_N: np.ndarray
-    """int64, sampled completion tokens (those of `loss_mask`), the end-of-text token included."""
+    """int64, sampled completion tokens (those of `loss_mask`), the end-of-sequence token included."""
     finish_reason_N: np.ndarray
-    """str; ``length`` is a completion that was cut off at its limit."""
+    """str; ``length`` means truncated at the token limit."""
     ref_logprob_N: np.ndarray
-    """float64 in nats, the completion's logprob under the reference; NaN where it was not scored."""
+    """float64 in nats, the completion's logprob under the reference; NaN where it was not computed."""
     visits_N: np.ndarray
-    """int64, samples of the prompt with this answer that earlier steps trained on."""
+    """int64, earlier samples of the prompt with this answer."""
     successes_N: np.ndarray
-    """int64, earlier samples of the prompt whose answer was right."""
+    """int64, earlier samples of the prompt with a correct answer."""
     failures_N: np.ndarray
-    """int64, earlier samples of the prompt whose answer was wrong or could not be read."""
+    """int64, earlier samples of the prompt with a wrong answer or none that could be extracted."""
 
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
@@ -52,26 +52,27 @@ class RewardedRows:
         return len(self.rewards_N)
 
     def only(self, chosen: np.ndarray) -> RewardedRows:
-        """The rows that `chosen` (bool [N] or row numbers) picks."""
+        """The rows that `chosen` selects: bool [N], or row indexes."""
         return RewardedRows(**{item.name: getattr(self, item.name)[chosen] for item in fields(self)})
 
     def with_rewards(self, rewards_N: np.ndarray) -> RewardedRows:
-        """Other rewards; a row that has none any more (NaN, or no finite number) is left out."""
+        """The same rows with `rewards_N`; rows whose new reward is not finite are dropped."""
         return replace(self, rewards_N=rewards_N).only(np.isfinite(rewards_N))
 
     def parts(self) -> list[np.ndarray]:
-        """Row numbers of the step's own rows, of replayed ones, ..., as far as there are any.
+        """Row indexes of the origins that are normalised together: the step's own rows, replayed ones, ...
 
-        What is taken over a whole step is taken over each: replayed rows do not move the others.
+        Statistics over a whole step are computed over each part, so replayed rows do not change the others.
+        Empty parts are left out.
         """
-        found = (np.flatnonzero(np.isin(self.origin_N, part)) for part in parts())
-        return [rows for rows in found if len(rows)]
+        indexes = (np.flatnonzero(np.isin(self.origin_N, part)) for part in parts())
+        return [rows for rows in indexes if len(rows)]
 
 
 def group_bounds(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per row: the lowest and the highest of `values_N` in the row's group; NaN counts for nothing.
+    """Lowest and highest of `values_N` in each row's group, [N] each; NaN is ignored.
 
-    inf and -inf in a group without a value.
+    A group without a value has inf and -inf.
     """
     groups, inverse = np.unique(group_N, return_inverse=True)
     lowest, highest = np.full(len(groups), np.inf), np.full(len(groups), -np.inf)
@@ -82,6 +83,6 @@ def group_bounds(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray,
 
 
 def group_sums(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per row: the sum of `values_N` over the row's group, and the group's size."""
+    """Sum of `values_N` over each row's group and the group's size, float64 [N] each."""
     _, inverse = np.unique(group_N, return_inverse=True)
     return np.bincount(inverse, values_N)[inverse], np.bincount(inverse)[inverse].astype(np.float64)

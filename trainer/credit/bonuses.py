@@ -1,9 +1,9 @@
-"""Bonuses for answers that were seldom seen. `trainer.credit.credit` adds up those under `bonus`.
+"""Exploration bonuses for rare answers. `trainer.credit.credit` adds up the entries of `bonus`.
 
-A bonus is ``bonus(rows, options) -> [N]`` for the policy rows of a step (a `RewardedRows`); it goes to the
-tokens outside each row's answer. All are of outcome-based exploration, arXiv 2509.06941. In a group whose
-answers are all right there is none. N counts what earlier steps trained on; siblings see the same N. Rows in
-which no answer could be read count as having one and the same.
+A bonus is ``bonus(rows, options) -> [N]`` for the policy rows of a step (a `RewardedRows`), in units of the
+advantage. It is added at the tokens outside each row's answer. All are from outcome-based exploration,
+arXiv 2509.06941. A group whose answers are all correct gets no bonus. N counts the samples of earlier steps;
+rows of the same step do not count for each other. Rows without an extracted answer count as one answer.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def batch(rows: RewardedRows, options: BatchOptions) -> np.ndarray:
 
 
 def _ucb(rows: RewardedRows) -> np.ndarray:
-    """min(1, sqrt(1 / N)) with N taken as 1 at least."""
+    """min(1, sqrt(1 / N)); 1 where N is 0."""
     return 1.0 / np.sqrt(np.maximum(rows.visits_N, 1))
 
 
 def _explored(rows: RewardedRows, bonus_N: np.ndarray) -> np.ndarray:
-    """`bonus_N`, but 0 where the whole group is right: there is nothing to look for."""
-    not_right = np.array([verdict is not True for verdict in rows.answer_ok_N], np.float64)
+    """`bonus_N`, but 0 where all answers of the group are correct: exploring cannot improve it."""
+    not_right = np.array([answer_ok is not True for answer_ok in rows.answer_ok_N], np.float64)
     wrong, _ = group_sums(not_right, rows.group_N)
     return np.where(wrong > 0, bonus_N, 0.0)

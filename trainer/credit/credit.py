@@ -1,7 +1,7 @@
-"""From a step's rewards to what every row is credited with: an advantage, and a bonus beside it.
+"""From a step's rewards to each row's advantage and bonus. Called by `trainer.collate`.
 
-rewards -> reward shapes, in order -> KL terms of place reward -> advantage -> bonuses -> prompt weights. Each
-of them is a kind that a config names; called by `trainer.collate`.
+rewards -> reward shapes, in order -> KL terms of place reward -> advantage -> bonuses -> prompt weights. All
+but the KL terms are kinds that the config chooses.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from trainer.loss_tokens import loss_values, masked_sum, sum_by_row
 
 ANCHOR_COLUMNS: Final = {"kl": "ref_logprobs", "kl_base": "base_logprobs"}
 """The learner's column of each KL anchor, by its section of the config."""
-MOVED_HERE: Final = ("reward_shape", "bonus", "prompt_weight")
-"""Sections whose settings act here and not in the objective."""
+CREDIT_SECTIONS: Final = ("reward_shape", "bonus", "prompt_weight")
+"""Config sections whose settings are used here and not in the objective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What every row of a batch gets, [N] each."""
+    """Advantage and bonus of every row of a batch, [N] each."""
 
     advantage_N: np.ndarray
     """float64, 0 for rows without a reward."""
     bonus_N: np.ndarray
     """float64, added to the advantage of every token outside the row's answer."""
     has_reward_N: np.ndarray
-    """bool: whether it still has one behind the reward shapes."""
+    """bool: whether the row still has a reward after reward shaping."""
     visits_N: np.ndarray
-    """int64, samples of the row's prompt with its answer in earlier steps."""
+    """int64, earlier samples of the row's prompt with its answer."""
 
 
 def credit(
@@ -47,25 +47,33 @@ def credit(
     run: BoundRun,
     history: AnswerHistory,
 ) -> Credit:
-    """The credit of every row of `index`; `reward_N` is NaN where the reward is null.
+    """The credit of every row of `index`.
 
-    A replayed row is compared with the siblings it was sampled with. A KL term in its reward is of the policy
-    as it is now, not as it was when the row was sampled: the log-ratio of a given sequence needs no sampling.
-    Bonuses are of rows of origin policy alone. `columns` are the learner's scores in the index's row order,
-    `run` is the run as controllers want it in this step, `history` what came before it.
+    Args:
+        index: the buffer's table, N rows.
+        group_N: the row's group; a replayed row belongs to the group it was sampled with.
+        reward_N: float64, NaN where the reward is null.
+        columns: the learner's scores in the row order of `index`.
+        run: the run with the values that controllers set for this step.
+        history: what earlier steps sampled.
+
+    Only rows of origin policy get bonuses. The KL term of a replayed row uses the current policy, not the one
+    that sampled it: the log-ratio of a given sequence needs no sampling.
     """
     rows = _all_rows(index, group_N, reward_N, columns, history)
     visits = rows.visits_N
     rows = rows.only(np.isfinite(reward_N))
+    # A user's own function is never called with 0 rows: a mean or maximum over them would fail.
     for shape in run.named["reward_shape"].values():
         rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
+    # After the shapes, whose thresholds are about the task's reward, not about the KL.
     rows = _less_kl(rows, columns, run)
     advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
     if len(rows):
         advantage = run.advantage.function()(rows, run.advantage.options)
     own = np.flatnonzero(rows.origin_N == POLICY)
-    for given in run.named["bonus"].values():
-        bonus[own] += given.function()(rows.only(own), given.options) if len(own) else 0.0
+    for entry in run.named["bonus"].values():
+        bonus[own] += entry.function()(rows.only(own), entry.options) if len(own) else 0.0
     for weight in run.named["prompt_weight"].values():
         factor = weight.function()(rows, weight.options) if len(rows) else np.ones(0)
         advantage, bonus = advantage * factor, bonus * factor
@@ -78,7 +86,7 @@ def credit(
 
 
 def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:
-    """`values` at their rows' numbers, 0 elsewhere."""
+    """float64 [num_rows]: `values` at the indexes `row_N`, 0 elsewhere."""
     spread = np.zeros(num_rows)
     spread[row_N] = values
     return spread
@@ -87,7 +95,7 @@ def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:
 def _all_rows(
     index: pa.Table, group_N: np.ndarray, reward_N: np.ndarray, columns: pa.Table, history: AnswerHistory
 ) -> RewardedRows:
-    """Every row of the batch, those without a reward too (NaN)."""
+    """Every row of the batch, also those without a reward (NaN)."""
 
     def objects(name: str) -> np.ndarray:
         return np.array(index.column(name).to_pylist(), dtype=object)
@@ -111,18 +119,18 @@ def _all_rows(
 
 
 def _reference_logprobs(columns: pa.Table, num_rows: int) -> np.ndarray:
-    """The logprob of each row's loss tokens under the reference, float64 [N]; NaN where it was not scored."""
+    """Logprob of each row's loss tokens under the reference, float64 [N]; NaN where it was not computed."""
     if "ref_logprobs" not in columns.column_names:
         return np.full(num_rows, np.nan)
     return masked_sum(columns, "ref_logprobs")
 
 
 def _less_kl(rows: RewardedRows, columns: pa.Table, run: BoundRun) -> RewardedRows:
-    """The rewards less coef times the log-ratio (k1) of each row's loss tokens to anchors of place reward."""
+    """Subtract coef times k1, summed over the row's loss tokens, for each KL anchor of place reward."""
     for section, column in ANCHOR_COLUMNS.items():
         anchor: KLConfig = getattr(run.config, section)
         if anchor.coef > 0 and anchor.place == "reward":
-            policy, held_to = (loss_values(columns, name) for name in ("proximal_logprobs", column))
-            log_ratio = sum_by_row(columns, policy - held_to)
+            policy, reference = (loss_values(columns, name) for name in ("proximal_logprobs", column))
+            log_ratio = sum_by_row(columns, policy - reference)
             rows = rows.with_rewards(rows.rewards_N - anchor.coef * log_ratio[rows.row_N])
     return rows

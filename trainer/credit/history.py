@@ -1,7 +1,7 @@
-"""What earlier steps sampled for each prompt: how often each answer, how often right. Kept by the run.
+"""Counts of what earlier steps sampled for each prompt: how often each answer, how often correct.
 
-Read by `trainer.credit.credit` before a step is learned from; the loop adds the step once it is committed,
-and keeps the whole in checkpoints.
+`trainer.credit.credit` reads the counts before a step's update. The loop adds the step after its commit, and
+checkpoints keep all counts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from configs.origins import POLICY
 from rollouts.files import Json
 
 MAX_ANSWERS: Final = 64
-"""Answers of a prompt that are counted apart; all later new ones share a place.
+"""Distinct answers of a prompt with a count of their own; all later ones share one count.
 
-arXiv 2509.06941 finds fewer than 50 distinct answers per question.
+arXiv 2509.06941 reports fewer than 50 distinct answers per question.
 """
 UNREAD: Final = ""
-"""The place of samples in which no answer could be read."""
+"""The key of samples without an extracted answer."""
 OTHERS: Final = "others"
-"""The place of answers beyond MAX_ANSWERS."""
+"""The key of answers beyond MAX_ANSWERS."""
 
 
 @dataclass(slots=True)
 class _Prompt:
-    """The counts of one prompt; `answers` by the place of each answer."""
+    """The counts of one prompt; `answers` by the key of each answer (`_key`)."""
 
     successes: int = 0
     failures: int = 0
@@ -39,8 +39,8 @@ class _Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """What was counted before a step, per row of it, each int64 [N]."""
+class EarlierCounts:
+    """The counts before a step for each of its rows, int64 [N] each; see `RewardedRows`."""
 
     visits_N: np.ndarray
     successes_N: np.ndarray
@@ -48,28 +48,28 @@ class Before:
 
 
 class AnswerHistory:
-    """Counts by prompt over the rows of origin policy that had a reward when they were judged.
+    """Counts per prompt over the committed rows of origin policy that have a reward.
 
-    Such a row of a committed step counts once; replayed, refined and supervised rows never do. `state` has
-    for each prompt two numbers and at most MAX_ANSWERS + 1 pairs of 16 characters and a number: under 2 kB
-    as JSON, however long the run, and nothing for prompts that were never sampled.
+    Each such row counts once. Replayed, refined and supervised rows never count. `state` holds for each
+    sampled prompt two numbers and at most MAX_ANSWERS + 2 pairs of a 16-character key and a number: under
+    2 kB as JSON, however long the run.
     """
 
     def __init__(self) -> None:
         self._prompts: dict[str, _Prompt] = {}
 
-    def before(self, index: pa.Table) -> Before:
-        """The counts for every row of a step's index, as they stand."""
-        found = [self._prompts.get(name, _Prompt()) for name in index.column("prompt_id").to_pylist()]
+    def before(self, index: pa.Table) -> EarlierCounts:
+        """The current counts for every row of a step's index."""
+        prompts = [self._prompts.get(name, _Prompt()) for name in index.column("prompt_id").to_pylist()]
         answers = index.column("answer").to_pylist()
         visits = [
-            each.answers.get(_place(each.answers, answer), 0)
-            for each, answer in zip(found, answers, strict=True)
+            each.answers.get(_key(each.answers, answer), 0)
+            for each, answer in zip(prompts, answers, strict=True)
         ]
-        return Before(
+        return EarlierCounts(
             visits_N=np.array(visits, np.int64),
-            successes_N=np.array([each.successes for each in found], np.int64),
-            failures_N=np.array([each.failures for each in found], np.int64),
+            successes_N=np.array([each.successes for each in prompts], np.int64),
+            failures_N=np.array([each.failures for each in prompts], np.int64),
         )
 
     def add(self, index: pa.Table) -> None:
@@ -78,28 +78,28 @@ class AnswerHistory:
         rows = index.filter(counted)
         columns = (rows.column(name).to_pylist() for name in ("prompt_id", "answer", "answer_ok"))
         for prompt_id, answer, is_right in zip(*columns, strict=True):
-            mine = self._prompts.setdefault(prompt_id, _Prompt())
-            place = _place(mine.answers, answer)
-            mine.answers[place] = mine.answers.get(place, 0) + 1
-            mine.successes += is_right is True
-            mine.failures += is_right is False
+            prompt = self._prompts.setdefault(prompt_id, _Prompt())
+            key = _key(prompt.answers, answer)
+            prompt.answers[key] = prompt.answers.get(key, 0) + 1
+            prompt.successes += is_right is True  # None, where no scorer checked it, counts as neither
+            prompt.failures += is_right is False
 
     def state(self) -> dict[str, Json]:
-        """Prompt id -> [successes, failures, {place: count}]."""
+        """Prompt id -> [successes, failures, {answer key: count}]."""
         return {
             name: [each.successes, each.failures, dict(each.answers)] for name, each in self._prompts.items()
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count on from a `state`; an empty one is the beginning."""
+        """Continue from a `state`; an empty one resets all counts."""
         self._prompts = {
             name: _Prompt(successes=successes, failures=failures, answers=dict(answers))
             for name, (successes, failures, answers) in state.items()
         }
 
 
-def _place(answers: Mapping[str, int], answer: str | None) -> str:
-    """Where an answer is counted: 16 characters of its hash, as answers may be long."""
+def _key(answers: Mapping[str, int], answer: str | None) -> str:
+    """The key an answer is counted under: 16 characters of its hash, because answers may be long."""
     if answer is None:
         return UNREAD
     digest = hashlib.blake2b(answer.encode(), digest_size=8).hexdigest()

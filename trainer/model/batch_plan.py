@@ -1,10 +1,10 @@
-"""From ragged rows to padded microbatches, and the plan that says which rank sees which row when.
+"""Padded microbatches from rows of different lengths, and the plan of which rank computes which row when.
 
-Shape letters used everywhere: G completions in a group, N sequences, B rows of a microbatch, T token
-positions (where a column is named ``_T`` alone: the completion tokens of all rows laid end to end), V
-vocabulary.
+Shape letters used everywhere: G completions in a group, N sequences, B rows of a microbatch, D hidden size, V
+vocabulary, T token positions (for a column named ``_T`` alone: the completion tokens of all rows,
+concatenated).
 
-The driver makes one `BatchPlan` a step from lengths alone; ranks build `Microbatch`es from their shard.
+The driver makes one `BatchPlan` per step from lengths alone. Ranks build `Microbatch`es from their shard.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Microbatch:
 
 def split_rows(rows: Sequence[int], lengths_N: np.ndarray, max_tokens: int) -> list[tuple[int, ...]]:
     """Cut rows, longest first, into microbatches of one row or of at most `max_tokens` padded tokens."""
+    # Sorting by length keeps padding small; the row number breaks ties, so every run cuts alike.
     ordered = sorted(rows, key=lambda row: (-int(lengths_N[row]), row))
     cuts: list[tuple[int, ...]] = []
     current: list[int] = []
@@ -52,26 +53,30 @@ def split_rows(rows: Sequence[int], lengths_N: np.ndarray, max_tokens: int) -> l
 
 
 def deal_rows(rows: Sequence[int], lengths_N: np.ndarray, num_ranks: int) -> list[list[int]]:
-    """Give rows to ranks so that token counts balance: the longest row goes to the lightest rank."""
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    """Balance tokens over ranks: rows go, longest first, to the rank with the fewest tokens so far."""
+    per_rank: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
     for row in sorted(rows, key=lambda row: (-int(lengths_N[row]), row)):
         lightest = min(range(num_ranks), key=lambda rank: (loads[rank], rank))
-        hands[lightest].append(row)
+        per_rank[lightest].append(row)
         loads[lightest] += int(lengths_N[row])
-    return hands
+    return per_rank
 
 
 def plan_batch(
     lengths_N: np.ndarray, update_N: np.ndarray, num_updates: int, num_ranks: int, microbatch_tokens: int
 ) -> BatchPlan:
-    """Plan a step: `lengths_N` are prompt plus completion tokens, `update_N` is each row's update."""
+    """Plan a step. `lengths_N` are prompt plus completion tokens, `update_N` is each row's update (from 0).
+
+    `microbatch_tokens` limits the padded tokens of a microbatch, unless a single row is longer.
+    """
     per_rank: list[list[tuple[tuple[int, ...], ...]]] = [[] for _ in range(num_ranks)]
     for update in range(num_updates):
         rows = [int(row) for row in np.flatnonzero(update_N == update)]
         cuts = [
-            split_rows(hand, lengths_N, microbatch_tokens) for hand in deal_rows(rows, lengths_N, num_ranks)
+            split_rows(mine, lengths_N, microbatch_tokens) for mine in deal_rows(rows, lengths_N, num_ranks)
         ]
+        # ZeRO-3 gathers weights in every forward, so all ranks must run the same number of them.
         most = max(1, *(len(cut) for cut in cuts))
         for rank, cut in enumerate(cuts):
             per_rank[rank].append(tuple(cut + [()] * (most - len(cut))))
@@ -81,7 +86,11 @@ def plan_batch(
 def build_microbatch(
     prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray], tau_B: np.ndarray, device: torch.device
 ) -> Microbatch:
-    """Pad rows on the right and index their completion tokens. No rows make one dummy row without tokens."""
+    """Pad rows on the right and index their completion tokens.
+
+    `tau_B` is each row's temperature. Without rows, one dummy row without completion tokens is made, so that
+    the rank can still take part in the forward.
+    """
     if not prompts:
         prompts, completions, tau_B = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], np.ones(1)
     starts = np.array([len(prompt) for prompt in prompts])

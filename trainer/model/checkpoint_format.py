@@ -1,9 +1,9 @@
-"""The format in which weights leave the learner, and whether a model folder can be trained at all.
+"""The checkpoint format of published weights, and the check whether a model folder can be trained.
 
-transformers may hold a model's weights otherwise than a folder does: Qwen3-MoE has one tensor per expert on
-disk and all experts of a layer in one in memory. Engines and exports take the folder's format. Which tensors
-an update must bring follows from the architecture alone (`published_shapes`), so learner and engine come to
-the same list without reading each other's files; a folder may hold more, such as buffers of old versions.
+transformers may name and shape weights differently in memory than on disk: Qwen3-MoE has one tensor per
+expert on disk and one per layer in memory. Engines and exports use the format on disk. The list of published
+tensors follows from the architecture alone (`published_shapes`), so learner and engine compute the same list
+without reading each other's files. A folder may hold more, such as buffers of old versions.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _LOGIT_CHANGES: Final = {
     "logits_scaling": 1.0,
     "lm_head_multiplier": 1.0,
 }
-"""Config keys by which architectures change the logits after the head, and the value that changes nothing."""
+"""Config keys with which architectures change the logits after the head, and their neutral values."""
 
 
 def to_checkpoint_format(model: PreTrainedModel, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `model` by its own names, renamed and reshaped to what a model folder holds."""
-    # The conversions of the architecture, not those that the files at hand happened to need.
+    """Convert weights from the names and shapes in `model` to those in a model folder."""
+    # Use all conversions of the architecture, not only those that loading this folder needed.
     model._weight_conversions = None  # type: ignore[assignment]
     return dict(revert_weight_conversion(model, dict(named)))
 
 
 def load_checkpoint_format(model: PreTrainedModel, named: Mapping[str, Tensor]) -> None:
-    """Write weights in a folder's format into `model`, on its own device."""
+    """Load weights in the format of a model folder into `model`, on its device."""
     if not (named.keys() <= model.state_dict().keys()):
         loaded = type(model).from_pretrained(
             None, config=model.config, state_dict=dict(named), dtype=model.dtype
@@ -58,7 +58,7 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
     """The architecture without weights (on torch's meta device), as the learner builds it.
 
     Raises:
-        ValueError: it is no causal language model that transformers knows.
+        ValueError: transformers cannot build a causal language model from it.
     """
     try:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
@@ -66,17 +66,19 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
                 config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
             )
-    except Exception as error:  # whatever a config of another architecture or with odd sizes runs into
+    except (
+        Exception
+    ) as error:  # configs of other architectures or with invalid sizes raise all kinds of errors
         raise ValueError(
             f"model.path must be a Hugging Face causal LM folder, got {model.path!r}: {error}"
         ) from error
 
 
 def published_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """What an update brings, by the model's own names: parameters, and buffers that a folder holds.
+    """The tensors that a weight sync sends, by their names in `model`: parameters and persistent buffers.
 
-    A tied head is part of the embedding and listed once. Buffers are not trained, but an engine may keep one
-    beside weights that an update replaces (the bias by which DeepSeek's routers choose experts).
+    A tied head is part of the embedding and listed once. Buffers are not trained, but an engine may treat one
+    as a weight (the bias with which DeepSeek's routers select experts).
     """
     yield from model.named_parameters()
     stored = model.state_dict(keep_vars=True).keys()
@@ -88,13 +90,13 @@ def published_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def published_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of an update, by its name in a folder."""
+    """The shape of each published tensor, by its name in a model folder."""
     named = dict(published_tensors(model))
     return {name: tuple(tensor.shape) for name, tensor in to_checkpoint_format(model, named).items()}
 
 
 def published_names(model: ModelConfig) -> frozenset[str]:
-    """Names of the tensors of an update.
+    """The names of the published tensors, as in a model folder.
 
     Raises:
         ValueError: see `empty_model`.
@@ -104,10 +106,10 @@ def published_names(model: ModelConfig) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def check_model(path: str, trust_remote_code: bool) -> None:
-    """Refuse a model folder that learner or engine could not work with, before either is started.
+    """Check that learner and engine can use a model folder, before either is started. Cached per folder.
 
     Raises:
-        ValueError: naming the folder and the tensor, key or rule.
+        ValueError: they cannot; the message names the folder and the tensor, key or rule.
     """
     stored = stored_shapes(Path(path))
     model = empty_model(ModelConfig(path=path, trust_remote_code=trust_remote_code))
@@ -139,35 +141,33 @@ def _check_architecture(path: str, model: PreTrainedModel) -> None:
         if (value := getattr(config, key, neutral)) not in (None, neutral):
             raise ValueError(
                 f"{path}: {name} cannot be trained: config.json changes the logits after the head ({key} = "
-                f"{value}), and the learner computes them without"
+                f"{value}), which the learner does not support"
             )
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        found = "one with a bias" if isinstance(head, nn.Linear) else type(head).__name__
-        raise ValueError(
-            f"{path}: the output head of {name} must be a linear layer without bias, got {found}"
-        )
+        kind = "one with a bias" if isinstance(head, nn.Linear) else type(head).__name__
+        raise ValueError(f"{path}: the output head of {name} must be a linear layer without bias, got {kind}")
     accepted = inspect.signature(model.base_model.forward).parameters
     if "position_ids" not in accepted:
-        raise ValueError(f"{path}: {name} must take position_ids, because rows are padded; it does not")
+        raise ValueError(f"{path}: {name} must accept position_ids, because rows are padded; it does not")
 
 
 def _check_tensors(path: str, model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> None:
-    wanted = published_shapes(model)
-    missing = sorted(wanted.keys() - stored.keys())
+    expected = published_shapes(model)
+    missing = sorted(expected.keys() - stored.keys())
     if missing:
         raise ValueError(
             f"{path}: the safetensors files must hold {missing[0]} of {type(model).__name__}, and do not "
-            f"({len(missing)} of {len(wanted)} tensors missing); save_pretrained of the installed "
+            f"({len(missing)} of {len(expected)} tensors missing); save_pretrained of the installed "
             "transformers writes a folder that has them"
         )
-    alien = [name for name in sorted(stored.keys() - wanted.keys()) if not _is_redundant(model, name)]
-    if alien:
+    unknown = [name for name in sorted(stored.keys() - expected.keys()) if not _is_redundant(model, name)]
+    if unknown:
         raise ValueError(
-            f"{path}: {type(model).__name__} has no place for the stored tensor {alien[0]} "
-            f"({len(alien)} such): the learner would drop it, and the engine use it or refuse the folder"
+            f"{path}: {type(model).__name__} has no place for the stored tensor {unknown[0]} "
+            f"({len(unknown)} in all): the learner would ignore it, and the engine use it or fail to load"
         )
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if stored[name] != shape:
             raise ValueError(
                 f"{path}: {name} must have the shape {list(shape)} that config.json gives it, got "
@@ -176,7 +176,7 @@ def _check_tensors(path: str, model: PreTrainedModel, stored: Mapping[str, tuple
 
 
 def _is_redundant(model: Any, name: str) -> bool:
-    """Whether no loader needs the stored tensor: a tied head, a buffer, or what the class says to ignore."""
+    """Whether all loaders ignore the stored tensor: a tied head, an old buffer, a name the class ignores."""
     if name in (model.all_tied_weights_keys or {}) and model.config.get_text_config().tie_word_embeddings:
         return True
     patterns = {_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ())}

@@ -1,7 +1,7 @@
-"""The model as the learner sees it: a Hugging Face causal LM that returns token scores instead of logits.
+"""The learner's model: a Hugging Face causal LM that returns token scores instead of logits.
 
-`load_policy` builds it from a local folder; `PolicyModel` is what DeepSpeed wraps. The head is replaced by a
-`ScoringHead` under the same parameter name, so ZeRO-3 gathers its weight through the module's own hooks.
+`load_policy` builds it from a local folder, and DeepSpeed wraps the `PolicyModel`. The output head becomes a
+`ScoringHead` with the same parameter name, so ZeRO-3 gathers its weight through the module's own hooks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ScoringHead(nn.Linear):
-    """An output head that goes from hidden states straight to `TokenScores` (no [T, V] output)."""
+    """An output head that returns `TokenScores` instead of logits [T, V]."""
 
     chunk_tokens: int = 1024
     entropy_clamp: float = 0.0
@@ -29,13 +29,13 @@ class ScoringHead(nn.Linear):
     def forward(  # type: ignore[override]
         self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor
     ) -> tuple[Tensor, ...]:
-        # A plain tuple: ZeRO-3 hangs its backward hooks on the tensors of a tuple, list or dict.
-        found = score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens, self.entropy_clamp)
-        return tuple(found)
+        # A plain tuple: ZeRO-3 attaches its backward hooks to the tensors of a tuple, list or dict.
+        scores = score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens, self.entropy_clamp)
+        return tuple(scores)
 
 
 class PolicyModel(nn.Module):
-    """`forward(microbatch)` gives the columns of `TokenScores` for all rows' completion tokens, [T] each."""
+    """`forward(microbatch)` returns the columns of `TokenScores` for all completion tokens, [T] each."""
 
     def __init__(self, model: PreTrainedModel, logit_chunk_tokens: int) -> None:
         super().__init__()
@@ -43,12 +43,13 @@ class PolicyModel(nn.Module):
         assert isinstance(head, nn.Linear) and head.bias is None, (
             "the output head must be a Linear without bias"
         )
+        # The class is exchanged in place: a new module would lose weight tying and the parameter's name.
         head.__class__ = ScoringHead
         head.chunk_tokens = logit_chunk_tokens  # type: ignore[assignment]
         self.model = model
 
     def clamp_entropy(self, share: float) -> None:
-        """Leave this share of the vocabulary out of `TokenScores.entropy_clamped`."""
+        """Leave this share of the vocabulary, in [0, 1), out of `TokenScores.entropy_clamped`."""
         self.model.get_output_embeddings().entropy_clamp = share  # type: ignore[assignment]
 
     def forward(self, batch: Microbatch) -> tuple[Tensor, ...]:
@@ -63,20 +64,20 @@ class PolicyModel(nn.Module):
         return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters under the model's own names; a tied head is listed once."""
+        """All parameters by their names in the model; a tied head is listed once."""
         yield from self.model.named_parameters()
 
     def published_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What engines and exports take, trained or not, before `to_checkpoint_format`."""
+        """The tensors that engines and exports get, trained or not, before `to_checkpoint_format`."""
         return published_tensors(self.model)
 
     def trainable_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those that the optimizer moves; the others are frozen (`requires_grad` false)."""
+        """The parameters that the optimizer updates; the others are frozen (`requires_grad` false)."""
         yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
 
 
 def load_policy(path: str, dtype: str, logit_chunk_tokens: int, trust_remote_code: bool) -> PolicyModel:
-    """Load a Hugging Face folder in eval mode (no dropout: sampler and learner must agree).
+    """Load a Hugging Face folder in eval mode: with dropout, learner and sampler would disagree.
 
     Raises:
         ValueError: the folder holds no causal language model.

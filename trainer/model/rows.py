@@ -1,4 +1,4 @@
-"""A rank's shard of rollout rows as numpy, and the Arrow columns it gives back. Used by learners only."""
+"""A rank's shard of rollout rows as numpy, and the Arrow columns it returns. Used by learner ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.origins import origins_where
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRows:
-    """Rows in shard order. Token columns are one array per row, over the completion's tokens."""
+    """N rows in shard order. Token columns have one array per row, over the completion's tokens."""
 
     sample_ids: list[str]
     origins: np.ndarray
@@ -21,16 +21,17 @@ class RankRows:
     tokens: list[np.ndarray]
     loss_masks: list[np.ndarray]
     answer_masks: list[np.ndarray]
-    """True at the tokens of the answer, as far as a scorer said which they are."""
+    """True at the tokens of the answer, if a scorer reported its span."""
     behavior_logprobs: list[np.ndarray]
     temperature_N: np.ndarray
-    """At which the row is scored."""
+    """The temperature that the learner scores the row at."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
 
 def _split(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
+    """One array per row of a list column; null rows are empty, null floats NaN."""
     flat = column.flatten()
     values = flat.fill_null(float("nan")) if pa.types.is_floating(flat.type) else flat
     lengths = column.value_lengths().fill_null(0).to_numpy()
@@ -40,8 +41,8 @@ def _split(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
 def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) -> RankRows:
     """Rows of a GROUP_SCHEMA batch; null logprobs (masked tokens, sft rows) become NaN.
 
-    A row is scored at the temperature it was sampled at, but for tempered ones at `training_temperature` if
-    that is given: it is the difference that they teach.
+    A row is scored at the temperature it was sampled at. Tempered rows are scored at `training_temperature`
+    if it is given: their gradient comes from the difference between the two temperatures.
     """
     origins = np.array(batch.column("origin").to_pylist(), dtype=object)
     temperature = batch.column("temperature").to_numpy(zero_copy_only=False).astype(np.float32)
@@ -67,10 +68,10 @@ def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) 
 
 
 def answer_masks(spans: pa.Array | pa.ChunkedArray, num_tokens: Sequence[int]) -> list[np.ndarray]:
-    """Per row, bool over its completion tokens: those within its spans labelled ``answer``."""
+    """Per row, bool over its completion tokens: those in its spans labelled ``answer``."""
     masks = [np.zeros(count, np.bool_) for count in num_tokens]
-    for mask, mine in zip(masks, spans.to_pylist(), strict=True):
-        for span in mine:
+    for mask, row_spans in zip(masks, spans.to_pylist(), strict=True):
+        for span in row_spans:
             if span["label"] == "answer":
                 mask[span["start"] : span["end"]] = True
     return masks
@@ -79,13 +80,14 @@ def answer_masks(spans: pa.Array | pa.ChunkedArray, num_tokens: Sequence[int]) -
 def token_advantages(advantage: float, bonus: float, answer_mask: np.ndarray) -> np.ndarray:
     """[T] of one row: A + bonus outside the answer, A on it.
 
-    Outcome-based exploration, arXiv 2509.06941: a bonus on the answer itself would teach to edit it alone.
+    Outcome-based exploration, arXiv 2509.06941: with a bonus on the answer tokens, the policy could collect
+    it by changing only the answer and not the reasoning.
     """
     return advantage + bonus * ~answer_mask
 
 
 def list_column(rows: Sequence[np.ndarray], dtype: type = np.float32) -> pa.ListArray:
-    """A list column of `dtype` from one array per row."""
+    """An Arrow list column of `dtype` with one entry per array in `rows`."""
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     flat = np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype)
@@ -93,18 +95,18 @@ def list_column(rows: Sequence[np.ndarray], dtype: type = np.float32) -> pa.List
 
 
 def masked_means(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.Array:
-    """Mean of each row over its loss tokens, float32; null for a row without any."""
+    """Mean over each row's loss tokens, float32 [N]; null for a row without any."""
     means = [float(row[mask].mean()) if mask.any() else None for row, mask in zip(rows, masks, strict=True)]
     return pa.array(means, pa.float32())
 
 
 def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -> pa.RecordBatch:
-    """The learner's columns keyed by sample_id: `proximal_logprobs`, `entropy`, means, anchors if scored.
+    """The learner's columns, keyed by sample_id: logprobs, entropy, means, and anchor logprobs if computed.
 
-    `loss_mask` stands beside them, so that whoever reads the token columns knows which tokens count
-    (`trainer.loss_tokens`).
-    Two more columns are measurements only, sums over the row's loss tokens where the sampler saw the same
-    context: `mismatch_abs` of |behaviour - proximal| and `mismatch_k3` of k3(behaviour, proximal), in nats.
+    `loss_mask` is included, so that readers of the token columns know which tokens count
+    (`trainer.loss_tokens`). Two columns are metrics only: `mismatch_abs` is the sum of
+    |behaviour - proximal| and `mismatch_k3` the sum of k3(behaviour, proximal), in nats, over the loss tokens
+    of rows whose sampler had the same context.
     """
     arrays: dict[str, pa.Array] = {
         "sample_id": pa.array(rows.sample_ids, pa.string()),
@@ -117,17 +119,22 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
             arrays[name] = pa.nulls(len(rows), pa.list_(pa.float32()))
     arrays["entropy_mean"] = masked_means(columns["entropy"], rows.loss_masks)
     arrays["entropy_mean_t1"] = masked_means(columns["entropy_t1"], rows.loss_masks)
-    # Rows that no policy of ours sampled in this context (sft) are not compared; any other NaN must show.
+    differences = _mismatch(rows, columns["proximal_logprobs"])
+    arrays["mismatch_abs"] = pa.array([float(np.abs(d).sum()) for d in differences], pa.float64())
+    arrays["mismatch_k3"] = pa.array([float((np.expm1(d) - d).sum()) for d in differences], pa.float64())
+    return pa.RecordBatch.from_pydict(arrays)
+
+
+def _mismatch(rows: RankRows, proximal_logprobs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Per row: log proximal - log behaviour, float64, at the loss tokens of rows that can be compared."""
+    # Only rows sampled in this context are compared (not sft). Any other NaN must reach the metric.
     sampled = origins_where(lambda spec: spec.sampled == "same_context")
     compared = [
         mask & (origin in sampled) for mask, origin in zip(rows.loss_masks, rows.origins, strict=True)
     ]
-    differences = [
+    return [
         (proximal.astype(np.float64) - behavior)[chosen]
         for chosen, proximal, behavior in zip(
-            compared, columns["proximal_logprobs"], rows.behavior_logprobs, strict=True
+            compared, proximal_logprobs, rows.behavior_logprobs, strict=True
         )
     ]
-    arrays["mismatch_abs"] = pa.array([float(np.abs(d).sum()) for d in differences], pa.float64())
-    arrays["mismatch_k3"] = pa.array([float((np.expm1(d) - d).sum()) for d in differences], pa.float64())
-    return pa.RecordBatch.from_pydict(arrays)

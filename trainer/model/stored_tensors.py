@@ -1,4 +1,4 @@
-"""What the safetensors files of a model folder hold: names and shapes, read from the headers alone."""
+"""Names and shapes of the tensors in a model folder's safetensors files, read from the headers alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _SINGLE_FILE: Final = "model.safetensors"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers and vLLM load: ``model.safetensors``, or those of the index.
+    """The files that transformers and vLLM load: ``model.safetensors``, or those listed in the index.
 
-    Others may lie beside them, such as the same weights in another layout (``consolidated.safetensors``).
+    Other files in the folder are ignored, such as the same weights in another layout
+    (``consolidated.safetensors``).
 
     Raises:
-        ValueError: there are none, the index cannot be read, or a file of it is missing.
+        ValueError: there are none, the index cannot be read, or a listed file is missing.
     """
     single, index = folder / _SINGLE_FILE, folder / INDEX_FILE
     if not index.exists():
@@ -30,7 +31,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(set(listed["weight_map"].values()))
-        listed["metadata"]  # which transformers insists on
+        listed["metadata"]  # transformers fails without this key
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: must have metadata and weight_map (tensor to file): {error!r}") from error
     missing = [name for name in names if not (folder / name).exists()]
@@ -48,7 +49,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in the folder's files, by name.
 
     Raises:
-        ValueError: see `weight_files`; or a file is damaged, or no more than a pointer to the real one.
+        ValueError: see `weight_files`; or a file is damaged, or is only a Git LFS pointer.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
