@@ -257,7 +257,7 @@ def check_quantile() -> None:
 
 
 ADVANTAGE_CHECKS: dict[str, tuple[Check, ...]] = {
-    "_uneven": (check_dr_grpo, check_rounding, check_ties),
+    "_rewards_vary": (check_dr_grpo, check_rounding, check_ties),
     "dr_grpo": (check_dr_grpo, check_rounding),
     "grpo": (check_grpo,),
     "rloo": (check_rloo, check_rounding),
