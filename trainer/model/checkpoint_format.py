@@ -66,9 +66,7 @@ def empty_model(model: ModelConfig) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
                 config, attn_implementation=ATTENTION, trust_remote_code=model.trust_remote_code
             )
-    except (
-        Exception
-    ) as error:  # configs of other architectures or with invalid sizes raise all kinds of errors
+    except Exception as error:  # a config of another architecture may raise anything
         raise ValueError(
             f"model.path must be a Hugging Face causal LM folder, got {model.path!r}: {error}"
         ) from error

@@ -124,7 +124,7 @@ def refusal(path: str) -> str:
         ),
         (
             {"model.mtp.0.weight": torch.zeros(2)},
-            "no place for the stored tensor model.mtp.0.weight (1 such)",
+            "no place for the stored tensor model.mtp.0.weight (1 in all)",
         ),
         (
             {"lm_head.weight": torch.zeros(9, 64)},
