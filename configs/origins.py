@@ -20,9 +20,9 @@ class OriginSpec:
     """What holds of all rows of an origin."""
 
     sampled: Sampled
-    """Who sampled the tokens. same_context: a policy of the run, under the row's own prompt: it has behaviour
+    """Who sampled the tokens. same_context: a policy of the run, under the row's own prompt: it has behavior
     logprobs and versions, and a ratio to the sampler holds. other_context: a sampler that saw another prompt:
-    it may have both, and no ratio holds. no: nobody: behaviour logprobs are null."""
+    it may have both, and no ratio holds. no: nobody: behavior logprobs are null."""
     learned: Learned
     """by_advantage: compared with siblings, left out if the group has no signal. if_right: imitated if the
     reward is above 0. always: imitated without a reward."""

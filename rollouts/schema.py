@@ -46,7 +46,7 @@ IntArray = npt.NDArray[np.int64]
 # typed once: Arrow's guessing of a Python string's type costs more than the comparison
 _ORIGINS = pa.array(ORIGINS, pa.string())
 _SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "same_context"), pa.string())
-"""Origins whose tokens a policy of the run sampled: they have behaviour logprobs and versions."""
+"""Origins whose tokens a policy of the run sampled: they have behavior logprobs and versions."""
 _NOT_SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "no"), pa.string())
 _JOURNALED = pa.array(origins_where(lambda spec: spec.journaled), pa.string())
 _REPLAYABLE = pa.array(origins_where(lambda spec: spec.replayable), pa.string())
@@ -135,7 +135,7 @@ def sft_batch(
     """N supervised examples as rows of GROUP_SCHEMA with origin sft; every sequence has N entries.
 
     Row i is its own group, with submission_index `first_index + i` and ids "sft-<submission_index>", unless
-    `prompt_id` gives the prompts names; it has no behaviour logprobs, no versions, no scores and no reward,
+    `prompt_id` gives the prompts names; it has no behavior logprobs, no versions, no scores and no reward,
     and temperature 1.
 
     Raises:
@@ -223,7 +223,7 @@ def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
     """Committed rows as rows of origin replay, to be trained on again in step `step`.
 
     parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
-    that a group drawn by several steps has ids of its own in each. Behaviour logprobs, versions, scores,
+    that a group drawn by several steps has ids of its own in each. Behavior logprobs, versions, scores,
     tags, rewards and submission_index stay. Only rows of replayable origins are
     kept: the sampler of refined ones saw another context, so no ratio to it holds.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_actors import LIMITS, Behaviour, FakeHandle, Lives, Told, dies, forever, run, supervise
+from fake_actors import LIMITS, Behavior, FakeHandle, Lives, Told, dies, forever, run, supervise
 from rollout_rows import RUN, learner_columns, make_batch, make_demonstrations, make_group, make_sample
 
 from actors.buffer import BufferActor
@@ -34,7 +34,7 @@ async def size(*arguments: object) -> object:
     return 7
 
 
-def rank(*lives: dict[str, Behaviour]) -> Lives:
+def rank(*lives: dict[str, Behavior]) -> Lives:
     """The lives of one rank."""
     return Lives([{"ready": size, **life} for life in lives])
 

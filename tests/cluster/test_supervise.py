@@ -196,7 +196,7 @@ def test_errors_of_the_method_pass_through() -> None:
     async def fails(*arguments: object) -> object:
         raise KeyError("k")
 
-    lives.behaviours = [{"work": fails}]
+    lives.behaviors = [{"work": fails}]
 
     async def work() -> None:
         await supervise(lives).call("work")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broadcast_transport import SEND, BroadcastGroup, BroadcastTransport, receiving, sending
-from fake_actors import LIMITS, Behaviour, Lives, Told, dies, run, supervise
+from fake_actors import LIMITS, Behavior, Lives, Told, dies, run, supervise
 
 from cluster.role_proxies import BufferProxy, Engines, LearnerGroup
 from cluster.weight_transport import HostTransport, NoTransport
@@ -37,7 +37,7 @@ class World:
     Weights are their version; as in a cluster, an engine is handed the reference ("kept", version).
     """
 
-    fates: dict[tuple[str, int], dict[str, Behaviour]] = field(default_factory=dict)
+    fates: dict[tuple[str, int], dict[str, Behavior]] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     told: Told = field(default_factory=Told)
@@ -51,11 +51,11 @@ class World:
         buffer = BufferProxy(supervise(Lives()))
         self.learner = LearnerGroup(lambda: [self.rank_lives.start()], buffer, LIMITS, self.told)
 
-    def _lives(self, label: str, behaviours: dict[str, Behaviour]) -> Lives:
-        lives = [{**behaviours, **self.fates.get((label, life), {})} for life in range(3)]
+    def _lives(self, label: str, behaviors: dict[str, Behavior]) -> Lives:
+        lives = [{**behaviors, **self.fates.get((label, life), {})} for life in range(3)]
         return Lives(lives, label=label)
 
-    def _rank(self) -> dict[str, Behaviour]:
+    def _rank(self) -> dict[str, Behavior]:
         async def publish(version: int) -> object:
             self.log.append(f"published {version}")
             return version
@@ -74,7 +74,7 @@ class World:
             "send": sending(self.log),
         }
 
-    def _engine(self, label: str) -> dict[str, Behaviour]:
+    def _engine(self, label: str) -> dict[str, Behavior]:
         async def load(weights: tuple[str, int]) -> object:
             if self.refusal:
                 raise ValueError(self.refusal)
@@ -132,7 +132,7 @@ def test_an_engine_that_dies_in_the_middle_is_brought_up(kind: str) -> None:
     """Engine 1 dies as it takes version 2: its replacement holds version 2 at the end, as does engine 0."""
     deaths = 0
 
-    def mortal(method: str) -> Behaviour:
+    def mortal(method: str) -> Behavior:
         async def act(*arguments: Any) -> object:
             nonlocal deaths
             version = arguments[0][1] if method == "load" else arguments[0]
@@ -195,7 +195,7 @@ def test_a_learner_that_dies_in_the_middle_can_sync_again(kind: str) -> None:
     assert [len(lives.started) for lives in world.engine_lives] == [1, 1]
 
 
-def dies_at(version: int, method: str) -> Behaviour:
+def dies_at(version: int, method: str) -> Behavior:
     """A rank's `method` that dies when it is given this version."""
 
     async def act(given: int, *others: Any) -> object:
@@ -251,7 +251,7 @@ def test_ranks_take_part_in_one_call_at_a_time() -> None:
     """Two calls made together would meet the ranks in different orders and hang in their collectives."""
     running: list[str] = []
 
-    def slow(name: str) -> Behaviour:
+    def slow(name: str) -> Behavior:
         async def act(*arguments: object) -> object:
             assert running == []
             running.append(name)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
-from fake_actors import Behaviour
+from fake_actors import Behavior
 
 from cluster.calls import RemoteMethod, call, call_once
 from cluster.role_proxies import Engines, LearnerGroup
@@ -48,7 +48,7 @@ class BroadcastGroup:
             self._changed.notify_all()
 
 
-def sending(log: list[str]) -> Behaviour:
+def sending(log: list[str]) -> Behavior:
     """A rank's side of the broadcast."""
 
     async def send(version: int, group: BroadcastGroup) -> object:
@@ -59,7 +59,7 @@ def sending(log: list[str]) -> Behaviour:
     return send
 
 
-def receiving(held: dict[str, int], label: str) -> Behaviour:
+def receiving(held: dict[str, int], label: str) -> Behavior:
     """An engine's side: it holds the version once all have met."""
 
     async def receive(version: int, group: BroadcastGroup) -> object:

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.spawn import ActorLostError
 from cluster.supervise import Limits, Supervised
 
-Behaviour = Callable[..., Awaitable[object]]
+Behavior = Callable[..., Awaitable[object]]
 LIMITS = Limits(max_restarts=2, backoff_s=0.0, hang_s=60.0, ready_s=60.0)
 
 
@@ -43,17 +43,17 @@ async def arguments_of(*arguments: object) -> object:
 
 @dataclass
 class FakeHandle:
-    """One life of an actor. Methods without a behaviour of their own answer with their arguments."""
+    """One life of an actor. Methods without a behavior of their own answer with their arguments."""
 
     label: str = "actor"
-    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    behaviors: dict[str, Behavior] = field(default_factory=dict)
     alive_for: Callable[[], Awaitable[float]] | None = None
     calls: list[tuple[object, ...]] = field(default_factory=list)
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, method: str, *arguments: object) -> Any:
         self.calls.append((method, *arguments))
-        return await self._unless_dead(self.behaviours.get(method, arguments_of)(*arguments), method)
+        return await self._unless_dead(self.behaviors.get(method, arguments_of)(*arguments), method)
 
     async def call_ref(self, method: str, *arguments: object) -> object:
         return "kept", await self.call(method, *arguments)
@@ -83,13 +83,13 @@ class FakeHandle:
 class Lives:
     """The lives of one actor in order, the last of them again and again; `started` are those begun."""
 
-    behaviours: Sequence[dict[str, Behaviour]] = ({},)
+    behaviors: Sequence[dict[str, Behavior]] = ({},)
     label: str = "actor"
     started: list[FakeHandle] = field(default_factory=list)
 
     def start(self) -> FakeHandle:
-        number = min(len(self.started), len(self.behaviours) - 1)
-        self.started.append(FakeHandle(label=self.label, behaviours=self.behaviours[number]))
+        number = min(len(self.started), len(self.behaviors) - 1)
+        self.started.append(FakeHandle(label=self.label, behaviors=self.behaviors[number]))
         return self.started[-1]
 
 

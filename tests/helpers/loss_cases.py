@@ -265,7 +265,7 @@ def check_which_old() -> None:
             found = call(kind, inputs, options)
             assert gradient(found, inputs).tolist() == pytest.approx([-2.2])
         inputs = loss_inputs([-1.0, -1.0], [-1.0, math.nan], [2.0, 2.0], to="behavior")
-        with pytest.raises(AssertionError, match="learned tokens have behaviour logprobs"):
+        with pytest.raises(AssertionError, match="learned tokens have behavior logprobs"):
             call(kind, inputs, options)
 
 

@@ -144,7 +144,7 @@ def check_tis_far() -> None:
     options = TisOptions(level="sequence", cap=1e12)
     found = tis(far([15.0, 15.0, -15.0, -15.0], [0, 0, 1, 1]), options)
     assert found.advantages.tolist() == pytest.approx([2 * e20, 2 * e20, 2 / e20, 2 / e20])
-    with pytest.raises(AssertionError, match="behaviour logprobs"):
+    with pytest.raises(AssertionError, match="behavior logprobs"):
         sampler_drift(loss_inputs([-1.0], [-1.0], [1.0]))
 
 

@@ -327,7 +327,7 @@ def test_rows_of_the_version_before_are_read() -> None:
 
 
 def test_a_mask_says_which_tokens_were_sampled() -> None:
-    """Behaviour logprobs are null elsewhere, whatever was given there; a mask has an entry per token."""
+    """Behavior logprobs are null elsewhere, whatever was given there; a mask has an entry per token."""
     sample = make_sample("a", 3)
     mask, logprobs = (True, False, True), (-0.5, float("nan"), -0.25)
     completion = replace(sample.completion, loss_mask=mask, behavior_logprobs=logprobs)

@@ -38,7 +38,7 @@ class LossInputs:
 
     `rows` is each token's row in the microbatch and `positions` its position in the completion; a row's loss
     tokens are all present. `prepared` has the columns returned by the `prepare` of the loss (inside a
-    transform: of that transform). Behaviour logprobs are NaN where the sampler had another context.
+    transform: of that transform). Behavior logprobs are NaN where the sampler had another context.
     """
 
     policy_logprobs: Tensor
@@ -76,7 +76,7 @@ def old_logprobs(inputs: LossInputs, ratio_to: str) -> Tensor:
     assert ratio_to in ("proximal", "behavior"), ratio_to
     if ratio_to == "proximal":
         return inputs.proximal_logprobs
-    assert not inputs.behavior_logprobs.isnan().any(), "learned tokens have behaviour logprobs"
+    assert not inputs.behavior_logprobs.isnan().any(), "learned tokens have behavior logprobs"
     return inputs.behavior_logprobs
 
 

@@ -105,7 +105,7 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
 
     `loss_mask` is included, so that readers of the token columns know which tokens count
     (`trainer.loss_tokens`). Two columns are metrics only: `mismatch_abs` is the sum of
-    |behaviour - proximal| and `mismatch_k3` the sum of k3(behaviour, proximal), in nats, over the loss tokens
+    |behavior - proximal| and `mismatch_k3` the sum of k3(behavior, proximal), in nats, over the loss tokens
     of rows whose sampler had the same context.
     """
     arrays: dict[str, pa.Array] = {
@@ -126,7 +126,7 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
 
 
 def _mismatch(rows: RankRows, proximal_logprobs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Per row: log proximal - log behaviour, float64, at the loss tokens of rows that can be compared."""
+    """Per row: log proximal - log behavior, float64, at the loss tokens of rows that can be compared."""
     # Only rows sampled in this context are compared (not sft). Any other NaN must reach the metric.
     sampled = origins_where(lambda spec: spec.sampled == "same_context")
     compared = [

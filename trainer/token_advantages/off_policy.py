@@ -20,7 +20,7 @@ from trainer.token_advantages.transforms import TokenTransform
 
 def sampler_drift(inputs: LossInputs) -> Tensor:
     """log proximal - log behavior per token [T], as it is."""
-    assert not inputs.behavior_logprobs.isnan().any(), "learned policy tokens have behaviour logprobs"
+    assert not inputs.behavior_logprobs.isnan().any(), "learned policy tokens have behavior logprobs"
     return inputs.proximal_logprobs - inputs.behavior_logprobs
 
 

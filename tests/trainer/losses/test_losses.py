@@ -55,7 +55,7 @@ def test_gradient_against_finite_differences(
 
 
 def replayed(policy: list[float], behavior: list[float], advantages: list[float]) -> LossInputs:
-    """Tokens of older weights: the proximal logprobs are the policy's own, the behaviour's are given."""
+    """Tokens of older weights: the proximal logprobs are the policy's own, the behavior's are given."""
     inputs = loss_inputs(policy, policy, advantages)
     return replace(inputs, behavior_logprobs=torch.tensor(behavior, dtype=torch.float64))
 
@@ -112,8 +112,8 @@ def test_only_the_chosen_old_logprobs_count(tokens: list[tuple[float, float, flo
 
 
 def test_no_sampler_no_ratio() -> None:
-    """A token without behaviour logprob is not quietly given the proximal policy's."""
-    with pytest.raises(AssertionError, match="learned tokens have behaviour logprobs"):
+    """A token without behavior logprob is not quietly given the proximal policy's."""
+    with pytest.raises(AssertionError, match="learned tokens have behavior logprobs"):
         ppo_loss(replayed([-1.0, -1.0], [-1.0, math.nan], [1.0, 1.0]), TO_BEHAVIOR)
 
 

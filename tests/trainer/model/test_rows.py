@@ -16,7 +16,7 @@ BATCH = group_to_batch(make_group(0, (make_sample("a", 2), make_sample("b", 0), 
 
 
 def test_read_rows() -> None:
-    """Rows of 2, 0 and 3 tokens, each with the prompt 5 6 7 and behaviour logprobs of -0.5."""
+    """Rows of 2, 0 and 3 tokens, each with the prompt 5 6 7 and behavior logprobs of -0.5."""
     rows = read_rows(BATCH)
     assert rows.sample_ids == ["a", "b", "c"] and len(rows) == 3
     assert [row.tolist() for row in rows.tokens] == [[0, 1], [], [0, 1, 2]]
@@ -33,8 +33,8 @@ def test_read_rows_of_a_slice() -> None:
     assert len(read_rows(BATCH.slice(0, 0))) == 0
 
 
-def test_null_behaviour_becomes_nan() -> None:
-    """A row the sampler did not make has no behaviour logprobs: NaN at each of its tokens."""
+def test_null_behavior_becomes_nan() -> None:
+    """A row the sampler did not make has no behavior logprobs: NaN at each of its tokens."""
     column = BATCH.schema.get_field_index("behavior_logprobs")
     nulls = [[-0.5, -0.5], None, None]
     rows = read_rows(BATCH.set_column(column, BATCH.schema.field(column), _lists(nulls)))
@@ -47,7 +47,7 @@ def _lists(values: list[list[float] | None]) -> pa.Array:
 
 
 def test_score_columns_by_hand() -> None:
-    """Proximal -0.5 + d against behaviour -0.5: |d| adds to 0.3 in row a, k3 of each d is exp(d) - 1 - d."""
+    """Proximal -0.5 + d against behavior -0.5: |d| adds to 0.3 in row a, k3 of each d is exp(d) - 1 - d."""
     rows = read_rows(BATCH)
     columns = {
         "proximal_logprobs": [np.array([-0.4, -0.7]), np.zeros(0), np.array([-0.5] * 3)],
