@@ -140,7 +140,7 @@ def table_of(found: Mapping[str, Mapping[str, object]]) -> str:
     rows = []
     for name in sorted(found, key=lambda name: bool(found[name]["forward"])):
         update, step = (ratios(found, name, part) for part in (("update",), ("score", "update")))
-        extra = "another forward" if found[name]["forward"] else ""
+        extra = "another forward pass" if found[name]["forward"] else ""
         rows.append([name, _shown(update), _shown(step), extra])
     return markdown(["arm", "update over ppo_clip", "scoring and update over ppo_clip", ""], rows)
 
