@@ -20,13 +20,13 @@ TOKEN_ADVANTAGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCase(Case):
-    """A case with shapes; two updates per step, so the second's ratios are not 1."""
+    """A case with transforms; two updates per step, so the second's ratios are not 1."""
 
     updates_per_step: int = 2
-    shapes: dict[str, dict[str, object]] = field(default_factory=dict)
+    transforms: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def config(self, base: Path) -> RunConfig:
-        return replace(Case.config(self, base), shape=self.shapes)
+        return replace(Case.config(self, base), token_advantage=self.transforms)
 
 
 def trained(bench: Bench, case: MethodCase) -> Outcome:
@@ -34,19 +34,19 @@ def trained(bench: Bench, case: MethodCase) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("kind", "aggregate", "shapes"),
+    ("kind", "aggregate", "transforms"),
     [("gspo", "sequence_mean", {}), ("gspo", "token_mean", TOKEN_ADVANTAGES), ("ce_gppo", "token_mean", {})],
-    ids=["gspo", "gspo-shaped", "ce_gppo"],
+    ids=["gspo", "gspo-transformed", "ce_gppo"],
 )
 def test_cut_and_ranks_change_nothing(
-    bench: Bench, kind: str, aggregate: str, shapes: dict[str, dict[str, object]]
+    bench: Bench, kind: str, aggregate: str, transforms: dict[str, dict[str, object]]
 ) -> None:
     """One rank with 8 rows at a time and two ranks with one: a row's ratio never depends on its neighbours.
 
     Two float32 runs of the learner differ by rounding; the bounds are those of the tests against plain torch.
     """
     whole = MethodCase(
-        stage=0, num_ranks=1, rows_per_microbatch=8, kind=kind, aggregate=aggregate, shapes=shapes
+        stage=0, num_ranks=1, rows_per_microbatch=8, kind=kind, aggregate=aggregate, transforms=transforms
     )
     first, second = trained(bench, whole), trained(bench, replace(whole, num_ranks=2, rows_per_microbatch=1))
     found = distance(first, second, bench.start)
@@ -55,11 +55,11 @@ def test_cut_and_ranks_change_nothing(
     assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
 
 
-def test_kinds_and_shapes_reach_the_learner(bench: Bench) -> None:
+def test_kinds_and_transforms_reach_the_learner(bench: Bench) -> None:
     """Against ppo_clip from the same start, each of them ends with other weights."""
     plain = MethodCase(stage=0, num_ranks=1)
     start = trained(bench, plain)
-    for other in (replace(plain, kind="gspo"), replace(plain, shapes=TOKEN_ADVANTAGES)):
+    for other in (replace(plain, kind="gspo"), replace(plain, transforms=TOKEN_ADVANTAGES)):
         found = distance(trained(bench, other), start, bench.start)
-        print(other.kind, other.shapes, found)
+        print(other.kind, other.transforms, found)
         assert found.update_l2 > 1e-3, found
