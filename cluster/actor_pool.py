@@ -1,9 +1,10 @@
-"""Actors kept alive between runs: started for one run, and used again by the next if its config allows it.
+"""Actors kept alive between runs: started for one run, and reused by the next if its config allows it.
 
 Starting an engine and a learner takes longer than many small runs. Settings that an actor was built with
-cannot be changed (`built_in`). For all others the actors are reset: the ranks go back to the weights of step
-0 and publish them to the engines, a scorer is kept if its kind and options are the same, and the buffer is
-always new, because it belongs to a run's folder. Called by `cluster.attempt`.
+cannot be changed (`built_in`): if one differs, new actors are started. Otherwise the actors are reset: the
+ranks return to the weights of step 0 and publish them to the engines, a scorer is kept if its kind and
+options are the same, and the buffer is always new, because it belongs to a run's folder. Called by
+`cluster.attempt`.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from trainer.roles import LearnerLostError, WeightTransport
 from trainer.rollout.rollouter import ScorerSet
 
 BUILT_IN: Final = tuple(key for key, setting in settings_of(RunConfig) if ACTORS in setting.effect)
-"""Settings that engines and learner ranks are built with: another value needs other actors."""
+"""Settings that engines and learner ranks are built with: another value needs new actors."""
 _CLOSE_LIMIT_S = 5.0
 
 
-def built_in(standing: RunConfig, wanted: RunConfig) -> list[str]:
-    """Keys of `BUILT_IN` in which two configs differ. With none, actors of one can be used for the other."""
-    return [key for key in BUILT_IN if attrgetter(key)(standing) != attrgetter(key)(wanted)]
+def built_in(before: RunConfig, after: RunConfig) -> list[str]:
+    """Keys of `BUILT_IN` in which two configs differ. If none do, the actors of one can serve the other."""
+    return [key for key in BUILT_IN if attrgetter(key)(before) != attrgetter(key)(after)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +83,11 @@ class _Actors:
     buffer: BufferProxy
     buffer_actor: Supervised
     log_dir: Path
-    """Where they were started."""
+    """Log folder of the run that started them."""
 
     @property
     def others(self) -> tuple[Supervised, ...]:
-        """All but the learner's ranks; the buffer is the last."""
+        """All actors but the learner's ranks; the buffer is the last."""
         scorers = (replica for scorer_pool in self.scorer_pools.values() for replica in scorer_pool.replicas)
         return (*self.engines, *scorers, self.buffer_actor)
 
@@ -144,15 +145,15 @@ class ActorPool:
         )
 
     def scorer_log(self, name: str) -> str:
-        """Where the scorer called `name` logs to."""
+        """Where the scorer called `name` writes its log."""
         return self._scorer_logs.get(name, f"the log of scorer {name}")
 
     def progress(self) -> None:
-        """A step was finished."""
+        """Report that a step was finished, which resets the counts of failures."""
         self._fleet.progress()
 
     async def rest(self) -> None:
-        """End the run: its buffer is ended, the other actors are kept alive for the next run, unwatched."""
+        """End the run: its buffer is ended, the other actors stay alive for the next run, unsupervised."""
         await self._fleet.rest()
         if self._site is not None and self._actors is not None:
             self._site.report = _report_nothing
@@ -170,7 +171,7 @@ class ActorPool:
     async def _renewed(
         self, resolved: ResolvedRun, claim: Claim, report: ReportEvent
     ) -> tuple[_Actors, int] | None:
-        """The actors of the last run, reset, and the number of parameters; None if they cannot be reused."""
+        """The last run's actors, reset for this run, and their number of parameters; None if not reusable."""
         note, site, before = resolved.reporter.note, self._site, self._actors
         if site is None or before is None or not before.engines:
             return None
@@ -179,12 +180,12 @@ class ActorPool:
             note(f"starting new actors: {', '.join(others)} differ from the run before")
             return None
         if site.placement != resolved.placement:
-            note("other actors are needed: the scorers ask for other CPUs or GPUs than in the run before")
+            note("starting new actors: the scorers need other CPUs or GPUs than in the run before")
             return None
         actors = await self._fitted(site, before, resolved, claim, report)
         limit_s = resolved.config.cluster.ready_timeout_s
         try:
-            # They are not watched yet, and calls to an engine have no time limit.
+            # The actors are not supervised yet, and calls to an engine have no time limit of their own.
             async with asyncio.timeout(limit_s):
                 size = await self._reset(actors, resolved.run)
         except TimeoutError:
@@ -231,12 +232,13 @@ class ActorPool:
     async def _fitted(
         self, site: Site, before: _Actors, resolved: ResolvedRun, claim: Claim, report: ReportEvent
     ) -> _Actors:
-        """The engines and ranks of `before` with the scorers and the buffer of this run, which are ready."""
+        """The engines and ranks of `before`, with this run's own scorers and buffer; those are ready."""
+        # `site` is shared with actors that stay: what they start or report from now on belongs to this run.
         site.run, site.log_dir, site.report = resolved.run, claim.log_dir, report
         scorer_pools = spawn_scorers(site, before.scorer_pools)
         buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
         actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, buffer_actor=buffer_actor)
-        self._take(actors)
+        self._take(actors)  # before anything is awaited: if that fails, `close` must end the new ones too
         await _end([each for each in before.others[:-1] if each not in actors.others])
         new = [each for each in actors.others if each not in before.others]
         await wait_ready(new, resolved.config.cluster.ready_timeout_s)
@@ -250,13 +252,13 @@ class ActorPool:
         learner = actors.learner
         self._fleet.progress()
         await learner.reset(run, actors.buffer)
-        # Weights of an earlier version make an engine drop its running requests.
+        # Loading version 0 into an engine that has a later one also drops its running requests.
         await actors.transport.sync(0)
         await actors.generator.resume()
         return await learner.ready()
 
     def _take(self, actors: _Actors) -> None:
-        """Make these the actors that are watched and, at the end, ended."""
+        """Make these the actors to supervise and, at the end, to kill."""
         self._actors = actors
         self._scorer_logs = _logs(actors.scorer_pools)
         self._scorers = tuple(
@@ -270,7 +272,7 @@ def _logs(scorer_pools: Mapping[str, ScorerPool]) -> dict[str, str]:
 
 
 def _report_nothing(kind: str, actor: str, **fields: str | float) -> None:
-    """Between two runs there is no run directory to write events to."""
+    """Drop an event: between two runs there is no run directory to write it to."""
 
 
 async def _end(scorers: Sequence[Supervised]) -> None:
@@ -280,7 +282,7 @@ async def _end(scorers: Sequence[Supervised]) -> None:
 
 
 async def _close(scorers: Sequence[Supervised]) -> None:
-    """Let scorers end their child processes before they are killed."""
+    """Ask scorers to end their child processes, which would survive a SIGKILL of the scorer."""
     with suppress(Exception):
         async with asyncio.timeout(_CLOSE_LIMIT_S):
             await asyncio.gather(

@@ -1,7 +1,7 @@
 """An actor's process: set it up, import and build the actor, forward calls to it.
 
-An actor's module (torch, vLLM, DeepSpeed) is imported only after environment and log file are set,
-because all of them read the environment once, at import.
+An actor's module is imported only after the environment and the log file are set, because torch, vLLM and
+DeepSpeed read the environment once, at import.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class ProcessSetup:
     log_file: str
     environment: Mapping[str, str] = field(default_factory=dict)
     cores: tuple[int, int] | None = None
-    """(first, number) among the cores this process may use; None leaves it all of them."""
+    """(first, number) among the cores this process may use; None for all of them."""
     secrets: Secrets = NO_SECRETS
-    """Variables that this process receives, in the constructor call: what Ray calls environment is shown."""
+    """Secrets that this process receives, as an argument: Ray shows a `runtime_env` in its dashboard."""
     foreign_secrets: tuple[str, ...] = ()
-    """Variables that are another's secrets, removed should the cluster have given them to all."""
+    """Names of other scorers' secrets, removed in case the cluster's environment has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """Which plain class to build ("module:Class") with which arguments."""
+    """The class to build ("module:Class") and the arguments of its constructor."""
 
     target: str
     arguments: tuple[object, ...]
@@ -58,6 +58,7 @@ def prepare_process(setup: ProcessSetup) -> None:
         descriptor = os.open(setup.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
         sys.stderr.flush()
+        # The descriptors, not sys.stdout: output of C++ libraries and of child processes goes there too.
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
@@ -79,8 +80,9 @@ class ProcessId:
 
 
 def started_at(pid: int) -> int | None:
-    """Start time of process `pid` on this machine; None if there is none, or it is a zombie."""
+    """Start time of process `pid` on this machine, in clock ticks since boot; None if it has ended."""
     try:
+        # Field 2, the command's name in parentheses, may hold spaces and parentheses: split after the last.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -93,35 +95,36 @@ def this_process() -> ProcessId:
 
 
 class Host:
-    """Hosts one actor. Plain methods run one at a time on the thread that built it; async ones interleave.
+    """Hosts one actor. Plain methods run one at a time on the thread that built it; async methods interleave.
 
-    The event loop stays free, so that liveness can be checked while a plain method runs.
+    The event loop stays free while a plain method runs, so that the process still answers pings.
     """
 
     def __init__(self, setup: ProcessSetup, blueprint: Blueprint) -> None:
         prepare_process(setup)
         self._label = setup.label
+        # One thread for building and all calls: torch keeps the CUDA device and autograd modes per thread.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=setup.label)
         self._actor = self._thread.submit(build, blueprint).result()
 
     async def call(self, method: str, *arguments: object) -> object:
-        """The result of a method."""
+        """Call a method of the actor and return its result."""
         function = getattr(self._actor, method)
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def call_ref(self, method: str, *arguments: object) -> tuple[object, None]:
-        """As `call`, in two results: a caller waits for the second and leaves the first where it was made."""
+        """As `call`, with a second result None: waiting for it does not fetch the first from its node."""
         return await self.call(method, *arguments), None
 
     async def stalled_for_s(self) -> float:
-        """Seconds since the actor last made progress, if it reports that; else 0.0."""
+        """Seconds since the actor last made progress, if it measures that; else 0.0."""
         own = getattr(self._actor, "stalled_for_s", None)
         return await own() if own is not None else 0.0
 
     async def process(self) -> ProcessId:
-        """The process to kill."""
+        """The process that hosts the actor."""
         return this_process()
 
     def __repr__(self) -> str:
@@ -129,10 +132,11 @@ class Host:
 
 
 def host_environment(threads: int, device: str) -> dict[str, str]:
-    """Environment of every engine and learner process: quiet, offline-safe, and CPU-safe on CPU."""
+    """Environment of an actor's process: few log lines, no telemetry, and on CPU settings that suit it."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        # vLLM's engine stays in the actor's process: killing the actor then leaves no child behind.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -145,9 +149,9 @@ def host_environment(threads: int, device: str) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # Compiling the sampler takes 20 s on the first call and saves nothing at these sizes.
             "TORCHDYNAMO_DISABLE": "1",
-            # Idle OpenMP threads that spin would take the core from the actor whose turn it is.
+            # Idle OpenMP threads would otherwise spin, and take the core from the actor that works.
             "KMP_BLOCKTIME": "0",
-            # glibc gives a second thread an arena that returns its memory to the system after every step.
+            # A second glibc arena would return its memory to the system, and fault it in again, every step.
             "MALLOC_ARENA_MAX": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }

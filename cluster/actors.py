@@ -1,4 +1,4 @@
-"""Starting a run's actors and binding them to their roles. Called by `cluster.actor_pool`."""
+"""Start a run's actors and bind them to their roles. Called by `cluster.actor_pool`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
 
 _RESTART_S = 5.0
-"""What an isolated scorer may need to replace a killed process, for each sample that is killed."""
+"""Time that an isolated scorer may need to replace a killed process, for each sample."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Site:
-    """Where a run's actors go: a placement and its reservation, or this process when there is no `group`.
+    """Where a run's actors go: a placement and its reservation, or this process if `group` is None.
 
-    Mutable: actors kept for another run are supervised and replaced under that run's config, so these fields
-    are read when an actor is started or an event reported.
+    Mutable: actors kept for another run are supervised and replaced under that run's config. Read the fields
+    when an actor is started or an event reported, not before.
     """
 
     run: BoundRun
@@ -64,7 +64,7 @@ class Site:
         limited: bool = True,
         secrets: Secrets = NO_SECRETS,
     ) -> Handle:
-        """Start an actor. Without a share it asks for no CPU; if not `limited`, calls have no time limit."""
+        """Start an actor. Without `share` it reserves no CPU; if not `limited`, calls have no time limit."""
         local = self.config.cluster.spawn == "local"
         on_gpu = share is not None and share.num_gpus > 0
         setup = ProcessSetup(
@@ -90,7 +90,7 @@ class Site:
     def log_of(self, label: str) -> str:
         """The log file of the actor with this label."""
         if self.config.cluster.spawn == "local":
-            return "what this terminal shows"
+            return "the output of this terminal"
         return str(self.log_dir / f"{label}.log")
 
     def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
@@ -109,13 +109,16 @@ def _free_port() -> int:
 
 
 def rendezvous(site: Site) -> str:
-    """Where learner ranks meet: a file if all bundles are on one node, else a port of rank 0's node."""
+    """URL where learner ranks meet (torch.distributed `init_method`).
+
+    A file if all bundles are on one node, which opens no port; else a free port of rank 0's node.
+    """
     homes: dict[int, str] = {}
     if site.group is not None:
         homes = ray.util.placement_group_table(site.group)["bundles_to_node_id"]
     if len(set(homes.values())) <= 1:
         site.log_dir.mkdir(parents=True, exist_ok=True)
-        # A new file for every start: restarted ranks must not find the entries of the ranks before them.
+        # A new file for every start: restarted ranks must not read the entries of the ranks before them.
         return f"file://{site.log_dir}/rendezvous-{uuid.uuid4().hex[:8]}"
     bundle = site.placement.ranks[0].bundle
     strategy = PlacementGroupSchedulingStrategy(site.group, placement_group_bundle_index=bundle)
@@ -126,7 +129,7 @@ def rendezvous(site: Site) -> str:
 
 
 def start_ranks(site: Site) -> list[Handle]:
-    """All learner ranks. On CPU they split the machine's cores, or those that the engines leave them."""
+    """Start all learner ranks. On CPU they split the machine's cores, less those of the engines."""
     config, num_ranks = site.config, site.config.learner.num_ranks
     meeting_point = rendezvous(site)
     num_cores = len(os.sched_getaffinity(0))
@@ -153,12 +156,12 @@ def _start_engine(site: Site, k: int, cores: Cores | None) -> Handle:
         blueprint(GeneratorActor, site.config, site.placement.device),
         share=site.placement.engines[k],
         cores=cores,
-        limited=False,  # a queue of requests is no fault: `stalled_for_s` finds one that hangs
+        limited=False,  # a request may wait long in the queue; `stalled_for_s` detects an engine that hangs
     )
 
 
 def spawn_engines(site: Site) -> list[Supervised]:
-    """All engines, with one thread each on CPU (a second does not speed them up)."""
+    """Start all engines. On CPU each has one thread: a second does not speed up small batches."""
     cores, _ = split_cores(site.config, site.placement.device, len(os.sched_getaffinity(0)))
     return [
         site.supervise(f"generator-{k}", partial(_start_engine, site, k, cores[k] if cores else None))
@@ -167,9 +170,9 @@ def spawn_engines(site: Site) -> list[Supervised]:
 
 
 def score_limit_s(config: RunConfig, options: object, concurrency: int = 1) -> float:
-    """How long a scorer may take for a group: long enough for its own limit to strike at every sample.
+    """Seconds that a scorer may take for a group: enough for every sample to reach the scorer's own limit.
 
-    Groups in flight together may wait for the same processes.
+    Concurrent groups may wait for the same child processes, so the limit grows with `concurrency`.
     """
     per_sample = getattr(options, "limit_s", 0.0)
     if isinstance(options, OwnOptions):
@@ -186,16 +189,20 @@ class ScorerPool:
     replicas: tuple[Supervised, ...]
     role: ScorerReplicas
     log: str
-    """What its replicas log to, in words."""
+    """Where its replicas log, for messages."""
 
 
 def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
-    """All scorers with their replicas; of `kept` those that were built alike stay, under the run's limit."""
+    """Start the replicas of all scorers.
+
+    Pools in `kept` that were built with the same options and secrets are reused, with this run's time limit.
+    """
     scorer_pools = {}
     for name, entry in site.run.scorers.items():
         common, options = entry.common, entry.options
         secrets = secrets_of(site.config, name)
         limit_s = score_limit_s(site.config, options, common.concurrency)
+        # Weight and combination are applied by the driver: a replica need not be rebuilt for another.
         built_with = (replace(common, weight=0.0, combine=""), options, secrets)
         scorer_pool = (kept or {}).get(name)
         if scorer_pool is not None and scorer_pool.built_with == built_with:
@@ -215,14 +222,14 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
 
 
 def _start_scorer(site: Site, name: str, k: int, plan: Blueprint, secrets: Secrets) -> Handle:
-    """Replica `k` of a scorer. Its calls are limited by `ScorerReplicas`."""
+    """Start replica `k` of a scorer. `ScorerReplicas` limits the time of its calls."""
     shares = site.placement.scorers.get(name)
     share = shares[k] if shares else None
     return site.spawn(f"scorer-{name}-{k}", plan, share=share, limited=False, secrets=secrets)
 
 
 def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:
-    """The scorers in their role, with the weights that the run gives them."""
+    """The scorers as a role, with the weights of this run."""
     return ScorerSet(
         scorers={name: scorer_pools[name].role for name in run.scorers},
         commons={name: entry.common for name, entry in run.scorers.items()},
@@ -230,7 +237,7 @@ def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerS
 
 
 def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
-    """The buffer of the run."""
+    """Start the buffer of the run."""
     config = site.config
     plan = blueprint(BufferActor, str(run_dir), config.name, submissions_per_step(config))
     start = partial(site.spawn, "buffer", plan)
@@ -239,5 +246,5 @@ def spawn_buffer(site: Site, run_dir: Path) -> tuple[BufferProxy, Supervised]:
 
 
 def spawn_learner(site: Site, buffer: BufferProxy) -> LearnerGroup:
-    """All learner ranks, as one learner that fetches its rows from `buffer`."""
+    """Start all learner ranks, as one learner that fetches its rows from `buffer`."""
     return LearnerGroup(partial(start_ranks, site), buffer, Limits.of(site.config.cluster), site.report_event)

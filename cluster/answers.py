@@ -1,6 +1,6 @@
-"""Whether scorers find answers to compare with in a run's prompts: looked at before anything starts.
+"""Checks before anything starts that scorers can read the reference answers of a run's prompts.
 
-In: a config and its prompts. Out: notes, or one ValueError where no completion could have a reward.
+In: a config and its prompts. Out: notes, or one ValueError if no completion could have a reward.
 Called by `cluster.train` and `cluster.series`.
 """
 
@@ -30,17 +30,17 @@ _TRIAL: Final = Completion(
 
 
 def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[str], None]) -> None:
-    """Note prompts that a scorer which enters the reward can give no score: how many, and the first rows.
+    """Note how many prompts cannot be scored, and the first of their rows, for each scorer in the reward.
 
-    Such a scorer is tried on an empty completion of up to 32 prompts, spread evenly over all that have an
+    Each such scorer is tried on an empty completion of up to 32 prompts, spread evenly over all that have an
     answer.
 
     Raises:
-        ValueError: it can score none of them, so that no completion would have a reward.
+        ValueError: a scorer can score none of them, so that no completion would have a reward.
     """
     for entry in bind(config).scorers.values():
         if entry.common.weight == 0 and entry.common.combine == "sum":
-            continue
+            continue  # only logged: it does not enter the reward
         key = f"{entry.key} ({entry.kind_name})"
         if entry.options.own_code() and not any(_has_truth(prompt) for prompt in prompts):
             note(f"{key}: no prompt of data.train has an answer; the function gets ground_truth None")
@@ -57,14 +57,14 @@ def _check(
     if not having:
         raise ValueError(
             f"{key}: data.train must have {what}, got {len(prompts)} prompts without one "
-            f"({_named(lacking)}): give its rows an `answer`, or take a scorer that needs none"
+            f"({_named(lacking)}): give its rows an `answer`, or use a scorer that needs none"
         )
     if lacking:
         note(
             f"{key}: {len(lacking)} of {len(prompts)} prompts of data.train lack {what} ({_named(lacking)}); "
             "their completions have no reward and are not trained on"
         )
-    tried = having[:: -(-len(having) // _NUM_TRIED)]
+    tried = having[:: -(-len(having) // _NUM_TRIED)]  # a stride rounded up, so at most _NUM_TRIED
     refused = [
         (prompt, judgement.detail)
         for prompt, judgement in zip(tried, _try(entry, tried), strict=True)
@@ -72,28 +72,28 @@ def _check(
     ]
     if not refused:
         return
-    first = f"{len(refused)} of {len(tried)} that were tried ({_named([prompt for prompt, _ in refused])})"
-    reason = f"{first}; of the first it says: {refused[0][1]}"
+    count = f"{len(refused)} of {len(tried)} that were tried ({_named([prompt for prompt, _ in refused])})"
+    reason = f"{count}; the reason for the first: {refused[0][1]}"
     if len(refused) == len(tried):
-        raise ValueError(f"{key}: data.train must have answers that it can read, got {reason}")
-    note(f"{key}: data.train has answers that it cannot read: {reason}")
+        raise ValueError(f"{key}: data.train must have answers that the scorer can read, got {reason}")
+    note(f"{key}: data.train has answers that the scorer cannot read: {reason}")
 
 
 def _try(entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt]) -> list[Judgement]:
-    """What the scorer says of an empty completion of each prompt."""
-    if entry.kind.isolated:
+    """The scorer's result for an empty completion of each prompt."""
+    if entry.kind.isolated:  # it may hang, and must not take the driver with it
         pool = KillablePool(entry.kind.target, entry.options, 1, entry.options.limit_s)
         try:
             return [pool.score(prompt, [_TRIAL])[0] for prompt in prompts]
         finally:
             pool.close()
-    score, found = entry.function(), []
+    score, results = entry.function(), []
     for prompt in prompts:
         try:
-            found.append(score(prompt, [_TRIAL], entry.options)[0])
+            results.append(score(prompt, [_TRIAL], entry.options)[0])
         except ValueError as error:
-            found.append(Judgement(score=None, status="error", detail=str(error)))
-    return found
+            results.append(Judgement(score=None, status="error", detail=str(error)))
+    return results
 
 
 def _has_truth(prompt: Prompt) -> bool:

@@ -1,6 +1,6 @@
 """One attempt at a run: claim its folder, do the job with the actors of a pool, record why it failed.
 
-Called by `cluster.train` for one run, and by `cluster.series` for several on the same actors.
+Called by `cluster.train` for one run, and by `cluster.series` for several runs on the same actors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from pathlib import Path
 
 from cluster.actor_pool import ActorPool, SamplingActors, TrainingActors
 from cluster.job import ResolvedRun
-from cluster.run_directory import Claim, claim_run, reading, shown_digest, source_digest, write_config
+from cluster.run_directory import (
+    Claim,
+    claim_run,
+    demonstrations_digest,
+    reading,
+    source_digest,
+    write_config,
+)
 from cluster.spawn import ActorCallError
 from configs.bound import BoundRun
 from configs.schema import RunConfig
@@ -36,21 +43,21 @@ _SELF_EXPLAINED = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallErro
 
 
 class RunError(RuntimeError):
-    """A run that had started was stopped; the message says why and where its folder is."""
+    """A run that had started was stopped by an error; the message has the reason and the run's folder."""
 
 
 @contextmanager
 def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
-    """Hold the run's folder for this driver during the block.
+    """Hold the lock on the run's folder during the block.
 
     Raises:
-        ValueError: it cannot be claimed.
-        RunError: the block raised; with the reason, which is written into the folder too.
+        ValueError: the folder cannot be claimed.
+        RunError: the block raised an error. The reason is in the message and in the folder.
     """
     prompts = resolved.prompts
     digest = source_digest(prompts.train, Path(resolved.config.model.path))
-    shown = shown_digest(prompts.demonstrations)
-    claim = claim_run(resolved.given, digest, resolved.job.describe(), shown, resolved.code)
+    demonstrations = demonstrations_digest(prompts.demonstrations)
+    claim = claim_run(resolved.given, digest, resolved.job.describe(), demonstrations, resolved.code)
     try:
         write_config(claim.run_dir, resolved.config)
         yield claim
@@ -66,12 +73,12 @@ def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
 
 def _reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and is_disk_full(error):
-        return f"the disk is full: {error}; what was finished before is whole: make room and run it again"
+        return f"the disk is full: {error}; finished steps are intact: free some space, then run it again"
     return str(error) if isinstance(error, _SELF_EXPLAINED) else f"{type(error).__name__}: {error}"
 
 
 class Attempt:
-    """One attempt at a job. The actors outlive it: the owner of the actor pool ends them."""
+    """One attempt at a job. The actors outlive it; the owner of the actor pool ends them."""
 
     def __init__(self, resolved: ResolvedRun, claim: Claim, actor_pool: ActorPool) -> None:
         self._resolved, self._claim, self._actor_pool = resolved, claim, actor_pool
@@ -80,14 +87,14 @@ class Attempt:
         self._furthest = 0.0
 
     def stop(self) -> bool:
-        """Ask the run to stop; False if it has not begun, so that all may be dropped at once."""
+        """Ask the run to stop; False if it has not begun, so that it can be cancelled at once."""
         if self._run is None:
             return False
         self._run.stop()
         return True
 
     async def work(self) -> bool:
-        """Do the job; False if it was stopped before its end."""
+        """Do the job; returns False if it was stopped before its end."""
         try:
             if self._job.learns:
                 samples, report = self._job.rollouts_of is None, self._actor_event
@@ -114,14 +121,15 @@ class Attempt:
         return finished
 
     async def _adopt(self, actors: TrainingActors, source: Path) -> RunConfig:
-        """Add another run's groups to the buffer; the config with as many steps as they suffice for."""
+        """Copy another run's groups into the buffer; returns the config with as many steps as they allow."""
         config = self._config
         with reading(source):
             num_groups = await actors.buffer.adopt(str(source.resolve()))
         num_steps = min(config.num_steps, num_groups // config.rollout.groups_per_step)
         if not num_steps:
             raise ValueError(
-                f"{source}: must have the {config.rollout.groups_per_step} groups of a step, got {num_groups}"
+                f"{source}: must have at least the {config.rollout.groups_per_step} groups of one step "
+                f"(rollout.groups_per_step), got {num_groups}"
             )
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
         return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
@@ -135,8 +143,8 @@ class Attempt:
         evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         on_policy = self._job.rollouts_of is None
-        shown = self._resolved.prompts.demonstrations
-        return Run(run, roles, producer, evaluator, checkpoints, reports, on_policy, shown)
+        demonstrations = self._resolved.prompts.demonstrations
+        return Run(run, roles, producer, evaluator, checkpoints, reports, on_policy, demonstrations)
 
     async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
@@ -163,7 +171,9 @@ class Attempt:
         )
 
     def _step(self, metrics: Mapping[str, float]) -> None:
-        if metrics["step"] > self._furthest:  # a step that is trained again does not count
+        # Progress resets the count of failures. A step repeated after a loss must not, or an actor that
+        # always dies at the same step would be restarted for ever.
+        if metrics["step"] > self._furthest:
             self._furthest = metrics["step"]
             self._actor_pool.progress()
         self._reporter.step(metrics)

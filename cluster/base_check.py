@@ -1,4 +1,4 @@
-"""What can be checked of a run in the base install, without torch, transformers and engines."""
+"""The checks of a run that the base install can make, without torch, transformers and engines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.data.prompts import load_dataset
 
 
 def check_without_engines(config: RunConfig) -> str:
-    """Check the run's folder and its data, and say what was checked and what was not.
+    """Check the run's folder and its data; returns a sentence with what was checked and what was not.
 
     Raises:
-        ValueError: the folder cannot be claimed, or a scorer's code, a dataset or demonstrations cannot be
-            used.
+        ValueError: the folder cannot be claimed, or a scorer's code, a dataset or the demonstrations cannot
+            be used.
     """
-    # other code of the user's may need torch
+    # The user's code in other sections may import torch, which is not installed here.
     check_user_code(config, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
     check_claimable(config)
     run = bind(config)

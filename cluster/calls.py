@@ -1,10 +1,10 @@
-"""Typed calls to actors: the method is given as a method, so the type checker knows arguments and result.
+"""Typed calls to actors: the caller passes the method itself, so mypy checks the arguments and the result.
 
     completions = await call(engine, GeneratorActor.generate, submission)
 
-Between processes only the method's name and the arguments travel, by position (`cluster.spawn.Handle`). The
-modules of engines and learner ranks import vLLM and DeepSpeed, which a driver must not: at run time their
-classes are `RemoteClass`, and only the type checker sees the real ones.
+Only the method's name and its positional arguments are sent to the other process (`cluster.spawn.Handle`).
+The driver must not import vLLM and DeepSpeed, which the modules of engines and learner ranks do: at run time
+their classes are `RemoteClass`, and only the type checker sees the real ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RemoteMethod:
 
 
 class RemoteClass:
-    """An actor's class by name, not imported. Its attributes stand for its methods."""
+    """An actor's class by name, without importing it. Each attribute is a `RemoteMethod` of that name."""
 
     def __init__(self, module: str, name: str) -> None:
         self.__module__, self.__qualname__ = module, name
@@ -54,7 +54,7 @@ if not TYPE_CHECKING:
 
 
 class Callee(Protocol):
-    """Whom `call` and `call_ref` reach: a `cluster.spawn.Handle` or a `cluster.supervise.Supervised`."""
+    """The target of `call` and `call_ref`: a `cluster.spawn.Handle` or a `cluster.supervise.Supervised`."""
 
     async def call(self, method: str, *arguments: object) -> Any: ...
 
@@ -62,13 +62,13 @@ class Callee(Protocol):
 
 
 class OnceCallee(Protocol):
-    """Whom `call_once` reaches: a `cluster.supervise.Supervised`."""
+    """The target of `call_once`: a `cluster.supervise.Supervised`."""
 
     async def once(self, method: str, *arguments: object) -> Any: ...
 
 
 def blueprint(actor: Callable[[*_Arguments], object], *arguments: *_Arguments) -> Blueprint:
-    """How a process is to build `actor`, a class, with arguments that its constructor takes."""
+    """Instructions for a process to build an actor: its class, and the arguments of its constructor."""
     return Blueprint(target=f"{actor.__module__}:{actor.__qualname__}", arguments=arguments)
 
 
@@ -87,16 +87,17 @@ async def call(
 
 
 async def call(actor: Callee, method: Callable[..., Any], *arguments: object) -> Any:
-    """The result of `method`; errors as the actor's own `call`."""
+    """Call `method` and return its result; raises what the actor's own `call` raises."""
     return await actor.call(method.__name__, *arguments)
 
 
 async def call_ref(
     actor: Callee, method: Callable[[Any, *_Arguments], _Result], *arguments: *_Arguments
 ) -> _Result:
-    """A reference to the result, which stays where it was made; errors as `call`.
+    """Call `method` and return a reference to its result, which stays on the actor's node; raises as `call`.
 
-    Typed as the result, whose place it takes as an argument of another call. Do not look inside.
+    The reference can be passed to another call in place of the result, and has its type for that reason. It
+    has none of the result's attributes.
     """
     return await actor.call_ref(method.__name__, *arguments)  # type: ignore[no-any-return]
 
@@ -116,5 +117,5 @@ async def call_once(
 
 
 async def call_once(actor: OnceCallee, method: Callable[..., Any], *arguments: object) -> Any:
-    """As `call`, but not repeated on a replacement: ActorLostError is the caller's to handle."""
+    """As `call`, but not repeated on a replacement: the caller handles ActorLostError."""
     return await actor.once(method.__name__, *arguments)

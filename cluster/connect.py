@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a private one here. The driver needs no GPU."""
+"""Join a Ray cluster, or start a private one on this machine. The driver needs no GPU."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ _JOB_MARKS: Final = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID")
 _CLIENT_PORT: Final = 10001
 _REACH_LIMIT_S: Final = 5.0
 _JOIN_LIMIT_S: Final = 60.0
-"""Ray tries for minutes to join what does not answer as a cluster does."""
+"""Limit for joining. Ray itself tries for minutes if something answers that is not a cluster."""
 _LOST_AFTER_S: Final = 40.0
-"""Before the 60 s after which Ray ends a driver whose cluster is gone, with a message of its own."""
+"""After 60 s Ray ends a driver whose cluster is gone with its own message; ours must come first."""
 _WATCH_EVERY_S: Final = 5.0
 BAD_INPUT: Final = 2
 LOST: Final = 1
 
 
 def connect(secrets: Collection[str] = ()) -> bool:
-    """Connect this driver; True if it joined a running cluster, False if it started a local one.
+    """Connect this driver; returns True if it joined a running cluster, False if it started a local one.
 
-    It joins what RAY_ADDRESS names (``host:port``, ``ray://host:port`` or ``auto``), or the cluster whose job
-    it is. A local one listens on loopback, has no dashboard, collects no usage statistics, lacks the
-    environment variables `secrets`, and ends with the driver.
+    It joins the cluster that RAY_ADDRESS names (``host:port``, ``ray://host:port`` or ``auto``), or, inside a
+    Ray job, the job's cluster. A local cluster listens on loopback, has no dashboard, collects no usage
+    statistics, does not get the environment variables `secrets`, and ends with the driver.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be reached or joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # By default Ray gives workers a lower priority than any other process; here they do the main work.
+    # By default Ray runs workers at a low priority (nice 15); here they do the main work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray must not change CUDA_VISIBLE_DEVICES of actors without GPUs: `host_environment` sets it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -52,7 +52,7 @@ def connect(secrets: Collection[str] = ()) -> bool:
     if joins:
         _join(address)
     else:
-        # What Ray starts has the environment of this process.
+        # Ray's processes inherit the environment and the signal mask of this process.
         with _hidden_from(signal.SIGTERM), hidden(secrets):
             ray.init(
                 address="local",
@@ -67,19 +67,20 @@ def connect(secrets: Collection[str] = ()) -> bool:
 
 
 def pick_device(asked: str) -> str:
-    """What was asked, "cuda" or "cpu"; for "auto" whichever the cluster has."""
+    """The device of `cluster.device`; for "auto", "cuda" if the cluster has a GPU, else "cpu"."""
     if asked != "auto":
         return asked
     return "cuda" if ray.cluster_resources().get("GPU", 0.0) > 0 else "cpu"
 
 
 def check_reachable(address: str) -> None:
-    """Refuse an address of a cluster (as in RAY_ADDRESS) that nothing answers at.
+    """Check that something listens at the address of a cluster (as in RAY_ADDRESS).
 
-    Ray would warn for minutes before it gives up. ``auto`` is left to Ray, which looks at this machine only.
+    Ray would print warnings for minutes before it gives up. ``auto`` is left to Ray, which searches only this
+    machine.
 
     Raises:
-        ValueError: it is no address, or no connection is made within 5 s.
+        ValueError: it is not an address, or no connection is made within 5 s.
     """
     if address in ("", "auto"):
         return
@@ -108,13 +109,14 @@ def _host_and_port(address: str) -> tuple[str, int]:
 def _join(address: str) -> None:
     check_reachable(address)
     where = f"the Ray cluster at {address}" if address else "the Ray cluster of this job"
-    # Ray cannot be interrupted while it tries, and nothing has been started that would have to be ended.
+    # `ray.init` cannot be interrupted, so the timer exits the process. Nothing has been started yet that an
+    # exit would leave behind.
     timer = threading.Timer(
         _JOIN_LIMIT_S,
         _end,
         (
-            f"{where} did not let this driver join within {_JOIN_LIMIT_S:g} s: {_ADDRESS} may name something "
-            "else, or the cluster may be of another version of Ray or not working",
+            f"{where} did not let this driver join within {_JOIN_LIMIT_S:g} s: {_ADDRESS} may name another "
+            "service, or the cluster may run another version of Ray or be broken (ray status)",
             BAD_INPUT,
         ),
     )
@@ -122,7 +124,7 @@ def _join(address: str) -> None:
     timer.start()
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # of many types: no cluster found, another version, no node here
+    except Exception as error:  # Ray raises many types here: no cluster, another version, no local node
         raise ValueError(f"{where} cannot be joined: {' '.join(str(error).split())}") from error
     finally:
         timer.cancel()
@@ -130,10 +132,11 @@ def _join(address: str) -> None:
 
 @contextmanager
 def _hidden_from(number: signal.Signals) -> Iterator[None]:
-    """Have processes that are started in the block, and all that these start, not receive this signal.
+    """Block a signal for the processes that are started in the block, and for all their children.
 
     Slurm, systemd, ``timeout`` and a container's init send SIGTERM to all processes of a job at once. Ray's
-    own would end on it, before this driver has finished its step and saved it.
+    processes would end on it, before this driver has finished and saved its step. A blocked signal mask is
+    inherited, and survives exec.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
@@ -143,7 +146,7 @@ def _hidden_from(number: signal.Signals) -> Iterator[None]:
 
 
 def _watch() -> None:
-    """Report a lost cluster, and end this process, before Ray does so in its own words."""
+    """Watch the cluster on a thread. If it is lost, print a message and end this process before Ray does."""
     address = ray.get_runtime_context().gcs_address
 
     def is_there() -> bool:
@@ -157,7 +160,7 @@ def _watch() -> None:
         if lost_for(is_there, ray.is_initialized, _LOST_AFTER_S, _WATCH_EVERY_S):
             _end(
                 f"the Ray cluster at {address} has been gone for {_LOST_AFTER_S:g} s, and its actors too. "
-                "Steps that were finished are whole: the same command resumes the run",
+                "Finished steps are intact: the same command resumes the run",
                 LOST,
             )
 
@@ -167,7 +170,7 @@ def _watch() -> None:
 def lost_for(
     is_there: Callable[[], bool], is_used: Callable[[], bool], limit_s: float, every_s: float
 ) -> bool:
-    """Look every `every_s`; True once it was not there for `limit_s` on end, False once it is not used."""
+    """Poll every `every_s` seconds; True once `is_there` has failed for `limit_s`, False once not used."""
     seen = time.monotonic()
     while is_used():
         if is_there():
@@ -181,4 +184,4 @@ def lost_for(
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
     print(f"polyphony: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
+    os._exit(code)  # sys.exit would end only this thread, and Ray's own exit handlers would hang

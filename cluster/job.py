@@ -1,6 +1,6 @@
-"""What a driver is asked to do, and what it needs before anything starts: the model's folder and the prompts.
+"""What a driver has to do, and its inputs: the model's folder and the tokenized prompts.
 
-In: a config. Out: the same with a local model, and tokenized prompts. Called by `cluster.train`.
+In: a config. Out: the same with a local model folder, and tokenized prompts. Called by `cluster.train`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be done: train; with `learns` false, only sample; with `rollouts_of`, only learn."""
+    """What to do: train. With `learns` false, only sample; with `rollouts_of`, only learn, from that run."""
 
     learns: bool = True
     rollouts_of: Path | None = None
 
     def describe(self) -> str:
-        """The job in words; the same for every attempt at it."""
+        """The job in words. It is stored in `run.json`, so it must be the same for every attempt."""
         if self.rollouts_of is not None:
             return f"train only, on the rollouts of {self.rollouts_of.resolve()}"
         return "train" if self.learns else "rollouts only"
@@ -57,7 +57,7 @@ def check_job(config: RunConfig, job: Job) -> None:
     """Check that the config allows a job that only samples or only learns.
 
     Raises:
-        ValueError: it has settings that need both sampling and learning.
+        ValueError: the config has settings that need both sampling and learning.
     """
     half = "--train-only" if job.rollouts_of is not None else "" if job.learns else "--rollout-only"
     if half == "--train-only" and config.rollout.zero_variance_groups == "refill":
@@ -96,52 +96,58 @@ class ResolvedRun:
 
 
 def local_model(config: RunConfig) -> RunConfig:
-    """The config with its model as an absolute folder: here, beside the packages, or a hub's local snapshot.
+    """The config with an absolute path to its model, and to the files named by token-advantage transforms.
 
-    Files that shapes name are absolute too, and were read once.
+    A relative `model.path` is searched in the working directory, then beside the packages, then on the
+    Hugging Face hub, from which a snapshot is downloaded.
 
     Raises:
-        ValueError: there is no such folder and no such model on the hub, or such a file cannot be used.
+        ValueError: there is no such folder and no such model on the hub, or a transform's file cannot be
+            used.
     """
     transforms = start_transforms(config)
     packages = Path(__file__).resolve().parent.parent
     folders = [root / config.model.path for root in (Path.cwd(), packages)]
-    found = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
-    if found is None and config.model.path.startswith(("/", ".", "~")):
+    path = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
+    # Clearly a path, not a hub name: the hub would answer with an error about names.
+    if path is None and config.model.path.startswith(("/", ".", "~")):
         raise ValueError(
             f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: "
             "there is no config.json in that folder"
         )
-    if found is None:
+    if path is None:
         try:
-            found = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
+            path = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
             ) from error
-    return replace(config, model=replace(config.model, path=str(found)), token_advantage=transforms)
+    return replace(config, model=replace(config.model, path=str(path)), token_advantage=transforms)
 
 
 def load_prompts(run: BoundRun, reporter: Reporter) -> Prompts:
-    """Tokenized training and evaluation prompts, and demonstrations; what is too long is counted and said.
+    """Tokenized training and evaluation prompts, and demonstrations.
+
+    Prompts longer than `rollout.max_prompt_tokens` are left out; a note has their number.
 
     Raises:
-        ValueError: model folder, dataset, demonstrations, tokenizer or chat template are not usable.
+        ValueError: the model folder, a dataset, the demonstrations, the tokenizer or the chat template cannot
+            be used.
     """
     config = run.config
     check_model(config.model.path, config.model.trust_remote_code)
     tokenizer, vocab_size = load_tokenizer(config.model), load_vocab_size(config.model)
     limit = config.rollout.max_prompt_tokens
-    found: dict[str, list[TokenPrompt]] = {}
+    prompts: dict[str, list[TokenPrompt]] = {}
     for name in ("train", "eval"):
         if name == "eval" and config.eval.every == 0:
-            found[name] = []
+            prompts[name] = []
             continue
-        found[name], too_long = tokenize_prompts(
+        prompts[name], too_long = tokenize_prompts(
             load_dataset(run.single[f"data.{name}"]), tokenizer, vocab_size, limit
         )
         if too_long:
             reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
     demonstrations = demonstration_rows(run, tokenizer, vocab_size, reporter.note)
-    return Prompts(train=found["train"], held_out=found["eval"], demonstrations=demonstrations)
+    return Prompts(train=prompts["train"], held_out=prompts["eval"], demonstrations=demonstrations)

@@ -1,6 +1,7 @@
 """The resources a run needs, whether the cluster has them, and a placement group that reserves them.
 
-A demand that cannot be met fails at once with a table of asked and available, instead of pending for ever.
+If the cluster is too small, the run fails at once with a table of what is needed and what is there. Ray alone
+would leave the placement group pending for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The resources of one actor: its bundle, and its part of the bundle's CPUs and GPUs."""
+    """The resources of one actor: the index of its bundle, and its part of the bundle's CPUs and GPUs."""
 
     bundle: int
     num_cpus: float
@@ -31,26 +32,26 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Bundles, and each actor's share of them. The buffer asks for nothing."""
+    """Bundles, and each actor's share of them. The buffer needs no reserved resources."""
 
     device: str
     bundles: tuple[Mapping[str, float], ...]
     engines: tuple[Share, ...]
     ranks: tuple[Share, ...]
     scorers: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
-    """By name, a share for each replica; scorers that ask for nothing are left out."""
+    """By name, a share for each replica. Scorers without reserved resources are left out."""
 
     def totals(self) -> dict[str, float]:
-        """CPUs and GPUs asked for in all."""
+        """CPUs and GPUs of all bundles together."""
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
 
 
 def plan(config: RunConfig, device: str) -> Placement:
     """The placement of a run on `device`.
 
-    Taking turns, engine k and rank k share a bundle (each half of its CPU or GPU); at work at the same time,
-    or when an engine spans several GPUs, each has a bundle of its own. So has each replica of a scorer that
-    asks for CPUs or a share of a GPU.
+    With `cluster.schedule: take_turns`, engine k and rank k share a bundle, each with half of its CPU or GPU.
+    With `overlap`, or if an engine spans several GPUs, each has its own bundle. Each replica of a scorer with
+    `num_cpus` or `num_gpus` has its own bundle too.
     """
     placement = _plan_training(config, device)
     bundles, scorers = list(placement.bundles), {}
@@ -100,12 +101,12 @@ Cores = tuple[int, int]
 
 
 def split_cores(config: RunConfig, device: str, num_cores: int) -> tuple[list[Cores], list[Cores]]:
-    """Cores of each engine and of each rank when they work at the same time on CPUs; empty otherwise.
+    """Cores of each engine and of each rank if they work at the same time on CPUs; empty lists otherwise.
 
-    An engine has one (a second one does not speed it up); the ranks share the others.
+    An engine has one core, since a second does not speed it up; the ranks share the others.
 
     Raises:
-        PlacementError: there are fewer cores than engines and ranks.
+        PlacementError: the machine has fewer cores than engines and ranks.
     """
     engines, ranks = config.generator.num_engines, config.learner.num_ranks
     if device != "cpu" or config.cluster.schedule != "overlap":
@@ -120,18 +121,19 @@ def split_cores(config: RunConfig, device: str, num_cores: int) -> tuple[list[Co
 
 
 def table(asked: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:
-    """Asked, total and free resources as an aligned table."""
-    lines = [f"{'resource':<10}{'asked':>10}{'in cluster':>12}{'free now':>10}"]
+    """Needed, total and free resources as an aligned table."""
+    lines = [f"{'resource':<10}{'needed':>10}{'in cluster':>12}{'free now':>10}"]
     for name in ("CPU", "GPU"):
         lines.append(f"{name:<10}{asked.get(name, 0):>10g}{total.get(name, 0):>12g}{free.get(name, 0):>10g}")
     return "\n".join(lines)
 
 
 def check(placement: Placement) -> None:
-    """Compare the demand with the cluster.
+    """Check that the cluster is large enough.
 
     Raises:
-        PlacementError: the whole cluster, or every single node, is too small; the message holds the table.
+        PlacementError: the whole cluster is too small, or no single node can hold a bundle. The message has
+            the table.
     """
     asked, total, free = placement.totals(), ray.cluster_resources(), ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -142,9 +144,8 @@ def check(placement: Placement) -> None:
         why = f"not enough {' and '.join(short)}" if short else f"no node holds a bundle of {bundle}"
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
-            "lower generator.num_engines, generator.tensor_parallel, learner.num_ranks or what scorers ask "
-            "for (num_gpus, num_cpus, replicas), "
-            "set cluster.device=cpu, or add nodes"
+            "lower generator.num_engines, generator.tensor_parallel, learner.num_ranks or the resources of "
+            "scorers (num_gpus, num_cpus, replicas), set cluster.device=cpu, or add nodes"
         )
 
 
@@ -156,7 +157,7 @@ async def reserve(placement: Placement, limit_s: float) -> PlacementGroup:
     """Reserve the bundles.
 
     Raises:
-        PlacementError: they did not become free within `limit_s` (another job holds them).
+        PlacementError: they did not become free within `limit_s` seconds (another job holds them).
     """
     group = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
     try:
@@ -164,7 +165,10 @@ async def reserve(placement: Placement, limit_s: float) -> PlacementGroup:
     except TimeoutError as error:
         remove_placement_group(group)
         resources = table(placement.totals(), ray.cluster_resources(), ray.available_resources())
-        raise PlacementError(f"nothing became free within {limit_s:g} s:\n{resources}") from error
+        raise PlacementError(
+            f"the cluster's resources did not become free within cluster.ready_timeout_s = {limit_s:g} s; "
+            f"another job may hold them:\n{resources}"
+        ) from error
     return group
 
 

@@ -1,4 +1,4 @@
-"""Roles bound to actors: the protocols of `trainer.roles`, implemented by calls to supervised handles."""
+"""The protocols of `trainer.roles`, implemented by calls to supervised actors."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 _SCORE_ATTEMPTS = 2
 _ANSWER_S = 10.0
-"""How long after a group's limit its replica may take to say that it has stopped; then it is stuck."""
+"""Extra time after a group's limit for the replica to answer that it has stopped; after that it is stuck."""
 _OTHER_RANKS_S = 10.0
-"""After a rank raised, how long the others may take to show that one of them died and caused it."""
+"""After a rank raised, time for the others to end: the death of one of them may have caused the error."""
 
 
 class Engines:
-    """All engines as one `Generator`: submission i goes to engine i modulo their number.
+    """All engines as one `Generator`: submission i goes to engine i modulo the number of engines.
 
     A replaced engine gets the current weights (`on_replaced`, which the weight transport sets), and is paused
-    if the others are; its submissions are repeated, with their seeds.
+    if the others are. Its submissions are repeated with the same seeds.
     """
 
     def __init__(self, engines: Sequence[Supervised]) -> None:
@@ -65,7 +65,7 @@ class Engines:
         return await call(engine, GeneratorActor.generate, submission)
 
     async def load(self, weights: PackedWeights) -> None:
-        """Have every engine load these weights (or a reference to them), its replacement if it is lost."""
+        """Load these weights (or a reference to them) into every engine, or its replacement if it is lost."""
         await self._all(GeneratorActor.load, weights)
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
@@ -87,24 +87,25 @@ class Engines:
 
 @dataclass(slots=True, eq=False)
 class _Replica:
-    """A replica of a scorer, and how many of its places are taken."""
+    """A replica of a scorer, and how many of its `concurrency` places are taken."""
 
     actor: Supervised
     num_active: int = 0
     num_parked: int = 0
-    """Free places that nobody gets until the replica is replaced."""
+    """Free places that are held back until the replica is replaced."""
     stuck: str = ""
-    """Why it must be replaced as soon as no other group is with it."""
+    """Why it must be replaced once its other groups have ended; "" if it need not be."""
     stuck_life: int = 0
+    """The actor's life (`Supervised.settled`) in which it got stuck."""
 
 
 class ScorerReplicas:
-    """The replicas of one scorer; each has `concurrency` groups at a time, each with a limit of its own.
+    """The replicas of one scorer. Each scores up to `concurrency` groups at a time, each with its own limit.
 
-    A limit begins when its group begins. What goes wrong becomes a status: a group whose replica died twice,
-    or that took longer than `limit_s`, has null scores. The replica itself stops a group at its limit and
-    continues with the others. Only one that cannot stop it is replaced: it gets no new groups, and is ended
-    when the others are done, each of which has its own limit.
+    A group's time limit begins when its scoring begins. Failures become a status: a group whose replica died
+    twice has null scores with status "crashed", one that took longer than `limit_s` with "timeout". The
+    replica itself stops a group at its limit and continues with the others. A replica that cannot stop a
+    group is replaced: it gets no new groups, and is killed once its other groups have ended.
     """
 
     def __init__(self, replicas: Sequence[Supervised], limit_s: float, concurrency: int = 1) -> None:
@@ -118,7 +119,7 @@ class ScorerReplicas:
         replica = await self._take_place()
         work = asyncio.ensure_future(self._score(replica, prompt, completions))
         work.add_done_callback(lambda _: self._free_place(replica))
-        # A caller that gives up leaves the place taken: its next group must not wait for this one's end.
+        # If the caller is cancelled, the scoring goes on in the replica: its place stays taken until then.
         return await asyncio.shield(work)
 
     async def _take_place(self) -> _Replica:
@@ -133,7 +134,7 @@ class ScorerReplicas:
         replica.num_active -= 1
         replica.num_parked += 1
         if replica.stuck and replica.num_active:
-            return
+            return  # the other groups may still end in time
         if replica.stuck:
             replica.actor.replace(replica.stuck, counted=False, life=replica.stuck_life)
             replica.stuck = ""
@@ -147,12 +148,12 @@ class ScorerReplicas:
         status: Status = "crashed"
         actor, limit_s = replica.actor, self.limit_s
         for _ in range(_SCORE_ATTEMPTS):
-            life = await actor.settled()  # the limit is for scoring, not for starting a replacement
+            life = await actor.settled()  # the limit covers scoring, not the start of a replacement
             try:
                 answer = call_once(actor, ScorerActor.score, prompt, completions, limit_s)
                 return await asyncio.wait_for(answer, limit_s + _ANSWER_S)
             except (TimeoutError, CallStuckError):
-                replica.stuck = f"{actor.label} took more than {limit_s:g} s for a group and cannot stop"
+                replica.stuck = f"{actor.label} took more than {limit_s:g} s for a group and cannot stop it"
                 replica.stuck_life = life
                 status = "timeout"
                 break
@@ -165,7 +166,10 @@ class NoEngines:
     """The `Generator` of a run on saved rollouts: nothing is sampled."""
 
     async def generate(self, submission: Submission) -> list[Completion]:
-        raise RuntimeError(f"a run on saved rollouts must have group {submission.submission_index}")
+        raise RuntimeError(
+            f"group {submission.submission_index} is missing from the saved rollouts, and this run has no "
+            "engines to generate it"
+        )
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         return []
@@ -176,7 +180,7 @@ class NoEngines:
 
 
 class BufferProxy:
-    """The rollout buffer. A replacement reads the journal and repeats the last `take`."""
+    """The rollout buffer. After a loss, its replacement reads the journal and repeats the last `take`."""
 
     def __init__(self, buffer_actor: Supervised) -> None:
         self._actor = buffer_actor
@@ -213,9 +217,9 @@ class BufferProxy:
         sft: pa.RecordBatch | None = None,
     ) -> pa.Table | None:
         arguments = (num_groups, min_version, tuple(replay), sft)
-        found = await call(self._actor, BufferActor.take, *arguments)
-        self._taken = arguments if found is not None else None
-        return found
+        rows = await call(self._actor, BufferActor.take, *arguments)
+        self._taken = arguments if rows is not None else None
+        return rows
 
     async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
         seconds = await call(self._actor, BufferActor.commit, step, columns, summary)
@@ -223,29 +227,29 @@ class BufferProxy:
         return seconds
 
     async def shard(self, rows: Sequence[int]) -> pa.RecordBatch:
-        """A reference to the shard with these rows; the rank fetches it from the buffer's node."""
+        """A reference to the rows of one rank, which the rank fetches from the buffer's node."""
         return await call_ref(self._actor, BufferActor.shard, rows)
 
 
 def local_microbatches(plan: BatchPlan, rank: int) -> list[list[list[int]]]:
-    """The rank's microbatches by row number in its shard, whose rows are `plan.rows_of(rank)` in order."""
+    """A rank's microbatches, by update, as row numbers of its shard (the rows `plan.rows_of(rank)`)."""
     numbers = iter(range(len(plan.rows_of(rank))))
     return [[list(islice(numbers, len(micro))) for micro in update] for update in plan.microbatches[rank]]
 
 
 def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One update's metrics, summed over ranks. Gradient norm and skipping are the same on every rank."""
+    """One update's metrics, summed over ranks, except those that are equal on every rank (`rank/...`)."""
     names = sorted({name for part in parts for name in part if not name.startswith("rank/")})
     total = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
     return total | {"grad/norm": parts[0]["rank/grad_norm"], "grad/applied": parts[0]["rank/applied"]}
 
 
 class LearnerGroup:
-    """All learner ranks as one `Learner`; each fetches its own token-balanced shard.
+    """All learner ranks as one `Learner`; each rank fetches its own token-balanced shard.
 
-    Ranks share the state: when one is lost, all are ended and `LearnerLostError` is raised. `restart` then
-    starts new ones, whose state comes from a checkpoint. Concurrent calls are made one after the other, so
-    that all ranks enter their collectives in the same order.
+    The ranks share the state (ZeRO): if one is lost, all are killed and `LearnerLostError` is raised.
+    `restart` then starts new ones, which must load a checkpoint. Concurrent calls are made one after the
+    other, so that all ranks enter their collectives in the same order.
     """
 
     def __init__(
@@ -258,14 +262,14 @@ class LearnerGroup:
         self._one_at_a_time = asyncio.Lock()
 
     async def ready(self) -> int:
-        """Wait for all ranks; the number of parameters."""
+        """Wait for all ranks; returns the number of parameters."""
         return int((await wait_ready(self._handles, self._limits.ready_s))[0])
 
     async def reset(self, run: BoundRun, buffer: BufferProxy) -> None:
         """Reset the ranks for another run: weights of step 0, a new optimizer, that run's losses and buffer.
 
         Raises:
-            LearnerLostError: a rank died or hangs; all are ended.
+            LearnerLostError: a rank died or hangs; all are killed.
         """
         self._buffer = buffer
         await self.all(LearnerRank.reset, run)
@@ -273,7 +277,7 @@ class LearnerGroup:
     async def restart(self) -> None:
         began = time.perf_counter()
         while True:
-            await self._failures.note(self._lost or "asked for")
+            await self._failures.note(self._lost or "restart requested")
             self._handles = self._start()
             try:
                 await self.ready()
@@ -286,20 +290,21 @@ class LearnerGroup:
             return
 
     def progress(self) -> None:
-        """A step was finished: failures count from zero again."""
+        """Report that a step was finished, which resets the count of failures."""
         self._failures.clear()
 
     def kill(self, force: bool = False) -> None:
-        """End all ranks."""
+        """Kill all ranks."""
         for handle in self._handles:
             handle.kill(force)
 
     async def watch(self) -> None:
-        """Ping the ranks every PING_S. If one is dead or hangs, all are ended and the next call fails."""
+        """Ping the ranks every PING_S. If one is dead or hangs, all are killed and the next call fails."""
         while True:
             await asyncio.sleep(PING_S)
             for handle in self._handles if not self._lost else ():
                 reason = await quiet_reason(handle, self._limits.hang_s, self._report)
+                # `restart` may have replaced the ranks while this one was pinged.
                 if reason and handle in self._handles and not self._lost:
                     self._lost = reason
                     self.kill(force=True)
@@ -310,10 +315,10 @@ class LearnerGroup:
         arguments: Sequence[tuple[*_Arguments]],
         by_reference: bool = False,
     ) -> list[_Result]:
-        """Call `method` on every rank with arguments of its own; all results (or references), by rank.
+        """Call `method` on every rank, each with its own arguments; returns results (or references) by rank.
 
         Raises:
-            LearnerLostError: a rank died or hangs; all are ended.
+            LearnerLostError: a rank died or hangs; all are killed.
             Exception: what a rank raised.
         """
         async with self._one_at_a_time:
@@ -335,10 +340,10 @@ class LearnerGroup:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failures = [error for task in tasks if task.done() and (error := task.exception())]
             if failures and not any(isinstance(error, ActorLostError) for error in failures):
-                # One rank's error may only be the consequence of another's death.
+                # An error in one rank (a broken collective) may follow from the death of another.
                 await asyncio.wait(tasks, timeout=_OTHER_RANKS_S)
         finally:
-            for task in tasks:
+            for task in tasks:  # a rank that waits in a collective for a dead one would never answer
                 task.cancel()
         errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
         lost = next((error for error in errors if isinstance(error, ActorLostError)), None)
@@ -354,7 +359,7 @@ class LearnerGroup:
     async def all(
         self, method: Callable[[Any, *_Arguments], _Result], *arguments: *_Arguments
     ) -> list[_Result]:
-        """The same with the same arguments for every rank."""
+        """As `each`, with the same arguments for every rank."""
         return await self.each(method, [arguments] * len(self._handles))
 
     async def score(self, batch: Batch) -> pa.Table:
@@ -381,10 +386,10 @@ class LearnerGroup:
         return [add_sums(parts) for parts in zip(*await self.each(LearnerRank.update, updates), strict=True)]
 
     async def publish(self, version: int) -> PackedWeights:
-        """A reference to all weights as of now, in rank 0's host memory."""
+        """A reference to a copy of all current weights, in rank 0's host memory."""
         versions = [(version,)] * len(self._handles)
         first, *_ = await self.each(LearnerRank.publish, versions, by_reference=True)
-        return cast(PackedWeights, first)  # only the other ranks' references are to None
+        return cast(PackedWeights, first)  # the other ranks return None
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
         return (await self.all(LearnerRank.probe, probes))[0]
@@ -396,7 +401,7 @@ class LearnerGroup:
         current: PackedWeights,
         previous: PackedWeights | None,
     ) -> str:
-        """Which weights would make an engine answer `observed` (see `LearnerRank.explain`)."""
+        """Which weights explain the engine's probe result `observed` (see `LearnerRank.explain`)."""
         return await call(self._handles[0], LearnerRank.explain, probes, observed, current, previous)
 
     async def save(self, folder: str) -> dict[str, str]:

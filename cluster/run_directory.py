@@ -2,8 +2,8 @@
 
     runs/<name>/run.json     which experiment this is: its settings, their hash, the digests of its prompts
                              and of the user's own code
-    runs/<name>/lock         held by the one driver that works on it
-    runs/<name>/logs/attempt_<n>/    of the n-th driver
+    runs/<name>/lock         held by the driver that works on the run
+    runs/<name>/logs/attempt_<n>/    logs of the n-th driver
 
 Called by `cluster.attempt` before anything is started.
 """
@@ -36,16 +36,17 @@ from trainer.data.prompts import TokenPrompt
 RUN_FILE: Final = "run.json"
 FINISHED_FILE: Final = "finished.json"
 _SAMPLED_BYTES: Final = 1 << 20
+"""Bytes hashed at each end of a model file; hashing all of a large model would take minutes."""
 _FORMAT: Final = 1
 _LOCK_WAIT_S: Final = 3.0
 _STATE_BYTES_PER_PARAMETER: Final = 12
-"""fp32 weights and two moments."""
+"""fp32 weights and Adam's two moments."""
 _SLACK_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A run directory that is this driver's until `lock` is released."""
+    """A run directory that belongs to this driver until `lock` is released."""
 
     run_dir: Path
     attempt: int
@@ -53,26 +54,27 @@ class Claim:
     experiment_hash: str
 
     def note_finished(self, num_steps: int) -> None:
-        """Keep that the run has made its steps and its export."""
+        """Record that the run has made all its steps and its export."""
         write_json_atomic(self.run_dir / FINISHED_FILE, {"num_steps": num_steps})
 
     @property
     def log_dir(self) -> Path:
-        """Logs of this attempt."""
+        """The folder for the logs of this attempt."""
         return self.run_dir / "logs" / f"attempt_{self.attempt}"
 
 
 def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
-    """sha256 (hex) of what a run is made from: training prompts with answers, and the model.
+    """sha256 (hex) of a run's sources: its training prompts with their answers, and the model's files.
 
-    Of a model file the name, the size, and the first and the last MiB count.
+    A model file counts by its name, its size, and its first and last MiB.
     """
     digest = hashlib.sha256()
     for prompt in prompts:
         row = prompt.prompt
-        told = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
-        digest.update(f"{told}\n".encode(errors="surrogatepass"))
-        if row.ground_truth is not None or row.data_source:  # most rows have neither
+        content = (row.prompt_id, row.answer, row.domain, sorted(row.extra.items()), prompt.token_ids)
+        digest.update(f"{content}\n".encode(errors="surrogatepass"))
+        # Added later: rows without these fields keep the digest that runs begun before have stored.
+        if row.ground_truth is not None or row.data_source:
             digest.update(f"{(row.ground_truth, row.data_source)}\n".encode())
     for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -83,10 +85,10 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
     return digest.hexdigest()
 
 
-def shown_digest(demonstrations: pa.RecordBatch) -> str:
-    """sha256 (hex) of a run's demonstrations, or "" without any.
+def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
+    """sha256 (hex) of a run's demonstrations, or "" if there are none.
 
-    Separate from `source_digest`: a run with demonstrations can be compared with one that has none.
+    Separate from `source_digest`, so that a run with demonstrations can be compared with one without.
     """
     if not demonstrations.num_rows:
         return ""
@@ -97,7 +99,7 @@ def shown_digest(demonstrations: pa.RecordBatch) -> str:
 
 
 def is_finished(config: RunConfig, job: str) -> bool:
-    """Whether a run of this name, experiment and job has made all its steps, and its export, already."""
+    """Whether a run of this name, experiment and job has already made all its steps and its export."""
     run_dir = Path(config.runs_dir) / config.name
     if config.resume == "never" or not (run_dir / RUN_FILE).exists():
         return False
@@ -106,7 +108,7 @@ def is_finished(config: RunConfig, job: str) -> bool:
     try:
         made = int(json.loads((run_dir / FINISHED_FILE).read_text(encoding="utf-8"))["num_steps"])
     except (ValueError, KeyError, TypeError):
-        return False  # its steps are looked at instead
+        return False  # not readable: the run is resumed, which counts its committed steps
     exported = not config.checkpoint.export_last or (run_dir / "export").is_dir()
     return exported and made >= config.num_steps
 
@@ -116,11 +118,11 @@ def reading(run_dir: Path) -> Iterator[None]:
     """Keep a run from being resumed while its rollouts are read.
 
     Raises:
-        ValueError: a driver is at work on it.
+        ValueError: a driver is working on it.
     """
     lock = RunLock(run_dir / "lock", "a reader", shared=True)
     if lock.path.exists():
-        with suppress(OSError):  # without write access nobody here can resume the run either
+        with suppress(OSError):  # a folder without write access cannot be resumed from here either
             lock.acquire()
     try:
         yield
@@ -129,7 +131,11 @@ def reading(run_dir: Path) -> Iterator[None]:
 
 
 def check_claimable(config: RunConfig, code: UserCode = NO_CODE) -> None:
-    """Raise what `claim_run` would raise for the settings and the code, without touching anything."""
+    """Check whether the run could be claimed with these settings and this code, without writing anything.
+
+    Raises:
+        ValueError: as `claim_run`.
+    """
     run_dir = Path(config.runs_dir) / config.name
     for folder in (run_dir, *run_dir.parents):
         if folder.exists() and not folder.is_dir():
@@ -140,19 +146,22 @@ def check_claimable(config: RunConfig, code: UserCode = NO_CODE) -> None:
         _changed_modules(run_dir, _check_experiment(run_dir, config), config, code)
     elif committed_steps(run_dir) or checkpoint_steps(run_dir) or any(run_dir.glob("journal/*.arrow")):
         raise ValueError(
-            f"{run_dir}: must have a {RUN_FILE} that says which experiment it is, found none: "
+            f"{run_dir}: must have a {RUN_FILE} that describes its experiment, but there is none: "
             "choose another name (name=...), or move or delete that folder"
         )
 
 
-def claim_run(config: RunConfig, digest: str, job: str, shown: str = "", code: UserCode = NO_CODE) -> Claim:
+def claim_run(
+    config: RunConfig, digest: str, job: str, demonstrations: str = "", code: UserCode = NO_CODE
+) -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
 
-    `digest` and `shown` are of its sources (`source_digest`, `shown_digest`).
+    `digest` and `demonstrations` are those of `source_digest` and `demonstrations_digest`.
 
     Raises:
-        ValueError: it is in use, of another experiment (with the differences), another job, other prompts or
-            other code, it has checkpoints of which none is whole, or it exists and `resume` is never.
+        ValueError: the directory is in use; belongs to another experiment (with the differences), another
+            job, other prompts or other code; has checkpoints, none of them complete; or exists although
+            `resume` is never.
     """
     check_claimable(config, code)
     try:
@@ -162,13 +171,13 @@ def claim_run(config: RunConfig, digest: str, job: str, shown: str = "", code: U
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
-        digests = {"source_sha256": digest, "demonstrations_sha256": shown}
+        digests = {"source_sha256": digest, "demonstrations_sha256": demonstrations}
         experiment_hash = _identify(run_dir, config, digests, job, code)
-        newest_checkpoint(run_dir)  # refused before anything is started
+        newest_checkpoint(run_dir)  # raises if there are checkpoints but none can be used
         make_dir_synced(run_dir / "journal")
         attempt = _next_attempt(run_dir / "logs")
         (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: the lock must not outlive a failed claim
         lock.release()
         raise
     return Claim(run_dir=run_dir, attempt=attempt, lock=lock, experiment_hash=experiment_hash)
@@ -184,7 +193,7 @@ def _open_run_dir(config: RunConfig) -> Path:
 
 
 def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job: str, code: UserCode) -> str:
-    """Write who the run is, or check that it is this one; the hash that its checkpoints bear."""
+    """Write `run.json`, or check it against this run; returns the experiment hash that checkpoints carry."""
     if not (run_dir / RUN_FILE).exists():
         record = {
             "format": _FORMAT,
@@ -207,7 +216,7 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
         raise ValueError(
             f"{run_dir / RUN_FILE}: data.train, sft.data and model.path must be what the run began with, got "
             "others (prompts, answers, demonstrations, tokenizer or model files have changed): "
-            "choose another name (name=...)"
+            "restore them, or choose another name (name=...)"
         )
     if changed := _changed_modules(run_dir, known, config, code):
         record = dict(known) | {"code_sha256": dict(code.digests)}
@@ -219,22 +228,22 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
 def _changed_modules(
     run_dir: Path, known: Mapping[str, object], config: RunConfig, code: UserCode
 ) -> list[str]:
-    """The user's modules that are not what the run began with, if `resume` accepts that.
+    """Names of the user's modules that have changed since the run began.
 
     Raises:
-        ValueError: it does not.
+        ValueError: there are some, and `resume` is not `changed_code`.
     """
     before = known.get("code_sha256")
-    if not isinstance(before, dict):  # of a version that kept none
+    if not isinstance(before, dict):  # written by a version that did not store it
         return []
     names = sorted(before.keys() | code.digests.keys())
     changed = [name for name in names if before.get(name) != code.digests.get(name)]
     if changed and config.resume != "changed_code":
-        told = ", ".join(f"{name} ({code.files.get(name, 'no longer loaded')})" for name in changed)
+        modules = ", ".join(f"{name} ({code.files.get(name, 'no longer loaded')})" for name in changed)
         raise ValueError(
             f"{run_dir / RUN_FILE}: your own code must be what the run began with, got other content of "
-            f"{told}: choose another name (name=...), put the files back, or resume the run with the new "
-            "code by resume=changed_code"
+            f"{modules}: choose another name (name=...), restore the files, or resume with the new code "
+            "(resume=changed_code)"
         )
     return changed
 
@@ -246,20 +255,24 @@ def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
         before, hashed = dict(known["experiment"]), known["experiment_hash"]
         known["source_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: must be a run's description, found it damaged: {error!r}") from error
+        raise ValueError(
+            f"{path}: must be a run's description, got a damaged file ({error!r}): choose another name "
+            "(name=...), or move or delete that folder"
+        ) from error
     if hashed == config_hash(config):
         return known  # type: ignore[no-any-return]
     lines = [
-        f"  {key}: the run has {then!r}, asked for {now!r}" for key, then, now in differences(before, config)
+        f"  {key}: the run has {then!r}, this config has {now!r}"
+        for key, then, now in differences(before, config)
     ]
     if known.get("defaults", 1) != DEFAULTS_VERSION:
         lines.append(f"  defaults: the run has those of version {known.get('defaults', 1)}")
-    if not lines:  # hashed by another version, which counted other keys
+    if not lines:  # same settings, hashed by a version that counted other keys
         return known  # type: ignore[no-any-return]
     raise ValueError(
         f"run directory {run_dir} is of another experiment, which cannot be resumed with this config:\n"
         + "\n".join(lines)
-        + "\nask for the run's own settings to resume it, or choose another name (name=...)"
+        + "\nset these keys to the run's own values to resume it, or choose another name (name=...)"
     )
 
 
@@ -269,10 +282,10 @@ def _next_attempt(logs: Path) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in a model folder's safetensors files, from their headers.
+    """Number of parameters in a model folder, from the headers of its safetensors files.
 
     Raises:
-        ValueError: there are none that can be read.
+        ValueError: the folder has no safetensors files that can be read.
     """
     from trainer.model.stored_tensors import stored_shapes  # safetensors is not in the base install
 
@@ -280,18 +293,18 @@ def count_parameters(folder: Path) -> int:
 
 
 def check_space(config: RunConfig) -> None:
-    """Refuse to start without room for the checkpoints and the export (`config.model.path` is a folder).
+    """Check that the disk has room for the checkpoints and the export. `config.model.path` is a folder.
 
     Raises:
-        ValueError: with how much is needed and how much is free.
+        ValueError: it has not; the message has the bytes needed and free.
     """
     parameters = count_parameters(Path(config.model.path))
-    states = config.checkpoint.keep + 1  # an old one goes only after the new one is there
+    states = config.checkpoint.keep + 1  # an old one is deleted only after the new one is complete
     needed = parameters * (_STATE_BYTES_PER_PARAMETER * states + 4) + _SLACK_BYTES
     purpose = f"{states} checkpoints and an export of {parameters:,} parameters"
     check_free_space(Path(config.runs_dir), needed, purpose)
 
 
 def write_config(run_dir: Path, config: RunConfig) -> None:
-    """Keep the resolved config of the newest attempt."""
+    """Write the resolved config of the newest attempt."""
     write_bytes_atomic(run_dir / "config.yaml", dump_yaml(config).encode())

@@ -1,7 +1,7 @@
-"""Secrets of scorers: read from the driver's environment, and kept from every process but the scorer's own.
+"""Secrets of scorers: read from the driver's environment, and passed to no process but the scorer's own.
 
-In: the names under `scorers.<name>.secrets`. Out: `Secrets` for the scorer's actors, or a refusal before
-anything starts. docs/scorers.md says where the values go and what remains.
+In: the names under `scorers.<name>.secrets`. Out: `Secrets` for the scorer's actors, or an error before
+anything starts. docs/scorers.md describes where the values go, and which risks remain.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from actors.secrets import Secrets
 from configs.schema import RunConfig
 
 MIN_CHARS: Final = 6
-"""A shorter value could not be told from ordinary text where it is masked."""
+"""Minimum length of a secret: logs are masked by searching for its value, so it must not be a common word."""
 
 
 def secret_names(config: RunConfig) -> tuple[str, ...]:
-    """Every environment variable that is some scorer's secret."""
+    """The names of all environment variables that are secrets of a scorer, sorted."""
     return tuple(sorted({name for entry in config.scorers.values() for name in entry.get("secrets", ())}))
 
 
@@ -34,7 +34,7 @@ def secrets_of(config: RunConfig, scorer: str) -> Secrets:
         if not value:
             raise ValueError(
                 f"scorers.{scorer}.secrets: environment variable {name} is not set: "
-                "export it before the run, or take it out"
+                "export it before the run, or remove it from the list"
             )
         if len(value) < MIN_CHARS:
             raise ValueError(
@@ -45,7 +45,11 @@ def secrets_of(config: RunConfig, scorer: str) -> Secrets:
 
 
 def check_secrets(config: RunConfig) -> None:
-    """Raise what `secrets_of` raises for any scorer."""
+    """Check the secrets of all scorers.
+
+    Raises:
+        ValueError: as `secrets_of`, for any of them.
+    """
     for scorer in config.scorers:
         secrets_of(config, scorer)
 

@@ -1,6 +1,6 @@
-"""Several runs in a row on the same actors: every one is checked first, then each is an ordinary run.
+"""Several runs in a row on the same actors: all are checked first, then each is an ordinary run.
 
-In: configs and a listener. Out: run directories. A run that fails is reported, and the others are still run.
+In: configs and a listener. Out: run directories. A run that fails is reported, and the series continues.
 Called by `lab.compare`.
 """
 
@@ -46,12 +46,14 @@ class Listener(Protocol):
         ...
 
     def failed(self, index: int, reason: str) -> None:
-        """The run was stopped by an error; the same call resumes it."""
+        """The run was stopped by an error. Calling `train_all` again resumes it."""
         ...
 
 
 def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Reporter) -> int:
-    """Run them all; the exit code: 0, or 130 or 143 when interrupted. A run that is finished is not repeated.
+    """Run all configs in order; returns the exit code: 0, 130 (SIGINT) or 143 (SIGTERM).
+
+    Runs that are already finished are not repeated.
 
     Raises:
         ValueError: bad input, or a cluster too small; nothing was started.
@@ -61,18 +63,19 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     codes = _check_code(configs, reporter)
     local = [local_model(config) for config in configs]
     runs = [bind(config) for config in local]
-    known: dict[str, Prompts] = {}
-    answered: set[str] = set()
+    # Arms of a comparison mostly share prompts and scorers: each combination is loaded and checked once.
+    loaded: dict[str, Prompts] = {}
+    checked: set[str] = set()
     prompts = []
     for given, config, run, code in zip(configs, local, runs, codes, strict=True):
         check_startable(given, run, code)
-        wanted = repr((config.data, config.model, config.rollout, config.eval.every == 0, _shown(config)))
-        if wanted not in known:
-            known[wanted] = load_prompts(run, reporter)
-        prompts.append(known[wanted])
-        if (asked := repr((wanted, config.scorers))) not in answered:
-            answered.add(asked)
-            check_answers(config, [each.prompt for each in known[wanted].train], reporter.note)
+        key = repr((config.data, config.model, config.rollout, config.eval.every == 0, _sft_key(config)))
+        if key not in loaded:
+            loaded[key] = load_prompts(run, reporter)
+        prompts.append(loaded[key])
+        if (scored_key := repr((key, config.scorers))) not in checked:
+            checked.add(scored_key)
+            check_answers(config, [each.prompt for each in loaded[key].train], reporter.note)
     clustered = any(config.cluster.spawn == "ray" for config in local)
     if clustered:
         connect({name for config in local for name in secret_names(config)})
@@ -100,19 +103,19 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
 
 
 def _check_code(configs: Sequence[RunConfig], reporter: Reporter) -> list[UserCode]:
-    """The user's own code of each run; what several runs share is tried once."""
+    """The user's own code of each run; what several runs share is imported once."""
     known: dict[str, UserCode] = {}
-    found = []
+    codes = []
     for config in configs:
-        wanted = repr((sorted(own_targets(config).items()), config.allow))
-        if wanted not in known:
-            known[wanted] = check_user_code(config, reporter.note)
-        found.append(known[wanted])
-    return found
+        key = repr((sorted(own_targets(config).items()), config.allow))
+        if key not in known:
+            known[key] = check_user_code(config, reporter.note)
+        codes.append(known[key])
+    return codes
 
 
-def _shown(config: RunConfig) -> object:
-    """What a run's demonstrations depend on, apart from model and rollout; None without any."""
+def _sft_key(config: RunConfig) -> object:
+    """What a run's demonstrations depend on, apart from model and rollout; None without demonstrations."""
     return (config.name, config.sft) if SFT in config.loss else None
 
 
@@ -137,7 +140,7 @@ class _Series:
         return self._attempt is not None and self._attempt.stop()
 
     async def work(self) -> bool:
-        """Make all runs; False if stopped before the end."""
+        """Make all runs; returns False if stopped before the end."""
         try:
             for index, resolved in enumerate(self._resolved_runs):
                 if self._stopping:
@@ -164,7 +167,7 @@ class _Series:
             try:
                 finished = await self._attempt.work()
             except BaseException:
-                await self._actor_pool.close()  # before another may claim the folder
+                await self._actor_pool.close()  # before the lock is released: the buffer may still write
                 raise
             finally:
                 self._attempt = None

@@ -1,6 +1,6 @@
-"""Starting actors and calling them: in Ray processes, or all in this process for a debugger.
+"""Start actors and call them: in Ray processes, or all in this process for use with a debugger.
 
-The rest of `cluster` reaches an actor only through its `Handle`.
+The rest of `cluster` uses an actor only through its `Handle`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from cluster.actor_process import Blueprint, Host, ProcessId, ProcessSetup, buil
 
 
 class ActorCallError(RuntimeError):
-    """An actor failed permanently; the message says why."""
+    """An actor failed permanently; the message has the reason."""
 
 
 class ActorLostError(ActorCallError):
-    """An actor died, hangs, or exceeded the limit of a call. A replacement can do its work."""
+    """An actor died, hangs, or exceeded the time limit of a call. A replacement may succeed."""
 
 
 class Handle(Protocol):
-    """One actor. `call` gives a method's result; `call_ref` waits for it too, but leaves it where it was made
-    and gives a reference that other actors' calls take."""
+    """One actor.
+
+    `call` returns a method's result. `call_ref` also waits for it, but leaves it on the actor's node and
+    returns a reference, which can be an argument of calls to other actors.
+    """
 
     label: str
 
@@ -56,85 +59,90 @@ class RayHandle:
         self._process: ProcessId | None = None
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The result of `method`.
+        """Call `method` and return its result.
 
         Raises:
-            ActorLostError: the actor died, failed beyond use or did not answer within the limit.
-            Exception: what the method raised, as it raised it.
+            ActorLostError: the actor died, can no longer be used or did not answer within the limit.
+            Exception: what the method raised, with its own type.
         """
         return await self._wait(self._actor.call.remote(method, *arguments), method)
 
     async def call_ref(self, method: str, *arguments: object) -> object:
-        """A reference to the result, once it exists; errors as `call`."""
+        """A reference to the result, once it exists; raises as `call`."""
+        # Awaiting `result` would copy it to the driver; `done` is an empty second return of the same task.
         result, done = self._actor.call_ref.options(num_returns=2).remote(method, *arguments)
         await self._wait(done, method)
         return result
 
     async def stalled_for_s(self) -> float:
-        """Seconds since the actor last moved, by its own account."""
+        """Seconds since the actor last made progress, as it measures that itself."""
         return await self._wait(self._actor.stalled_for_s.remote(), "stalled_for_s")  # type: ignore[no-any-return]
 
     async def ready(self) -> Any:
-        """Wait for the constructor, then for the actor's `ready`, whose result it returns."""
-        found = await self.call("ready")
+        """Wait for the constructor, then for the actor's `ready`; returns its result."""
+        result = await self.call("ready")
         self._process = await self._wait(self._actor.process.remote(), "process")
-        return found
+        return result
 
     async def _wait(self, reference: Any, method: str) -> Any:
         try:
             return await asyncio.wait_for(_as_future(reference), self._limit_s)
         except ray.exceptions.RayTaskError as error:
+            # The method's own exception, so that callers can catch it by type.
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, EngineFailedError):
                 raise ActorLostError(f"{self.label}: {cause}") from error
             raise cause from error
         except ray.exceptions.RayActorError as error:
             raise ActorLostError(f"{self.label} died during {method}: {_why(error)}") from error
-        except ray.exceptions.RayError as error:  # its node, its memory or its result was lost
+        except (
+            ray.exceptions.RayError
+        ) as error:  # its node failed, it was out of memory, or its result is lost
             raise ActorLostError(f"{self.label} was lost during {method}: {type(error).__name__}") from error
         except TimeoutError as error:
             raise ActorLostError(f"{self.label} did not answer {method} within {self._limit_s} s") from error
 
     def kill(self, force: bool = False) -> None:
-        """End the process. `force` sends SIGKILL too, which also ends a stopped process (SIGSTOP)."""
+        """End the process. `force` also sends SIGKILL, which ends even a stopped process (SIGSTOP)."""
         ray.kill(self._actor)
         process = self._process
         if force and process is not None and process.host == socket.gethostname():
             with suppress(ProcessLookupError):
-                if started_at(process.pid) == process.started:
+                if started_at(process.pid) == process.started:  # else the pid now belongs to another process
                     os.kill(process.pid, signal.SIGKILL)
 
 
 def _why(error: ray.exceptions.RayActorError) -> str:
-    """What the constructor raised (last line of its traceback), or where to look."""
+    """What the constructor raised (the last line of its traceback), or where to look."""
     text = str(error).strip()
     return text.splitlines()[-1] if "creation task" in text else "its process is gone; its log may say why"
 
 
 async def _as_future(reference: Any) -> Any:
+    """A coroutine for `asyncio.wait_for`: a Ray reference is only awaitable."""
     return await reference
 
 
 class LocalHandle:
-    """An actor in this process: plain methods on a thread of its own, async ones on the caller's loop."""
+    """An actor in this process: plain methods run on its own thread, async methods on the caller's loop."""
 
     def __init__(self, label: str, actor: object) -> None:
         self.label, self._actor = label, actor
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=label)
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The result of `method`. An actor in this process cannot be lost."""
+        """Call `method` and return its result. An actor in this process cannot be lost."""
         function = getattr(self._actor, method)
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def call_ref(self, method: str, *arguments: object) -> object:
-        """The result itself: actors of one process share memory."""
+        """The result itself: actors in one process share memory."""
         return await self.call(method, *arguments)
 
     async def stalled_for_s(self) -> float:
-        """Always 0.0: this process would hang with the actor."""
+        """Always 0.0: if the actor hung, so would this process."""
         return 0.0
 
     async def ready(self) -> Any:
@@ -159,9 +167,9 @@ def spawn_ray(
     bundle: int,
     limit_s: float | None,
 ) -> RayHandle:
-    """Start an actor process. It ends with the driver: nothing is detached.
+    """Start an actor process. It is not detached, so Ray ends it with the driver.
 
-    Its environment is set before its Python starts: unpickling the arguments may import torch, whose OpenMP
+    The environment is set before its Python starts: unpickling the arguments may import torch, whose OpenMP
     reads the environment only once.
     """
     strategy: Any = "DEFAULT"
@@ -179,7 +187,7 @@ def spawn_ray(
 
 
 def spawn_local(setup: ProcessSetup, blueprint: Blueprint) -> LocalHandle:
-    """Build the actor in this process. Output goes to the terminal; the environment applies to all of it."""
+    """Build the actor in this process. Its output goes to the terminal, its environment to this process."""
     os.environ.update(setup.environment)
     return LocalHandle(setup.label, build(blueprint))
 
@@ -188,7 +196,7 @@ async def wait_ready(handles: Sequence[Handle], limit_s: float) -> list[Any]:
     """Wait until every actor answers `ready`.
 
     Raises:
-        ActorLostError: naming those that did not within `limit_s`.
+        ActorLostError: some did not within `limit_s` seconds; the message names them.
     """
     tasks = [asyncio.create_task(handle.ready(), name=handle.label) for handle in handles]
     try:

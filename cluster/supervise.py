@@ -1,8 +1,8 @@
 """Supervision: an actor that dies or hangs is replaced, and its calls are repeated on the replacement.
 
-A `Supervised` is used like a `Handle`, but its calls survive the actor: each is repeated with the same
-arguments until an actor has answered it. Such a method must therefore be safe to repeat. Failures are counted
-per actor; `progress` (a finished step) resets the count.
+A `Supervised` is used like a `Handle`, but its calls survive the loss of the actor: each is repeated with the
+same arguments until an actor has answered it. Methods called this way must be safe to repeat. Failures are
+counted per actor; `progress` (a finished step) resets the count.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from cluster.spawn import ActorCallError, ActorLostError, Handle, wait_ready
 from configs.schema import ClusterConfig
 
 STALL_S = 5.0
-"""An actor silent for longer is reported, before it is replaced (`cluster.hang_timeout_s`)."""
+"""An actor that does not answer for longer is reported; it is replaced after `cluster.hang_timeout_s`."""
 PING_S = 1.0
+"""Interval between pings of an actor."""
 _MAX_BACKOFF_S = 30.0
 
 Prepare = Callable[[Handle], Awaitable[None]]
+"""Restores the state of a replacement, which has none yet."""
 
 
 class ReportEvent(Protocol):
-    """Receives the events of supervision: a kind, the actor's label, and further fields."""
+    """Receives events of supervision: the kind, the actor's label, and further fields."""
 
     def __call__(self, kind: str, actor: str, **fields: str | float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How often an actor may fail within a step, and how long everything may take, in seconds."""
+    """How often an actor may fail within a step, and time limits in seconds."""
 
     max_restarts: int
     backoff_s: float
@@ -41,7 +43,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: ClusterConfig) -> Limits:
-        """The limits a config sets."""
+        """The limits of a config."""
         return cls(
             max_restarts=config.max_restarts,
             backoff_s=config.restart_backoff_s,
@@ -74,18 +76,19 @@ class Failures:
             await asyncio.sleep(min(self._limits.backoff_s * 2 ** (self._count - 1), _MAX_BACKOFF_S))
 
     def clear(self) -> None:
-        """A step was finished."""
+        """Reset the count, because a step was finished."""
         self._count = 0
 
 
 async def nothing_to_prepare(handle: Handle) -> None:
-    """For an actor without state: its replacement needs nothing."""
+    """The `Prepare` of an actor without state."""
 
 
 class Supervised:
-    """A `Handle` to the current actor of this label. `start` makes one; `prepare` restores its state.
+    """A `Handle` to the current actor with this label. `start` makes an actor; `prepare` restores its state.
 
-    A life is the time of one actor, from its start to its replacement; lives are numbered from 0.
+    A life is the time of one actor, from its start to its replacement. Lives are numbered from 0, so that a
+    failure of an earlier life is not taken for one of the current actor.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Supervised:
         return await self._handle.ready()
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """The result of `method`; repeated on replacements until one has answered.
+        """Call `method` and return its result; the call is repeated on replacements until one has answered.
 
         Raises:
             ActorCallError: too many actors failed.
@@ -123,11 +126,11 @@ class Supervised:
         return await self._until_answered(lambda handle: handle.call_ref(method, *arguments))
 
     async def stalled_for_s(self) -> float:
-        """Seconds since the actor last moved, by its own account."""
+        """Seconds since the actor last made progress, as it measures that itself."""
         return await self._handle.stalled_for_s()
 
     def kill(self, force: bool = False) -> None:
-        """End it for good."""
+        """Kill the actor without replacing it."""
         if self._replacing is not None:
             self._replacing.cancel()
         self._handle.kill(force)
@@ -135,7 +138,7 @@ class Supervised:
     # -- more than a handle ----------------------------------------------------------------------------------
 
     async def once(self, method: str, *arguments: object) -> Any:
-        """One attempt. On ActorLostError a replacement is being started, and the caller decides."""
+        """Call `method` once. On ActorLostError a replacement is started, but the call is not repeated."""
         life = await self.settled()
         try:
             return await self._handle.call(method, *arguments)
@@ -144,26 +147,26 @@ class Supervised:
             raise
 
     def replace(self, reason: str, counted: bool = True, life: int | None = None) -> None:
-        """Kill the actor and start another; calls wait for it. One that is no longer in `life` stays."""
+        """Kill the actor and start another; calls wait for it. Does nothing if `life` is already over."""
         self._begin_replacing(self._life if life is None else life, reason, counted)
 
     async def settled(self) -> int:
-        """Wait while the actor is being replaced; the number of its life afterwards.
+        """Wait while the actor is being replaced; returns the number of its current life.
 
         Raises:
             ActorCallError: too many actors failed.
         """
         while self._replacing is not None:
-            # Shielded: a caller that gives up must not take the replacement away from the others.
+            # Shielded: cancelling one caller must not cancel the replacement that others wait for.
             await asyncio.shield(self._replacing)
         return self._life
 
     def progress(self) -> None:
-        """A step was finished: failures count from zero again."""
+        """Report that a step was finished, which resets the count of failures."""
         self._failures.clear()
 
     async def watch(self) -> None:
-        """Ping the actor every PING_S, until cancelled; replace it when it is dead or hangs."""
+        """Ping the actor every PING_S until cancelled, and replace it when it is dead or hangs."""
         while True:
             await asyncio.sleep(PING_S)
             life = await self.settled()
@@ -180,12 +183,13 @@ class Supervised:
                 self._begin_replacing(life, str(error))
 
     def _begin_replacing(self, life: int, reason: str, counted: bool = True) -> None:
+        # Many calls fail when one actor is lost; only the first may start a replacement.
         if life != self._life or self._replacing is not None:
             return
         self._replacing = asyncio.create_task(self._replace(reason, counted), name=f"replace {self.label}")
 
     async def _replace(self, reason: str, counted: bool) -> None:
-        """Start actors until one is ready. If that fails for good, every later call raises the reason."""
+        """Start actors until one is ready. If none may be started any more, every later call raises why."""
         began = time.perf_counter()
         while True:
             self._handle.kill(force=True)
@@ -203,14 +207,14 @@ class Supervised:
                 raise
             self._handle = handle
             self._life += 1
-            # Not when the task ends: a call made in between would wait for a replacement that is there.
+            # Cleared here, not when the task ends: a call made in between would wait for no reason.
             self._replacing = None
             self._report("actor_replaced", self.label, seconds=round(time.perf_counter() - began, 3))
             return
 
 
 async def quiet_reason(handle: Handle, hang_s: float, report: ReportEvent) -> str:
-    """Why the actor must be replaced, or "" if it answers. A silence beyond STALL_S is reported."""
+    """Why the actor must be replaced, or "" if it need not be. No answer for STALL_S is reported."""
     asked = time.perf_counter()
     answer = asyncio.ensure_future(handle.stalled_for_s())
     try:
@@ -221,10 +225,11 @@ async def quiet_reason(handle: Handle, hang_s: float, report: ReportEvent) -> st
             if answer.done():
                 report("actor_answers", handle.label, seconds=round(time.perf_counter() - asked, 3))
         if not answer.done():
-            return f"{handle.label} gave no sign of life for {hang_s:g} s (cluster.hang_timeout_s)"
-        still = answer.result()
-        moved = still <= hang_s
-        return "" if moved else f"{handle.label} has not moved for {still:.0f} s (cluster.hang_timeout_s)"
+            return f"{handle.label} did not answer for {hang_s:g} s (cluster.hang_timeout_s)"
+        stalled_s = answer.result()
+        if stalled_s <= hang_s:
+            return ""
+        return f"{handle.label} made no progress for {stalled_s:.0f} s (cluster.hang_timeout_s)"
     except ActorLostError as error:
         return str(error)
     finally:
@@ -232,7 +237,7 @@ async def quiet_reason(handle: Handle, hang_s: float, report: ReportEvent) -> st
 
 
 class Fleet:
-    """Every supervised actor of a run: watched together, ended together."""
+    """Every supervised actor of a run: watched together, killed together."""
 
     def __init__(self, watched: Sequence[Watched]) -> None:
         self._watched = watched
@@ -243,7 +248,7 @@ class Fleet:
         self._tasks = [asyncio.create_task(each.watch(), name="watch") for each in self._watched]
 
     def progress(self) -> None:
-        """A step was finished."""
+        """Report that a step was finished to all of them."""
         for each in self._watched:
             each.progress()
 

@@ -1,6 +1,6 @@
 """A training run from config to finished run directory: checks, connection, claim, one attempt.
 
-Called by the command line, which passes in a reporter. Several runs in a row: `cluster.series`.
+Called by the command line, which passes a reporter. For several runs in a row see `cluster.series`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,20 @@ class Outcome:
 
 
 def dry_run(config: RunConfig, reporter: Reporter) -> int:
-    """Check everything that can be checked without starting anything but prints; returns the exit code."""
+    """Check a run without starting it: config, user code, model, prompts and disk space.
+
+    Prints the resolved config and notes the resources that the run needs. Returns exit code 0.
+
+    Raises:
+        ValueError: something cannot be used.
+    """
     code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)
     run = bind(config)
     check_startable(given, run, code)
     prompts = load_prompts(run, reporter)
     check_answers(config, [each.prompt for each in prompts.train], reporter.note)
+    # A dry run joins no cluster, so "auto" cannot be resolved; it is checked as CPU, which allows less.
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     if device == "cpu":
         check_cpu_attention(config.model)
@@ -59,7 +66,12 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
 
 
 def check_startable(given: RunConfig, run: BoundRun, code: UserCode = NO_CODE) -> None:
-    """Raise ValueError if the run cannot be claimed, has no room, or has scorers that clash."""
+    """Check that a run could start.
+
+    Raises:
+        ValueError: its folder cannot be claimed, the disk has no room, a secret is missing, or two scorers
+            use the same tag.
+    """
     check_claimable(given, code)
     check_space(run.config)
     check_secrets(run.config)
@@ -76,7 +88,9 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     job = job or Job()
     if is_finished(config, job.describe()):
         run_dir = (Path(config.runs_dir) / config.name).resolve()
-        reporter.note(f"{run_dir} has made its {config.num_steps} steps; a higher num_steps continues it")
+        reporter.note(
+            f"{run_dir} has made its {config.num_steps} steps already; set a higher num_steps to continue it"
+        )
         return Outcome(exit_code=0, run_dir=run_dir)
     code = check_user_code(config, reporter.note)
     given, config = config, local_model(config)
@@ -84,7 +98,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     run = bind(config)
     check_startable(given, run, code)
     if job.rollouts_of is not None:
-        with reading(job.rollouts_of):
+        with reading(job.rollouts_of):  # fails now, not after the actors have started
             pass
     prompts = load_prompts(run, reporter)
     if job.rollouts_of is None:

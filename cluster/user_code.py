@@ -1,7 +1,7 @@
-"""The user's own code, tried before anything starts: imported in a killable process, its files hashed.
+"""Checks of the user's own code before anything starts: import it in a killable process, hash its files.
 
-In: a config. Out: the digests of the modules that decide what is trained, or one ValueError with every name
-that cannot be used. Called by `cluster.train`.
+In: a config. Out: the digests of the modules that decide what is trained, or one ValueError that lists every
+target that cannot be imported. Called by `cluster.train`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from configs.bound import bind
 from configs.schema import RunConfig
 
 _HASHED_OTHERWISE = ("data.", "sft.data")
-"""Entries whose outcome, the prompts and demonstrations, is hashed instead of their code."""
+"""Entries whose code is not hashed, because the prompts and demonstrations that it returns are."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserCode:
-    """The user's own modules that decide what a run trains: name -> sha256, and name -> file."""
+    """The user's own modules that decide what a run trains.
+
+    `digests` maps a module's name to the sha256 of its file, `files` maps it to the file's path.
+    """
 
     digests: Mapping[str, str]
     files: Mapping[str, str]
@@ -32,7 +35,7 @@ NO_CODE: Final = UserCode({}, {})
 
 
 def own_targets(config: RunConfig) -> dict[str, str]:
-    """Dotted key -> "module:attr" of everything in a config that is the user's own."""
+    """The user's own functions in a config: dotted key -> "module:attr"."""
     return {
         f"{entry.key}.{name}": target
         for entry in bind(config).entries()
@@ -43,15 +46,19 @@ def own_targets(config: RunConfig) -> dict[str, str]:
 def check_user_code(
     config: RunConfig, note: Callable[[str], None], sections: tuple[str, ...] = ("",)
 ) -> UserCode:
-    """Import all of it under `sections`, each in a process of its own, and hash the files it was loaded from.
+    """Import the user's functions whose keys begin with one of `sections`, and hash the modules' files.
+
+    Each function is imported in its own process. `note` receives what is worth a line in the log.
 
     Raises:
-        ValueError: something cannot be imported, or not within a limit: a line each, with the nearest name.
+        ValueError: a function cannot be imported, or not within the time limit. One line for each, with the
+            most similar name that exists.
     """
     targets = {key: target for key, target in own_targets(config).items() if key.startswith(sections)}
     if not targets:
         return NO_CODE
     secrets: dict[str, Secrets] = {}
+    # A module may read its scorer's secrets while it is imported, so the trial import must have them too.
     for key, target in targets.items():
         section, _, name = key.rpartition(".")[0].partition(".")
         of_target = secrets.get(target, NO_SECRETS)

@@ -1,10 +1,10 @@
 """How weights travel from the learner's ranks to the engines: `trainer.roles.WeightTransport` over actors.
 
-A transport owns both sides of a sync, and loads the weights of an engine that is replaced: transports differ
-in exactly that. Through host memory the learner writes first and the engines read later; a broadcast needs
-both at the same time. A transport is built from `LearnerGroup.all`, which ends all ranks when one is lost;
-`cluster.calls.call`, which repeats a call on an engine's replacement; `call_once`, which does not; and
-`Engines.on_replaced`.
+A transport owns both sides of a sync, and loads the weights into an engine that replaces a lost one. Through
+host memory, the learner writes first and the engines read later; a broadcast needs both at the same time.
+
+To write another transport, use `LearnerGroup.all` (ends all ranks when one is lost), `cluster.calls.call`
+(repeats the call on an engine's replacement), `call_once` (does not repeat it) and `Engines.on_replaced`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from trainer.weights.packed import PackedWeights
 
 
 class HostTransport:
-    """Through host memory: rank 0 packs all weights into one buffer, which each engine fetches and loads.
+    """Transport through host memory: rank 0 packs all weights into one buffer, which each engine loads.
 
-    The buffer of the last sync is kept for engines that are replaced, and the one before it for as long as
-    the caller keeps the diagnosis.
+    The buffer of the last sync is kept for replaced engines. The one before it is kept as long as the caller
+    keeps the diagnosis.
     """
 
     def __init__(self, learner: LearnerGroup, engines: Engines) -> None:
@@ -35,6 +35,7 @@ class HostTransport:
 
     async def sync(self, version: int) -> Diagnosis:
         """See `trainer.roles.WeightTransport`."""
+        # Kept before the engines load: an engine replaced in the middle then gets the new weights.
         before = self._weights
         weights = self._weights = await self._learner.publish(version)
         await self._engines.load(weights)
@@ -45,13 +46,13 @@ class HostTransport:
         return explain
 
     async def _bring_up(self, engine: Handle) -> None:
-        """Load the weights of the last sync; before the first, an engine has those of the model's folder."""
+        """Load the weights of the last sync; before the first, an engine has those of the model folder."""
         if self._weights is not None:
             await call(engine, GeneratorActor.load, self._weights)
 
 
 class NoTransport:
-    """The transport of a run on saved rollouts: there are no engines, and weights go nowhere."""
+    """The transport of a run on saved rollouts, which has no engines to send weights to."""
 
     async def sync(self, version: int) -> Diagnosis:
         """See `trainer.roles.WeightTransport`."""
@@ -59,4 +60,4 @@ class NoTransport:
 
 
 async def _nothing_to_explain(probes: Sequence[Probe], observed: np.ndarray) -> str:
-    raise AssertionError("without engines there are no answers to explain")
+    raise AssertionError("without engines there are no probes to explain")

@@ -1,7 +1,8 @@
-"""The command line: `polyphony VERB ...` or `python -m polyphony VERB ...`.
+"""The command line: `polyphony COMMAND ...` or `python -m polyphony COMMAND ...`.
 
-In: arguments. Out: an exit code: 0, or 2 with one message on stderr for input that cannot be used. A verb is
-a small function that imports what it needs when it runs, so that `--help` answers at once.
+In: arguments. Out: an exit code: 0; 1 if a run was stopped by an error; 2, with one message on stderr, for
+bad input; 130 or 143 if interrupted. Each command is a small function that imports what it needs when it
+runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer")
 ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "deepspeed", "vllm")
-"""What the extras [cpu] and [gpu] bring and the base install lacks."""
+"""Packages of the extras [cpu] and [gpu], which the base install lacks."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code; 2 for bad input. Errors of any other kind pass through."""
-    # As `python -m` does, and Ray for its workers: a user's own modules are in the working directory.
+    """Run one command and return its exit code; 2 for bad input. Other errors pass through."""
+    # Users keep their own modules in the working directory. `python -m` and Ray's workers add it to the path;
+    # an installed script does not.
     if sys.path[0] != (here := str(Path.cwd())):
         sys.path.insert(0, here)
     hidden = _hidden_package(Path(__file__).resolve().parents[1])
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(arguments, rest)
-    except KeyboardInterrupt:  # before a run installs its handlers: nothing has been written yet
+    except KeyboardInterrupt:  # a run installs its own handlers; before that nothing has been written
         print("polyphony: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, FileNotFoundError) as error:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_config(config_path: str, overrides: Sequence[str]) -> int:
-    """Print the resolved config, without secrets, as YAML."""
+    """Print the resolved config as YAML, without secrets."""
     from configs.load import dump_yaml, load_config
 
     print(dump_yaml(load_config(config_path, overrides)), end="")
@@ -58,7 +60,7 @@ def print_config(config_path: str, overrides: Sequence[str]) -> int:
 
 
 def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Train, do one half of it (`--rollout-only`, `--train-only RUN`), or only validate (`--dry-run`)."""
+    """Train; or only sample (`--rollout-only`), only learn (`--train-only RUN`), only check (`--dry-run`)."""
     from configs.load import load_config
 
     config = load_config(arguments.config, overrides)
@@ -93,7 +95,7 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
 
 
 def _report(run_dir: Path, reporter: StepReporter) -> None:
-    """Write the report of a run that has made a step."""
+    """Write the report of a run, if it has made a step."""
     from rollouts.store import committed_steps
     from viewer.report import write_report
 
@@ -102,7 +104,7 @@ def _report(run_dir: Path, reporter: StepReporter) -> None:
 
 
 def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Train a config and its arms over seeds, and compare them."""
+    """Train a config and its variants over seeds, and compare them."""
     if missing := _missing_packages():
         raise _must_install("compare", missing)
     from lab.compare import Request, compare
@@ -118,7 +120,7 @@ def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
 
 
 def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
-    """Make a small base model from scratch."""
+    """Train a small base model from scratch."""
     if missing := _missing_packages():
         raise _must_install("lab pretrain", missing)
     from lab.pretrain import pretrain
@@ -127,7 +129,7 @@ def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
 
 
 def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -> int:
-    """Mine strategic n-grams from runs' correct completions into a file for the shape hicra."""
+    """Mine strategic n-grams (HICRA, arXiv:2509.03646) from the correct completions of runs into a file."""
     from trainer.token_advantages.strategic_ngrams import correct_completions, mine_grams, write_grams
 
     documents = (document for run in runs for document in correct_completions(Path(run)))
@@ -138,7 +140,7 @@ def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -
 
 
 def write_run_report(run: str) -> int:
-    """Write a run's report and print where it is."""
+    """Write a run's report and print its path."""
     from viewer.report import write_report
 
     print(write_report(Path(run)))
@@ -159,82 +161,105 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return mine_runs(arguments.runs, arguments.out, arguments.share, arguments.min_documents)
         case "report":
             return write_run_report(arguments.run)
-    raise AssertionError(f"no function for verb {arguments.verb}")
+    raise AssertionError(f"no function for command {arguments.verb}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="polyphony", description="Reinforcement-learning post-training that keeps a model's many voices."
+        prog="polyphony",
+        description="Reinforcement-learning post-training for language models, on Ray, vLLM and DeepSpeed.",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where bad input was refused")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    config = verbs.add_parser("config", help="look at a config").add_subparsers(
-        dest="config_verb", required=True, metavar="VERB"
+    parser.add_argument("--traceback", action="store_true", help="print a traceback for bad input too")
+    verbs = parser.add_subparsers(dest="verb", required=True, title="commands", metavar="COMMAND")
+    config = verbs.add_parser("config", help="print a resolved config").add_subparsers(
+        dest="config_verb", required=True, metavar="COMMAND"
     )
-    _add_config(config.add_parser("print", help="print the resolved config"))
-    train = verbs.add_parser("train", help="train a policy")
-    _add_config(train)
-    how = train.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="show what would run, start nothing")
+    _add_config(config.add_parser("print", help="print the resolved config as YAML"))
+    _add_train(verbs.add_parser("train", help="train a policy, or resume a run"))
+    _add_compare(
+        verbs.add_parser("compare", help="train a config and variants of it over seeds, and compare")
+    )
+    lab = verbs.add_parser("lab", help="prepare controlled experiments").add_subparsers(
+        dest="lab_verb", required=True, metavar="COMMAND"
+    )
+    _add_config(lab.add_parser("pretrain", help="train a small base model from scratch"))
+    _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the transform hicra"))
+    report = verbs.add_parser("report", help="write the HTML report of a run")
+    report.add_argument("run", metavar="RUN", help="run directory, such as runs/debug-1")
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--rollout-only", action="store_true", help="generate and judge all rollouts, learn nothing"
+        "--dry-run", action="store_true", help="check all inputs and print the config; start nothing"
     )
-    how.add_argument("--train-only", metavar="RUN", help="learn from the rollouts of another run")
-    compare = verbs.add_parser("compare", help="train a config and variants of it over seeds, and compare")
-    compare.add_argument("config", metavar="CONFIG", help="a preset name or a YAML file: the arm control")
-    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
-    compare.add_argument("--out", metavar="DIR", help="where all of it goes (default runs/compare-CONFIG)")
-    compare.add_argument(
+    how.add_argument("--rollout-only", action="store_true", help="generate and score rollouts; do not learn")
+    how.add_argument("--train-only", metavar="RUN", help="learn from the rollouts of that run; do not sample")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="preset name or YAML file: the control arm")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/compare-CONFIG)")
+    parser.add_argument(
         "--arms",
         nargs="+",
         required=True,
         metavar="FILE.yaml",
-        help="what each other arm changes; KEY=VALUE after them applies to all arms",
+        help="the settings that each other arm changes, one file for each arm; "
+        "KEY=VALUE after the files applies to all arms",
     )
-    compare.set_defaults(overrides=[])  # overrides after options arrive as unparsed arguments
-    lab = verbs.add_parser("lab", help="controlled experiments").add_subparsers(
-        dest="lab_verb", required=True, metavar="VERB"
-    )
-    _add_config(lab.add_parser("pretrain", help="make a small base model from scratch"))
-    _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the shape hicra"))
-    report = verbs.add_parser("report", help="write a run's report")
-    report.add_argument("run", metavar="RUN", help="a run directory, such as runs/debug")
-    return parser
+    parser.set_defaults(overrides=[])  # overrides after options arrive as unparsed arguments
 
 
 def _add_mine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/debug-1")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, such as runs/debug-1")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON file to write")
     parser.add_argument(
-        "--share", type=float, default=0.2, help="of the n-grams, by document frequency (default 0.2)"
+        "--share",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="keep this share of the n-grams, the most frequent ones (default: 0.2)",
     )
     parser.add_argument(
-        "--min-documents", type=int, default=2, metavar="N", help="an n-gram is in at least N (default 2)"
+        "--min-documents",
+        type=int,
+        default=2,
+        metavar="N",
+        help="drop n-grams that are in fewer than N completions (default: 2)",
     )
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a preset name or a YAML file")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="such as learner.lr=1e-4")
+    parser.add_argument("config", metavar="CONFIG", help="preset name or YAML file")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="settings to change, such as learner.lr=1e-4"
+    )
 
 
 def _hidden_package(root: Path) -> str:
-    """What is wrong if a package of ours would be imported from another place than `root`, else "".
+    """An error message if one of our packages would not be imported from `root`, else "".
 
-    A folder of the user's own named `rewards` in the working directory would hide ours. Nothing is imported.
+    A folder `rewards` in the user's working directory, for example, would hide ours. Nothing is imported.
     """
     for name in PACKAGES:
         spec = find_spec(name)
         if spec is None:
-            return f"package {name} must stand beside polyphony in {root}, found none"
+            return f"package {name} must be beside polyphony in {root}, got none: reinstall polyphony"
         places = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]
         if places[0] != root / name:
-            return f"package {name} must be imported from {root / name}, got {places[0]}, which hides it"
+            return (
+                f"package {name} must be imported from {root / name}, got {places[0]}, which hides it: "
+                "rename that folder or file, or run from another directory"
+            )
     return ""
 
 
 def _missing_packages() -> list[str]:
-    """Those of `ENGINE_PACKAGES` that cannot be imported; nothing is imported."""
+    """Those of `ENGINE_PACKAGES` that are not installed; nothing is imported."""
 
     def is_installed(name: str) -> bool:
         try:
@@ -247,7 +272,7 @@ def _missing_packages() -> list[str]:
 
 def _must_install(verb: str, missing: Sequence[str], checked: str = "") -> ValueError:
     return ValueError(
-        f"{verb} needs {', '.join(missing)}, which the base install does not bring: install the extra for "
+        f"{verb} needs {', '.join(missing)}, which the base install does not have: install the extra for "
         'this machine, pip install "polyphony-rl[cpu]" or "polyphony-rl[gpu]" (in a clone, '
         f'pip install -e ".[cpu]"){checked}'
     )

@@ -44,11 +44,11 @@ REFUSED: list[tuple[str, list[str | None], str]] = [
     (
         LAB,
         [GSM8K, GSM8K],
-        r"answers that it can read, got 2 of 2 that were tried \(train\.jsonl, line 1, .*answer of prompt",
+        r"that the scorer can read, got 2 of 2 that were tried \(train\.jsonl, line 1, .*answer of prompt",
     ),
     ("{kind: lab_answer, combine: gate}", [None], "must have an answer"),
     ("{kind: math, weight: 1.0}", [None], "must have an answer"),
-    ("{kind: math, weight: 1.0}", ["???"], "must have answers that it can read, got 1 of 1"),
+    ("{kind: math, weight: 1.0}", ["???"], "must have answers that the scorer can read, got 1 of 1"),
 ]
 
 
@@ -69,7 +69,10 @@ def test_some_rows_are_noted() -> None:
         "scorers.mine (lab_answer): 1 of 4 prompts of data.train lack an answer in text or a number to "
         "compare with (train.jsonl, line 2); their completions have no reward and are not trained on"
     )
-    assert len(notes) == 2 and "cannot read: 1 of 3 that were tried (train.jsonl, line 4); of the" in notes[1]
+    assert (
+        len(notes) == 2
+        and "cannot read: 1 of 3 that were tried (train.jsonl, line 4); the reason" in notes[1]
+    )
 
 
 def test_a_function_without_any_truth_is_noted() -> None:

@@ -164,7 +164,7 @@ def test_a_hanging_rank_is_found_by_the_watch(monkeypatch: pytest.MonkeyPatch) -
         finally:
             watch.cancel()
 
-    with pytest.raises(LearnerLostError, match="has not moved for 61 s"):
+    with pytest.raises(LearnerLostError, match="made no progress for 61 s"):
         run(work())
     assert all(lives.started[0].dead.is_set() for lives in ranks)
 
@@ -245,7 +245,7 @@ def test_a_slow_group_is_a_status_and_its_replica_is_replaced() -> None:
     lives, told = Lives([{"score": forever}] * 4 + [{"score": right}]), Told()
     found = score(lives, num_groups=5, limit_s=0.02, told=told)
     assert found == [[(None, "timeout")] * 2] * 4 + [[(1.0, "ok")] * 2]
-    assert told.lines[0] == "actor_lost actor actor took more than 0.02 s for a group and cannot stop"
+    assert told.lines[0] == "actor_lost actor actor took more than 0.02 s for a group and cannot stop it"
     assert [life.dead.is_set() for life in lives.started] == [True] * 4 + [False]
 
 

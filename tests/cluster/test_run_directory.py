@@ -20,9 +20,9 @@ from cluster.run_directory import (
     check_space,
     claim_run,
     count_parameters,
+    demonstrations_digest,
     is_finished,
     reading,
-    shown_digest,
     source_digest,
     write_config,
 )
@@ -99,7 +99,7 @@ def test_a_run_of_a_version_that_hashed_other_keys_goes_on(tmp_path: Path) -> No
     assert claim.experiment_hash == "0" * 64
     claim.lock.release()
     moved = replace(config, entropy=replace(config.entropy, clamp=0.3))
-    with pytest.raises(ValueError, match=r"entropy\.clamp: the run has 'none', asked for 0\.3"):
+    with pytest.raises(ValueError, match=r"entropy\.clamp: the run has 'none', this config has 0\.3"):
         claim_run(moved, DIGEST, "train")
     path.write_text(json.dumps(record | {"experiment_hash": "0" * 64, "defaults": 0}))
     with pytest.raises(ValueError, match="defaults: the run has those of version 0"):
@@ -124,9 +124,9 @@ def test_another_experiment_is_told_every_difference(tmp_path: Path) -> None:
             refuse()
         assert str(error.value).splitlines() == [
             f"run directory {run_dir} is of another experiment, which cannot be resumed with this config:",
-            "  learner.lr: the run has 0.0003, asked for 1e-05",
-            "  seed: the run has 0, asked for 7",
-            "ask for the run's own settings to resume it, or choose another name (name=...)",
+            "  learner.lr: the run has 0.0003, this config has 1e-05",
+            "  seed: the run has 0, this config has 7",
+            "set these keys to the run's own values to resume it, or choose another name (name=...)",
         ]
     assert sorted(str(path) for path in run_dir.rglob("*")) == before
 
@@ -183,7 +183,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
         lambda: claim_run(config_in(tmp_path), DIGEST, "train"),
         lambda: is_finished(config_in(tmp_path), "train"),
     ):
-        with pytest.raises(ValueError, match=r"run\.json: must be a run's description, found it damaged"):
+        with pytest.raises(ValueError, match=r"run\.json: must be a run's description, got a damaged file"):
             refuse()
 
 
@@ -260,15 +260,17 @@ def test_a_run_of_before_code_was_hashed_goes_on(tmp_path: Path) -> None:
 def test_other_demonstrations_are_another_run(tmp_path: Path) -> None:
     """One row fewer is another digest, no rows are none; a run with them does not go on with others."""
     rows = make_demonstrations(1)
-    found = {shown_digest(each) for each in (rows, rows.slice(0, 1), rows.slice(1), rows.slice(0, 0))}
-    assert len(found) == 4 and shown_digest(rows.slice(0, 0)) == ""
+    found = {
+        demonstrations_digest(each) for each in (rows, rows.slice(0, 1), rows.slice(1), rows.slice(0, 0))
+    }
+    assert len(found) == 4 and demonstrations_digest(rows.slice(0, 0)) == ""
     config = config_in(tmp_path)
-    claim_run(config, DIGEST, "train", shown_digest(rows)).lock.release()
+    claim_run(config, DIGEST, "train", demonstrations_digest(rows)).lock.release()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["source_sha256"] == DIGEST  # what is compared between runs with and without
     with pytest.raises(ValueError, match=r"sft\.data and model\.path must be what the run began with"):
-        claim_run(config, DIGEST, "train", shown_digest(rows.slice(1)))
-    claim_run(config, DIGEST, "train", shown_digest(rows)).lock.release()
+        claim_run(config, DIGEST, "train", demonstrations_digest(rows.slice(1)))
+    claim_run(config, DIGEST, "train", demonstrations_digest(rows)).lock.release()
 
 
 def test_when_a_run_is_finished(tmp_path: Path) -> None:

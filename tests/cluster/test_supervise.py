@@ -291,14 +291,14 @@ def test_silence_is_a_reason(monkeypatch: pytest.MonkeyPatch, stall_s: float) ->
         return 0.0
 
     reason = run(quiet_reason(_with_alive(silent), 0.02, told))
-    assert reason == "actor gave no sign of life for 0.02 s (cluster.hang_timeout_s)"
+    assert reason == "actor did not answer for 0.02 s (cluster.hang_timeout_s)"
     assert told.lines == (["actor_stalled actor"] if stall_s < 0.02 else [])
 
 
 def test_an_actor_that_stands_still_is_a_reason() -> None:
-    """It answers, and says itself that it has not moved for longer than hang_s."""
+    """It answers, and reports that it made no progress for longer than hang_s."""
     reason = run(quiet_reason(_with_alive(_moved(61.0)), 60.0, Told()))
-    assert reason == "actor has not moved for 61 s (cluster.hang_timeout_s)"
+    assert reason == "actor made no progress for 61 s (cluster.hang_timeout_s)"
 
 
 def _moved(seconds_ago: float) -> Any:
@@ -332,7 +332,7 @@ def test_a_hanging_actor_is_replaced_under_its_callers(monkeypatch: pytest.Monke
         return found
 
     assert run(work()) == (1,)
-    assert sum("has not moved for 61 s" in line for line in told.lines) == 2
+    assert sum("made no progress for 61 s" in line for line in told.lines) == 2
     assert len(lives.started) == 3 and lives.started[-1].dead.is_set()
 
 
