@@ -74,7 +74,7 @@ class RolloutConfig:
     max_lag: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = setting(300.0, NOTHING, POSITIVE)
-    """Limit of one group from its submission until it is judged; while engines are paused it stands still."""
+    """Limit of one group from submission to scores; does not count while engines are paused."""
     score_timeout_s: float = setting(60.0, NOTHING, POSITIVE)
     """Limit of one scorer on one group; past it the group's scores are null with status timeout."""
 
@@ -140,7 +140,7 @@ class SftConfig:
     """Demonstrations mixed into each batch as origin sft; `loss.sft` says how they train."""
 
     data: dict[str, Any] = entries(lambda: {"kind": "lab"}, EXPERIMENT)
-    """What is shown: a kind and its options (see configs/kinds/demonstrations.py)."""
+    """Where demonstrations come from: a kind and its options (see configs/kinds/demonstrations.py)."""
     share: float = setting(0.0, EXPERIMENT, SHARE, movable=True)
     """Demonstrations in a step as a share of its policy rows (group_size x groups_per_step)."""
 
@@ -156,7 +156,7 @@ class KLConfig:
     estimator: str = setting("k3", EXPERIMENT, one_of("k1", "k2", "k3"))
     coef: float = setting(0.0, EXPERIMENT, NOT_NEGATIVE, movable=True)
     place: str = setting("loss", EXPERIMENT, one_of("loss", "reward"))
-    """loss (a term per token) or reward (the sum over the row's tokens, taken off before the baseline)."""
+    """loss (a term per token) or reward (the sum over the row's tokens, subtracted before the baseline)."""
 
 
 @dataclass
@@ -189,7 +189,7 @@ class EntropyConfig:
     """
 
     coef: float = setting(0.0, EXPERIMENT, movable=True)
-    """Taken times the entropy in nats off every policy token's loss; negative values push entropy down."""
+    """Factor of the entropy (nats) subtracted from every policy token's loss; below 0 it lowers entropy."""
     clamp: float = setting(0.0, EXPERIMENT, SHARE_BELOW_ONE)
     """Share of the vocabulary, the least likely tokens, that the bonus leaves out (AEnt takes 0.25 to 0.33).
 
@@ -217,7 +217,7 @@ PROBE_TOLERANCE = {"fp32": 1.0e-3, "bf16": 5.0e-2}
 
 @dataclass
 class SyncConfig:
-    """The proof that engine and learner hold the same weights."""
+    """The check that engine and learner have the same weights."""
 
     num_probes: int = setting(16, ACTORS, POSITIVE)
     tolerance: float = setting(0.0, NOTHING, NOT_NEGATIVE)
@@ -231,7 +231,7 @@ class ClusterConfig:
     spawn: str = setting("ray", ACTORS, one_of("ray", "local"))
     """ray (one process per actor) or local (all in the driver's process, for a debugger)."""
     schedule: str = setting("take_turns", ACTORS, one_of("take_turns", "overlap"))
-    """Who has the cores: take_turns gives each phase all; overlap gives engines and learner their own."""
+    """Use of the CPU cores: take_turns gives each phase all; overlap gives engines and learner their own."""
     max_restarts: int = setting(3, ACTORS, NOT_NEGATIVE)
     """Times an actor may fail within one step before the run ends; each is replaced and its work repeated."""
     restart_backoff_s: float = setting(1.0, ACTORS, NOT_NEGATIVE)
@@ -251,7 +251,7 @@ class CheckpointConfig:
     every: int = setting(10, NOTHING, NOT_NEGATIVE)
     """Steps between checkpoints; 0 writes one only when the run ends or is asked to stop."""
     keep: int = setting(2, NOTHING, POSITIVE)
-    """Checkpoints kept; an old one goes only after the newer ones were read back and verified."""
+    """Checkpoints kept; an old one is deleted only after the newer ones were read back and verified."""
     export_last: bool = setting(True, NOTHING)
 
 
@@ -272,7 +272,7 @@ class RunConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     rollouter: dict[str, Any] = entries(lambda: {"kind": "single_turn"}, EXPERIMENT)
-    """What makes a judged group of a prompt: {kind, ...options}. Evaluations always take one turn."""
+    """Makes the scored group of a prompt: {kind, ...options}. Evaluations always take one turn."""
     scorers: dict[str, Any] = entries(dict, EXPERIMENT)
     advantage: dict[str, Any] = entries(lambda: {"kind": "grpo"}, EXPERIMENT)
     loss: dict[str, Any] = entries(lambda: {"policy": {"kind": "ppo_clip"}}, EXPERIMENT)

@@ -41,7 +41,7 @@ class ReinforcePpOptions(Options):
     """REINFORCE++, arXiv 2501.03262: rewards normalised over the whole step, not within the group."""
 
     baseline: str = option("group", one_of("group", "none"))
-    """group (REINFORCE++-baseline: the group's mean comes off first) or none (the step's numbers alone)."""
+    """group (REINFORCE++-baseline: first subtract the group's mean) or none (only the step's statistics)."""
     eps: float = option(1.0e-8, NOT_NEGATIVE)
 
     def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
@@ -55,9 +55,9 @@ class PassAtKOptions(Options):
     """Pass@k training, arXiv 2508.10751: every subset of k rows of the group shares its best reward."""
 
     k: int = option(4, POSITIVE)
-    """Ours: half of the default group, as no number was retrieved. A group of fewer rows gets zeros."""
+    """Ours: half of the default group; we found no published value. A group of fewer rows gets zeros."""
     threshold: float = 0.5
-    """A reward from here on is a success. Rewards of 0 and 1 need no other; of others the rest is lost."""
+    """A reward of at least this is a success. For rewards other than 0 and 1, the differences are lost."""
     eps: float = option(1.0e-6, NOT_NEGATIVE)
 
     def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
@@ -80,8 +80,8 @@ class QuantileOptions(Options):
     """Quantile advantage estimation (QAE), arXiv 2509.22611: the group's quantile instead of its mean."""
 
     quantile: float = option(0.4, SHARE)
-    """The paper's K, recalled and not retrieved. Groups right in more than 1 - K of their rows teach by
-    failures alone, all others by successes alone."""
+    """The paper's K, cited from memory. Groups with more than 1 - K right rows learn from their wrong rows
+    only, all others from their right rows only."""
     eps: float = option(1.0e-6, NOT_NEGATIVE)
 
 

@@ -83,7 +83,7 @@ class EntropyBandsOptions(ControllerOptions):
     actuators: dict[str, Any] = field(default_factory=_usual_actuators)
     """name -> {setting, bands, low, high, rest, raises}."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """name -> {step, band, low, high}: bounds that hold from a step on."""
+    """name -> {step, band, low, high}: bounds that apply from a step on."""
     baseline_steps: int = 3
     """Steps whose mean is a metric's initial value; nothing moves before."""
     smoothing: float = 0.7

@@ -22,23 +22,23 @@ class UcbOptions(Options):
 
 @dataclass
 class UcbMeanOptions(Options):
-    """The same less the mean of the siblings'."""
+    """The same, minus the mean over the other rows of the group."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
 
 
 @dataclass
 class UcbConOptions(Options):
-    """The same less a constant, so that answers seen often are pushed away."""
+    """The same, minus a constant, so that answers seen often are pushed down."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
     constant: float = 0.5
-    """The paper's b_0: at 0.5 an answer is pushed away once it was seen more than four times."""
+    """The paper's b_0: at 0.5 an answer is pushed down once it was seen more than four times."""
 
 
 @dataclass
 class BatchOptions(Options):
-    """Minus the share of siblings with the row's answer; needs no counts."""
+    """Minus the share of other rows in the group with the row's answer; needs no counts."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
 

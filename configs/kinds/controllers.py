@@ -35,7 +35,7 @@ class AdaptiveEntropyOptions(_WithinBounds):
     target: float = 0.2
     """Token entropy in nats (entropy/token_mean) below which the bonus acts."""
     delta: float = 1.0e-4
-    """Added to the coefficient after a step below the target, taken off after one above."""
+    """Added to the coefficient after a step below the target, subtracted after one above."""
     low: float = 0.0
     high: float = 5.0e-3
     initial: float = 0.0
@@ -46,19 +46,19 @@ class AdaptiveEntropyOptions(_WithinBounds):
 
 @dataclass
 class ProjectedBandOptions(_WithinBounds):
-    """AEnt's projected controller, arXiv 2509.03493. Band, rate and bounds are ours: none was retrieved."""
+    """AEnt's projected controller, arXiv 2509.03493. Band, rate and bounds are ours; none is published."""
 
     SETTING: ClassVar[str] = "setting"
     setting: str = "entropy.coef"
     """As in adaptive_setting."""
     metric: str = "entropy/token_mean"
-    """AEnt steers by the clamped entropy: entropy/clamped_mean, there while entropy.clamp is above 0."""
+    """AEnt uses the clamped entropy: entropy/clamped_mean, which exists while entropy.clamp is above 0."""
     floor: float = 0.1
     """Below it the setting rises, nats."""
     ceiling: float = 0.5
     """Above it the setting falls."""
     rate: float = 2.0e-3
-    """What a step adds or takes off per unit of the metric outside the band."""
+    """Change per step and per unit of the metric outside the band."""
     initial: float = 2.0e-4
     """The released recipe's coefficient."""
     low: float = 0.0
@@ -83,7 +83,7 @@ class AdaptiveSettingOptions(_WithinBounds):
     SETTING: ClassVar[str] = "setting"
     setting: str = ""
     """entropy.coef, kl.coef, kl_base.coef, sft.share, tempered.temperature, loss.<origin>.<option>, or
-    <section>.<name>.<option> with section shape, reward_shape, bonus or prompt_weight."""
+    <section>.<name>.<option> with section token_advantage, reward_shape, bonus or prompt_weight."""
     metric: str = "entropy/token_mean"
     target: float = 0.0
     """A value of the metric, or with `relative` a multiple of its value in the first step."""
@@ -91,7 +91,7 @@ class AdaptiveSettingOptions(_WithinBounds):
     raise_below: bool = True
     """Whether the setting goes up (true) or down (false) while the metric is below the target."""
     delta: float = 0.0
-    """Added or taken off after each step; 0 takes `factor`."""
+    """Added or subtracted after each step; 0 uses `factor`."""
     factor: float = 2.0
     """Multiplied or divided by after each step (REPO-R's controller doubles and halves, arXiv 2603.11682)."""
     initial: float = 0.0

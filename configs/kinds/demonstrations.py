@@ -23,11 +23,11 @@ class LabDemonstrationOptions(Options):
     """Solutions of the lab's training problems, written as its corpus writes them.
 
     The format shares are those that the base `voices` was trained on (lab/bases/voices.yaml). Unlike there,
-    steps are right: a share of wrong ones has to be asked for, and is the same for all formats.
+    steps are right: set `error_rate` for a share of wrong ones, the same for all formats.
     """
 
     corpus_seed: int = 0
-    """As in `data`: with another one, held-out problems would be shown."""
+    """As in `data`: with another one, held-out problems would be demonstrated."""
     num_rows: int = option(4096, POSITIVE)
     error_rate: float = option(0.0, SHARE)
     """Probability, per step, that the written result is wrong."""
@@ -46,7 +46,7 @@ class LabDemonstrationOptions(Options):
 class FileDemonstrationOptions(Options):
     """A .jsonl or .parquet file: `prompt` as in `data`, and `completion`, `response` or `demonstration`.
 
-    Or `messages`: a chat whose last message, the assistant's, is what is shown.
+    Or `messages`: a chat whose last message, the assistant's, is the demonstration.
     """
 
     path: str = option("", NOT_EMPTY)

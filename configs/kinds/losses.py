@@ -66,7 +66,7 @@ class PpoClipOptions(RatioOptions):
     Rows of older weights (replay, rollout.max_lag above 0) need behavior for a ratio that corrects for them.
     """
     dual_clip: float = option(0.0, _DUAL_CLIP)
-    """Where A < 0 the loss is held to dual_clip |A| (arXiv 1912.09729; verl's default is 3); 0 is off."""
+    """Where A < 0 the loss is at most dual_clip |A| (arXiv 1912.09729; verl's default is 3); 0 is off."""
 
 
 @dataclass
@@ -143,10 +143,10 @@ class ClipCovOptions(RatioOptions):
     """
 
     fraction: float = option(2e-4, SHARE_ABOVE_ZERO)
-    """Share of the update's tokens to take out."""
+    """Share of the update's tokens that get no gradient."""
     lower: float = 1.0
     upper: float = 5.0
-    """Tokens are taken out between these covariances; both depend on the model and the reward's scale."""
+    """Tokens are selected between these covariances; both depend on the model and the reward's scale."""
     clip_low: float = option(1.0, POSITIVE)
     clip_high: float = option(1.0, POSITIVE)
     """The ratio's own clip: [0, 2] in the runs, on purpose; the paper's other methods have 0.2."""
@@ -160,7 +160,7 @@ class ClipCovOptions(RatioOptions):
 
 @dataclass
 class KlCovOptions(RatioOptions):
-    """KL-Cov, arXiv 2505.22617: a pull back to the old logprob on the tokens of highest covariance.
+    """KL-Cov, arXiv 2505.22617: a penalty towards the old logprob on tokens of highest covariance.
 
     beta is the paper's (verl's default is 0.1). The paper's 7B run has fraction 2e-3, its 32B run 2e-4.
     """

@@ -24,7 +24,7 @@ class PassAtKValueOptions(Options):
     """Pseudo-counts of the Beta prior of a prompt's success probability (a and b)."""
     prior_failures: float = option(1.0, POSITIVE)
     normalise: bool = True
-    """Whether weights have mean 1 over the groups of a step, replayed ones apart."""
+    """Whether weights have mean 1 over the groups of a step (replayed groups separately)."""
 
 
 PROMPT_WEIGHTS: dict[str, Kind] = {

@@ -26,11 +26,11 @@ class OverlongOptions(Options):
     """
 
     max_tokens: int = option(40, POSITIVE)
-    """Length from which the whole penalty is taken off (L_max)."""
+    """Length from which the whole penalty is subtracted (L_max)."""
     cache_tokens: int = option(8, POSITIVE)
     """Tokens before that over which it grows from 0 (L_cache)."""
     penalty: float = option(1.0, NOT_NEGATIVE)
-    """Taken off at `max_tokens`; 0 only filters."""
+    """Subtracted at `max_tokens`; 0 only filters."""
     filter: bool = False
     """Null the reward of completions that were cut off, so that nothing is learned from them."""
 

@@ -1,4 +1,4 @@
-"""Rollouters by name. A target is ``async fn(submission, tools, options) -> Group``, one judged group.
+"""Rollouters by name. A target is ``async fn(submission, tools, options) -> Group``, one scored group.
 
 See `trainer.rollout.rollouter` for what it gets and what its group must be. Training alone uses the rollouter
 of a config; evaluations always take one turn.
@@ -13,7 +13,7 @@ from configs.kinds.base import Kind, Options
 
 @dataclass
 class SingleTurnOptions(Options):
-    """One completion of the prompt per sample, judged by every scorer."""
+    """One completion of the prompt per sample, scored by every scorer."""
 
 
 ROLLOUTERS: dict[str, Kind] = {

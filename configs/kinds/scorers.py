@@ -94,7 +94,7 @@ class RandomOptions(Options):
 
 @dataclass
 class ConstantOptions(Options):
-    """The same score for everyone."""
+    """The same score for every completion."""
 
     value: float = 1.0
 
@@ -103,7 +103,7 @@ class ConstantOptions(Options):
 class CustomOptions(Options):
     """The user's ``compute_score(data_source, solution_str, ground_truth, extra_info)`` (verl's signature).
 
-    `function` is "module:attr"; the module must stand under a prefix in `allow`.
+    `function` is "module:attr"; the module must be under a prefix in `allow`.
     """
 
     function: str = option("", NOT_EMPTY)

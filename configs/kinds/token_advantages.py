@@ -87,9 +87,9 @@ class HicraOptions(Options):
 
 @dataclass
 class StareOptions(Options):
-    """After STARE, arXiv 2606.19236: |A| raised where it raises entropy, shrunk where it lowers it.
+    """After STARE, arXiv 2606.19236: |A| increased where it raises entropy, reduced where it lowers it.
 
-    Weights, quantiles and defaults are ours; the released rule is another one, see docs/methods/stare.md.
+    Weights, quantiles and defaults are ours; the released rule differs, see docs/methods/stare.md.
     """
 
     strength: float = option(0.5, SHARE)
