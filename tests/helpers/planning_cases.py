@@ -13,7 +13,7 @@ import torch
 from loss_cases import loss_inputs
 
 from configs.kinds.token_advantages import HicraOptions
-from trainer.token_advantages.planning import as_many, hicra, mark_planning, stretch_ends
+from trainer.token_advantages.planning import hicra, mark_planning, random_mask_like, segment_ends
 from trainer.token_advantages.strategic_ngrams import (
     Grams,
     _grams_of,
@@ -74,14 +74,14 @@ def check_find_goes_on_behind() -> None:
         assert found == [(1, 1, 1)] * met
 
 
-def check_stretches() -> None:
+def check_segments() -> None:
     """Row 0 at 0 1 3 4, row 1 at 5 (which would follow): stretches end at 2, 4 and 5."""
     row, position = np.array([0, 0, 0, 0, 1]), np.array([0, 1, 3, 4, 5])
-    assert stretch_ends(row, position).tolist() == [2, 2, 4, 4, 5]
-    assert stretch_ends(row[:0], position[:0]).tolist() == []
+    assert segment_ends(row, position).tolist() == [2, 2, 4, 4, 5]
+    assert segment_ends(row[:0], position[:0]).tolist() == []
 
 
-def check_as_many() -> None:
+def check_random_mask_like() -> None:
     """Row 0 has two of four, row 1 none of two, row 2 its one. Draws count from their 21st binary digit.
 
     Those of row 0 are 0.75, 0.25, 0.5 and 0 there: tokens 3 and 1. Digits before it say the opposite.
@@ -90,9 +90,9 @@ def check_as_many() -> None:
     mask = np.array([True, True, False, False, False, False, True])
     late = np.array([0.75, 0.25, 0.5, 0.0, 0.1, 0.2, 0.9])
     early = np.array([0.0, 0.5, 0.25, 0.75, 0.0, 0.5, 0.0])
-    chosen = as_many(row, mask, early + late / 2**20)
+    chosen = random_mask_like(row, mask, early + late / 2**20)
     assert np.flatnonzero(chosen).tolist() == [1, 3, 6]
-    assert as_many(row[:0], mask[:0], late[:0]).shape == (0,)
+    assert random_mask_like(row[:0], mask[:0], late[:0]).shape == (0,)
 
 
 def check_hicra() -> None:
@@ -146,7 +146,7 @@ GRAM_CHECKS: dict[str, tuple[Check, ...]] = {
 PLANNING_CHECKS: dict[str, tuple[Check, ...]] = {
     "hicra": (check_hicra,),
     "mark_planning": (check_mark_planning,),
-    "stretch_ends": (check_stretches,),
-    "as_many": (check_as_many,),
+    "segment_ends": (check_segments,),
+    "random_mask_like": (check_random_mask_like,),
 }
 """By function of `trainer.token_advantages.planning`."""

@@ -1,1 +1,1 @@
-"""Prompts and demonstrations: where they come from and how they become tokens."""
+"""Prompts and demonstrations: reading datasets and tokenizing them."""

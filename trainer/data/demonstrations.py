@@ -1,7 +1,7 @@
 """Demonstrations: supervised rows of origin sft, mixed into a step's batch. Used by the driver and the loop.
 
-In: the entry `sft.data`. Out: rows of GROUP_SCHEMA tokenized like what an engine samples, and of these the
-ones of each step. `load_file` is the kind ``file``; ``lab`` is `lab.corpus.load_demonstrations`.
+Input: the entry `sft.data`. Output: rows of GROUP_SCHEMA, tokenized like engine samples, and each step's draw
+from them. `load_file` is the kind ``file``; ``lab`` is `lab.corpus.load_demonstrations`.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ if TYPE_CHECKING:  # the base install reads demonstrations without transformers
     from transformers import PreTrainedTokenizerBase
 
 SHARE: Final = "sft.share"
-"""The setting that a controller may move; all others are numbers of the objective."""
+"""The setting of this module that a controller may change."""
 _COMPLETION_KEYS = ("completion", "response", "demonstration")
 
 
 def load_file(options: FileDemonstrationOptions) -> list[Demonstration]:
     """The demonstrations of `options.path`, in order; if `options.limit` is positive, only the first ones.
 
-    Prompt, name and domain stand where `trainer.data.file_dataset` reads them (names may repeat), and the
-    answer in
+    Prompt, name and domain are read as in `trainer.data.file_dataset`, but names may repeat. The answer is
     `completion`, `response` or `demonstration`. A row without one of these is read from `messages`, a chat
-    whose last message is the assistant's. All other keys are passed over.
+    whose last message is the assistant's. All other keys are ignored.
 
     Raises:
-        ValueError: the file cannot be read, or a row breaks a rule.
+        ValueError: the file cannot be read, or a row is invalid; the message names file, row and key.
     """
     rows = read_rows(options.path, options.limit, "sft.data")
     return [_to_demonstration(row, options.domain) for row in rows]
@@ -66,7 +65,7 @@ def _to_demonstration(row: Row, domain: str) -> Demonstration:
 
 
 def _last_answer(row: Row) -> tuple[tuple[tuple[str, str], ...], str]:
-    """The messages before the last one of `messages`, and the last one's text."""
+    """The prompt and the answer of a chat: all messages but the last, and the text of the last."""
     value = row.values.get("messages")
     if not is_given(row, "messages"):
         names = ", ".join(f"`{name}`" for name in _COMPLETION_KEYS[1:])
@@ -77,7 +76,7 @@ def _last_answer(row: Row) -> tuple[tuple[tuple[str, str], ...], str]:
     if role != "assistant":
         raise row.error(f"messages[{len(before)}].role", "assistant in the last message", role)
     if not before:
-        raise row.error("messages", "a prompt and then an answer", value)
+        raise row.error("messages", "a prompt followed by an answer", value)
     return tuple(before), completion
 
 
@@ -87,10 +86,10 @@ def load_demonstrations(entry: BoundEntry[Common]) -> list[Demonstration]:
     Raises:
         ValueError: there are none, or they cannot be read.
     """
-    found: list[Demonstration] = entry.function()(entry.options)
-    if not found:
+    demonstrations: list[Demonstration] = entry.function()(entry.options)
+    if not demonstrations:
         raise ValueError(f"sft.data must have at least one demonstration, got none from {entry.options}")
-    return found
+    return demonstrations
 
 
 def tokenize_demonstrations(
@@ -100,10 +99,10 @@ def tokenize_demonstrations(
     rollout: RolloutConfig,
     run_id: str,
 ) -> tuple[pa.RecordBatch, int]:
-    """Rows of GROUP_SCHEMA with origin sft, and how many were left out as too long.
+    """Rows of GROUP_SCHEMA with origin sft, and the number of demonstrations dropped as too long.
 
-    A prompt is encoded as for an engine; the completion is followed by the end token that
-    an engine would have sampled. Row i has submission_index i; `draw` gives it the names of a step.
+    Prompts are encoded as for an engine. The end-of-sequence token that an engine would sample is appended to
+    completions. Row i has submission_index i; `draw` sets the ids of a step.
 
     Raises:
         ValueError: the tokenizer has no end token, a demonstration cannot be encoded, or every one is longer
@@ -141,14 +140,16 @@ def tokenize_demonstrations(
 
 
 def no_demonstrations() -> pa.RecordBatch:
-    """The rows of a run without any."""
+    """A batch of GROUP_SCHEMA without rows."""
     return pa.RecordBatch.from_pylist([], schema=GROUP_SCHEMA)
 
 
 def demonstration_rows(
     run: BoundRun, tokenizer: PreTrainedTokenizerBase, vocab_size: int, note: Callable[[str], None]
 ) -> pa.RecordBatch:
-    """All demonstrations of a run, in tokens; `note` is told what was left out. No rows without a `loss.sft`.
+    """All demonstrations of a run, tokenized; no rows without a `loss.sft`.
+
+    `note` gets one sentence if demonstrations were dropped or are fewer than a step wants.
 
     Raises:
         ValueError: they cannot be read, or none is short enough.
@@ -156,8 +157,10 @@ def demonstration_rows(
     if SFT not in run.losses:
         return no_demonstrations()
     config = run.config
-    found = load_demonstrations(run.single["sft.data"])
-    rows, too_long = tokenize_demonstrations(found, tokenizer, vocab_size, config.rollout, config.name)
+    demonstrations = load_demonstrations(run.single["sft.data"])
+    rows, too_long = tokenize_demonstrations(
+        demonstrations, tokenizer, vocab_size, config.rollout, config.name
+    )
     if too_long:
         limits = "rollout.max_prompt_tokens or rollout.max_tokens"
         note(f"sft.data: {too_long} demonstrations are longer than {limits} and were left out")
@@ -167,18 +170,20 @@ def demonstration_rows(
 
 
 def num_drawn(config: RunConfig, share: float) -> int:
-    """floor(share x group_size x groups_per_step + 1/2): the demonstrations of a step."""
+    """floor(share x group_size x groups_per_step + 1/2): the number of demonstrations in a step."""
+    # Python's round would round halves to even: 0.5 to 0, but 1.5 to 2.
     return math.floor(share * config.rollout.group_size * config.rollout.groups_per_step + 0.5)
 
 
 def draw(rows: pa.RecordBatch, config: RunConfig, step: int, share: float) -> pa.RecordBatch:
     """loss_policy + weight mean(-log pi(token)) over floor(share G N + 1/2) demonstrations, drawn each step.
 
-    Returns the rows of step `step` (from 0), named for it, in the order of `rows`. G is the group size, N the
-    groups of a step. After PPO-ptx of InstructGPT, arXiv 2203.02155, which mixes in rows of pretraining.
+    Returns the rows of step `step` (0-based), with the ids of that step, in the order of `rows`. G is the
+    group size, N the number of groups in a step. After PPO-ptx of InstructGPT, arXiv 2203.02155, which mixes
+    in pretraining rows.
 
-    Uniform and without replacement within a step; all of `rows` where there are not as many. A pure function
-    of the run's seed, the step and the count, so a step that is trained again has the same.
+    The draw is uniform without replacement within a step; if there are too few rows, all are used. It depends
+    only on the run's seed, the step and the number of rows, so a repeated step draws the same rows.
     """
     count = min(num_drawn(config, share), rows.num_rows)
     if not count:

@@ -1,8 +1,7 @@
-"""One prompt's token ids: chat messages under the chat template, plain text as it is. Used by `prompts` and
-`demonstrations`.
+"""Token ids of a prompt: chat messages by the chat template, plain text unchanged.
 
-Whatever a template or a vocabulary refuses becomes one ValueError that names the row, because a run must be
-refused before its actors start.
+Used by `trainer.data.prompts` and `trainer.data.demonstrations` before any actor starts. Every failure of a
+template or vocabulary becomes one ValueError that names the row.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with or without a chat template.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: the folder has no tokenizer that can be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -32,10 +31,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_vocab_size(model: ModelConfig) -> int:
-    """V, the rows of the model's embedding: a token id must be below it.
+    """V, the number of rows of the model's embedding. Every token id must be below it.
 
     Raises:
-        ValueError: the folder's config.json cannot be read, or is of no language model.
+        ValueError: config.json cannot be read, or is not that of a language model.
     """
     from transformers import AutoConfig
 
@@ -51,15 +50,15 @@ def load_vocab_size(model: ModelConfig) -> int:
 def prompt_ids(
     prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> tuple[int, ...]:
-    """Token ids of a prompt, ready for the completion to follow.
+    """Token ids of a prompt, to be followed by the completion.
 
-    With a chat template: its rendering of the messages, generation prompt included. A last message of the
-    assistant is left open, so that the completion continues it (a prefill, as in TRL). Without a template:
-    the text, with the special tokens that the tokenizer puts before it.
+    With a chat template: the rendered messages and the generation prompt. If the last message is the
+    assistant's, it stays open and the completion continues it (a prefill, as in TRL). Without a template: the
+    text, with the special tokens that the tokenizer puts before it.
 
     Raises:
-        ValueError: the template refuses the messages or does not exist, or the ids are none that the model
-            can read; names the row.
+        ValueError: chat messages without a template, messages that the template rejects, no tokens, a doubled
+            BOS, or ids beyond the model's embedding. The message names the row.
     """
     if tokenizer.chat_template:
         ids = _chat_ids(prompt, tokenizer)
@@ -85,21 +84,24 @@ def prompt_ids(
 
 
 def check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size: int, what: str) -> None:
-    """Raise ValueError, beginning with `what`, if an id is not below the model's `vocab_size`.
+    """Check that the model has an embedding for every id.
 
-    A tokenizer may know more tokens than the model has rows in its embedding: such as were added to it later.
+    Tokens added to the tokenizer after training may have none.
+
+    Raises:
+        ValueError: an id is not below `vocab_size`; the message begins with `what`.
     """
-    alien = next((token for token in ids if not 0 <= token < vocab_size), None)
-    if alien is not None:
+    unknown = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if unknown is not None:
         raise ValueError(
-            f"{what} must hold only tokens of the model's vocabulary of {vocab_size}, got id {alien} "
-            f"({tokenizer.convert_ids_to_tokens(alien)!r}): the tokenizer of {tokenizer.name_or_path!r} has "
-            "tokens that the model has no embedding for; resize the embedding, or take them out of the text"
+            f"{what} must hold only tokens of the model's vocabulary of {vocab_size}, got id {unknown} "
+            f"({tokenizer.convert_ids_to_tokens(unknown)!r}): the tokenizer of {tokenizer.name_or_path!r} "
+            "has tokens without an embedding in the model; resize the embedding, or take them out of the text"
         )
 
 
 def row_of(prompt: Prompt | Demonstration) -> str:
-    """How a message names the row: the file and line, or else its `prompt_id`."""
+    """How error messages name the row: by file and line, else by `prompt_id`."""
     return prompt.place or f"prompt {prompt.prompt_id}"
 
 
@@ -113,7 +115,7 @@ def _chat_ids(prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase
             continue_final_message=continues,
             return_dict=False,
         )
-    except Exception as error:  # a template is code of the model's folder, and may raise anything
+    except Exception as error:  # a template is code from the model's folder and may raise anything
         raise ValueError(
             f"{row_of(prompt)}: the chat template of {tokenizer.name_or_path!r} refuses the messages (roles "
             f"{_roles(prompt)}): {_first_line(error)}. Change the messages, or the template in that folder"
@@ -121,20 +123,21 @@ def _chat_ids(prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase
 
 
 def _first_line(error: Exception) -> str:
-    """What the template said; a message of several lines repeats the whole chat after the first."""
-    said = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+    """The first line of the template's error: further lines would repeat the whole chat."""
+    message = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
     name = type(error).__name__
-    return said if name == "TemplateError" else f"{name}: {said}"  # which `raise_exception` raises
+    # TemplateError comes from the template's own `raise_exception`, whose text needs no type before it.
+    return message if name == "TemplateError" else f"{name}: {message}"
 
 
 def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The text between no other tokens than those that the tokenizer puts before it, such as its BOS."""
+    """Ids of the text, with the special tokens that the tokenizer puts before it but none after it."""
     ids: list[int] = tokenizer(text)["input_ids"]
     own: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     num_before = next(
         (at for at in range(len(ids) - len(own) + 1) if ids[at : at + len(own)] == own), len(ids) - len(own)
     )
-    return ids[: num_before + len(own)]  # some tokenizers end every text; a completion must follow this one
+    return ids[: num_before + len(own)]  # some tokenizers append EOS, but a completion must follow
 
 
 def _roles(prompt: Prompt | Demonstration) -> str:

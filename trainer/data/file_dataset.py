@@ -1,9 +1,8 @@
-"""Prompts from a user's own .jsonl or .parquet file: the dataset kind ``file``, called by `prompts`.
+"""Prompts from a user's .jsonl or .parquet file: the dataset kind ``file``, used by `trainer.data.prompts`.
 
-In: a path. Out: `Prompt`s, or one ValueError naming the file, the line or row, the key and what was expected.
-Rows may be laid out as verl's (`prompt`, `data_source`, `reward_model.ground_truth`, `extra_info`), TRL's
-(`prompt` and `answer` or `solution`) or plainly (`prompt` or `question`, `answer`). What a file may hold is
-said in `trainer.data.row_files`.
+Input: a path. Output: `Prompt`s, or one ValueError with file, row, key and the expected value. Layouts: verl
+(`prompt`, `data_source`, `reward_model.ground_truth`, `extra_info`), TRL (`prompt` and `answer` or
+`solution`) or plain (`prompt` or `question`, `answer`). `trainer.data.row_files` says what a file may hold.
 """
 
 from __future__ import annotations
@@ -37,22 +36,23 @@ def load_file(options: FileOptions) -> list[Prompt]:
 
     `prompt_id` is the row's `prompt_id` or `id`, else "<stem>-<row number from 0>". `domain` is
     `options.domain`, else the row's `data_source` or `domain`, else the file's stem. A null or absent answer
-    makes an open-ended prompt. What `extra_info` holds goes to `extra`, and so do columns not used otherwise,
-    where they are not null. Values keep the types of the file; see `plain_value` for those that JSON lacks.
+    makes an open-ended prompt. `extra` has the entries of `extra_info` and all other columns that are not
+    null. Values keep the types of the file; see `plain_value` for types that JSON lacks.
 
-    A prompt that is text is the user's message under the model's chat template; a model without one reads it
-    as it is. Chat messages need a template. If the last one is the assistant's, the completion continues it,
-    and scorers judge both together, as in TRL.
+    A text prompt becomes the user's message of the chat template; without a template it is used unchanged.
+    Chat messages need a template. If the last one is the assistant's, the completion continues it, and
+    scorers score both together, as in TRL.
 
     Raises:
-        ValueError: the file cannot be read, or a row breaks a rule.
+        ValueError: the file cannot be read, or a row is invalid; the message names file, row and key.
     """
     prompts: list[Prompt] = []
     places: dict[str, str] = {}
     for row in read_rows(options.path, options.limit, "data"):
         prompt = _to_prompt(row, options.domain)
         if prompt.prompt_id in places:
-            raise row.error("prompt_id", f"unlike that of {places[prompt.prompt_id]}", prompt.prompt_id)
+            rule = f"unique, but {places[prompt.prompt_id]} has the same"
+            raise row.error("prompt_id", rule, prompt.prompt_id)
         places[prompt.prompt_id] = row.place
         prompts.append(prompt)
     return prompts
@@ -77,7 +77,7 @@ def _to_prompt(row: Row, domain: str) -> Prompt:
 
 
 def prompt_messages(row: Row) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The key that the prompt stands under, `prompt` or `question`, and its messages."""
+    """The key of the prompt, `prompt` or `question`, and its messages as (role, content)."""
     source = _prompt_key(row)
     if not is_given(row, source):
         rule = "text or a list of chat messages (or give `question`)"
@@ -86,7 +86,7 @@ def prompt_messages(row: Row) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 def is_text(row: Row) -> bool:
-    """Whether the prompt is given as text, not as chat messages."""
+    """Whether the prompt is text, not chat messages."""
     return isinstance(row.values.get(_prompt_key(row)), str)
 
 
@@ -95,28 +95,28 @@ def _prompt_key(row: Row) -> str:
 
 
 def row_id(row: Row) -> tuple[str, str]:
-    """The key that the row's name stands under ("" for none), and the name: else "<stem>-<row number>"."""
+    """The key of the row's id ("" if it has none), and the id, by default "<stem>-<row number>"."""
     key, value = first_given(row, _ID_KEYS)
     return key, f"{row.path.stem}-{row.number}" if value is None else to_name(row, key, value)
 
 
 def row_domain(row: Row) -> tuple[str, str]:
-    """The key that the row's domain stands under ("" for none), and the domain: else the file's stem."""
+    """The key of the row's domain ("" if it has none), and the domain, by default the file's stem."""
     key, value = first_given(row, _DOMAIN_KEYS)
     return key, row.path.stem if value is None else to_text(row, key, value)
 
 
 def _answer(row: Row) -> tuple[str | None, Json, str]:
-    """The ground truth as text and as the file has it, and its key: verl's, then `answer`, then `solution`.
+    """The ground truth as text, its value in the file, and its key: verl's, then `answer`, then `solution`.
 
-    There is a text of a text and of a number, none of anything else.
+    Only text and numbers have a text form; for other values it is None.
     """
     model = row.values.get("reward_model")
     if model is not None:
         if not isinstance(model, dict):
             raise row.error("reward_model", "a mapping with ground_truth", model)
         truth = model.get("ground_truth")
-        if truth == "":  # how verl's files spell that there is none
+        if truth == "":  # verl's files mark a missing ground truth like this
             return None, "", "reward_model"
         if truth is not None:
             return *_text_and_value(row, "reward_model.ground_truth", truth), "reward_model"
@@ -125,7 +125,7 @@ def _answer(row: Row) -> tuple[str | None, Json, str]:
 
 
 def _text_and_value(row: Row, key: str, truth: object) -> tuple[str | None, Json]:
-    if isinstance(truth, bool | list | dict):
+    if isinstance(truth, bool | list | dict):  # bool first, because it is a subclass of int
         return None, to_json(row, key, truth)
     value = None if isinstance(truth, str) else to_json(row, key, truth)
     if isinstance(value, int | float):
@@ -135,13 +135,13 @@ def _text_and_value(row: Row, key: str, truth: object) -> tuple[str | None, Json
 
 
 def _number_text(value: float) -> str:
-    """A finite number as a person writes it, without an exponent, which a scorer may take for Euler's number.
+    """A finite number in decimal notation, without an exponent: a scorer may read the e as Euler's number.
 
-    3.0 becomes "3": with nulls in it a column holds floats.
+    3.0 becomes "3", because an integer column with nulls is read as floats.
     """
     if isinstance(value, int):
         return str(value)
-    if value.is_integer() and abs(value) < _MAX_EXACT_INTEGER:
+    if value.is_integer() and abs(value) < _MAX_EXACT_INTEGER:  # beyond, int() would invent digits
         return str(int(value))
     return format(decimal.Decimal(repr(value)), "f")
 
@@ -160,7 +160,11 @@ def _extra(row: Row, used: set[str]) -> dict[str, Json]:
 
 
 def to_json(row: Row, key: str, value: object) -> Json:
-    """`value` as `plain_value` makes it; ValueError naming the row and the key where it cannot."""
+    """`value` converted by `plain_value`.
+
+    Raises:
+        ValueError: JSON cannot hold it; the message names the row and the key.
+    """
     try:
         return plain_value(value)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Values of a dataset's rows made plain: what JSON can hold, so that they reach a reward function's process.
+"""Dataset values as JSON types, so that they can be sent to the process of a reward function.
 
 Used by `trainer.data.file_dataset` and, for a user's own dataset, by `trainer.data.prompts`.
 """
@@ -17,14 +17,15 @@ from rollouts.files import Json
 
 
 def plain_value(value: object) -> Json:
-    """`value` with the types of JSON.
+    """`value` converted to JSON types.
 
-    Text, numbers, booleans, null, lists and mappings stay what they are; numpy's and Arrow's become these.
-    Decimals become text ("0.10"), dates and times text in ISO 8601, durations seconds, NaN (how pandas marks
-    what is missing) null.
+    Text, numbers, booleans, null, lists and mappings are kept; numpy's and Arrow's types become these.
+    Decimals become text ("0.10"), dates and times text in ISO 8601, durations seconds, and NaN (pandas' mark
+    of a missing value) becomes null.
 
     Raises:
-        ValueError: it holds something else (bytes, an infinity, a key that is no text), or too deeply.
+        ValueError: it contains another type (bytes, an infinity, a key that is not text) or is nested too
+            deeply.
     """
     try:
         return _plain(value)
@@ -74,6 +75,6 @@ def _key(key: object) -> str:
 def _unicode(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no file can hold
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which UTF-8 cannot encode
         raise ValueError("no lone surrogates") from error
     return str(text)

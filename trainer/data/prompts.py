@@ -1,4 +1,4 @@
-"""From dataset rows to token prompts, and which prompt comes when. Used by the producer and the evaluator."""
+"""Token prompts from dataset rows, and the order of prompts. Used by the producer and the evaluator."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def load_dataset(entry: BoundEntry[Common]) -> list[Prompt]:
 
 
 def _with_plain_values(prompt: Prompt) -> Prompt:
-    """A prompt of a user's own dataset, its values as they reach a reward function.
+    """A prompt of a user's own dataset with the values that a reward function will get.
 
     Raises:
-        ValueError: a value is not one that JSON can hold, or the answer is no text.
+        ValueError: JSON cannot hold a value, or the answer is not text.
     """
     if not isinstance(prompt.answer, str | None):
         kind = type(prompt.answer).__name__
@@ -68,7 +68,7 @@ def _with_plain_values(prompt: Prompt) -> Prompt:
 def tokenize_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_tokens: int
 ) -> tuple[list[TokenPrompt], int]:
-    """Token prompts of at most `max_tokens` tokens, and how many were left out as too long.
+    """Token prompts of at most `max_tokens` tokens, and the number of prompts dropped as too long.
 
     Raises:
         ValueError: a prompt cannot be encoded (`trainer.data.encode.prompt_ids`), or every one is too long.
@@ -85,26 +85,27 @@ def tokenize_prompts(
 
 @dataclass(frozen=True, slots=True)
 class PromptOrder:
-    """Which prompt a group gets: a pure function of the run's seed, the step and the group's place in it."""
+    """Which prompt a group gets: depends only on the run's seed, the step and the group's place in it."""
 
     prompts: Sequence[TokenPrompt]
     seed: int
     shuffle: bool
 
     def at(self, number: int) -> TokenPrompt:
-        """The prompt of that number in turn; every epoch has its own order and all prompts once."""
+        """The prompt at position `number` (from 0) of all epochs; each epoch has every prompt once."""
         epoch, place = divmod(number, len(self.prompts))
         return self._prompt(int(self._order(epoch)[place]), epoch)
 
     def of_step(self, step: int, place: int, num_groups: int) -> TokenPrompt:
         """The prompt of group `place` of a step (both from 0).
 
-        The first `num_groups` are the next in turn. Further ones come from a shuffle of the others, then of
-        these: a step has no prompt twice as long as there are enough.
+        The first `num_groups` places get the next prompts of the epoch. Further places (refill) get the other
+        prompts in shuffled order, then these again, so a step repeats a prompt only if it runs out of them.
         """
         first, size = step * num_groups, len(self.prompts)
         if place < num_groups:
             return self.at(first + place)
+        # A step may cross the boundary of two or more epochs, each with an order of its own.
         epochs = range(first // size, (first + num_groups - 1) // size + 1)
         in_turn = np.concatenate([self._order(epoch) for epoch in epochs])
         start = first - epochs.start * size
@@ -114,7 +115,7 @@ class PromptOrder:
         return self._prompt(int(further[(place - num_groups) % size]), epochs.start)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The numbers of all prompts in the order of that epoch."""
+        """The indexes of all prompts in the order of that epoch."""
         if not self.shuffle:
             return np.arange(len(self.prompts))
         return np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(len(self.prompts))

@@ -1,8 +1,8 @@
-"""Rows of a user's own .jsonl or .parquet file, and what is said of one that breaks a rule.
+"""Rows of a user's .jsonl or .parquet file, and error messages for invalid rows.
 
-In: a path. Out: `Row`s as plain values, or one ValueError naming the file, the line or row, the key and what
-was expected. Only text is read: no scripts, no pickles, no extension types. Used by
-`trainer.data.file_dataset` and `trainer.data.demonstrations`.
+Input: a path. Output: `Row`s of plain values, or one ValueError with file, row, key and the expected value.
+Only data is read: no scripts, no pickles, no extension types. Used by `trainer.data.file_dataset` and
+`trainer.data.demonstrations`.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ _ROWS_AT_A_TIME = 1024
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row and where it stands, for the messages."""
+    """One row and its place in the file, for error messages."""
 
     path: Path
     place: str
     """``line 3`` (counted from 1) of a .jsonl file, ``row 2`` (counted from 0) of a .parquet file."""
     number: int
-    """Counted from 0 in both."""
+    """Counted from 0 in both formats."""
     values: Mapping[str, object]
 
     def error(self, key: str, rule: str, value: object) -> ValueError:
-        # reprlib, because a value may be as long or as deeply nested as its writer liked
+        """An error that says where `key` is, what it must be (`rule`), and what it is."""
+        # reprlib shortens values that are very long or deeply nested.
         return ValueError(f"{self.path}, {self.place}: {key} must be {rule}, got {reprlib.repr(value)}")
 
 
 def read_rows(path: str, limit: int, what: str) -> Iterator[Row]:
     """The rows of the file, in order; if `limit` is positive, only the first ones.
 
-    `what` says in errors of the file itself what it is for, such as "data".
+    `what` names the config section in errors about the file itself, such as "data".
 
     Raises:
-        ValueError: the file cannot be read, or a row is no object.
+        ValueError: the file cannot be read, or a row is not an object.
     """
     if limit < 0:
         raise ValueError(f"{what} limit must be 0 or more, got {limit}")
@@ -90,11 +91,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _to_rows(batch: pa.RecordBatch, path: Path) -> list[dict[str, object]]:
-    """The batch as dicts, column by column so that the message can name the one that does not convert."""
+    """The batch as dicts. Converted column by column, so that an error can name the column."""
     columns: dict[str, list[object]] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name in columns:
-            raise ValueError(f"{path}: column {name} must stand there once, got it twice")
+            raise ValueError(f"{path}: column {name} must be unique, got it twice")
         try:
             columns[name] = column.to_pylist(maps_as_pydicts="strict")
         except (
@@ -108,6 +109,7 @@ def _to_rows(batch: pa.RecordBatch, path: Path) -> list[dict[str, object]]:
 
 
 def _refuse_extension(field: pa.Field, place: str) -> None:
+    # A type that is not registered in this process is visible only in the field's metadata.
     named = (field.metadata or {}).get(_EXTENSION_KEY)
     if isinstance(field.type, pa.BaseExtensionType) or named is not None:
         kind = named.decode(errors="replace") if named is not None else str(field.type)
@@ -122,7 +124,7 @@ def is_given(row: Row, key: str) -> bool:
 
 
 def first_given(row: Row, keys: tuple[str, ...]) -> tuple[str, object]:
-    """The first of `keys` with a value, and that value; ("", None) for none."""
+    """The first of `keys` that has a value, and the value; ("", None) if none has."""
     for key in keys:
         if is_given(row, key):
             return key, row.values[key]
@@ -130,30 +132,30 @@ def first_given(row: Row, keys: tuple[str, ...]) -> tuple[str, object]:
 
 
 def to_name(row: Row, key: str, value: object) -> str:
-    """Text, or a whole number as text."""
+    """`value` as text: text, or an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return to_text(row, key, value, "text that is not empty, or a whole number")
 
 
 def to_text(row: Row, key: str, value: object, rule: str = "text that is not empty") -> str:
-    """Text that is more than white space; `rule` says what else would do."""
+    """`value`, which must be text and not only white space; `rule` describes it in the error."""
     if not isinstance(value, str) or not value.strip():
         raise row.error(key, rule, value)
     return to_unicode(row, key, value)
 
 
 def to_unicode(row: Row, key: str, value: str) -> str:
-    """Text that a file can hold."""
+    """`value`, which must be encodable as UTF-8."""
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no file can hold
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which UTF-8 cannot encode
         raise row.error(key, "Unicode text without lone surrogates", value) from error
     return value
 
 
 def to_messages(row: Row, key: str, value: object) -> tuple[tuple[str, str], ...]:
-    """(role, content) of chat messages; plain text is the user's."""
+    """Chat messages as (role, content); plain text becomes one message of the user."""
     if isinstance(value, str):
         return (("user", to_text(row, key, value)),)
     if not isinstance(value, list) or not value:

@@ -1,1 +1,1 @@
-"""Transforms of the advantage, token by token, before the loss."""
+"""Transforms of the advantage per token, before the loss."""

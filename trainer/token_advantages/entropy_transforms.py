@@ -1,8 +1,8 @@
-"""Shapes that follow the entropy of a token's distribution, or its surprisal. Called by `transforms`.
+"""Transforms that use a token's entropy or surprisal. Applied by `trainer.token_advantages.transforms`.
 
-Entropies and logprobs are at the sampling temperature, in nats, and have no gradient here. What is selected
-is selected over the whole update (see `trainer.losses.batch_statistics`), so microbatches and ranks do not
-change it.
+Entropies and logprobs are at the sampling temperature, in nats, without gradient. Tokens are selected over
+the whole update (`trainer.losses.batch_statistics`), so the selection does not depend on microbatches or
+ranks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainer.token_advantages.transforms import TokenTransform
 def entropy_advantage(inputs: LossInputs, options: EntropyAdvantageOptions) -> Tensor:
     """A' = A + min(alpha sg(H), |A| / kappa), H the token's entropy now. [T] -> [T]
 
-    Entropy-shaped advantage, arXiv 2506.14758. With kappa above 1 no advantage changes its sign, and one of 0
-    stays 0.
+    Entropy-shaped advantage, arXiv 2506.14758. With kappa above 1 no advantage changes its sign, and an
+    advantage of 0 stays 0.
     """
     bonus = options.alpha * inputs.entropy.detach()
     return inputs.advantages + torch.minimum(bonus, inputs.advantages.abs() / options.kappa)
@@ -33,8 +33,8 @@ def entropy_advantage(inputs: LossInputs, options: EntropyAdvantageOptions) -> T
 def top_entropy(inputs: LossInputs, options: TopEntropyOptions) -> TokenTransform:
     """A' = A on the share fraction of the update's tokens with the highest entropy, else 0. [T] -> [T]
 
-    Forking tokens ("80/20"), arXiv 2506.01939. `select_entropy` selected before the update; the number of
-    tokens that the loss is divided by stays that of all, as in the paper.
+    Forking tokens ("80/20"), arXiv 2506.01939. `select_entropy` selects the tokens before the update. The
+    loss is still divided by the number of all tokens, as in the paper.
     """
     kept = inputs.prepared["kept"].bool()
     none = torch.zeros_like(inputs.advantages)
@@ -42,10 +42,10 @@ def top_entropy(inputs: LossInputs, options: TopEntropyOptions) -> TokenTransfor
 
 
 def select_entropy(columns: Mapping[str, np.ndarray], options: TopEntropyOptions) -> Prepared:
-    """The ceil(fraction n) tokens of highest entropy before this step's updates; ties go to the first.
+    """The ceil(fraction n) tokens with the highest entropy before this step's updates; ties go to the first.
 
-    The number is that of the tokens at or above the quantile 1 - fraction. The stat is the lowest entropy
-    that was kept, in nats.
+    This is the number of tokens at or above the quantile 1 - fraction. The stat `lowest_entropy` is the
+    lowest selected entropy in nats.
     """
     entropy = columns["entropy"].astype(np.float64)
     count = num_top(options.fraction, len(entropy))
@@ -57,7 +57,7 @@ def select_entropy(columns: Mapping[str, np.ndarray], options: TopEntropyOptions
 
 
 def num_top(fraction: float, count: int) -> int:
-    """ceil(fraction x count), forgiving the rounding of the product: 0.2 x 15 is 3."""
+    """ceil(fraction x count), with a tolerance for rounding errors of the product: 0.2 x 15 gives 3."""
     return math.ceil(fraction * count - 1e-9)
 
 
@@ -65,11 +65,10 @@ def stare(inputs: LossInputs, options: StareOptions) -> TokenTransform:
     """A' = (1 + strength) A where A > 0 and S > upper or A < 0 and S < lower, (1 - strength) A where
     A > 0 and S < lower or A < 0 and S > upper, else A. [T] -> [T]
 
-    After STARE, arXiv 2606.19236, whose released rule is another one (docs/methods/stare.md): these weights
-    are derived by us.
-    S = -log pi is the token's surprisal; lower and upper are its quantiles over the update, see
-    `find_quantiles`. To first order a step on one token changes the entropy of its distribution by
-    A (pi (S - H) + c), c the same for all tokens: where A (S - H) is positive, |A| is raised.
+    After STARE, arXiv 2606.19236. The released code uses another rule (docs/methods/stare.md); these weights
+    are our own derivation. S = -log pi is the token's surprisal; lower and upper are its quantiles over the
+    update, see `find_quantiles`. To first order, a gradient step on one token changes the entropy of its
+    distribution by A (pi (S - H) + c) with c equal for all tokens: |A| is raised where A (S - H) is positive.
     """
     high, low = inputs.prepared["high"].bool(), inputs.prepared["low"].bool()
     up, down = inputs.advantages > 0, inputs.advantages < 0
@@ -79,11 +78,12 @@ def stare(inputs: LossInputs, options: StareOptions) -> TokenTransform:
 
 
 def find_quantiles(columns: Mapping[str, np.ndarray], options: StareOptions) -> Prepared:
-    """Which tokens are above the quantile 1 - fraction of S, and which below the quantile `fraction`.
+    """Which tokens are above the quantile 1 - fraction of S, and which are below the quantile `fraction`.
 
-    S is under the weights that the update starts from. A token at a quantile is in neither, so that when all
-    are alike nothing is changed. An infinite S counts as the largest of all.
+    S is computed with the weights at the start of the update. A token exactly at a quantile is in neither
+    set, so nothing changes when all tokens are equal. The stats are the two quantiles in nats.
     """
+    # An infinite S becomes the largest finite number: a quantile between inf and a number would be NaN.
     surprisal = np.minimum(-columns["policy_logprobs"].astype(np.float64), np.finfo(np.float32).max)
     if not len(surprisal):
         return Prepared(columns={name: np.zeros(0, np.bool_) for name in ("high", "low")})

@@ -1,10 +1,10 @@
-"""Corrections for tokens that were sampled by another policy than the one ratios are taken to: transforms.
+"""Transforms that correct for the difference between the sampler and the policy before the update.
 
-All compare the policy before this step's updates (proximal) with the sampler (behavior): at max_lag 0 the
-two differ only by rounding and by what engine and learner compute differently, later by the updates between.
-They change advantages alone, so they are exact for a loss in proportion to A; terms that are not (the pull of
-kl_cov, a KL anchor, the entropy bonus) are not corrected. The number of tokens that a loss is divided by
-still counts what is dropped.
+They compare the policy before this step's updates (proximal) with the sampler (behavior). At max_lag 0 the
+two differ only numerically, because engine and learner compute differently; with lag also by the updates in
+between. Only advantages are changed. That is exact for losses proportional to A, while other terms (kl_cov's
+penalty, a KL anchor, the entropy bonus) are not corrected. Dropped tokens still count in the number of tokens
+that a loss is divided by.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from trainer.token_advantages.transforms import TokenTransform
 
 
 def sampler_drift(inputs: LossInputs) -> Tensor:
-    """log proximal - log behavior per token [T], as it is."""
+    """log proximal - log behavior per token [T], not clamped."""
     assert not inputs.behavior_logprobs.isnan().any(), "learned policy tokens have behavior logprobs"
     return inputs.proximal_logprobs - inputs.behavior_logprobs
 
 
 def importance_ratio(log_ratio: Tensor) -> Tensor:
-    """exp of a log-ratio of tokens or rows, clamped to +-20 so that a stray one cannot overflow. [T] -> [T]
+    """exp of a log-ratio per token or row, clamped to +-20 so that an outlier cannot overflow. [T] -> [T]
 
-    A row's mean or sum is taken before the clamp: clamped one by one, its tokens would give another row.
+    Take a row's mean or sum before the clamp: clamping its tokens first would change the result.
     """
     return clamp_value(log_ratio).exp()
 
@@ -36,8 +36,8 @@ def tis(inputs: LossInputs, options: TisOptions) -> TokenTransform:
     """A' = min(proximal / behavior, cap) A, the ratio of the token or (`level: sequence`) of all the row's
     learned tokens multiplied. [T] -> [T]
 
-    Truncated importance sampling, the truncation of IMPALA, arXiv 1802.01561, between learner and sampler as
-    in verl's rollout correction. The mark is where the cap holds.
+    Truncated importance sampling with the truncation of IMPALA, arXiv 1802.01561, between learner and sampler
+    as in verl's rollout correction. Mark `truncated`: tokens whose ratio is above the cap.
     """
     drift = sampler_drift(inputs)
     if options.level == "sequence":
@@ -50,7 +50,7 @@ def tis(inputs: LossInputs, options: TisOptions) -> TokenTransform:
 
 
 def sum_by_row(values: Tensor, rows: Tensor) -> Tensor:
-    """The sum of `values` [T] over each token's own row, in float64. [T], [T] -> [T]"""
+    """The sum of `values` over the row of each token, in float64. [T], [T] -> [T]"""
     counts = torch.bincount(rows)[rows]
     return mean_by_row(values, rows) * counts
 
@@ -59,7 +59,7 @@ def icepop(inputs: LossInputs, options: IcepopOptions) -> TokenTransform:
     """A' = k A where low <= k <= high, else 0; k = proximal / behavior, and 1 for k A if not `weigh`.
     [T] -> [T]
 
-    IcePop, Ring-1T, arXiv 2510.18855. The mark is where it is 0.
+    IcePop, Ring-1T, arXiv 2510.18855. Mark `dropped`: tokens whose advantage is set to 0.
     """
     k = importance_ratio(sampler_drift(inputs))
     outside = (k < options.low) | (k > options.high)
@@ -73,7 +73,7 @@ def rejection(inputs: LossInputs, options: RejectionOptions) -> TokenTransform:
     """A' = A where low <= exp(mean_t log(proximal / behavior)) <= high over the row, else 0. [T] -> [T]
 
     The sequence-level rejection of verl's rollout correction (`seq_mean_k1`), which bounds the inverse,
-    exp(mean_t log(behavior / proximal)); no paper. The mark is the tokens of rejected rows.
+    exp(mean_t log(behavior / proximal)); no paper. Mark `dropped`: the tokens of rejected rows.
     """
     level = importance_ratio(mean_by_row(sampler_drift(inputs), inputs.rows))
     outside = (level < options.low) | (level > options.high)

@@ -1,4 +1,4 @@
-"""HICRA: a larger advantage on planning tokens, those inside a strategic n-gram. With a control."""
+"""HICRA: a larger advantage on planning tokens, which are inside a strategic n-gram; and a random control."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.token_advantages.transforms import TokenTransform
 def hicra(inputs: LossInputs, options: HicraOptions) -> TokenTransform:
     """A' = A + alpha |A| on planning tokens, else A. [T] -> [T]
 
-    HICRA, arXiv 2509.03646. `mark_planning` found them before the update.
+    HICRA, arXiv 2509.03646. `mark_planning` finds these tokens before the update.
     """
     planning = inputs.prepared["planning"].bool()
     bonus = torch.where(planning, options.alpha * inputs.advantages.abs(), 0.0)
@@ -30,36 +30,35 @@ def hicra(inputs: LossInputs, options: HicraOptions) -> TokenTransform:
 
 
 def mark_planning(columns: Mapping[str, np.ndarray], options: HicraOptions) -> Prepared:
-    """The tokens inside an n-gram of the file; with `mask: random` as many of each row, drawn at random.
+    """The tokens inside an n-gram of the file; with `mask: random` as many random tokens of each row.
 
-    Stats, always of the mined mask: the share of planning tokens, the entropy (nats) of the frequencies of
-    the n-grams met, and the mean token entropy inside and outside of them, before this step's updates.
+    Stats, always for the mined mask: the share of planning tokens, the entropy (nats) of the frequencies of
+    the n-grams found, and the mean token entropy inside and outside of them, before this step's updates.
     """
     grams = read_grams(options.path)
     row = np.unique(columns["sample_id"], return_inverse=True)[1]
-    mined, met = find_grams(columns["token_ids"], stretch_ends(row, columns["position"]), grams.documents)
-    stats = {"strategy_entropy": entropy_of(met)}
+    ends = segment_ends(row, columns["position"])
+    mined, matches = find_grams(columns["token_ids"], ends, grams.documents)
+    stats = {"strategy_entropy": entropy_of(matches)}
     for name, where in (("planning_entropy", mined), ("execution_entropy", ~mined)):
         if where.any():
             stats[name] = float(columns["entropy"][where].astype(np.float64).mean())
     if len(mined):
         stats["planning_share"] = float(mined.mean())
-    masks = {"mined": lambda: mined, "random": lambda: as_many(row, mined, columns["draw"])}
+    masks = {"mined": lambda: mined, "random": lambda: random_mask_like(row, mined, columns["draw"])}
     return Prepared(columns={"planning": masks[options.mask]()}, stats=stats)
 
 
-def stretch_ends(row: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Behind the last token [T] of each token's stretch: tokens of one row at positions without a gap."""
+def segment_ends(row: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The exclusive end [T] of each token's segment: consecutive positions of one row. [T], [T] -> [T]"""
     breaks = np.flatnonzero((np.diff(row) != 0) | (np.diff(position) != 1)) + 1
     bounds = np.append(breaks, len(row))
     return bounds[np.searchsorted(bounds, np.arange(len(row)), side="right")]
 
 
-def as_many(row: np.ndarray, mask: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """Of each row as many tokens as `mask` has, those of the smallest draw. [T], [T], [T] -> [T]
-
-    The draws' later digits are taken, which say nothing of what else was drawn with them (Clip-Cov).
-    """
+def random_mask_like(row: np.ndarray, mask: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """A random mask with as many tokens of each row as `mask` has. [T], [T], [T] -> bool [T]"""
+    # The lower bits of the draws, because Clip-Cov selects by the upper ones: the masks stay independent.
     fresh = np.modf(draw * 2.0**20)[0]
     order = np.lexsort((fresh, row))
     counts = np.bincount(row)
@@ -70,11 +69,11 @@ def as_many(row: np.ndarray, mask: np.ndarray, draw: np.ndarray) -> np.ndarray:
 
 
 def locate_grams(options: HicraOptions) -> HicraOptions:
-    """The options with `path` made absolute, once its file was read.
+    """Check the file of `options`, and make its path absolute for ranks with another working directory.
 
     Raises:
         ValueError: the file is missing or damaged; see
-        `trainer.token_advantages.strategic_ngrams.load_grams`.
+            `trainer.token_advantages.strategic_ngrams.load_grams`.
     """
     path = Path(options.path).resolve()
     load_grams(path)
@@ -82,7 +81,7 @@ def locate_grams(options: HicraOptions) -> HicraOptions:
 
 
 def read_grams(path: str) -> Grams:
-    """The file, read once for as long as it stays as it is; raises like `load_grams`."""
+    """The n-grams of a file, cached until the file changes. Raises like `load_grams`."""
     return _read_once(path, os.stat(path).st_mtime_ns)
 
 

@@ -1,9 +1,8 @@
-"""Strategic n-grams: mined from correct completions, kept in a small JSON file, found in rows of tokens.
+"""Strategic n-grams: mined from correct completions, stored in a JSON file, matched in rows of tokens.
 
-In: run folders. Out: a file that `trainer.token_advantages.planning` reads. Called by `polyphony mine`.
-HICRA clusters its
-n-grams by embeddings of a sentence model; there is none here, so these are exact n-grams of token ids, good
-for one tokenizer only.
+Input: run folders. Output: a file that `trainer.token_advantages.planning` reads. Used by `polyphony mine`.
+HICRA, arXiv 2509.03646, clusters n-grams by sentence embeddings. These are exact n-grams of token ids
+instead, valid for one tokenizer only.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ Gram = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grams:
-    """n-grams with the number of documents that each stands in, most frequent first."""
+    """n-grams with the number of documents that contain each, most frequent first."""
 
     documents: Mapping[Gram, int]
     num_documents: int
     sources: tuple[str, ...]
-    """The runs that they were mined from, for the reader."""
+    """The runs that they were mined from, for information only."""
 
 
 def mine_grams(
     documents: Iterable[Sequence[Sequence[int]]], share: float, min_documents: int, sources: Sequence[str]
 ) -> Grams:
-    """The `share` of all n-grams that stand in the most documents, and in at least `min_documents`.
+    """The `share` of all n-grams that occur in the most documents, and in at least `min_documents`.
 
-    A document is a completion as stretches of token ids that follow one another. The number kept is
-    floor(share x distinct n-grams), ties in the order of their ids.
+    A document is a completion, given as segments of consecutive token ids. floor(share x distinct n-grams)
+    are kept; ties are broken by token ids.
 
     Raises:
-        ValueError: a number is out of range, or nothing is left.
+        ValueError: a number is out of range, or no n-gram is left.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share:g}")
@@ -58,9 +57,9 @@ def mine_grams(
         raise ValueError(f"min-documents must be at least 1, got {min_documents}")
     counts: Counter[Gram] = Counter()
     num_documents = 0
-    for stretches in documents:
+    for segments in documents:
         num_documents += 1
-        counts.update(set(chain.from_iterable(map(_grams_of, stretches))))
+        counts.update(set(chain.from_iterable(map(_grams_of, segments))))  # once per document
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     kept = dict(ranked[: int(share * len(ranked) + 1e-9)])
     kept = {gram: count for gram, count in kept.items() if count >= min_documents}
@@ -78,18 +77,18 @@ def _grams_of(ids: Sequence[int]) -> Iterator[Gram]:
 
 
 def correct_completions(run: Path) -> Iterator[list[list[int]]]:
-    """The correct completions of a run's policy rows, each as the stretches of its learned tokens.
+    """The correct completions of a run's policy rows, each as segments of consecutive loss tokens.
 
-    Correct is what a scorer said was (`answer_ok`); where none said, a reward above 0.
+    Correct means `answer_ok`, or a reward above 0 where no scorer checked the answer.
 
     Raises:
         ValueError: the run has no committed step; see `rollouts.store.read_steps`.
     """
     columns = ("origin", "answer_ok", "reward", "token_ids", "loss_mask")
     for row in read_steps(run, columns).to_pylist():
-        known = row["answer_ok"]
-        right = known if known is not None else exceeds(row["reward"] or 0.0, 0.0)
-        if row["origin"] == POLICY and right:
+        answer_ok = row["answer_ok"]
+        is_correct = answer_ok if answer_ok is not None else exceeds(row["reward"] or 0.0, 0.0)
+        if row["origin"] == POLICY and is_correct:
             ids, mask = np.array(row["token_ids"], np.int64), np.array(row["loss_mask"], bool)
             cuts = np.flatnonzero(np.diff(mask.astype(np.int8))) + 1
             parts = zip(np.split(ids, cuts), np.split(mask, cuts), strict=True)
@@ -97,7 +96,7 @@ def correct_completions(run: Path) -> Iterator[list[list[int]]]:
 
 
 def write_grams(path: Path, grams: Grams) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     rows = [{"ids": list(gram), "documents": count} for gram, count in grams.documents.items()]
     record = {
         "format": FORMAT,
@@ -164,12 +163,13 @@ def _read_gram(key: str, row: object) -> tuple[Gram, int]:
 def find_grams(
     token_ids: np.ndarray, ends: np.ndarray, grams: Mapping[Gram, int]
 ) -> tuple[np.ndarray, list[Gram]]:
-    """Which tokens stand in an n-gram, boolean [T], and the n-grams met, in order.
+    """Which tokens are inside an n-gram, bool [T], and the matched n-grams in order.
 
-    From left to right the longest that starts at a token is taken, and the search goes on behind it.
-    `ends` [T] is where the stretch of each token ends; nothing is found across it.
+    Matching is greedy from left to right: the longest n-gram that starts at a token, then on after its end.
+    `ends` [T] is the exclusive end of each token's segment; no match crosses it.
     """
-    inside, met = np.zeros(len(token_ids), np.bool_), []
+    inside, matches = np.zeros(len(token_ids), np.bool_), []
+    # Few tokens begin an n-gram: numpy finds them fast, and only they enter the Python loop.
     firsts = np.unique(np.array([gram[0] for gram in grams], np.int64))
     ids, free = token_ids.tolist(), 0
     for start in np.flatnonzero(np.isin(token_ids, firsts)).tolist():
@@ -179,7 +179,7 @@ def find_grams(
             gram = tuple(ids[start : start + length])
             if start + length <= ends[start] and gram in grams:
                 inside[start : start + length] = True
-                met.append(gram)
+                matches.append(gram)
                 free = start + length
                 break
-    return inside, met
+    return inside, matches

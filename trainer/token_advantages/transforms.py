@@ -1,9 +1,8 @@
-"""Changes of the advantage, token by token, before the loss. `trainer.objective` applies them.
+"""Transforms of the advantage per token, before the loss. `trainer.objective` applies them in order.
 
-A transform is ``transform(inputs, options) -> [T]``: the advantages of `inputs` as they go on to the next
-transform and
-then to the loss (a `TokenTransform` if it also has something to log). It has no gradient. One that needs
-batch statistics has a ``prepare(columns, options)`` as a loss has, see `trainer.losses.batch_statistics`.
+A transform is ``transform(inputs, options) -> [T]``: the advantages for the next transform or for the loss (a
+`TokenTransform` if it also logs marks). It has no gradient. One that needs batch statistics also has a
+``prepare(columns, options)``, like a loss; see `trainer.losses.batch_statistics`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from trainer.losses.per_token import LossInputs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTransform:
-    """Advantages per token [T], and what was done to them: boolean [T] by name, logged as share of the tokens
+    """Advantages per token [T], and marks: bool [T] by name, logged as the share of tokens that have them
     (clip/token_advantage.<transform>/<name>)."""
 
     advantages: Tensor
@@ -42,10 +41,10 @@ class BoundTransform:
     kind: Kind
     options: Any
 
-    def change(self, inputs: LossInputs) -> TokenTransform:
-        """The advantages and marks; a function that gives the advantages alone has no marks."""
-        found = load_target(self.kind.target)(inputs, self.options)
-        return found if isinstance(found, TokenTransform) else TokenTransform(advantages=found, marks={})
+    def apply(self, inputs: LossInputs) -> TokenTransform:
+        """The new advantages and marks; a function that returns only advantages has no marks."""
+        result = load_target(self.kind.target)(inputs, self.options)
+        return result if isinstance(result, TokenTransform) else TokenTransform(advantages=result, marks={})
 
 
 def bound_transforms(run: BoundRun) -> dict[str, BoundTransform]:
@@ -57,10 +56,10 @@ def bound_transforms(run: BoundRun) -> dict[str, BoundTransform]:
 
 
 def start_transforms(config: RunConfig) -> dict[str, Any]:
-    """The entries of `token_advantage` after each kind's `start`: checked, with absolute paths.
+    """The entries of `token_advantage` after each kind's `start`: files are checked, paths are absolute.
 
     Raises:
-        ValueError: what an entry names cannot be used; the message names the entry.
+        ValueError: a file cannot be used; the message names the entry.
     """
     entries = dict(config.token_advantage)
     for name, transform in bound_transforms(bind(config)).items():
@@ -76,39 +75,39 @@ def start_transforms(config: RunConfig) -> dict[str, Any]:
 def apply_transforms(
     inputs: LossInputs, transforms: Mapping[str, BoundTransform], prepared: Mapping[str, Mapping[str, Tensor]]
 ) -> tuple[LossInputs, dict[str, Tensor]]:
-    """`inputs` with the advantages as all transforms leave them, and the transforms' marks.
+    """`inputs` with the advantages after all transforms, and the transforms' marks.
 
-    `prepared` has by transform what its `prepare` returned, for the same tokens.
+    `prepared` has the columns that each transform's `prepare` returned, by transform, for the same tokens.
     """
     marks: dict[str, Tensor] = {}
     advantages = inputs.advantages
     for name, transform in transforms.items():
-        found = transform.change(replace(inputs, advantages=advantages, prepared=prepared.get(name, {})))
-        advantages = found.advantages
-        marks |= {f"token_advantage.{name}/{mark}": where for mark, where in found.marks.items()}
+        result = transform.apply(replace(inputs, advantages=advantages, prepared=prepared.get(name, {})))
+        advantages = result.advantages
+        marks |= {f"token_advantage.{name}/{mark}": where for mark, where in result.marks.items()}
     return replace(inputs, advantages=advantages), marks
 
 
 def prepare_transforms(
     local: TokenTable, transforms: Mapping[str, BoundTransform], gather: Gather
 ) -> dict[str, Prepared]:
-    """By token_advantage.<name>: what the transforms' `prepare` found of the policy tokens.
+    """The results of the transforms' `prepare` for this rank's tokens, by token_advantage.<name>.
 
-    Each sees as `advantage` what the transforms before it make of the advantages, as its function will.
+    Each `prepare` gets the advantages after the transforms before it, like its function later. A collective.
     """
-    wanting = [name for name, transform in transforms.items() if transform.kind.prepare]
-    if not wanting:
+    with_prepare = [name for name, transform in transforms.items() if transform.kind.prepare]
+    if not with_prepare:
         return {}
     gathered = gather_tokens(local, origins_where(lambda spec: spec.transformed), gather)
     columns, results = dict(gathered.columns), {}
     for name, transform in transforms.items():
-        found = Prepared(columns={})
+        prepared = Prepared(columns={})
         if transform.kind.prepare:
-            found = gathered.apply(partial(_call_prepare, transform), columns)
-            results[f"token_advantage.{name}"] = gathered.to_local(found)
-        if name == wanting[-1]:
+            prepared = gathered.apply(partial(_call_prepare, transform), columns)
+            results[f"token_advantage.{name}"] = gathered.to_local(prepared)
+        if name == with_prepare[-1]:  # no later `prepare` reads the advantages
             break
-        columns["advantage"] = transform.change(_inputs_of(columns, found)).advantages.numpy()
+        columns["advantage"] = transform.apply(_inputs_of(columns, prepared)).advantages.numpy()
     return results
 
 
@@ -118,8 +117,8 @@ def _call_prepare(
     return load_target(transform.kind.prepare)(columns, transform.options)  # type: ignore[no-any-return]
 
 
-def _inputs_of(columns: Mapping[str, np.ndarray], found: Prepared) -> LossInputs:
-    """A table of `prepare` as a transform sees it; the policy is the one the update starts from."""
+def _inputs_of(columns: Mapping[str, np.ndarray], prepared: Prepared) -> LossInputs:
+    """The columns of a `prepare` as the input of a transform, with the policy at the start of the update."""
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(columns[name].astype(np.float32))
@@ -134,7 +133,7 @@ def _inputs_of(columns: Mapping[str, np.ndarray], found: Prepared) -> LossInputs
         rows=torch.from_numpy(rows),
         token_ids=torch.from_numpy(columns["token_ids"]),
         positions=torch.from_numpy(columns["position"]),
-        prepared={name: torch.from_numpy(values) for name, values in found.columns.items()},
+        prepared={name: torch.from_numpy(values) for name, values in prepared.columns.items()},
     )
 
 
@@ -149,8 +148,8 @@ def positive_reweight(inputs: LossInputs, options: PositiveReweightOptions) -> T
 def repo(inputs: LossInputs, options: RepoOptions) -> Tensor:
     """A' = A - beta L with L = log pi of the token now, without gradient. [T] -> [T]
 
-    REPO, arXiv 2603.11682. Entropy falls with E[A L]; the term makes advantage and logprob less alike. It
-    acts on tokens of advantage 0 as well.
+    REPO, arXiv 2603.11682. Entropy falls with E[A L]; the term reduces the correlation of advantage and
+    logprob. It also acts on tokens with advantage 0.
     """
     return inputs.advantages - options.beta * inputs.policy_logprobs.detach()
 
@@ -158,6 +157,6 @@ def repo(inputs: LossInputs, options: RepoOptions) -> Tensor:
 def repo_r(inputs: LossInputs, options: RepoROptions) -> Tensor:
     """A' = A - zeta |A| L with L = log pi of the token now, without gradient. [T] -> [T]
 
-    REPO-R, arXiv 2603.11682: REPO in proportion to the advantage, so groups that teach nothing stay so.
+    REPO-R, arXiv 2603.11682: REPO in proportion to the advantage, so groups without signal still have none.
     """
     return inputs.advantages - options.zeta * inputs.advantages.abs() * inputs.policy_logprobs.detach()

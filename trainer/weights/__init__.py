@@ -1,1 +1,1 @@
-"""Weights on their way to the engines and to disk: packing, publishing, verifying, exporting."""
+"""Packing, publishing, verifying and exporting weights."""

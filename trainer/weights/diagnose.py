@@ -1,7 +1,7 @@
-"""Probes: fixed sequences whose logprobs identify a set of weights; and the diagnosis of a mismatch.
+"""Probe logprobs, which identify a set of weights, and the diagnosis of a mismatch after a weight sync.
 
-`probe_logprobs` is the learner's side of the check after each weight sync. `explain_mismatch` runs only when
-the check has failed: it tries the known faults one by one and names the one that reproduces the answer best.
+`probe_logprobs` is the learner's side of the check after each weight sync. `explain_mismatch` runs only if
+the check fails: it simulates the known faults one by one and names the one closest to the engine's logprobs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from trainer.model.policy import PolicyModel
 from trainer.step_records import Probe
 from trainer.weights.packed import PackedWeights, unpack_weights
 
-_MOST_LAYERS_FOR_ALL_SWAPS = 12
+_MAX_LAYERS_FOR_ALL_SWAPS = 12
 
 
 def probe_logprobs(
     model: Callable[..., tuple[Tensor, ...]], probes: Sequence[Probe], device: torch.device
 ) -> np.ndarray:
-    """Logprobs at temperature 1 of all probe tokens but each probe's first, concatenated, float32."""
+    """Logprobs (nats, temperature 1, float32) of all probe tokens but each probe's first, concatenated."""
     batch = build_microbatch(
         [np.array(probe.token_ids[:1]) for probe in probes],
         [np.array(probe.token_ids[1:]) for probe in probes],
@@ -37,22 +37,24 @@ def probe_logprobs(
 
 
 def gap(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean absolute difference in nats."""
+    """Mean absolute difference of two arrays of logprobs, in nats."""
     return float(np.abs(one.astype(np.float64) - other).mean())
 
 
 def _swapped(state: dict[str, Tensor], i: int, j: int) -> dict[str, Tensor]:
-    moved = dict(state)
+    """The weights with layers i and j exchanged."""
+    swapped = dict(state)
     for name in state:
         if f".layers.{i}." in name:
             partner = name.replace(f".layers.{i}.", f".layers.{j}.")
-            moved[name], moved[partner] = state[partner], state[name]
-    return moved
+            swapped[name], swapped[partner] = state[partner], state[name]
+    return swapped
 
 
 def _hypotheses(
     current: dict[str, Tensor], previous: dict[str, Tensor], version: int, version_before: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The known faults: a sentence, and the weights that an engine with this fault would hold."""
     if previous:
         age = "one step old" if version_before == version - 1 else "those of the sync before"
         yield f"all weights are {age} (version {version_before} instead of {version})", previous
@@ -62,7 +64,8 @@ def _hypotheses(
                 current | {name: previous[name]},
             )
     layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in current if ".layers." in name})
-    pairs = combinations(layers, 2) if len(layers) <= _MOST_LAYERS_FOR_ALL_SWAPS else pairwise(layers)
+    # All pairs of a deep model would take minutes, so only neighbours are tried there.
+    pairs = combinations(layers, 2) if len(layers) <= _MAX_LAYERS_FOR_ALL_SWAPS else pairwise(layers)
     for i, j in pairs:
         yield f"layers {i} and {j} are swapped", _swapped(current, i, j)
 
@@ -70,14 +73,14 @@ def _hypotheses(
 def _stale_head_gap(
     policy: PolicyModel, probes: Sequence[Probe], observed: np.ndarray, head: Tensor
 ) -> float:
-    """The gap if the output head alone were `head`: for tied models, whose head has no tensor of its own."""
+    """The gap if only the output head were `head`. For tied models, whose head has no tensor of its own."""
     module = policy.model.get_output_embeddings()
     assert isinstance(module, nn.Linear)
     tied = module.weight
     module.weight = nn.Parameter(head.clone())
-    found = gap(probe_logprobs(policy, probes, head.device), observed)
-    module.weight = tied
-    return found
+    stale_gap = gap(probe_logprobs(policy, probes, head.device), observed)
+    module.weight = tied  # the next hypothesis loads into the embedding and must reach the head too
+    return stale_gap
 
 
 def explain_mismatch(
@@ -87,9 +90,10 @@ def explain_mismatch(
     current: PackedWeights,
     previous: PackedWeights | None,
 ) -> str:
-    """Name the fault that best reproduces `observed`, or say that none of the known ones does.
+    """One sentence that names the fault which best reproduces `observed`, or says that none does.
 
-    A fault is named when it explains at least nine tenths of the gap.
+    A fault is named if it explains at least 90 % of the gap. `policy` is overwritten with the weights of each
+    hypothesis; `observed` are the engine's probe logprobs.
     """
     now = dict(unpack_weights(current))
     before = dict(unpack_weights(previous)) if previous is not None else {}
@@ -109,9 +113,9 @@ def explain_mismatch(
             )
     for sentence, state in _hypotheses(now, before, current.version, version_before):
         load_checkpoint_format(policy.model, state)
-        found = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
-        if found < best_gap:
-            best, best_gap = sentence, found
-    if not best_gap <= 0.1 * whole:  # also when the engine's answer is not finite
+        hypothesis_gap = gap(probe_logprobs(policy, probes, torch.device("cpu")), observed)
+        if hypothesis_gap < best_gap:
+            best, best_gap = sentence, hypothesis_gap
+    if not best_gap <= 0.1 * whole:  # `not <=`: a NaN gap explains nothing
         return f"none of the known faults explains it (closest: {best}, gap {best_gap:.2e} nats)"
-    return f"{best} (this reproduces the engine's answer to {best_gap:.1e} nats)"
+    return f"{best} (this reproduces the engine's logprobs to {best_gap:.1e} nats)"

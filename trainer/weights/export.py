@@ -1,4 +1,4 @@
-"""Writing a policy as a Hugging Face folder that `AutoModelForCausalLM` and vLLM load."""
+"""Export of a policy as a Hugging Face folder that `AutoModelForCausalLM` and vLLM load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rollouts.files import fsync_dir, fsync_file, rename_dir_synced
 
 
 def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> None:
-    """Write config, safetensors, tokenizer with chat template and generation config; whole or not at all."""
+    """Write config, safetensors, tokenizer with chat template and generation config to `folder`, atomically.
+
+    `state` are weights in checkpoint format; an existing folder is replaced.
+    """
     staging = folder.with_name(folder.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -29,6 +32,7 @@ def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> 
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, weights, metadata={"format": "pt"}
     )
+    # The files must be on disk before the rename, or a power cut could leave a folder of empty files.
     for written in staging.iterdir():
         fsync_file(written)
     fsync_dir(staging)

@@ -1,4 +1,4 @@
-"""Full model weights as one packed buffer with a checksum per tensor: what a publish sends to engines."""
+"""Full model weights as one packed buffer with a checksum per tensor. A publish sends it to the engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """All weights of one policy_version; `buffer` is uint8 numpy, which crosses shared memory uncopied."""
+    """All weights of one policy version. `buffer` is uint8 numpy, which Ray's shared memory does not copy."""
 
     version: int
     entries: tuple[TensorEntry, ...]
@@ -43,7 +43,7 @@ def _bytes_of(tensor: Tensor) -> np.ndarray:
 
 
 def pack_weights(version: int, named: Iterable[tuple[str, Tensor]]) -> PackedWeights:
-    """Copy full tensors, in order, into one buffer."""
+    """Copy full tensors, in order, into one buffer. `version` is the policy version."""
     entries: list[TensorEntry] = []
     parts: list[np.ndarray] = []
     start = 0
@@ -62,7 +62,7 @@ def pack_weights(version: int, named: Iterable[tuple[str, Tensor]]) -> PackedWei
 
 
 def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, copied out of the (read-only) buffer one at a time.
+    """The names and tensors, copied from the (read-only) buffer one at a time.
 
     Raises:
         ValueError: a tensor's bytes do not match its checksum.

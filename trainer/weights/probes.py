@@ -1,4 +1,4 @@
-"""Probe sequences: what engines and learner both score after every publish. Made once, before the steps."""
+"""Probe sequences, scored by engines and learner after every publish. Made once, before the first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from trainer.step_records import Probe
 async def make_probes(
     config: RunConfig, prompts: Sequence[TokenPrompt], generator: Generator
 ) -> tuple[Probe, ...]:
-    """Fixed sequences for the weight proof: completions of the first prompts by the weights of step 0."""
+    """Fixed sequences for the weight check: completions of the first prompts, sampled with the first weights.
+
+    Returns `sync.num_probes` probes, or fewer if there are fewer prompts.
+    """
     chosen = prompts[: config.sync.num_probes]
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=config.rollout.max_tokens)
     seed = derive_seed(config.seed, "probe")

@@ -1,7 +1,7 @@
-"""Publishing weights and verifying that they arrived: names and checksums, then logprobs of fixed sequences.
+"""Publishing weights and verifying them: names and checksums, then logprobs of fixed sequences (probes).
 
-After every sync, engines and learner score the same sequences (probes). The check also measures its own
-power: how far the learner's logprobs moved in this step, which is the gap that stale weights would show.
+After every sync, engines and learner score the same probes. The check also measures its own power: the change
+of the learner's probe logprobs in this step, which is the gap that stale weights would show.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from trainer.step_records import Probe
 from trainer.weights.diagnose import gap
 
 _FLOOR = 2.0e-5
-"""Nats: probes that moved less in a step moved too little to detect stale weights."""
+"""Nats: if the probes changed less in a step, stale weights cannot be detected."""
 _NOISE_MULTIPLE = 8.0
-"""So did probes that moved less than this many times the gap of equal weights, measured at the first sync."""
+"""The same if they changed less than this multiple of the gap between equal weights (at the first sync)."""
 _EXPLAIN_LIMIT_S = 120.0
 
 
@@ -30,17 +30,17 @@ class WeightSyncError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What the next publish is compared with."""
+    """The result of a publish, which the next one is compared with."""
 
     version: int
     expected: np.ndarray
     """The learner's probe logprobs."""
     noise: float
-    """Largest gap of any engine at the first sync, when engine and learner had read the same file."""
+    """Largest gap of any engine at the first sync, in nats: engine and learner had loaded the same files."""
 
 
 def tolerance(config: RunConfig) -> float:
-    """`sync.tolerance`, or the default of the model's dtype."""
+    """`sync.tolerance`, or the default for the model's dtype; nats."""
     return config.sync.tolerance or PROBE_TOLERANCE[config.model.dtype]
 
 
@@ -53,17 +53,21 @@ async def publish(
     previous: Published | None,
     config: RunConfig,
 ) -> tuple[Published, dict[str, float]]:
-    """Sync the learner's weights, as `version`, to every engine, and verify it by the probes.
+    """Sync the learner's weights, as `version`, to every engine, and verify them with the probes.
+
+    Returns the record for the next publish, and the metrics sync/probe_gap and sync/probe_power (nats) and
+    sync/proven (1 if stale weights would have been detected).
 
     Raises:
-        WeightSyncError: an engine refused the weights, or its answers are not the learner's of this step.
+        WeightSyncError: an engine refused the weights, or its probe logprobs differ from the learner's.
     """
+    # The learner's probe does not depend on the engines, so it runs during the transfer.
     try:
         diagnosis, expected = await asyncio.gather(transport.sync(version), _probe(learner, probes))
     except ValueError as error:
         raise WeightSyncError(f"weight sync to version {version} failed: {error}") from error
-    found = await generator.probe(probes) if probes else []
-    gaps = [gap(observed, expected) for observed in found]
+    observed = await generator.probe(probes) if probes else []
+    gaps = [gap(logprobs, expected) for logprobs in observed]
     worst = max(gaps, default=0.0)
     noise = previous.noise if previous is not None else worst
     published = Published(version=version, expected=expected, noise=noise)
@@ -72,8 +76,9 @@ async def publish(
     power = gap(expected, previous.expected) if previous is not None else float("nan")
     proven = power > max(_FLOOR, _NOISE_MULTIPLE * noise)
     for engine, size in enumerate(gaps):
+        # `not <=` so that NaN fails. A gap near the power means stale weights even within the tolerance.
         if not size <= tolerance(config) or (proven and size > 0.25 * power):
-            fault = await _explain(diagnosis, probes, found[engine])
+            fault = await _explain(diagnosis, probes, observed[engine])
             raise WeightSyncError(
                 f"after weight sync to version {version}, engine {engine} and learner differ by {size:.2e} "
                 f"nats on the probes (one stale step would show {power:.2e}): {fault}"
@@ -82,7 +87,7 @@ async def publish(
 
 
 async def _explain(diagnosis: Diagnosis, probes: Sequence[Probe], observed: np.ndarray) -> str:
-    """What the diagnosis finds; whatever happens to it, the gap itself must be reported."""
+    """The sentence of the diagnosis. Its failure is only mentioned, because the gap must be reported."""
     try:
         async with asyncio.timeout(_EXPLAIN_LIMIT_S):
             return await diagnosis(probes, observed)
@@ -95,7 +100,9 @@ async def _probe(learner: Learner, probes: Sequence[Probe]) -> np.ndarray:
 
 
 def check_mismatch(mean_abs: float, config: RunConfig) -> None:
-    """The gate at lag 0: sampler and learner must agree on the training tokens themselves.
+    """At max_lag 0, check that sampler and learner agree on the training tokens.
+
+    `mean_abs` is the mean |behaviour - proximal| in nats. With lag, a difference is expected.
 
     Raises:
         WeightSyncError: the mean absolute logprob difference is beyond the tolerance.

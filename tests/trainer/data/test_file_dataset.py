@@ -223,7 +223,7 @@ def test_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
         ({"prompt": "q", "data_source": 3}, "data_source must be text that is not empty, got 3"),
         ({"prompt": "q", "extra_info": "x"}, "extra_info must be a mapping, got 'x'"),
         ({"prompt": "q", "id": 1.5}, "id must be text that is not empty, or a whole number, got 1.5"),
-        ({"prompt": "q", "id": "first"}, "prompt_id must be unlike that of line 1, got 'first'"),
+        ({"prompt": "q", "id": "first"}, "prompt_id must be unique, but line 1 has the same, got 'first'"),
         ({"prompt": "\ud800"}, "prompt must be Unicode text without lone surrogates"),
         ({"prompt": "q", "x": [float("inf")]}, "x must be text or a value that JSON can hold"),
     ],
