@@ -1,1 +1,1 @@
-"""HOW it learns: roles, the loop, the producer, advantages, losses, evaluation. No ray, vllm or deepspeed."""
+"""Training: roles, the loop, rollouts, advantages, losses, evaluation. Imports no ray, vllm or deepspeed."""

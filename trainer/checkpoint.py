@@ -1,4 +1,4 @@
-"""The checkpoints of a run as its loop sees them: when one is due, writing, finding the newest."""
+"""The checkpoints of a run: when one is due, writing it, finding the newest. Used by the loop."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Event = Callable[..., None]
 
 
 class Checkpoints:
-    """Checkpoints and the metrics file of a run directory; `last` is the step of the newest whole checkpoint.
+    """Checkpoints and the metrics file of a run directory.
 
-    `attempt` numbers the drivers that have worked on the run, from 1.
+    `last` is the step of the newest valid checkpoint. `attempt` counts the drivers that have worked on the
+    run, from 1.
     """
 
     def __init__(
@@ -36,15 +37,15 @@ class Checkpoints:
         self.last = 0
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is wanted after `step`: every `checkpoint.every` steps and after the last."""
+        """Whether to write a checkpoint after `step`: every `checkpoint.every` steps and after the last."""
         every = self._config.checkpoint.every
         return (every > 0 and step % every == 0) or step == self._config.num_steps
 
     async def newest(self) -> Manifest | None:
-        """The newest whole checkpoint, verified; damaged ones are passed over and told of.
+        """The newest checkpoint with valid checksums, or None. Damaged ones are reported and skipped.
 
         Raises:
-            ValueError: there are checkpoints and none is whole, or it is of another experiment.
+            ValueError: all checkpoints are damaged, or it belongs to another experiment.
         """
         manifest, damaged = await asyncio.to_thread(newest_checkpoint, self._run_dir)
         for message in damaged:
@@ -57,7 +58,7 @@ class Checkpoints:
         return manifest
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """The folder of the checkpoint of a step."""
         return checkpoint_dir(self._run_dir, step)
 
     def stage(self, step: int) -> Path:
@@ -67,19 +68,22 @@ class Checkpoints:
     async def finish(
         self, step: int, staging: Path, sums: Mapping[str, str], state: Mapping[str, Json]
     ) -> None:
-        """Verify what the learner wrote, make it the newest checkpoint, then remove the superfluous ones.
+        """Verify the files in `staging`, make them the newest checkpoint, then delete old checkpoints.
+
+        `sums` are the learner's SHA-256 by file name; `state` is the run's own state, as JSON.
 
         Raises:
-            DamagedError: a file on disk is not what the learner wrote.
-            OSError: the disk is full or broken; the checkpoints before stay as they are.
+            DamagedError: a file on disk differs from what the learner wrote.
+            OSError: the disk is full or broken; earlier checkpoints are kept.
         """
         manifest = Manifest(step=step, config_hash=self._hash, state=state)
+        # In threads: hashing gigabytes would block the event loop and with it all groups in flight.
         await asyncio.to_thread(finish_checkpoint, self._run_dir, staging, manifest, sums)
         await asyncio.to_thread(prune_checkpoints, self._run_dir, self._config.checkpoint.keep)
         self.last = step
 
     def rewound(self, step: int) -> None:
-        """The run goes on from `step`: the metrics file says no more than the steps up to it."""
+        """The run continues from `step`: remove later steps from the metrics file."""
         if (self._run_dir / METRICS).exists():
             for damaged in rebuild_metrics(self._run_dir, step):
                 self._event("step_damaged", step=damaged, reason="its metrics are left out of metrics.jsonl")

@@ -1,4 +1,4 @@
-"""From the buffer's index of a step to what the learner needs: a plan, then credit and row weights."""
+"""From the buffer's index of a step to the learner's input: a plan, then credit and row weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.step_records import Batch, Learnable, origins_of
 
 
 def collate(index: pa.Table, config: RunConfig) -> Batch:
-    """Number the groups, spread them over the step's updates in order, and plan ranks and microbatches."""
+    """Number the groups, distribute them over the step's updates, and plan ranks and microbatches."""
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
     reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
@@ -40,33 +40,33 @@ def collate(index: pa.Table, config: RunConfig) -> Batch:
 
 
 def _parts(origin_N: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rows whose groups are numbered and spread together, in the table's order of origins: each bool [N]."""
+    """Rows whose groups are numbered and distributed together, bool [N] each, in the order of ORIGINS."""
     return tuple(np.isin(origin_N, part) for part in parts())
 
 
 def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
     """Each row's group, [N] from 0: the step's own in order of submission, then replay, tempered, sft."""
     group_N, num_groups = np.zeros(len(submission_N), np.int64), 0
-    for chosen in _parts(origin_N):
-        found, number = np.unique(submission_N[chosen], return_inverse=True)
-        group_N[chosen] = num_groups + number
-        num_groups += len(found)
+    for part in _parts(origin_N):
+        submissions, number = np.unique(submission_N[part], return_inverse=True)
+        group_N[part] = num_groups + number
+        num_groups += len(submissions)
     return group_N
 
 
 def _spread_groups(
     group_N: np.ndarray, origin_N: np.ndarray, left_out_N: np.ndarray, num_updates: int
 ) -> np.ndarray:
-    """Each row's update, [N]: the step's own groups evenly over the updates, then those of replay, the
-    tempered ones and those of sft alike; in each of these what is learned from, and what is left out.
+    """Each row's update, [N] from 0: groups are distributed evenly, separately for each part of the origins.
 
-    Together they would put all replay, whose submissions are older, into the first updates.
+    Within a part, groups that are learned from and groups that are left out are distributed separately too.
     """
     update_N = np.zeros(len(group_N), np.int64)
+    # Separately, because replay has older submissions: it would otherwise all be in the first update.
     for part in _parts(origin_N):
         for chosen in (part & ~left_out_N, part & left_out_N):
-            found, number = np.unique(group_N[chosen], return_inverse=True)
-            update_N[chosen] = number * num_updates // max(1, len(found))
+            groups, number = np.unique(group_N[chosen], return_inverse=True)
+            update_N[chosen] = number * num_updates // max(1, len(groups))
     return update_N
 
 
@@ -86,30 +86,35 @@ def with_advantages(
 ) -> Learnable:
     """The credit of the rows that have a reward, and the weight of every row in its update's loss.
 
-    `OriginSpec.learned` says how: demonstrations have no reward and are learned from all the same, with an
-    advantage of 0; tempered rows with a reward above 0 count, with an advantage of 1. Groups that
-    `rollout.zero_variance_groups` leaves out have neither advantage nor weight, whatever a KL term would
-    make of them.
-    `columns` are the learner's scores in the index's row order; `step` counts from 0. `settings` are what
-    controllers want of this step, by dotted config key; `history` is what earlier steps sampled, nothing if
-    it is left out.
+    Args:
+        batch: the step's rows.
+        columns: the learner's scores in the row order of the batch's index.
+        run: the bound config.
+        step: 0-based.
+        settings: values that controllers set for this step, by dotted config key.
+        history: what earlier steps sampled; empty if None.
+
+    Rows of origins that are not learned by their advantage (`OriginSpec.learned`) differ: demonstrations are
+    always learned, with an advantage of 0, and tempered rows with a reward above 0 have an advantage of 1.
+    Groups that `rollout.zero_variance_groups` leaves out have neither advantage nor weight, whatever a KL
+    term in the reward would give them.
     """
     settings, history = settings or {}, history or AnswerHistory()
     config = run.config
     origins = origins_of(batch.index)
-    how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
-    apart = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout) | (how != "by_advantage")
-    rewards = np.where(apart, np.nan, batch.reward_N)
-    given = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)
+    learned_how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
+    left_out = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout)
+    rewards = np.where(left_out | (learned_how != "by_advantage"), np.nan, batch.reward_N)
+    row_credit = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)
     losses = {origin: loss.common for origin, loss in run.losses.items()}
-    counting = counting_rows(batch.reward_N, origins)
-    learned = given.has_reward_N | counting | (how == "always")
+    is_positive = counting_rows(batch.reward_N, origins)
+    learned = row_credit.has_reward_N | is_positive | (learned_how == "always")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
-        advantage_N=np.where(counting, 1.0, given.advantage_N),
-        bonus_N=given.bonus_N,
-        visits_N=given.visits_N,
+        advantage_N=np.where(is_positive, 1.0, row_credit.advantage_N),
+        bonus_N=row_credit.bonus_N,
+        visits_N=row_credit.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
         learning_rates=(rate,) * config.learner.updates_per_step,
         settings={key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS},
@@ -117,30 +122,30 @@ def with_advantages(
 
 
 NOT_COMMITTED: Final = ("loss_mask", "mismatch_abs", "mismatch_k3")
-"""Columns of the learner that no committed row has: the mask, which is there already, and measurements."""
+"""The learner's columns that are not committed: the mask, which the rows have already, and metrics."""
 
 
 def learner_columns(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Table:
-    """The learner's columns as they are committed."""
+    """The learner's columns and the credit, as they are committed with the rows."""
     kept = columns.drop_columns([name for name in NOT_COMMITTED if name in columns.column_names])
-    ours = {
+    added = {
         "advantage": pa.array(learnable.advantage_N, from_pandas=True),
         "advantage_with_bonus": _advantages_with_bonus(batch, columns, learnable),
         "visit_count": pa.array(learnable.visits_N, mask=origins_of(batch.index) != POLICY),
         "update_count": pa.array((learnable.row_weight_N > 0).astype("int64")),
     }
-    for name, values in ours.items():
+    for name, values in added.items():
         kept = kept.append_column(name, values)
     return kept
 
 
 def _advantages_with_bonus(batch: Batch, columns: pa.Table, learnable: Learnable) -> pa.Array:
-    """The column of that name: per loss token where a row has a bonus, null elsewhere."""
-    given = learnable.bonus_N != 0
-    found: list[list[float | None] | None] = [None] * len(given)
-    for row in np.flatnonzero(given).tolist():
+    """The column `advantage_with_bonus`: per loss token of rows with a bonus, null elsewhere."""
+    has_bonus = learnable.bonus_N != 0
+    lists: list[list[float | None] | None] = [None] * len(has_bonus)
+    for row in np.flatnonzero(has_bonus).tolist():
         loss_mask = np.array(columns.column("loss_mask")[row].as_py(), np.bool_)
         (answer,) = answer_masks(batch.index.column("spans").slice(row, 1), [len(loss_mask)])
         values = token_advantages(learnable.advantage_N[row], learnable.bonus_N[row], answer)
-        found[row] = [float(value) if kept else None for value, kept in zip(values, loss_mask, strict=True)]
-    return pa.array(found, pa.list_(pa.float32()))
+        lists[row] = [float(value) if kept else None for value, kept in zip(values, loss_mask, strict=True)]
+    return pa.array(lists, pa.list_(pa.float32()))

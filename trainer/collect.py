@@ -1,4 +1,4 @@
-"""Rollouts without learning: every group that a run would ask for, judged and in the journal."""
+"""Rollouts without training: every group of a run, scored and stored in the journal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.rollout.producer import Producer
 async def collect(
     config: RunConfig, producer: Producer, buffer: Buffer, attempt: int, reports: Reports
 ) -> None:
-    """Generate and judge num_steps x groups_per_step groups with the starting model.
+    """Generate and score num_steps x groups_per_step groups with the initial model.
 
-    Groups that the journal holds from before are not made again.
+    Groups that are already in the journal are not sampled again.
 
     Raises:
-        NoRewardError: several steps in a row, or all steps, brought no reward.
+        NoRewardError: several steps in a row, or all steps, had no reward.
     """
     restored = await buffer.rewind(0, attempt)
     for message in restored.damaged:
@@ -39,24 +39,26 @@ async def collect(
         times = await producer.settle(step)
         if groups:
             reports.step(_line(groups) | times | {"step": float(step + 1)})
-        rows = await buffer.rewards(step * stride, (step + 1) * stride)  # with those made before
+        # From the buffer, because groups of an earlier attempt count too and are not in `groups`.
+        rows = await buffer.rewards(step * stride, (step + 1) * stride)
         share = rows.column("reward").null_count / max(rows.num_rows, 1)
         rewards.observe({"reward/null_share": share} | _failed(groups), step + 1)
         groups.clear()
 
 
 def _failed(groups: list[Group]) -> dict[str, float]:
-    """failed/<scorer>/<status>, as in the metrics of a step."""
+    """The counts failed/<scorer>/<status>, as in the metrics of a step."""
     statuses = [item for group in groups for sample in group.samples for item in sample.score_status.items()]
     failed = Counter(f"{FAILED}{name}/{status}" for name, status in statuses if status != "ok")
     return {name: float(count) for name, count in sorted(failed.items())}
 
 
 def _line(groups: list[Group]) -> dict[str, float]:
-    named = {"reward": "reward/mean", "format_share": "format/share", "entropy_format": "entropy/format"}
-    found: dict[str, float] = {}
+    """The metrics of an evaluation under the names that they have in a training step."""
+    names = {"reward": "reward/mean", "format_share": "format/share", "entropy_format": "entropy/format"}
+    metrics: dict[str, float] = {}
     for name, value in eval_metrics(groups, ()).items():
         area, _, rest = name.removeprefix("eval/").partition("/")
-        if area in named:
-            found[named[area] + (f"/{rest}" if rest else "")] = value
-    return found
+        if area in names:
+            metrics[names[area] + (f"/{rest}" if rest else "")] = value
+    return metrics

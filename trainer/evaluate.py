@@ -1,4 +1,4 @@
-"""Held-out evaluation: sample, score, unbiased pass@k, formats; kept in `eval/step=N`. Called by the loop."""
+"""Held-out evaluation: sampling, scoring, unbiased pass@k, formats; stored in `eval/step=N`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """1 - C(n - c, k) / C(n, k): the unbiased estimator of arXiv 2107.03374, eq. 1, for n >= k samples."""
     if num_samples - num_correct < k:
         return 1.0
+    # The product form of the paper; the binomials themselves would overflow a float for large n.
     return float(1.0 - np.prod(1.0 - k / np.arange(num_samples - num_correct + 1, num_samples + 1)))
 
 
 def _passes(group: Group) -> list[bool]:
-    """Whether each sample is right: by its answer where a scorer judged one, else by reward >= 1."""
+    """Whether each sample is correct: `answer_ok` where a scorer checked the answer, else reward >= 1."""
     return [
         sample.answer_ok if sample.answer_ok is not None else bool(reaches(sample.reward or 0.0, 1.0))
         for sample in group.samples
@@ -40,7 +41,10 @@ def _passes(group: Group) -> list[bool]:
 
 
 def eval_metrics(groups: Sequence[Group], pass_at: Sequence[int]) -> dict[str, float]:
-    """eval/reward, eval/pass@k, eval/format_share/*, eval/format_accuracy/*, eval/entropy_format."""
+    """eval/reward, eval/pass@k, eval/format_share/*, eval/format_accuracy/*, eval/entropy_format (nats).
+
+    `pass_at` are the values of k. Metrics without a value (no reward, no format tags) are left out.
+    """
     passes = [_passes(group) for group in groups]
     metrics = {
         f"eval/pass@{k}": float(np.mean([pass_at_k(len(p), sum(p), k) for p in passes])) for k in pass_at
@@ -71,20 +75,24 @@ class Evaluator:
         scorers: ScorerSet,
         run_dir: Path,
     ) -> None:
-        self._config, self._generator, self._judges, self._run_dir = config, generator, scorers, run_dir
+        self._config, self._generator, self._scorers, self._run_dir = config, generator, scorers, run_dir
         self._prompts = prompts[: config.eval.num_prompts]
 
     def due(self, step: int) -> bool:
-        """Whether step `step` wants an evaluation: every `eval.every` steps, at step 0 and at the last.
+        """Whether to evaluate after `step`: at step 0, every `eval.every` steps and at the last step.
 
-        One that is on disk already is not made again.
+        False if the evaluation is already on disk.
         """
         every = self._config.eval.every
         wanted = every > 0 and (step % every == 0 or step == self._config.num_steps)
         return wanted and step not in committed_evals(self._run_dir)
 
     async def evaluate(self, step: int) -> dict[str, float]:
-        """Sample and score the held-out prompts under the published weights and commit `eval/step=N`."""
+        """Sample and score the held-out prompts with the published weights, and commit `eval/step=N`.
+
+        Raises:
+            TimeoutError: it took longer than eval.timeout_s.
+        """
         config = self._config
         sampling = Sampling(
             temperature=config.eval.temperature, top_p=1.0, max_tokens=config.rollout.max_tokens
@@ -115,7 +123,7 @@ class Evaluator:
         return RolloutTools(
             submission,
             self._generator,
-            self._judges,
+            self._scorers,
             longest=rollout.max_prompt_tokens + rollout.max_tokens,
             limit_s=self._config.eval.timeout_s,
             clock=clock,

@@ -1,8 +1,8 @@
-"""Loss tokens of a step's rows: what is read of the learner's token columns goes through `loss_mask` here.
+"""Reading the learner's token columns through `loss_mask`.
 
-A row may hold tokens that no policy sampled (those of an environment). They are context: no loss, reward
-term or metric may see what stands at them. The learner's table has the mask beside its columns
-(`trainer.model.rows.score_columns`), and L is the number of true entries of all rows laid end to end.
+A row may contain tokens that no policy sampled (those of an environment). They are context only: no loss,
+reward term or metric may use their values. The learner's table includes the mask
+(`trainer.model.rows.score_columns`). L is the number of loss tokens of all N rows, concatenated.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 
 def loss_values(columns: pa.Table, name: str) -> np.ndarray:
-    """Column `name` at the loss tokens of all rows, [L] of float32; NaN in rows where it is null."""
+    """Column `name` at the loss tokens of all rows, float32 [L]; NaN in rows where it is null."""
     masks = columns.column("loss_mask")
     mask = pc.list_flatten(masks).to_numpy().astype(np.bool_)
     column = columns.column(name)
-    if column.null_count:
+    if column.null_count:  # list_flatten skips null rows, which would shift all values behind them
         present = np.repeat(column.is_valid().to_numpy(), pc.list_value_length(masks).to_numpy())
         values = np.full(len(mask), np.nan, np.float32)
         values[present] = pc.list_flatten(column).to_numpy()

@@ -1,8 +1,8 @@
-"""The objective of one microbatch: losses by origin and KL anchor, masked and weighted. Used by learners.
+"""The objective of one microbatch: losses by origin, KL anchors and entropy bonus. Used by learner ranks.
 
-Row weights come from `trainer.losses.normalize`; summing the returned loss over all microbatches and ranks
-of an update gives the update's loss, whatever the cut. KL anchors and the entropy bonus are aggregated like
-the policy loss, but do not have its weight.
+Row weights come from `trainer.losses.normalize`. The sum of the returned loss over all microbatches and ranks
+of an update is the update's loss, however its rows were divided. KL anchors and the entropy bonus are
+aggregated like the policy loss, but without its weight.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from trainer.token_advantages.transforms import BoundTransform, apply_transforms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenColumns:
-    """What is known of T tokens before the update's forward; `weights` is 0 where nothing is learned."""
+    """Columns of T tokens that are known before the update's forward, [T] each.
+
+    `weights` is the row's weight at loss tokens, else 0. Logprobs are in nats, NaN where not computed.
+    """
 
     proximal_logprobs: Tensor
     behavior_logprobs: Tensor
@@ -37,12 +40,12 @@ class TokenColumns:
     weights: Tensor
     rows: Tensor
     origins: Mapping[str, Tensor]
-    """Boolean [T] per origin present."""
+    """bool [T] for each origin in the microbatch."""
     token_ids: Tensor
     positions: Tensor
-    """Of each token in its row's completion, from 0."""
+    """The token's position in its row's completion, from 0."""
     prepared: Mapping[str, Mapping[str, Tensor]]
-    """By origin what its loss's `prepare` returned, by token_advantage.<name> what that transform's did."""
+    """The columns of each `prepare`: of a loss by origin, of a transform by token_advantage.<name>."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,9 @@ class BoundLoss:
     options: Any
 
     def per_token(self, inputs: LossInputs) -> TokenLoss:
-        """The loss and its marks; a function that gives the loss alone has none."""
-        found = load_target(self.kind.target)(inputs, self.options)
-        return found if isinstance(found, TokenLoss) else TokenLoss(loss=found, marks={})
+        """The loss and its marks; a function that returns only the loss has no marks."""
+        result = load_target(self.kind.target)(inputs, self.options)
+        return result if isinstance(result, TokenLoss) else TokenLoss(loss=result, marks={})
 
 
 def bound_losses(run: BoundRun) -> dict[str, BoundLoss]:
@@ -69,25 +72,25 @@ def bound_losses(run: BoundRun) -> dict[str, BoundLoss]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Everything an update minimises: losses by origin, and what is added for rows of origin policy."""
+    """What an update minimises: losses by origin, plus KL anchors and entropy bonus on policy rows."""
 
     losses: Mapping[str, BoundLoss]
     anchors: Mapping[str, KLConfig]
-    """By section: `kl` and `kl_base`; those of place loss are terms of it."""
+    """By config section: `kl` and `kl_base`. Those of place loss are terms of the loss."""
     entropy_coef: float = 0.0
     entropy_clamp: float = 0.0
-    """Share of the vocabulary that the entropy of the bonus leaves out; above 0 it is logged by itself."""
+    """Share of the vocabulary that the bonus's entropy leaves out; above 0 this entropy is logged too."""
     transforms: Mapping[str, BoundTransform] = field(default_factory=dict)
-    """Changes of the advantages of origin policy, in order."""
+    """Transforms of the policy rows' advantages, in order."""
 
     def with_settings(self, settings: Mapping[str, float]) -> Objective:
-        """This objective with numbers that a controller moved, by dotted config key.
+        """This objective with values set by controllers, by dotted config key.
 
         Keys are kl.coef, kl_base.coef, entropy.coef, loss.<origin>.<option> and
         token_advantage.<name>.<option>.
 
         Raises:
-            ValueError: a key that names no number of the objective.
+            ValueError: a key is not a number of the objective.
         """
         changed = self
         for key, value in settings.items():
@@ -115,7 +118,7 @@ class Objective:
 
 
 def bound_objective(run: BoundRun) -> Objective:
-    """What a run minimises, before controllers move anything."""
+    """The objective of a run with the values of its config."""
     config = run.config
     return Objective(
         losses=bound_losses(run),
@@ -140,58 +143,68 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
     )
 
 
-def _prepared(columns: TokenColumns, place: str, chosen: Tensor) -> dict[str, Tensor]:
-    """What the `prepare` of a loss or transform found, of the chosen tokens."""
-    return {name: column[chosen] for name, column in columns.prepared.get(place, {}).items()}
+def _prepared(columns: TokenColumns, key: str, chosen: Tensor) -> dict[str, Tensor]:
+    """The columns of a loss's or transform's `prepare` at the chosen tokens."""
+    return {name: column[chosen] for name, column in columns.prepared.get(key, {}).items()}
 
 
 def microbatch_loss(
     scores: TokenScores, columns: TokenColumns, objective: Objective
 ) -> tuple[Tensor, dict[str, float]]:
-    """The microbatch's share of the loss (a scalar) and of the metrics (sums over microbatches and ranks)."""
-    # An empty sum keeps a microbatch without loss tokens inside the graph, as ZeRO-3 needs; unlike zero times
-    # the sum it is not NaN when a masked token has logprob -inf.
+    """The microbatch's part of the loss (a scalar), and metric sums to add over microbatches and ranks."""
+    # An empty sum keeps a microbatch without loss tokens in the graph, as ZeRO-3 needs. Unlike zero times the
+    # sum, it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()
     sums: dict[str, float] = {}
-    for origin, loss in objective.losses.items():
-        present = columns.origins.get(origin)
-        if present is None:
-            continue
-        chosen = present & (columns.weights > 0)
-        weights = columns.weights[chosen]
-        inputs = _inputs(scores, columns, origin, chosen)
-        if ORIGINS[origin].transformed:
-            found_by = {
-                name: _prepared(columns, f"token_advantage.{name}", chosen) for name in objective.transforms
-            }
-            inputs, shaped = apply_transforms(inputs, objective.transforms, found_by)
-            sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in shaped.items()}
-        found = loss.per_token(inputs)
-        part = (weights * found.loss).sum()
-        sums[f"loss/{origin}"] = part.item()
-        sums[f"tokens/{origin}"] = float(chosen.sum().item())
-        sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in found.marks.items()}
-        total = total + part
-        if not ORIGINS[origin].transformed:
-            continue
-        for name, term in _terms(scores, columns, objective, origin, chosen, inputs.policy_logprobs):
-            _add(sums, f"loss/{name}", term)
-            total = total + term
-        with torch.no_grad():
-            if objective.entropy_clamp:
-                _add(sums, "sum/entropy_clamped", scores.entropy_clamped[chosen].sum())
-            drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
-        _add(sums, "sum/k3_proximal_vs_policy", drift.sum())
+    for origin in objective.losses:
+        if origin in columns.origins:
+            for term in _origin_terms(scores, columns, objective, origin, sums):
+                total = total + term
     sums["loss/total"] = total.item()
     return total, sums
 
 
+def _origin_terms(
+    scores: TokenScores, columns: TokenColumns, objective: Objective, origin: str, sums: dict[str, float]
+) -> Iterator[Tensor]:
+    """The loss terms of one origin's tokens, a scalar each; their metrics are added to `sums`."""
+    chosen = columns.origins[origin] & (columns.weights > 0)
+    inputs = _inputs(scores, columns, origin, chosen)
+    if ORIGINS[origin].transformed:
+        prepared = {
+            name: _prepared(columns, f"token_advantage.{name}", chosen) for name in objective.transforms
+        }
+        inputs, marks = apply_transforms(inputs, objective.transforms, prepared)
+        _count_marks(sums, origin, marks)
+    token_loss = objective.losses[origin].per_token(inputs)
+    weighted = (columns.weights[chosen] * token_loss.loss).sum()
+    sums[f"loss/{origin}"] = weighted.item()
+    sums[f"tokens/{origin}"] = float(chosen.sum().item())
+    _count_marks(sums, origin, token_loss.marks)
+    yield weighted
+    if not ORIGINS[origin].transformed:
+        return
+    for name, term in _regularizers(scores, columns, objective, origin, chosen, inputs.policy_logprobs):
+        _add(sums, f"loss/{name}", term)
+        yield term
+    with torch.no_grad():
+        if objective.entropy_clamp:
+            _add(sums, "sum/entropy_clamped", scores.entropy_clamped[chosen].sum())
+        drift = k3(inputs.proximal_logprobs, inputs.policy_logprobs)
+    _add(sums, "sum/k3_proximal_vs_policy", drift.sum())
+
+
+def _count_marks(sums: dict[str, float], origin: str, marks: Mapping[str, Tensor]) -> None:
+    """The number of marked tokens, as mark/<origin>/<mark>."""
+    sums |= {f"mark/{origin}/{name}": float(mark.sum().item()) for name, mark in marks.items()}
+
+
 def _add(sums: dict[str, float], name: str, value: Tensor) -> None:
-    """Several origins may add to one sum."""
+    """Add to a sum that several origins share."""
     sums[name] = sums.get(name, 0.0) + value.item()
 
 
-def _terms(
+def _regularizers(
     scores: TokenScores,
     columns: TokenColumns,
     objective: Objective,
@@ -199,16 +212,16 @@ def _terms(
     chosen: Tensor,
     policy_logprobs: Tensor,
 ) -> Iterator[tuple[str, Tensor]]:
-    """KL anchors and entropy bonus of the `chosen` tokens of `origin`: name and scalar of each.
+    """KL anchors and entropy bonus on the `chosen` tokens of `origin`: name and scalar of each.
 
-    They are aggregated as the origin's loss is (`loss.policy.aggregate`), but its weight is not theirs, as in
-    verl and TRL: it is a factor of the row weights, and taken out of them here.
+    They are aggregated like the origin's loss (`loss.policy.aggregate`). As in verl and TRL, the loss's
+    weight does not apply to them: it is a factor of the row weights, and divided out here.
     """
     weights = columns.weights[chosen] / objective.losses[origin].common.weight
     for section, anchor in objective.anchors.items():
         if anchor.coef > 0 and anchor.place == "loss":
-            known = columns.anchor_logprobs[section][chosen]
-            pull = ESTIMATORS[anchor.estimator](policy_logprobs, known)
-            yield section, anchor.coef * (weights * pull).sum()
+            reference = columns.anchor_logprobs[section][chosen]
+            penalty = ESTIMATORS[anchor.estimator](policy_logprobs, reference)
+            yield section, anchor.coef * (weights * penalty).sum()
     if objective.entropy_coef:
         yield "entropy", -objective.entropy_coef * (weights * scores.entropy_clamped[chosen]).sum()

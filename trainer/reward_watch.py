@@ -1,4 +1,4 @@
-"""Notices completions without a reward, and ends a run that gets none. Used by the loop and by `collect`."""
+"""Reports completions without a reward, and stops a run without any. Used by the loop and by `collect`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final
 
 MAX_UNREWARDED_STEPS: Final = 3
 FAILED: Final = "failed/"
-"""Metrics failed/<scorer>/<status> count the scores that could not be had."""
+"""Metrics failed/<scorer>/<status> count the scores that a scorer could not give."""
 
 
 class NoRewardError(RuntimeError):
-    """Several steps in a row, or all steps of a run, brought no reward at all."""
+    """Several steps in a row, or all steps of a run, had no reward at all."""
 
 
 class RewardWatch:
-    """Counts the steps in a row in which no completion had a reward (`in_a_row`, kept in checkpoints).
+    """Counts consecutive steps in which no completion had a reward (`in_a_row`, kept in checkpoints).
 
-    A run may not have `MAX_UNREWARDED_STEPS` of them, nor consist of them. `log_of` gives the log file of a
-    scorer by its name.
+    A run stops after `MAX_UNREWARDED_STEPS` such steps, or if all its steps are such. `log_of` returns the
+    log file of a scorer by its name.
     """
 
     def __init__(self, num_steps: int, note: Callable[[str], None], log_of: Callable[[str], str]) -> None:
@@ -27,7 +27,7 @@ class RewardWatch:
         self.in_a_row = 0
 
     def observe(self, metrics: Mapping[str, float], step: int) -> None:
-        """Note which scorers failed in `step` (from 1), by reward/null_share and failed/* of its metrics.
+        """Report the scorers that failed in `step` (from 1), by its metrics reward/null_share and failed/*.
 
         Raises:
             NoRewardError: too many steps in a row had no reward.
@@ -40,16 +40,16 @@ class RewardWatch:
         failed = ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
         logs = ", ".join(dict.fromkeys(self._log_of(name.partition("/")[0]) for name in counts))
         why = f" ({failed}; the reasons are in {logs})" if counts else ""
-        told = f"step {step}: {missing:.0%} of completions have no reward{why}"
-        self._note(told)
+        message = f"step {step}: {missing:.0%} of completions have no reward{why}"
+        self._note(message)
         if self.in_a_row >= self._limit:
-            raise NoRewardError(f"{told}, {self._steps()}: there is nothing to learn from. {_REMEDY}")
+            raise NoRewardError(f"{message}, {self._steps()}: there is nothing to learn from. {_REMEDY}")
 
     def finish(self, step: int) -> None:
-        """The run ends after `step`.
+        """Check a run that ends after `step`.
 
         Raises:
-            NoRewardError: no step of it had a reward.
+            NoRewardError: none of its steps had a reward.
         """
         if 0 < step <= self.in_a_row:
             raise NoRewardError(f"no completion of the run has a reward, {self._steps()}. {_REMEDY}")
@@ -59,6 +59,6 @@ class RewardWatch:
 
 
 _REMEDY: Final = (
-    "Saved groups keep their missing rewards: mend the scorer or the data, then train under another name "
+    "Saved groups keep their missing rewards: fix the scorer or the data, then train under another name "
     "(name=...)"
 )

@@ -1,6 +1,6 @@
-"""The roles of a run, as protocols. `cluster` binds them to actors; tests pass fakes.
+"""The roles of a run, as protocols. `cluster` implements them by actors; tests use fakes.
 
-Every method is awaitable, because the work happens elsewhere.
+Every method is awaitable, because the work runs in other processes.
 """
 
 from __future__ import annotations
@@ -16,33 +16,37 @@ from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.step_records import Batch, Learnable, Pick, Probe, Restored
 
 Diagnosis = Callable[[Sequence[Probe], np.ndarray], Awaitable[str]]
-"""(probes, what an engine answered to them) -> a sentence that names the fault of the engine's weights."""
+"""(probes, an engine's probe logprobs) -> a sentence that names the fault of the engine's weights."""
 
 
 class LearnerLostError(RuntimeError):
-    """The learner is gone with what it knew; after `restart` it is as at step 0 and loads a checkpoint."""
+    """The learner died and lost its state. Call `restart`, then `load` a checkpoint."""
 
 
 class Generator(Protocol):
     """All engines of a run."""
 
-    async def generate(self, submission: Submission) -> list[Completion]: ...
+    async def generate(self, submission: Submission) -> list[Completion]:
+        """One completion per seed of the submission, in order."""
+        ...
 
     async def probe(self, probes: Sequence[Probe]) -> list[np.ndarray]:
-        """Probe logprobs of every engine, in engine order."""
+        """Probe logprobs (nats, temperature 1) of every engine, in engine order."""
         ...
 
     async def pause(self) -> None:
-        """Stop sampling; what is in flight stays where it is until `resume`."""
+        """Stop sampling; unfinished completions are continued after `resume`."""
         ...
 
     async def resume(self) -> None: ...
 
 
 class Scorer(Protocol):
-    """One way to judge; it sees the whole group."""
+    """Scores a whole group at once."""
 
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]: ...
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        """One judgement per completion, in order."""
+        ...
 
 
 class Learner(Protocol):
@@ -53,63 +57,71 @@ class Learner(Protocol):
         ...
 
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:
-        """Metric sums of each update, added over ranks."""
+        """Run the step's updates. Returns the metric sums of each update, added over ranks."""
         ...
 
-    async def probe(self, probes: Sequence[Probe]) -> np.ndarray: ...
+    async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
+        """Probe logprobs (nats, temperature 1) under the current weights."""
+        ...
 
     async def save(self, folder: str) -> Mapping[str, str]:
-        """Write weights and optimiser into the folder; sha256 by file name."""
+        """Write weights and optimizer state to the folder. Returns SHA-256 by file name."""
         ...
 
-    async def load(self, folder: str) -> None: ...
+    async def load(self, folder: str) -> None:
+        """Load weights and optimizer state that `save` wrote."""
+        ...
 
     async def restart(self) -> None:
-        """After `LearnerLostError`: start it again, as at step 0."""
+        """After `LearnerLostError`: start the learner again, in its state at step 0."""
         ...
 
     async def reset_reference(self, with_optimizer: bool) -> None:
-        """Make the policy as it is now the reference; with the optimizer, clear its moments too."""
+        """Make the current policy the KL reference; `with_optimizer` also clears the optimizer's moments."""
         ...
 
-    async def export(self, folder: str) -> None: ...
+    async def export(self, folder: str) -> None:
+        """Write the current policy as a Hugging Face folder."""
+        ...
 
 
 class WeightTransport(Protocol):
-    """Moves weights from the learner to all engines. It owns both sides, which may wait for each other.
+    """Moves weights from the learner to all engines. Controls both sides, so a transfer may be a collective.
 
-    It also brings up every engine that is replaced, during a sync or between two.
+    It also loads the weights into every engine that is replaced, during a sync or between two.
     """
 
     async def sync(self, version: int) -> Diagnosis:
-        """Give every engine the learner's weights of now, as `version`; returns once all of them hold these.
+        """Load the learner's current weights, as `version`, into every engine; returns when all have them.
 
-        An engine that is lost on the way is waited for: its replacement holds them too. A version below the
-        last one means that the run was set back. The diagnosis may hold on to the weights of both versions:
-        drop it when the sync is proven.
+        If an engine dies meanwhile, this waits until its replacement has them too. A version below the last
+        one means that the run was reset to a checkpoint. The diagnosis may keep the weights of both versions
+        in memory: drop it when the sync is verified.
 
         Raises:
             ValueError: an engine refused the weights.
-            LearnerLostError: the learner died on the way; some engines may hold the new weights.
+            LearnerLostError: the learner died meanwhile; some engines may have the new weights.
         """
         ...
 
 
 class Buffer(Protocol):
-    """Groups in, batches out, durable."""
+    """Stores groups durably until a step takes them, and commits the rows of steps."""
 
     async def rewind(self, step: int, attempt: int) -> Restored:
-        """Go back to the state after `step`: the groups of later steps wait again."""
+        """Return to the state after `step`: the groups of later steps can be taken again."""
         ...
 
-    async def add(self, batch: pa.RecordBatch) -> None: ...
+    async def add(self, batch: pa.RecordBatch) -> None:
+        """Store a group. It is on disk when this returns."""
+        ...
 
     async def waiting(self) -> tuple[int, ...]:
         """The submissions whose groups can be taken."""
         ...
 
     async def rewards(self, first: int, last: int) -> pa.Table:
-        """submission_index and reward of all rows that wait, of submissions from `first` to below `last`."""
+        """submission_index and reward of all waiting rows of submissions `first` <= index < `last`."""
         ...
 
     async def take(
@@ -119,7 +131,12 @@ class Buffer(Protocol):
         replay: Sequence[Pick] = (),
         sft: pa.RecordBatch | None = None,
     ) -> pa.Table | None:
-        """The index of a step's rows: its own groups, replayed ones, the rows of `sft`; None if one lacks."""
+        """The index of a step's rows: its own groups, replayed ones and the rows of `sft`.
+
+        None if a group is missing or older than `min_version`.
+        """
         ...
 
-    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float: ...
+    async def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
+        """Write the taken rows with the learner's columns as `step` (from 1)."""
+        ...

@@ -1,6 +1,6 @@
-"""What a run carries from step to step beside its weights and rows: controllers, reference, answers, watches.
+"""The state of a run besides weights and rows: controllers, reference schedule, answer counts, watches.
 
-Held by the loop; all of it is kept in checkpoints.
+Owned by the loop and stored in checkpoints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_OF_THE_OBJECTIVE: Final = (SHARE, *SAMPLING_SETTINGS)
 
 
 class RunState:
-    """See the module's docstring. `restore` it before the first step."""
+    """The state of a run besides weights and rows. Call `restore` before the first step."""
 
     def __init__(self, run: BoundRun, reports: Reports) -> None:
         config = run.config
@@ -38,13 +38,13 @@ class RunState:
         self.updates = UpdateWatch(config.learner.max_nonfinite_updates, reports.event)
 
     def settings(self) -> dict[str, float]:
-        """What the controllers want of the step to come, by dotted config key."""
+        """The controllers' values for the next step, by dotted config key."""
         controllers = self._controllers.values()
         return {key: value for each in controllers for key, value in each.settings().items()}
 
     def observe(self, metrics: Mapping[str, float], step: int) -> None:
-        """Show the controllers what `step` (from 1) has brought, and record what they move, and why."""
-        self._tell_unknown_metrics(metrics, step)
+        """Give the metrics of `step` (from 1) to the controllers; record what they change, and why."""
+        self._note_unknown_metrics(metrics, step)
         for name, controller in self._controllers.items():
             before = dict(controller.settings())
             controller.observe(metrics)
@@ -55,17 +55,17 @@ class RunState:
                     reason = reasons.get(key, "")
                     self._reports.record("setting_moved", step=step, controller=name, **moved, reason=reason)
 
-    def _tell_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Say once which metric a controller waits for in vain: its name may be wrong."""
+    def _note_unknown_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Note, after the first step, each watched metric that the step does not have: a possible typo."""
         for key, name in self._watched.items():
             if name not in metrics:
                 close = nearest(name, metrics)
-                told = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
-                self._reports.note(f"{told} (the nearest is {close!r})" if close else told)
+                message = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
+                self._reports.note(f"{message} (the nearest is {close!r})" if close else message)
         self._watched = {}
 
     def saved(self, step: int) -> dict[str, Json]:
-        """What the checkpoint after `step` keeps. All sampling seeds derive from these."""
+        """The state that the checkpoint after `step` stores. All sampling seeds derive from it."""
         return {
             "next_submission": step * submissions_per_step(self._config),
             "journal_from": step * submissions_per_step(self._config),
@@ -78,7 +78,7 @@ class RunState:
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
-        """Go on from what a checkpoint kept; an empty one is the beginning."""
+        """Continue from the state of a checkpoint; an empty one resets to the start of the run."""
         self.updates.in_a_row = int(state.get("nonfinite_in_a_row", 0))  # type: ignore[arg-type]
         self.rewards.in_a_row = int(state.get("unrewarded_in_a_row", 0))  # type: ignore[arg-type]
         known: Mapping[str, Mapping[str, Json]] = state.get("controllers", {})  # type: ignore[assignment]
@@ -89,5 +89,5 @@ class RunState:
 
 
 def of_objective(settings: Mapping[str, float]) -> dict[str, float]:
-    """Those of the controllers' settings that are numbers of what is learned, not of what is sampled."""
+    """The settings that change the objective or the credit, without those that change what is sampled."""
     return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_OBJECTIVE}

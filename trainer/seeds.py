@@ -1,4 +1,4 @@
-"""Seeds: pure functions of what is being seeded, so that neither order nor timing can change them."""
+"""Seeds derived from what they are for, so that neither order nor timing changes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 def derive_seed(*parts: int | str) -> int:
     """A 31-bit seed from `parts`, for example (run_seed, submission_index, sample_index).
 
-    Hashed, because an engine given neighbouring seeds for neighbouring prompts would share noise among them.
+    Hashed, because engines may give correlated samples for consecutive seeds.
     """
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF

@@ -1,7 +1,7 @@
-"""The records that the roles of a step hand to each other. Plain data: loads neither torch nor an engine.
+"""The records that the roles of a step exchange. Plain data: imports neither torch nor an engine.
 
-Made by `trainer.collate` (a batch and what is learned from it), by the loop (probes and picks) and by the
-buffer (what it has after it went back); taken by the roles of `trainer.roles`.
+`trainer.collate` makes batches and learnables, the loop makes probes and picks, and the buffer reports what
+it restored. The roles of `trainer.roles` take them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """`microbatches[rank][update]` is a list of microbatches, each a list of row numbers.
+    """`microbatches[rank][update]` is a list of microbatches, each a list of row indexes.
 
-    Every rank has the same number of microbatches in an update (empty lists pad it out), because under
-    ZeRO-3 every forward is a collective.
+    Every rank has the same number of microbatches in an update (padded with empty ones), because under ZeRO-3
+    every forward is a collective.
     """
 
     microbatches: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
@@ -30,21 +30,24 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One step's rows. `index` is the buffer's table (row i of every column below is its row i)."""
+    """The N rows of a step. Entry i of every column belongs to row i of `index`, the buffer's table.
+
+    `group_N` is each row's group and `update_N` its update, int64 from 0.
+    """
 
     index: pa.Table
     plan: BatchPlan
     group_N: np.ndarray
     update_N: np.ndarray
     reward_N: np.ndarray
-    """float64, NaN where the reward is null. Such a row is kept, but never learned from, unless of sft."""
+    """float64, NaN where the reward is null. Such rows are kept but not learned from, except those of sft."""
 
     def rows_of(self, origin: str) -> np.ndarray:
-        """The numbers of the rows of `origin`, ascending."""
+        """The indexes of the rows of `origin`, ascending."""
         return np.flatnonzero(origins_of(self.index) == origin)
 
     def only(self, rows: np.ndarray) -> Batch:
-        """These rows alone, for measuring: groups are numbered anew from 0, and the plan is empty."""
+        """The rows at these indexes, for metrics: groups are renumbered from 0, and the plan is empty."""
         _, group_N = np.unique(self.group_N[rows], return_inverse=True)
         return Batch(
             index=self.index.take(rows),
@@ -57,17 +60,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learnable:
-    """Per row: its credit and the weight of its loss tokens; per update: the learning rate."""
+    """What the learner needs for the updates of a step besides the rows and their scores."""
 
     advantage_N: np.ndarray
+    """float64."""
     bonus_N: np.ndarray
-    """Added to the advantage of every token outside the row's answer."""
+    """float64, added to the advantage of every token outside the row's answer."""
     visits_N: np.ndarray
-    """Samples of the row's prompt with its answer in earlier steps."""
+    """int64, earlier samples of the row's prompt with its answer."""
     row_weight_N: np.ndarray
+    """float64, the weight of each loss token of the row; 0 if the row is not learned from."""
     learning_rates: tuple[float, ...]
+    """One per update."""
     settings: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the objective that a controller moved, by dotted config key."""
+    """Values of the objective set by controllers, by dotted config key."""
 
 
 def origins_of(index: pa.Table) -> np.ndarray:
@@ -77,7 +83,7 @@ def origins_of(index: pa.Table) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A token sequence of at least two tokens; every token but the first is scored."""
+    """A sequence of at least two tokens; the logprob of every token but the first is computed."""
 
     token_ids: tuple[int, ...]
 
@@ -92,8 +98,11 @@ class Pick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a buffer has after it went back: submissions that wait, steps it gave up, damage it found."""
+    """The buffer's state after a rewind."""
 
     waiting: tuple[int, ...]
+    """Submissions whose groups can be taken."""
     abandoned_steps: tuple[int, ...]
+    """Committed steps after the restored one, which will be trained again."""
     damaged: tuple[str, ...]
+    """A message for each damaged file."""

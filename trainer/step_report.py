@@ -1,4 +1,4 @@
-"""What a step brings: its metrics, which of its updates were applied, and the seconds of its phases."""
+"""The report of a step: its metrics, which of its updates were applied, and the seconds of its phases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.step_records import Batch, Learnable
 
 
 class StepReport:
-    """Of the step under way; `lap(name)` closes the phase that began at the lap before."""
+    """Collects the metrics of the current step; `lap(name)` ends a phase and starts the next one."""
 
     def __init__(self) -> None:
         self._began = self._last = time.perf_counter()
@@ -28,33 +28,33 @@ class StepReport:
         self.applied: list[bool] = []
 
     def lap(self, name: str, parts: Mapping[str, float] | None = None) -> None:
-        """The phase `name` ends now; `parts` are seconds that were measured within it."""
+        """End the phase `name`. `parts` are seconds measured within it, by metric name."""
         now = time.perf_counter()
         self._phases |= parts or {}
         self._phases[f"time/{name}_s"] = self._phases.get(f"time/{name}_s", 0.0) + now - self._last
         self._last = now
 
     def add_rows(self, batch: Batch, columns: pa.Table, learnable: Learnable, version: int) -> None:
-        """The metrics of the step's rows, as weights `version` see them."""
+        """Add the metrics of the step's rows, scored by the weights of `version`."""
         self.metrics |= step_metrics(batch, columns, version) | credit_metrics(batch, learnable)
         counts = batch.index.column("num_loss_tokens").to_numpy()
         self._num_tokens = float(counts[batch.rows_of(POLICY)].sum())
 
     def add_sampling(self, batch: Batch, rollout: RolloutConfig, reports: Reports, step: int) -> None:
-        """sampling/*; reports a `step` (from 1) that all its rounds left short of groups to learn from."""
-        found = sampling_metrics(batch.index.take(batch.rows_of(POLICY)), rollout)
-        kept = found.get("sampling/kept_groups", 0.0)
+        """Add sampling/*; report a `step` (from 1) with too few groups to learn from after all its rounds."""
+        metrics = sampling_metrics(batch.index.take(batch.rows_of(POLICY)), rollout)
+        kept = metrics.get("sampling/kept_groups", 0.0)
         if max_rounds(rollout) > 1 and kept < rollout.groups_per_step:
-            told = {"kept": int(kept), "wanted": rollout.groups_per_step}
-            reports.event("groups_short", step=step, **told, rounds=int(found["sampling/rounds"]))
-        self.metrics |= found
+            counts = {"kept": int(kept), "wanted": rollout.groups_per_step}
+            reports.event("groups_short", step=step, **counts, rounds=int(metrics["sampling/rounds"]))
+        self.metrics |= metrics
 
     def learning_begins(self, generating_s: float) -> None:
-        """`generating_s` are the seconds so far in which the engines had something to do."""
+        """Start the measurement of `add_overlap`. `generating_s` is the engines' busy time so far."""
         self._overlap_from = (time.perf_counter(), generating_s)
 
     def add_overlap(self, generating_s: float) -> None:
-        """The share of the time since `learning_begins` in which the engines had something to do."""
+        """Add the share of the time since `learning_begins` in which the engines were busy."""
         began, before = self._overlap_from
         share = (generating_s - before) / (time.perf_counter() - began)
         self.metrics["overlap/generating_share"] = share
@@ -62,17 +62,17 @@ class StepReport:
     def add_updates(
         self, updates: Sequence[Mapping[str, float]], learnable: Learnable, settings: Mapping[str, float]
     ) -> None:
-        """What the learner said of its updates, and what controllers had set for them."""
+        """Add the learner's metrics of its updates, and the controllers' settings for them."""
         self.metrics |= update_metrics(updates) | {"learning_rate": learnable.learning_rates[-1]}
         self.metrics |= {f"control/{key}": value for key, value in settings.items()}
         self.applied = [update["grad/applied"] > 0 for update in updates]
 
     def add_times(self) -> None:
-        """Seconds by phase, those of the step so far, and learned policy tokens per second of it."""
+        """Add seconds by phase, the step's total so far, and trained policy tokens per second."""
         phases = {name: value for name, value in self._phases.items() if name != "time/rollout_s"}
         total = time.perf_counter() - self._began
         self.metrics |= {"throughput/tokens_per_s": self._num_tokens / total, **phases, "time/step_s": total}
 
     def summary(self, version: int) -> dict[str, Json]:
-        """What is committed beside the rows: the metrics as they stand, and the weights that sampled."""
+        """What is committed with the rows: the metrics so far, and the policy version before the updates."""
         return {"metrics": dict(self.metrics), "policy_version": version}

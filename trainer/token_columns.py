@@ -1,7 +1,7 @@
-"""The tokens of rows laid end to end: of a microbatch for its losses, of an update for batch statistics.
+"""The tokens of rows, concatenated: of a microbatch for its losses, of an update for batch statistics.
 
-Used by learner ranks. What is learned is told by `weights`: the row's weight at its loss tokens, else 0, so
-tokens that no policy sampled reach neither a loss nor a statistic.
+Used by learner ranks. `weights` marks what is learned: the row's weight at its loss tokens, else 0. So tokens
+that no policy sampled are in neither a loss nor a statistic.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.objective import TokenColumns
 from trainer.seeds import derive_seed
 
 Scored = Mapping[str, Sequence[np.ndarray]]
-"""By name one array per row, over its completion's tokens."""
+"""By column name: one array per row, over its completion's tokens."""
 
 
 class RowCredit(Protocol):
-    """What a rank is told of its rows, [N] each: see `actors.requests.RankUpdate`."""
+    """The credit and weights of a rank's rows, [N] each: see `actors.requests.RankUpdate`."""
 
     @property
     def advantages_N(self) -> np.ndarray: ...
@@ -44,55 +44,66 @@ def token_columns(
     prepared: Mapping[str, Mapping[str, np.ndarray]],
     device: torch.device,
 ) -> TokenColumns:
-    """The tokens of the rows `chosen` in their order; `prepared` has columns for the same tokens."""
+    """The tokens of the rows `chosen`, in that order, as tensors on `device`.
+
+    `scored` are the learner's columns of all the rank's rows; `prepared` has columns for the chosen tokens.
+    """
     counts = np.array([len(rows.tokens[row]) for row in chosen], np.int64)
 
-    def flat(parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).to(device)
+    def floats(parts: Sequence[np.ndarray]) -> Tensor:
+        return _concatenated(parts, device).float()
 
-    def tensor(parts: Sequence[np.ndarray]) -> Tensor:
-        return flat(parts).float()
-
-    def known(name: str) -> Tensor:
+    def score(name: str) -> Tensor:
         if name in scored:
-            return tensor([scored[name][row] for row in chosen])
+            return floats([scored[name][row] for row in chosen])
         return torch.full((int(counts.sum()),), float("nan"), device=device)
 
-    origins = rows.origins[list(chosen)] if len(chosen) else np.zeros(0, object)
     return TokenColumns(
-        proximal_logprobs=known("proximal_logprobs"),
-        behavior_logprobs=tensor([rows.behavior_logprobs[row] for row in chosen]),
+        proximal_logprobs=score("proximal_logprobs"),
+        behavior_logprobs=floats([rows.behavior_logprobs[row] for row in chosen]),
         anchor_logprobs={
-            section: known(column) for section, column in ANCHOR_COLUMNS.items() if column in scored
+            section: score(column) for section, column in ANCHOR_COLUMNS.items() if column in scored
         },
-        advantages=tensor([_advantages(rows, credit, row) for row in chosen]),
-        weights=tensor([_weights(rows, credit, row) for row in chosen]),
+        advantages=floats([_advantages(rows, credit, row) for row in chosen]),
+        weights=floats([_weights(rows, credit, row) for row in chosen]),
         rows=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)).to(device),
-        token_ids=flat([rows.tokens[row] for row in chosen]).long(),
-        positions=flat([np.arange(count) for count in counts]).long(),
-        origins={
-            str(name): torch.from_numpy(np.repeat(origins == name, counts)).to(device)
-            for name in set(origins.tolist())
-        },
+        token_ids=_concatenated([rows.tokens[row] for row in chosen], device).long(),
+        positions=_concatenated([np.arange(count) for count in counts], device).long(),
+        origins=_origin_masks(rows, chosen, counts, device),
         prepared={
-            place: {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
-            for place, columns in prepared.items()
+            key: {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
+            for key, columns in prepared.items()
         },
     )
 
 
-def cut_prepared(prepared: Mapping[str, Prepared], tokens: slice) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of `prepared` for these tokens of the update's local ones."""
+def _concatenated(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).to(device)
+
+
+def _origin_masks(
+    rows: RankRows, chosen: Sequence[int], counts: np.ndarray, device: torch.device
+) -> dict[str, Tensor]:
+    """bool [T] for each origin among the rows `chosen`; `counts` are their numbers of tokens."""
+    origins = rows.origins[list(chosen)] if len(chosen) else np.zeros(0, object)
     return {
-        place: {name: values[tokens] for name, values in found.columns.items()}
-        for place, found in prepared.items()
+        str(name): torch.from_numpy(np.repeat(origins == name, counts)).to(device)
+        for name in set(origins.tolist())
+    }
+
+
+def cut_prepared(prepared: Mapping[str, Prepared], tokens: slice) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of `prepared` for a slice of the rank's tokens of the update."""
+    return {
+        key: {name: values[tokens] for name, values in result.columns.items()}
+        for key, result in prepared.items()
     }
 
 
 def token_table(
     rows: RankRows, scored: Scored, credit: RowCredit, order: Sequence[int], seed: int
 ) -> TokenTable:
-    """The columns that `configs.kinds.base.Kind.prepare` names, for the rows of `order` laid end to end."""
+    """The input of `prepare` (columns: see `configs.kinds.base.Kind.prepare`) for the rows of `order`."""
     counts = [len(rows.tokens[row]) for row in order]
 
     def flat(values: Mapping[int, np.ndarray] | Sequence[np.ndarray]) -> np.ndarray:
@@ -112,21 +123,22 @@ def token_table(
 
 
 def _weights(rows: RankRows, credit: RowCredit, row: int) -> np.ndarray:
-    """[T] of one row: its weight at loss tokens, else 0."""
+    """[T] of one row: the row's weight at loss tokens, else 0."""
     weights: np.ndarray = rows.loss_masks[row] * credit.row_weights_N[row]
     return weights
 
 
 def _advantages(rows: RankRows, credit: RowCredit, row: int) -> np.ndarray:
-    """[T] of one row: its advantage, with its bonus on the tokens outside its answer."""
+    """[T] of one row: its advantage, plus its bonus at tokens outside its answer."""
     return token_advantages(credit.advantages_N[row], credit.bonuses_N[row], rows.answer_masks[row])
 
 
 def _draws(seed: int, sample_id: str, loss_mask: np.ndarray) -> np.ndarray:
-    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, equal on every rank and in every call.
+    """[T] uniform numbers in [0, 1) for the loss tokens of a sample, 0 elsewhere.
 
-    Other tokens have 0, so that tokens of an environment change no other token's draw.
+    They depend on seed and sample only, so they are equal on every rank and in every call.
     """
+    # Only loss tokens draw: inserted environment tokens must not change the draws of the others.
     draws = np.zeros(len(loss_mask))
     draws[loss_mask] = np.random.default_rng(derive_seed(seed, "draw", sample_id)).random(loss_mask.sum())
     return draws

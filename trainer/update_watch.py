@@ -1,4 +1,4 @@
-"""Ends a run whose updates have no finite loss or gradient any more. Called by the loop after each step."""
+"""Stops a run whose updates repeatedly have no finite loss or gradient. Called after each step."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 
 
 class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+    """The loss or gradient was not finite in too many updates in a row."""
 
 
 class UpdateWatch:
-    """Counts the updates in a row that were skipped; `in_a_row` is kept in checkpoints."""
+    """Counts consecutive skipped updates (`in_a_row`, kept in checkpoints)."""
 
     def __init__(self, limit: int, event: Callable[..., None]) -> None:
-        """`limit` is learner.max_nonfinite_updates; `event` is told of steps with skipped updates."""
+        """`limit` is learner.max_nonfinite_updates; `event` is called for steps with skipped updates."""
         self._limit, self._event = limit, event
         self.in_a_row = 0
 
     def observe(self, applied: Sequence[bool], step: int) -> None:
-        """Whether each update of `step` (from 1) was applied: a loss or gradient that is not finite is not.
+        """Record which updates of `step` (from 1) were applied; those that are not finite were skipped.
 
         Raises:
-            NonFiniteError: as many in a row as the limit says were not.
+            NonFiniteError: the limit of skipped updates in a row is reached.
         """
         for each in applied:
             self.in_a_row = 0 if each else self.in_a_row + 1

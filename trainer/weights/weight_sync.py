@@ -102,7 +102,7 @@ async def _probe(learner: Learner, probes: Sequence[Probe]) -> np.ndarray:
 def check_mismatch(mean_abs: float, config: RunConfig) -> None:
     """At max_lag 0, check that sampler and learner agree on the training tokens.
 
-    `mean_abs` is the mean |behaviour - proximal| in nats. With lag, a difference is expected.
+    `mean_abs` is the mean |behavior - proximal| in nats. With lag, a difference is expected.
 
     Raises:
         WeightSyncError: the mean absolute logprob difference is beyond the tolerance.
