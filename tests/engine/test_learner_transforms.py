@@ -1,4 +1,4 @@
-"""Shapes in the real learner: the same tokens, losses and model under any cut, order and number of ranks."""
+"""Transforms in the real learner: the same tokens, losses and model under any cut, order and number of ranks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PLANNED = (0, 6, 13)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapedCase(Case):
-    """Four shapes in a row, three of which look at the whole update first.
+    """Four transforms in a row, three of which look at the whole update first.
 
     These rows were drawn at random: the learner finds them about a twentieth as likely as stated, hence the
     cap.
@@ -57,7 +57,7 @@ class ShapedCase(Case):
     updates_per_step: int = 2
 
     def config(self, base: Path) -> RunConfig:
-        """The case's own with the shapes."""
+        """The case's own with the transforms."""
         transforms: dict[str, Any] = {
             "plan": {"kind": "hicra", "path": self.grams, "alpha": 0.5},
             "swing": {"kind": "stare", "strength": 0.5, "fraction": 0.2},
@@ -151,7 +151,7 @@ def test_cut_ranks_and_order_change_nothing(
     """1 to 8 microbatches on 1 and 2 ranks, rows in either order: losses and model of plain torch.
 
     The second update's surprisals are of weights that the first has moved, its entropies are not. All that
-    the shapes log is the same as well.
+    the transforms log is the same as well.
     """
     case = ShapedCase(
         grams=grams, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, updates_per_step=updates
@@ -167,7 +167,7 @@ def test_cut_ranks_and_order_change_nothing(
     print(case, found)
     assert found.loss < 1e-4 and found.norm < 1e-4, found
     assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
-    logged = {name: value for name, value in update_metrics(sums).items() if "shape." in name}
+    logged = {name: value for name, value in update_metrics(sums).items() if "token_advantage." in name}
     assert logged == pytest.approx(FOUND.setdefault(updates, logged), rel=1e-5)
     num_tokens = sum(update["tokens/policy"] for update in sums)
     assert logged["clip/token_advantage.plan/planning"] == pytest.approx(3 * len(PLANNED) / num_tokens)
