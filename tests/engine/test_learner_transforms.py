@@ -1,4 +1,4 @@
-"""Transforms in the real learner: the same tokens, losses and model under any cut, order and number of ranks."""
+"""Transforms in the real learner: the same losses and model under any cut, order and number of ranks."""
 
 from __future__ import annotations
 
