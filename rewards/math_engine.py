@@ -115,11 +115,13 @@ def constant_value(latex: str) -> Fraction | None:
 
 
 def expression_text(latex: str) -> str | None:
-    """SymPy's spelling of the expression, the same for answers that it reads alike; None if it reads none."""
+    """SymPy's spelling of the expression, the same for answers that it reads alike; None if it has none."""
+    expression = parse_expression(latex)
+    if expression is None or _too_large(expression):
+        return None
     try:
-        expression = parse_expression(latex)
-        return None if expression is None else str(expression)
-    except ValueError:  # an integer of over 4,300 digits
+        return str(expression)
+    except Exception:  # to put terms in order SymPy works them out, and raises whatever its functions meet
         return None
 
 
@@ -173,21 +175,26 @@ def _differ_somewhere(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> b
         return False
     names = sorted({symbol.name for side in (gold, answer) for symbol in side.free_symbols})
     for shift in range(3):
-        values = []
-        for side in (gold, answer):
-            point = {
-                symbol: _POINTS[(names.index(symbol.name) + shift) % len(_POINTS)] + names.index(symbol.name)
-                for symbol in side.free_symbols
-            }
-            try:
-                values.append(complex(side.subs(point).doit().evalf(30)))
-            except Exception:  # no number at this point
-                break
-        if len(values) < 2 or not all(math.isfinite(abs(value)) for value in values):
+        values = [_value_at_point(side, names, shift) for side in (gold, answer)]
+        if any(value is None for value in values):
             continue
-        if abs(values[0] - values[1]) > 1e-9 * max(abs(value) for value in values):
+        first, second = (value for value in values if value is not None)
+        if abs(first - second) > 1e-9 * max(abs(first), abs(second)):
             return True
     return False
+
+
+def _value_at_point(side: Expr, names: list[str], shift: int) -> complex | None:
+    """The value where each variable has one of `_POINTS`; None if it is no number of a float's size."""
+    point = {
+        symbol: _POINTS[(names.index(symbol.name) + shift) % len(_POINTS)] + names.index(symbol.name)
+        for symbol in side.free_symbols
+    }
+    try:
+        value = complex(side.subs(point).doit().evalf(30))
+    except Exception:  # SymPy raises whatever its functions meet
+        return None
+    return value if max(abs(value.real), abs(value.imag)) < 1e300 else None
 
 
 def _too_large(expression: Basic | MatrixBase) -> bool:

@@ -8,6 +8,7 @@ was written. `DOLLAR`, the wide sign, is a currency; the narrow one delimits mat
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -81,21 +82,33 @@ _REWRITES = tuple(
 _FRAME = re.compile(
     r"^(?:[\s=*`\"':,;]|\\approx(?![a-zA-Z]))+|(?:[\s*`\"',;:]|(?<![ap]\.m)\.|\\\\)+$"
 )  # around an answer
+_MAX_PASSES = 8
 _NESTED_BOX = re.compile(r"^\\f?boxed\s*\{(.*)\}$")
 _WHOLE_TEXT = re.compile(r"^\\text\{([^{}]*)\}$")
 
 
+@functools.lru_cache(maxsize=64)
 def plain(text: str) -> str:
     """`text` in one spelling, without what frames it: spaces, delimiters, quotes, a final full stop.
 
-    It may be called again on its own result.
+    The spelling of a spelling is itself. Text that `_MAX_PASSES` passes do not settle is left as written.
     """
+    spelled = text
+    for _ in range(_MAX_PASSES):
+        before, spelled = spelled, _rewritten(spelled)
+        if spelled == before:
+            return spelled
+    return text
+
+
+def _rewritten(text: str) -> str:
+    """One pass of every rule; what one rule leaves may be for an earlier one, or for itself again."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(f"[{_SUPERSCRIPTS}]+", lambda match: "^{" + match[0].translate(_TO_DIGITS) + "}", text)
     text = re.sub(f"[{''.join(_FRACTIONS)}]", lambda match: " " + _FRACTIONS[match[0]], text)
     text = unicodedata.normalize("NFKC", text.replace(DOLLAR, r"\$")).translate(_SIGNS)
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # escaped twice
+        text = re.sub(r"\\{2,}(?=[a-zA-Z])", r"\\", text)  # escaped twice or more
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
     return strip_frame(text)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.scorer import ScorerActor
@@ -82,6 +82,41 @@ def test_a_gold_is_right_as_its_own_answer(kind: str) -> None:
         gold for gold in golds if not any(mark in gold for mark in ("####", "boxed", "<answer>", '["'))
     )
     assert [gold for gold in plain_golds if judge(gold, rf"So \boxed{{{gold}}}").score != 1.0] == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "score", "answer"),
+    [
+        ("1/2", r"so \boxed{\frac{2}{4}}", 1.0, "1/2"),
+        (r"\frac{1}{2}", "the answer is 0.5", 1.0, "1/2"),
+        (r"$\frac12$", r"$x = \frac{1}{2}$", 1.0, "1/2"),
+        (r"\boxed{12}", "so it is 12.", 1.0, "12"),
+        ("x^2+1", r"\boxed{1 + x^2}", 1.0, "x**2 + 1"),
+        ("7", r"\boxed{8}", 0.0, "8"),
+        ("7", "no number here", 0.0, "no number here"),
+        ("7", "", 0.0, None),
+    ],
+)
+def test_score_and_answer(gold: str, text: str, score: float, answer: str | None) -> None:
+    """Gold as text, LaTeX, delimited and boxed; equal in value, not in spelling."""
+    judged = judge(gold, text)
+    assert (judged.score, judged.answer_ok, judged.answer) == (score, score == 1.0, answer)
+
+
+def test_the_end_of_a_long_text_is_read() -> None:
+    """`max_chars` cuts the front: the answer stands last."""
+    text = r"\boxed{8}" + " " * 100 + r"\boxed{7}"
+    (judged,) = math(prompt("7"), [completion(text)], MathOptions(max_chars=20))
+    assert (judged.score, judged.answer) == (1.0, "7")
+    with pytest.raises(ValueError, match="max_chars must be at least 1"):
+        math(prompt("7"), [completion(text)], MathOptions(max_chars=0))
+
+
+@pytest.mark.parametrize("gold", [None, "", "  "])
+def test_a_missing_gold_is_refused(gold: str | None) -> None:
+    """A row without an answer is an error of the data, not a wrong sample."""
+    with pytest.raises(ValueError, match="prompt 'p1' must be an expression"):
+        judge(gold, "7")
 
 
 def test_a_refused_gold_names_prompt_and_answer() -> None:
@@ -253,12 +288,45 @@ def test_any_text_gets_a_judgement(pieces: list[str], between: str) -> None:
         assert judged.answer_ok is (judged.score == 1.0)
 
 
+ANY_TEXT = st.text(max_size=40) | st.lists(PIECES, max_size=8).map("".join)
+
+
 @settings(max_examples=250)
-@given(st.text(max_size=40) | st.lists(PIECES, max_size=8).map("".join))
+@given(ANY_TEXT)
+@example(r"\\\\A")
+@example(r"\\!!A")
+@example(r"\text{\text{\boxed{\boxed{(\text{\text{A}})}}}}")
+@example("\\" * 60 + "!" * 60)
+@example("**" * 30 + "a" + "**" * 30)
 def test_any_gold_is_read_or_refused(gold: str) -> None:
-    """Whatever a dataset holds is compared, or refused by the message; reading it twice changes nothing."""
+    """Whatever a dataset holds is compared, or refused by the message; its spelling is spelled as itself."""
     assert score_or_none(gold, r"\boxed{5}") in (0.0, 1.0, None)
-    assert plain(plain(gold)) == plain(plain(plain(gold)))
+    assert plain(plain(gold)) == plain(gold)
+
+
+@settings(max_examples=250)
+@given(ANY_TEXT, ANY_TEXT.map(r"\boxed{{{}}}".format))
+@example("x", r"\boxed{\ln(0) 2020-03-04!!!!!!!!!!!}")  # SymPy cannot print it
+@example(r"10^{308}(x+x\sqrt{-1})", r"\boxed{10^{308}x(2+\sqrt{-1})}")  # at a point larger than a float
+def test_any_two_texts_are_compared(gold: str, text: str) -> None:
+    """No pair of a gold answer and a boxed one is an exception: SymPy's own are no scores."""
+    assert score_or_none(gold, text) in (0.0, 1.0, None)
+
+
+@pytest.mark.parametrize("backslashes", range(1, 10))
+def test_a_command_escaped_many_times_is_the_command(backslashes: int) -> None:
+    r"""Datasets that passed through JSON more than once hold ``\\\\frac``; a matrix keeps its rows."""
+    assert plain("\\" * backslashes + "frac{1}{2}") == r"\frac{1}{2}"
+    assert judge("\\" * backslashes + "frac{1}{2}", "0.5 it is: the answer is 0.5").score == 1.0
+    matrix = r"\begin{pmatrix} a\\b \end{pmatrix}"
+    assert plain(matrix) == matrix
+
+
+def test_values_too_large_for_a_float_are_compared_by_sympy() -> None:
+    """Where no point tells two expressions apart, math-verify's verdict holds."""
+    gold = r"10^{308}(x+x\sqrt{-1})"
+    assert judge(gold, r"\boxed{10^{308}x(1+\sqrt{-1})}").score == 1.0
+    assert judge(gold, r"\boxed{10^{308}x(2+\sqrt{-1})}").score == 0.0
 
 
 @pytest.mark.parametrize(
