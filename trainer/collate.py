@@ -19,7 +19,7 @@ from trainer.losses.normalize import row_weights
 from trainer.model.batch_plan import plan_batch
 from trainer.model.rows import answer_masks, token_advantages
 from trainer.rollout.dynamic_sampling import left_out_rows
-from trainer.rollout.tempered import counting_rows
+from trainer.rollout.tempered import positive_tempered_rows
 from trainer.step_records import Batch, Learnable, origins_of
 
 
@@ -107,7 +107,7 @@ def with_advantages(
     rewards = np.where(left_out | (learned_how != "by_advantage"), np.nan, batch.reward_N)
     row_credit = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)
     losses = {origin: loss.common for origin, loss in run.losses.items()}
-    is_positive = counting_rows(batch.reward_N, origins)
+    is_positive = positive_tempered_rows(batch.reward_N, origins)
     learned = row_credit.has_reward_N | is_positive | (learned_how == "always")
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)

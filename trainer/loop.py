@@ -1,14 +1,14 @@
-"""The loop of a run: who waits for whom, step by step. No maths, no tensors, no Ray.
+"""The loop of a run: the order of its phases, and what each one waits for. No maths, no tensors, no Ray.
 
     phase        waits for                                     who unblocks it
 
-    generating   the step's groups, judged, in the buffer      engines and scorers, called by the producer's
+    generating   the step's groups, scored, in the buffer      engines and scorers, called by the producer's
        |                                                       tasks; the producer pauses and resumes engines
     learning     the rows of the step (take)                   the buffer; it holds them until the commit
        |         logprobs and entropies (score)                the learner's ranks
-       |         the updates, after credit is given (update)   the learner's ranks
-    publishing   every engine to load the new weights and      the weight transport, then the engines' probes;
-       |         to prove it                                   paused engines sample again
+       |         the updates, after the advantages (update)    the learner's ranks
+    publishing   every engine to load the new weights, and     the weight transport, then the engines' probes;
+       |         the check of their probe logprobs             paused engines sample again
     committing   rows and metrics on disk                      the buffer
        |
     evaluation   held-out groups, if due                       engines and scorers
@@ -17,9 +17,10 @@
 
 With `rollout.max_lag` 0 a step's groups are submitted when it begins, so engines and learner take turns.
 With more, groups of up to `max_lag` later steps are in flight meanwhile, and `cluster.schedule` says whether
-the engines pause while the learner works. A run that is asked to stop drops what waits for rollouts; from
-`take` on it finishes the step. A learner that is lost restarts from the newest checkpoint, and the groups of
-later steps are trained on again. `cluster.attempt` passes the roles in; tests pass fakes.
+the engines pause while the learner works. A run that is asked to stop cancels a step that still waits for
+rollouts, and finishes a step whose rows are taken. If the learner dies, it restarts from the newest
+checkpoint, and the groups of later steps are trained on again. `cluster.attempt` passes the roles in; tests
+use fakes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTr
 from trainer.rollout.producer import Producer
 from trainer.rollout.replay import choose
 from trainer.rollout.rollouter import ScorerSet
-from trainer.run_state import RunState, of_objective
+from trainer.run_state import RunState, training_settings
 from trainer.step_records import Batch, Learnable, Probe
 from trainer.step_report import StepReport
 from trainer.weights.probes import make_probes
@@ -56,7 +57,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """Everything a run is made of, bound to wherever it runs."""
+    """The roles of a run, bound to the actors that implement them."""
 
     generator: Generator
     scorers: ScorerSet
@@ -70,12 +71,12 @@ class _StoppedError(Exception):
 
 
 class Run:
-    """One run: what its roles do, in order. What it carries from step to step is a `RunState`.
+    """One run: calls the roles in order. A `RunState` has the state that it keeps from step to step.
 
-    It begins, and resumes after its learner was lost, with the newest whole checkpoint; groups of later steps
-    are given back to the buffer and are then trained on without being generated again.
-    `on_policy` is false for a run on another's rollouts: they may be of any age and of other weights.
-    `demonstrations` are all rows of origin sft that steps draw from.
+    It starts, and restarts after the learner died, from the newest valid checkpoint. The groups of later
+    steps return to the buffer and are trained on without being generated again. `on_policy` is false for a
+    run on the rollouts of another run, which may be of any age and other weights. `demonstrations` are all
+    rows of origin sft that steps draw from.
     """
 
     def __init__(
@@ -101,13 +102,19 @@ class Run:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Ask the run to end: what waits for rollouts is dropped, a step that already learns is finished."""
+        """Ask the run to end: cancels a step that waits for rollouts, finishes one that already learns."""
         self._stopping.set()
 
     async def train(self, prompts: Sequence[TokenPrompt], export_to: str = "") -> bool:
-        """Run every step that is missing, with its evaluations and checkpoints; False if it was stopped.
+        """Run all steps that are not done yet, with evaluations and checkpoints; False if it was stopped.
 
-        With `export_to` the final model is then written there.
+        `export_to` is the folder for the final model, "" for none.
+
+        Raises:
+            WeightSyncError: engines and learner hold different weights.
+            NoRewardError: several steps in a row had no reward.
+            NonFiniteError: too many updates in a row were not finite.
+            TimeoutError: a group or an evaluation took too long.
         """
         while True:
             try:
@@ -128,9 +135,10 @@ class Run:
         self._probes = await make_probes(self._config, wanted, self._roles.generator)
 
     async def _restore(self) -> int:
-        """Publish the starting weights, then those of the newest checkpoint; the number of finished steps."""
+        """Publish the initial weights, then those of the newest checkpoint; returns the finished steps."""
         await self._producer.close()
         self._published = None
+        # Version 0 first: engine and learner hold the same files, which measures the noise of the probes.
         await self._publish(0)
         manifest = await self._checkpoints.newest()
         step = 0
@@ -174,9 +182,9 @@ class Run:
         return True
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """What `work` returns, or _StoppedError as soon as the run is asked to stop."""
+        """The result of `work`; raises _StoppedError as soon as the run is asked to stop."""
         if self._stopping.is_set():
-            work.close()
+            work.close()  # a coroutine that is never awaited would give a warning
             raise _StoppedError
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
         try:
@@ -189,7 +197,7 @@ class Run:
                 each.cancel()
 
     async def _step(self, step: int) -> StepReport:
-        """One step, counted from 0; it is committed and reported as `step` + 1."""
+        """Run one step, counted from 0; it is committed and reported as `step` + 1."""
         number, report, settings = step + 1, StepReport(), self._state.settings()
         self._reports.phase(number, "generating")
         self._producer.top_up(step, settings)
@@ -217,13 +225,13 @@ class Run:
     async def _learn(
         self, step: int, batch: Batch, settings: Mapping[str, float], report: StepReport
     ) -> tuple[pa.Table, Learnable]:
-        """Score the rows, credit them, update; the learner's columns in the batch's order, and the credit."""
+        """Score, compute the credit, update. Returns the learner's columns in row order, and the credit."""
         config, learner = self._config, self._roles.learner
         report.learning_begins(self._producer.generating_s())
         columns = align(batch.index, await learner.score(batch))
         report.lap("learn_score")
         learnable = with_advantages(
-            batch, columns, self._run, step, of_objective(settings), self._state.history
+            batch, columns, self._run, step, training_settings(settings), self._state.history
         )
         report.add_rows(batch, columns, learnable, version=step)
         report.add_sampling(batch, config.rollout, self._reports, step + 1)
@@ -238,27 +246,27 @@ class Run:
         return columns, learnable
 
     async def _take(self, step: int, settings: Mapping[str, float]) -> pa.Table:
-        """The step's rows; groups that the buffer lacks (damaged on disk, or too old) are sampled again."""
+        """The step's rows; groups missing in the buffer (damaged on disk, or too old) are sampled again."""
         config, buffer = self._config, self._roles.buffer
         oldest = step - config.rollout.max_lag if self._on_policy else 0
-        shown = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
+        demonstrations = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         picks = choose(config, step)
-        while (index := await buffer.take(self._producer.num_groups, oldest, picks, shown)) is None:
+        while (index := await buffer.take(self._producer.num_groups, oldest, picks, demonstrations)) is None:
             waiting = await buffer.waiting()
             again = self._producer.submit_again(step, waiting)
             self._reports.event("groups_missing", step=step + 1, groups=len(again))
-            if self._takes_turns:
+            if self._takes_turns:  # the engines are paused, and must sample the missing groups
                 await self._producer.resume()
             await self._unless_stopped(self._producer.settle(step))
             if self._takes_turns:
                 await self._producer.pause()
-        found = index.filter(pc.equal(index.column("origin"), REPLAY)).column("submission_index")
-        if (missing := len(picks) - pc.count_distinct(found).as_py()) > 0:
+        replayed = index.filter(pc.equal(index.column("origin"), REPLAY)).column("submission_index")
+        if (missing := len(picks) - pc.count_distinct(replayed).as_py()) > 0:
             self._reports.event("replay_left_out", step=step + 1, groups=missing)
         return index
 
     async def _reset_reference(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Make the policy after `step` the reference of the KL anchor if it is time."""
+        """Make the policy after `step` the KL reference, if a reset is due; returns the metric of resets."""
         reference = self._state.reference
         if not reference.is_used:
             return {}
@@ -282,7 +290,7 @@ class Run:
         await self._producer.resume()
         if metrics.get("sync/proven") == 0.0 and version == 1:
             self._reports.note(
-                "the first step moved the probes too little to tell stale weights by them "
+                "the first step moved the probes too little to detect stale weights "
                 f"({metrics['sync/probe_power']:.1e} nats); sync/proven says which later steps did"
             )
         return metrics
@@ -291,18 +299,18 @@ class Run:
         if not self._evaluator.due(step):
             return
         metrics = await self._evaluator.evaluate(step)
-        shown = ", ".join(
+        results = ", ".join(
             f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in metrics if "@" in name
         )
-        self._reports.note(f"evaluation after step {step}: {shown}")
+        self._reports.note(f"evaluation after step {step}: {results}")
 
     async def _checkpoint(self, step: int) -> None:
-        """Write a checkpoint of the state after `step`, then drop what it makes superfluous."""
+        """Write a checkpoint of the state after `step`, and delete old ones."""
         self._reports.phase(step, "checkpointing")
         folder = self._checkpoints.stage(step)
         try:
             sums = await self._roles.learner.save(str(folder))
-        except OSError:  # a full disk needs the room
+        except OSError:  # if the disk is full, the partial checkpoint must not keep it full
             shutil.rmtree(folder, ignore_errors=True)
             raise
         await self._checkpoints.finish(step, folder, sums, self._state.saved(step))

@@ -21,7 +21,7 @@ from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import SAMPLING_SETTINGS
 from trainer.update_watch import UpdateWatch
 
-_NOT_OF_THE_OBJECTIVE: Final = (SHARE, *SAMPLING_SETTINGS)
+_NOT_TRAINING: Final = (SHARE, *SAMPLING_SETTINGS)
 
 
 class RunState:
@@ -88,6 +88,6 @@ class RunState:
         self.history.restore(state.get("answers", {}))  # type: ignore[arg-type]
 
 
-def of_objective(settings: Mapping[str, float]) -> dict[str, float]:
+def training_settings(settings: Mapping[str, float]) -> dict[str, float]:
     """The settings that change the objective or the credit, without those that change what is sampled."""
-    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_OBJECTIVE}
+    return {key: value for key, value in settings.items() if key not in _NOT_TRAINING}

@@ -14,12 +14,12 @@ from trainer.rollout.dynamic_sampling import (
     asked_for,
     left_out_rows,
     max_rounds,
+    nonzero_variance_rows,
     plan_rounds,
     sampling_metrics,
     submissions_per_step,
-    teaching_rows,
 )
-from trainer.rollout.tempered import counting_rows, tempered_metrics
+from trainer.rollout.tempered import positive_tempered_rows, tempered_metrics
 
 NAN = math.nan
 REFILL = RolloutConfig(groups_per_step=2, zero_variance_groups="refill", max_rounds=3)
@@ -56,14 +56,14 @@ def rows_of(groups: Sequence[Sequence[float | None]], first: int = 0) -> pa.Tabl
     )
 
 
-def check_teaching_rows() -> None:
+def check_nonzero_variance_rows() -> None:
     """Group 7: 0 and 1, teaches. 3: two ones. 5: one rewarded row. 9: none. 8: -1 and 0 beside a null."""
     group_N = np.array([7, 3, 7, 5, 3, 5, 9, 8, 8, 8])
     reward_N = np.array([0.0, 1.0, 1.0, 1.0, 1.0, NAN, NAN, -1.0, NAN, 0.0])
-    found = teaching_rows(reward_N, group_N)
+    found = nonzero_variance_rows(reward_N, group_N)
     assert found.tolist() == [True, False, True, False, False, False, False, True, True, True]
-    assert teaching_rows(np.zeros(0), np.zeros(0, np.int64)).tolist() == []
-    assert teaching_rows(np.array([0.1 + 0.2, 0.3, 0.3, 0.4]), np.array([0, 0, 1, 1])).tolist() == [
+    assert nonzero_variance_rows(np.zeros(0), np.zeros(0, np.int64)).tolist() == []
+    assert nonzero_variance_rows(np.array([0.1 + 0.2, 0.3, 0.3, 0.4]), np.array([0, 0, 1, 1])).tolist() == [
         *(False, False),
         *(True, True),
     ]
@@ -124,11 +124,19 @@ def check_sampling_metrics() -> None:
         assert found == {"sampling/kept_groups": 1.0, "sampling/rounds": rounds}
 
 
-def check_counting_rows() -> None:
+def check_positive_tempered_rows() -> None:
     """Of five tempered rows the two with a reward above 0; no row of another origin."""
     reward_N = np.array([1.0, 0.1 + 0.2 - 0.3, NAN, -1.0, 0.5, 1.0, 1.0])
     origin_N = np.array(["tempered"] * 5 + ["policy", "sft"], object)
-    assert counting_rows(reward_N, origin_N).tolist() == [True, False, False, False, True, False, False]
+    assert positive_tempered_rows(reward_N, origin_N).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def check_tempered_metrics() -> None:
@@ -160,7 +168,7 @@ def check_tempered_metrics() -> None:
 
 
 CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
-    "teaching_rows": (check_teaching_rows,),
+    "nonzero_variance_rows": (check_nonzero_variance_rows,),
     "left_out_rows": (check_left_out_rows,),
     "plan_rounds": (check_plan_rounds,),
     "max_rounds": (check_submissions_per_step,),
@@ -170,7 +178,7 @@ CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
 }
 """What must notice a mutant of a function of `trainer.rollout.dynamic_sampling`."""
 TEMPERED_CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
-    "counting_rows": (check_counting_rows,),
+    "positive_tempered_rows": (check_positive_tempered_rows,),
     "tempered_metrics": (check_tempered_metrics,),
 }
 """The same for `trainer.rollout.tempered`."""

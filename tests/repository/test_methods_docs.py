@@ -26,8 +26,8 @@ from configs.schema import EntropyConfig, KLConfig, RunConfig
 from docs.method_tables import index
 from trainer.data.demonstrations import draw
 from trainer.losses.normalize import row_weights
-from trainer.rollout.dynamic_sampling import teaching_rows
-from trainer.rollout.tempered import counting_rows
+from trainer.rollout.dynamic_sampling import nonzero_variance_rows
+from trainer.rollout.tempered import positive_tempered_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "methods"
@@ -37,8 +37,8 @@ OTHERS = {
     "sft_refresh": draw,
     "decoupled": reference_shapes.decoupled,
     "aggregation": row_weights,
-    "dynamic_sampling": teaching_rows,
-    "tempered": counting_rows,
+    "dynamic_sampling": nonzero_variance_rows,
+    "tempered": positive_tempered_rows,
 }
 """Methods that are a section of the config, or two kinds together; and where their equation stands."""
 CREDIT = ADVANTAGES | REWARD_SHAPES | BONUSES | PROMPT_WEIGHTS

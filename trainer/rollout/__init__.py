@@ -1,1 +1,1 @@
-"""From prompts to scored groups: the producer and what decides which groups it samples."""
+"""From prompts to scored groups: rollouters, the producer, and which groups it samples."""

@@ -1,7 +1,7 @@
-"""A clock that stands still while the engines are paused; the limits of groups are told by it.
+"""A clock that stops while the engines are paused. The time limits of groups use it.
 
-At `rollout.max_lag` 1 and more, groups are in flight while a step learns. Taking turns, the engines are
-paused for that long, which must not count against `rollout.group_timeout_s`. Used by
+With `rollout.max_lag` 1 or more, groups are in flight during the learner's update. With schedule take_turns
+the engines are paused meanwhile, which must not count against `rollout.group_timeout_s`. Used by
 `trainer.rollout.producer`.
 """
 
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 
 class Clock:
-    """Seconds of the running event loop, without those between `pause` and `resume`."""
+    """Seconds of the event loop's clock, without the time between `pause` and `resume`."""
 
     def __init__(self) -> None:
         self._skipped_s = 0.0
@@ -21,18 +21,18 @@ class Clock:
         self._open: dict[asyncio.Timeout, float] = {}
 
     def now(self) -> float:
-        """Seconds by this clock."""
+        """The current time of this clock, in seconds."""
         at = asyncio.get_running_loop().time() if self._paused_at is None else self._paused_at
         return at - self._skipped_s
 
     def pause(self) -> None:
-        """Stand still; paused already is fine."""
+        """Stop the clock; no effect if it is stopped."""
         if self._paused_at is None:
             self._paused_at = asyncio.get_running_loop().time()
             self._reschedule()
 
     def resume(self) -> None:
-        """Go on; going already is fine."""
+        """Continue; no effect if the clock runs."""
         if self._paused_at is not None:
             self._skipped_s += asyncio.get_running_loop().time() - self._paused_at
             self._paused_at = None
@@ -40,7 +40,7 @@ class Clock:
 
     @asynccontextmanager
     async def timeout_at(self, deadline: float) -> AsyncIterator[None]:
-        """TimeoutError if the block is not done when this clock shows `deadline`."""
+        """Raise TimeoutError if the block is not done when this clock reaches `deadline`."""
         async with asyncio.timeout(None) as timeout:
             self._open[timeout] = deadline
             self._reschedule()
@@ -50,6 +50,7 @@ class Clock:
                 del self._open[timeout]
 
     def _reschedule(self) -> None:
+        """Move the open timeouts, which count the event loop's time, to their deadlines by this clock."""
         for timeout, deadline in self._open.items():
             if not timeout.expired():
                 timeout.reschedule(None if self._paused_at is not None else deadline + self._skipped_s)

@@ -1,8 +1,9 @@
-"""The producer: prompts out, judged and durable groups in. Async and free of Ray; called by the loop.
+"""The producer: submits prompts and stores the scored groups in the buffer. Async, without Ray.
 
-It keeps (max_lag + 1) x groups_per_step groups in flight: `top_up(step)` submits what the step may see, and
-`settle(step)` waits until the groups of that step are in the buffer. With `rollout.zero_variance_groups`
-refill it then submits further ones and waits for those, round by round (`trainer.rollout.dynamic_sampling`).
+Used by the loop. It keeps (max_lag + 1) x groups_per_step groups in flight. `top_up(step)` submits the groups
+of the step and of `max_lag` steps after it; `settle(step)` waits until the groups of the step are in the
+buffer. With `rollout.zero_variance_groups` refill it then submits more and waits for them, round by round
+(`trainer.rollout.dynamic_sampling`).
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from trainer.rollout.tempered import as_tempered, temperature_of
 
 TEMPERATURE: Final = "rollout.temperature"
 SAMPLING_SETTINGS: Final = (TEMPERATURE, tempered.TEMPERATURE)
-"""Settings by which controllers say what a step is sampled at."""
+"""Settings of the sampling that controllers may change."""
 
 
 class Producer:
-    """Fills the buffer, in submission order; step `s` (from 0) begins at submission s x submissions_per_step.
+    """Fills the buffer. Step `s` (from 0) begins at submission s x submissions_per_step.
 
-    `num_groups` is how many the step has that was settled last: groups_per_step, or more in several rounds.
-    `phase` gets the step's committed number (from 1) and "scoring" when its first completions are there,
-    `on_group` every group that is durable.
+    `num_groups` is the number of groups of the last settled step: groups_per_step, or more after several
+    rounds. `phase` is called with the step's committed number (from 1) and "scoring" when its first
+    completions arrive; `on_group` is called with every group that is stored.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Producer:
         phase: Callable[[int, str], None] = lambda step, name: None,
     ) -> None:
         self._config, self._order = config, order
-        self._generator, self._judges, self._buffer = _Timed(generator), scorers, buffer
+        self._generator, self._scorers, self._buffer = _TimedGenerator(generator), scorers, buffer
         rollout = config.rollout
         self._sampling = Sampling(
             temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
@@ -65,21 +66,21 @@ class Producer:
         self._waiting: frozenset[int] = frozenset()
 
     async def restart(self, step: int, waiting: Iterable[int]) -> None:
-        """Go on from `step` finished steps; `waiting` are submissions whose groups the buffer has already."""
+        """Continue after `step` finished steps; the buffer has the groups of the submissions `waiting`."""
         await self.close()
         self._submitted = step
         self._waiting = frozenset(waiting)
 
     def top_up(self, step: int, settings: Mapping[str, float] | None = None) -> None:
-        """Submit every group that step `step` (counted from 0) and the `max_lag` after it may use.
+        """Submit the groups of `step` (from 0) and of the `max_lag` steps after it, unless submitted before.
 
-        `settings` are what controllers want of the step, by dotted config key.
+        `settings` are the controllers' values for the step, by dotted config key.
         """
         settings = settings or {}
         self._tempered_at = temperature_of(self._config, settings)
         temperature = settings.get(TEMPERATURE, self._config.rollout.temperature)
         self._sampling = replace(self._sampling, temperature=temperature)
-        self._tell_first_reply(step)
+        self._notify_first_reply(step)
         last = min(step + self._config.rollout.max_lag + 1, self._config.num_steps)
         for each in range(self._submitted, last):
             indexes = self._indexes(each, self._first_round)
@@ -94,16 +95,17 @@ class Producer:
             self._tasks[index] = asyncio.create_task(self._produce(index), name=f"group {index}")
 
     def submit_again(self, step: int, waiting: Iterable[int]) -> list[int]:
-        """Submit what step `step` lacks beside the groups that wait; which they are."""
+        """Submit the groups of `step` that are neither in the buffer nor in flight; returns their indexes."""
         have = {*waiting, *self._tasks}
         missing = [index for index in self._indexes(step, self.num_groups) if index not in have]
-        self._tell_first_reply(step)
+        self._notify_first_reply(step)
         self._submit(missing)
         return missing
 
     async def settle(self, step: int) -> dict[str, float]:
-        """Wait for the groups of step `step`, of all its rounds; returns the seconds of generation and of the
-        scoring after it.
+        """Wait for the groups of `step`, in all its rounds.
+
+        Returns time/generate_s until the last completion and time/score_s after it.
 
         Raises:
             TimeoutError: the completions of a group took longer than rollout.group_timeout_s.
@@ -112,7 +114,7 @@ class Producer:
         await self._finish(step)
         while further := await self._further(step):
             self._phase(step + 1, "generating")
-            self._tell_first_reply(step)
+            self._notify_first_reply(step)
             self._submit(further)
             await self._finish(step)
         ended = time.perf_counter()
@@ -120,21 +122,21 @@ class Producer:
         return {"time/generate_s": generated - began, "time/score_s": ended - generated}
 
     async def _finish(self, step: int) -> None:
-        """Wait for all that was submitted for `step` and before it."""
-        mine = [index for index in sorted(self._tasks) if index < (step + 1) * self._stride]
-        # Popped only when all are done: after a failure `close` must still find and cancel the others.
-        await asyncio.gather(*(self._tasks[index] for index in mine))
-        for index in mine:
+        """Wait for all groups submitted for `step` and earlier steps."""
+        due = [index for index in sorted(self._tasks) if index < (step + 1) * self._stride]
+        # Removed only when all are done: after a failure `close` must still find and cancel the others.
+        await asyncio.gather(*(self._tasks[index] for index in due))
+        for index in due:
             del self._tasks[index]
-        self._generator.on_reply = _no_notice
+        self._generator.on_reply = _ignore
 
-    def _tell_first_reply(self, step: int) -> None:
-        """Report `step` as scoring with the next reply. Set before anything is submitted: a reply may come
-        before anyone waits for it."""
+    def _notify_first_reply(self, step: int) -> None:
+        """Report the phase "scoring" of `step` at the next reply of an engine."""
+        # Called before groups are submitted, because a reply may arrive before `settle` waits for it.
         self._generator.on_reply = lambda: self._phase(step + 1, "scoring")
 
     async def _further(self, step: int) -> list[int]:
-        """The submissions that the rewards of `step` so far ask for beyond what the buffer has."""
+        """The submissions of the next round of `step`, by its rewards so far; empty if there is none."""
         rollout = self._config.rollout
         if max_rounds(rollout) == 1:
             return []
@@ -145,21 +147,21 @@ class Producer:
         return [index for index in self._indexes(step, self.num_groups) if index not in have]
 
     def generating_s(self) -> float:
-        """Seconds up to now during which at least one submission was with an engine."""
+        """Seconds so far during which at least one submission was being generated."""
         return self._generator.busy_s()
 
     async def pause(self) -> None:
-        """Stop the engines and the clock of what is in flight, until `resume`."""
-        self._clock.pause()
+        """Stop the engines, and the time limits of groups in flight, until `resume`."""
+        self._clock.pause()  # first, so that no group times out while the engines are being paused
         await self._generator.pause()
 
     async def resume(self) -> None:
-        """Go on after `pause`; not paused is fine."""
+        """Continue after `pause`; no effect if not paused."""
         await self._generator.resume()
         self._clock.resume()
 
     async def close(self) -> None:
-        """Cancel what is in flight."""
+        """Cancel all groups in flight."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
         for task in tasks:
@@ -167,10 +169,11 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _produce(self, index: int) -> None:
+        """Generate, score and store the group of one submission."""
         rollout, (step, place) = self._config.rollout, divmod(index, self._stride)
+        # The last indexes of a step are its tempered groups, on the prompts of its first groups.
         is_tempered = place >= self._stride - self._config.tempered.groups_per_step
         sampling = replace(self._sampling, temperature=self._tempered_at) if is_tempered else self._sampling
-        # tempered groups have the prompts of the step's first ones
         prompt = self._order.of_step(
             step, place % rollout.groups_per_step if is_tempered else place, rollout.groups_per_step
         )
@@ -178,7 +181,7 @@ class Producer:
         tools = RolloutTools(
             submission,
             self._generator,
-            self._judges,
+            self._scorers,
             longest=self._longest,
             limit_s=rollout.group_timeout_s,
             clock=self._clock,
@@ -195,8 +198,8 @@ class Producer:
         self.on_group(group)
 
 
-class _Timed:
-    """A generator that remembers when its last answer came and how long it had something to do."""
+class _TimedGenerator:
+    """A generator that measures the time of its last reply and its busy time, in seconds."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -218,7 +221,7 @@ class _Timed:
                 self._busy_s += time.perf_counter() - self._busy_since
         self.last_reply = time.perf_counter()
         self.on_reply()
-        self.on_reply = _no_notice
+        self.on_reply = _ignore
         return completions
 
     def busy_s(self) -> float:
@@ -226,5 +229,5 @@ class _Timed:
         return self._busy_s + (now - self._busy_since if self._in_flight else 0.0)
 
 
-def _no_notice() -> None:
-    """Only the first reply of a step is of note."""
+def _ignore() -> None:
+    """The callback after the first reply of a step: later replies are not reported."""

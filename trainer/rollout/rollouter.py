@@ -1,7 +1,7 @@
-"""Rollouters: what turns a submission into a judged group, what one may call, and what its group must be.
+"""Rollouters turn a submission into a scored group: their protocol, tools, and the check of their groups.
 
-`single_turn` is the first; a config names another as `rollouter: {kind: "module:attr"}`. Called by the
-producer, and with `single_turn` by evaluations. Runs in the driver, so it should await and not compute.
+`single_turn` is built in; a config chooses another as `rollouter: {kind: "module:attr"}`. Used by the
+producer; evaluations always use `single_turn`. Runs in the driver, so it should await and not compute.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from trainer.seeds import derive_seed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerSet:
-    """The scorers by the names the config gives them, with the keys that say how their scores combine."""
+    """The scorers by their names in the config, and the options of how their scores combine."""
 
     scorers: Mapping[str, Scorer]
     commons: Mapping[str, ScorerCommon]
 
 
 class Rollouter(Protocol):
-    """Makes the group of one submission: at least one sample, each with a sample_id of its own that begins
-    with "<group_id>.", and with at most `submission.sampling.max_tokens` tokens.
+    """Makes the group of one submission.
 
-    Tokens that no policy sampled (between two turns) have `Completion.loss_mask` false; they count towards
-    that limit. Rows may be of other origins than policy, see `RolloutTools.combined`.
+    The group has at least one sample. Each sample has a unique sample_id that begins with "<group_id>." and
+    at most `submission.sampling.max_tokens` tokens. Tokens that no policy sampled (between two turns) have
+    `Completion.loss_mask` false and count towards that limit. Samples may have other origins than policy; see
+    `RolloutTools.combined`.
     """
 
     async def __call__(self, submission: Submission, tools: RolloutTools, options: Any) -> Group: ...
 
 
 class RolloutTools:
-    """What a rollouter may call for one submission. All of it ends at the group's deadline."""
+    """The functions that a rollouter may call for one submission. All of them end at the group's deadline."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class RolloutTools:
         limit_s: float,
         clock: Clock,
     ) -> None:
-        """`longest` is the most tokens that a context and what follows it may have; `limit_s` counts from
+        """`longest` is the largest number of tokens of a context and its completion; `limit_s` counts from
         now, by `clock`."""
         self._submission, self._generator, self._scorers = submission, generator, scorers
         self._longest, self._clock = longest, clock
@@ -63,13 +64,13 @@ class RolloutTools:
         self._asked: set[tuple[int, int]] = set()
 
     def remaining_s(self) -> float:
-        """Seconds until the deadline; they stand still while the engines are paused."""
+        """Seconds until the deadline; time during which the engines are paused does not count."""
         return self._deadline - self._clock.now()
 
     def room(self, prompt_ids: Sequence[int]) -> int:
-        """How many tokens may follow `prompt_ids`, 0 if none.
+        """The number of tokens that may follow `prompt_ids`, at least 0.
 
-        A context that begins with the submission's prompt is a row under way: its completion so far counts.
+        If `prompt_ids` begin with the submission's prompt, the tokens after it count as completion.
         """
         own, limit = self._submission.prompt_ids, self._submission.sampling.max_tokens
         room = min(limit, self._longest - len(prompt_ids))
@@ -84,16 +85,16 @@ class RolloutTools:
         turn: int = 0,
         max_tokens: int | None = None,
     ) -> list[Completion]:
-        """One completion of `prompt_ids` for each of `samples`, by the submission's sampling.
+        """One completion of `prompt_ids` for each of `samples`, with the submission's sampling parameters.
 
-        Without `prompt_ids` they follow the submission's prompt; without `samples` there is one per seed of
-        it, numbered from 0. Seeds and ids are made from (sample, turn) alone, so neither order nor timing
-        changes them: a later call for the same sample takes another `turn`. Ids are "<group_id>.<sample>",
+        `prompt_ids` default to the submission's prompt, `samples` to one per seed, numbered from 0. Seeds and
+        ids depend only on (sample, turn), not on order or timing, so a later call for the same sample needs
+        another `turn`. Ids are "<group_id>.<sample>",
         and "<group_id>.<sample>.<turn>" in later turns. `max_tokens` leaves room for turns to come; it is at
         most `room` in any case.
 
         Raises:
-            ValueError: there is no room behind `prompt_ids`, or a sample was generated in this turn already.
+            ValueError: there is no room after `prompt_ids`, or a sample was already generated in this turn.
             TimeoutError: the deadline has passed.
         """
         submission = self._derived(prompt_ids, samples, turn, max_tokens)
@@ -133,21 +134,21 @@ class RolloutTools:
     async def score(
         self, completions: Sequence[Completion], prompt: Prompt | None = None
     ) -> list[dict[str, Judgement]]:
-        """What every scorer says of each completion, by the scorer's name; scorers see their `text`.
+        """Every scorer's judgement of each completion, by the scorer's name. Scorers get the `text`.
 
-        `prompt` is the submission's unless another is given. A scorer that has not judged by the deadline
-        gives nulls with status timeout.
+        `prompt` defaults to the submission's. A scorer that is not done by the deadline gives null scores
+        with status timeout.
         """
         names = list(self._scorers.scorers)
-        verdicts = await asyncio.gather(*(self._judge(name, completions, prompt) for name in names))
-        return [{name: verdicts[k][i] for k, name in enumerate(names)} for i in range(len(completions))]
+        judgements = await asyncio.gather(*(self._score_with(name, completions, prompt) for name in names))
+        return [{name: judgements[k][i] for k, name in enumerate(names)} for i in range(len(completions))]
 
-    async def _judge(
+    async def _score_with(
         self, name: str, completions: Sequence[Completion], prompt: Prompt | None
     ) -> list[Judgement]:
         try:
             async with self._clock.timeout_at(self._deadline):
-                found = await self._scorers.scorers[name].score(
+                judgements = await self._scorers.scorers[name].score(
                     prompt or self._submission.prompt, completions
                 )
         except TimeoutError:
@@ -156,7 +157,7 @@ class RolloutTools:
             Judgement(score=None, status="invalid")
             if any(span.end > len(completion.token_ids) for span in judgement.spans)
             else judgement
-            for judgement, completion in zip(found, completions, strict=True)
+            for judgement, completion in zip(judgements, completions, strict=True)
         ]
 
     def combined(
@@ -167,7 +168,7 @@ class RolloutTools:
         parent_id: str | None = None,
         behavior_prompt_ids: tuple[int, ...] | None = None,
     ) -> Sample:
-        """The completion with its judgements combined into a reward, as `Sample` has them."""
+        """A `Sample` of the completion, with its judgements combined into a reward."""
         sample = combine(completion, judgements, self._scorers.commons, origin)
         return replace(sample, parent_id=parent_id, behavior_prompt_ids=behavior_prompt_ids)
 
@@ -195,10 +196,10 @@ class BoundRollouter:
     options: Any
 
     async def roll_out(self, submission: Submission, tools: RolloutTools) -> Group:
-        """The group of a submission.
+        """The group of a submission, checked.
 
         Raises:
-            ValueError: it is none that the run could train on; the message names the rollouter.
+            ValueError: the run cannot train on the group; the message names the rollouter.
         """
         group = await self.function(submission, tools, self.options)
         if problem := _problem(group, submission):
@@ -213,7 +214,7 @@ def bound_rollouter(config: RunConfig) -> BoundRollouter:
 
 
 def _problem(group: object, submission: Submission) -> str:
-    """What is wrong with a group that a rollouter made, or "". The buffer checks its rows one by one."""
+    """What is wrong with a rollouter's group, or "". The buffer checks the rows themselves."""
     if not isinstance(group, Group) or group.submission != submission:
         return f"must return the Group of its submission, got {type(group).__name__}"
     names = [sample.completion.sample_id for sample in group.samples]
@@ -222,8 +223,8 @@ def _problem(group: object, submission: Submission) -> str:
     if len(set(names)) < len(names):
         return f"every sample must have a sample_id of its own, got {names}"
     prefix = f"{submission.group_id}."
-    if strangers := [name for name in names if not name.startswith(prefix)]:
-        return f"sample_id must begin with {prefix!r}, got {strangers[0]!r}"
+    if wrong := [name for name in names if not name.startswith(prefix)]:
+        return f"sample_id must begin with {prefix!r}, got {wrong[0]!r}"
     limit = submission.sampling.max_tokens
     longest = max(len(sample.completion.token_ids) for sample in group.samples)
     return f"a sample must have at most {limit} tokens, got {longest}" if longest > limit else ""

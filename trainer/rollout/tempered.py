@@ -1,6 +1,6 @@
-"""Tempered groups: sampled at another temperature, to pull the entropy of the policy up or down.
+"""Tempered groups: sampled at another temperature, to raise or lower the entropy of the policy.
 
-AEPO, arXiv 2510.08141. Used by the producer (what to sample, and how), by `trainer.collate` (what counts) and
+AEPO, arXiv 2510.08141. Used by the producer (how to sample), by `trainer.collate` (what to learn from) and
 for metrics. The learner scores these rows at the training temperature (`trainer.model.rows.read_rows`).
 """
 
@@ -20,35 +20,35 @@ from trainer.loss_tokens import loss_values
 from trainer.reward_ties import exceeds
 
 TEMPERATURE: Final = "tempered.temperature"
-"""The setting that a controller may move; the producer takes it, it is no number of the objective."""
+"""The setting that a controller may change. The producer uses it; it is not part of the objective."""
 
 
-def counting_rows(reward_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
+def positive_tempered_rows(reward_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray:
     """loss_policy + weight mean(-log pi(token)) over tempered rows with r > 0
 
-    bool [N]: which tempered rows count; `reward_N` is NaN where there is no reward. log pi is of the policy
-    at the training temperature: under the temperature that a row was sampled at, the mean gradient of log pi
-    over all samples is zero; under another one it is the pull towards the distribution that sampled, and
-    r > 0 takes the right answers of it. AEPO, arXiv 2510.08141, whose equation was not retrieved: this is
-    derived from its abstract and the authors' code, which takes rows that are better than their siblings.
+    bool [N]: the tempered rows that are learned; `reward_N` is NaN where there is no reward. log pi is taken
+    at the training temperature. At the temperature that a row was sampled at, the expected gradient of log pi
+    is zero; at another one it moves the policy towards the sampling distribution. r > 0 keeps only rewarded
+    samples. AEPO, arXiv 2510.08141. The paper's equation was not available to us: this is derived from its
+    abstract and the authors' code, which keeps rows that are better than others of their group.
     """
     return np.isin(origin_N, origins_where(lambda spec: spec.learned == "if_right")) & exceeds(reward_N, 0.0)
 
 
 def as_tempered(group: Group) -> Group:
-    """The group with its samples as rows of origin tempered."""
+    """The group with the origin of its samples set to tempered."""
     return replace(group, samples=tuple(replace(sample, origin=TEMPERED) for sample in group.samples))
 
 
 def temperature_of(config: RunConfig, settings: Mapping[str, float]) -> float:
-    """What a step's tempered groups are sampled at: by a controller, or as configured."""
+    """The temperature of a step's tempered groups: set by a controller, or else by the config."""
     return settings.get(TEMPERATURE, config.tempered.temperature)
 
 
 def tempered_metrics(index: pa.Table, columns: pa.Table) -> dict[str, float]:
-    """tempered/*: a step's tempered rows; `columns` are the learner's scores in the row order of `index`.
+    """tempered/*: metrics of a step's tempered rows, in nats per token at the training temperature.
 
-    Entropy and nll are nats per token, at the training temperature.
+    `columns` are the learner's scores in the row order of `index`.
     """
     if not index.num_rows:
         return {}

@@ -23,7 +23,7 @@ from configs.load import load_config
 from configs.schema import KLConfig, LearnerConfig, RolloutConfig, RunConfig
 from trainer.collate import collate, with_advantages
 from trainer.data.prompts import PromptOrder
-from trainer.rollout.dynamic_sampling import asked_for, plan_rounds, sampling_metrics, teaching_rows
+from trainer.rollout.dynamic_sampling import asked_for, nonzero_variance_rows, plan_rounds, sampling_metrics
 from trainer.step_records import Learnable
 from viewer.terminal import StepReporter
 
@@ -44,7 +44,7 @@ def test_what_teaches_is_what_the_equation_says(groups: list[list[float | None]]
     rewards = [np.nan if reward is None else reward for group in groups for reward in group]
     owners = [number for number, group in enumerate(groups) for _ in group]
     order = np.random.default_rng(len(owners)).permutation(len(owners))
-    found = teaching_rows(np.array(rewards)[order], np.array(owners)[order])
+    found = nonzero_variance_rows(np.array(rewards)[order], np.array(owners)[order])
     assert found.tolist() == [reference_teaches(groups[owners[row]]) for row in order]
 
 
