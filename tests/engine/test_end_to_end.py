@@ -243,6 +243,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert _nothing_left(tmp_path)
 
 
+@pytest.mark.long
 def test_demonstrations_are_mixed_in_and_drawn_again_by_who_resumes(tmp_path: Path) -> None:
     """A quarter of 64 rows is 16, whose loss is finite and which end as samples do. A run that stops after
     its second step and goes on later has the third step of one that did not stop."""

@@ -23,7 +23,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("make", [old_llama, qwen3_moe])
+@pytest.mark.parametrize("make", [old_llama, pytest.param(qwen3_moe, marks=pytest.mark.long)])
 def test_a_folder_from_the_hub_trains(tmp_path: Path, make: Callable[[Path], str]) -> None:
     """Two steps: both weight syncs are proven by the probes, and the export has the layout of its source."""
     path = make(tmp_path / "model")
