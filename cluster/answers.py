@@ -6,10 +6,13 @@ Called by `cluster.train` and `cluster.series`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from actors.sandbox import KillablePool
+from actors.sandbox_protocol import check_judgements
+from actors.scorer_targets import open_target
 from configs.bound import BoundEntry, bind
 from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
@@ -87,13 +90,21 @@ def _try(entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt]) -> list[Jud
             return [pool.score(prompt, [_TRIAL])[0] for prompt in prompts]
         finally:
             pool.close()
-    score, results = entry.function(), []
-    for prompt in prompts:
-        try:
-            results.append(score(prompt, [_TRIAL], entry.options)[0])
-        except ValueError as error:
-            results.append(Judgement(score=None, status="error", detail=str(error)))
-    return results
+    return asyncio.run(_try_here(entry, prompts))
+
+
+async def _try_here(entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt]) -> list[Judgement]:
+    """The same of a kind that needs no sandbox, whatever its form."""
+    target, found = await open_target(entry.function(), entry.options, 1), []
+    try:
+        for prompt in prompts:
+            try:
+                found += check_judgements(await target.score(prompt, [_TRIAL]), 1)
+            except ValueError as error:
+                found.append(Judgement(score=None, status="error", detail=str(error)))
+    finally:
+        await target.close()
+    return found
 
 
 def _has_truth(prompt: Prompt) -> bool:

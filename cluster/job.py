@@ -79,7 +79,10 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRun:
-    """A run that passed every check: `given` is its config as the user gave it, `run` has a local model."""
+    """A run whose config, files and prompts were checked; whether the cluster has its `placement` is not.
+
+    `given` is its config as the user gave it, `run` has a local model.
+    """
 
     given: RunConfig
     run: BoundRun

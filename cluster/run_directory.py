@@ -38,6 +38,11 @@ FINISHED_FILE: Final = "finished.json"
 _SAMPLED_BYTES: Final = 1 << 20
 """Bytes hashed at each end of a model file; hashing all of a large model would take minutes."""
 _FORMAT: Final = 1
+_SOURCES: Final = {
+    "source_sha256": "prompts or answers of data.train, or other tokenizer or model files of model.path",
+    "demonstrations_sha256": "demonstrations of sft.data",
+}
+"""What each digest in the run's description is of."""
 _LOCK_WAIT_S: Final = 3.0
 _STATE_BYTES_PER_PARAMETER: Final = 12
 """fp32 weights and Adam's two moments."""
@@ -212,11 +217,11 @@ def _identify(run_dir: Path, config: RunConfig, digests: Mapping[str, str], job:
             f"run directory {run_dir} was begun for another job ({known.get('job')}), not for: {job}; "
             "choose another name (name=...)"
         )
-    if any(known.get(name, "") != digest for name, digest in digests.items()):
+    changed_sources = [_SOURCES[name] for name, digest in digests.items() if known.get(name, "") != digest]
+    if changed_sources:
         raise ValueError(
-            f"{run_dir / RUN_FILE}: data.train, sft.data and model.path must be what the run began with, got "
-            "others (prompts, answers, demonstrations, tokenizer or model files have changed): "
-            "restore them, or choose another name (name=...)"
+            f"{run_dir / RUN_FILE}: a run must be resumed with what it began with, got other "
+            f"{'; and other '.join(changed_sources)}: restore them, or choose another name (name=...)"
         )
     if changed := _changed_modules(run_dir, known, config, code):
         record = dict(known) | {"code_sha256": dict(code.digests)}

@@ -54,8 +54,9 @@ class Handle(Protocol):
 class RayHandle:
     """An actor in a Ray process."""
 
-    def __init__(self, label: str, actor: Any, limit_s: float | None) -> None:
+    def __init__(self, label: str, actor: Any, limit_s: float | None, log_file: str = "") -> None:
         self.label, self._actor, self._limit_s = label, actor, limit_s
+        self._log_file = log_file
         self._process: ProcessId | None = None
 
     async def call(self, method: str, *arguments: object) -> Any:
@@ -94,7 +95,9 @@ class RayHandle:
                 raise ActorLostError(f"{self.label}: {cause}") from error
             raise cause from error
         except ray.exceptions.RayActorError as error:
-            raise ActorLostError(f"{self.label} died during {method}: {_why(error)}") from error
+            raise ActorLostError(
+                f"{self.label} died during {method}: {_why(error, self._log_file)}"
+            ) from error
         except (
             ray.exceptions.RayError
         ) as error:  # its node failed, it was out of memory, or its result is lost
@@ -112,10 +115,12 @@ class RayHandle:
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def _why(error: ray.exceptions.RayActorError) -> str:
+def _why(error: ray.exceptions.RayActorError, log_file: str) -> str:
     """What the constructor raised (the last line of its traceback), or where to look."""
     text = str(error).strip()
-    return text.splitlines()[-1] if "creation task" in text else "its process is gone; its log may say why"
+    if "creation task" in text:
+        return text.splitlines()[-1]
+    return f"its process has ended; see {log_file}" if log_file else "its process has ended"
 
 
 async def _as_future(reference: Any) -> Any:
@@ -183,7 +188,7 @@ def spawn_ray(
         runtime_env={"env_vars": dict(setup.environment)},
     )
     actor = options.remote(setup, blueprint)
-    return RayHandle(setup.label, actor, limit_s)
+    return RayHandle(setup.label, actor, limit_s, setup.log_file)
 
 
 def spawn_local(setup: ProcessSetup, blueprint: Blueprint) -> LocalHandle:

@@ -42,8 +42,10 @@ def combine(
     overflow; one with combine=sum and weight 0 takes no part. `reward_vector` holds every scorer's own score,
     in config order.
 
+    Where two scorers give the same tag, the later one's is kept as `<scorer>.<tag>`.
+
     Raises:
-        ValueError: the mappings name different scorers, a `combine` is unknown, or two scorers give one tag.
+        ValueError: the mappings name different scorers, or a `combine` is unknown.
     """
     if judgements.keys() != commons.keys():
         raise ValueError(f"judgements must be of scorers {list(commons)}, got {list(judgements)}")

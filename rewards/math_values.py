@@ -1,4 +1,4 @@
-r"""What an answer is. In: an answer's text. Out: a `Value`: a quantity, a time, a list, words, ...
+r"""What an answer is, as a `Value`: a quantity, a time, a list or words. In: an answer's text.
 
 The kinds that SymPy would misread are recognised here, each as a whole: a time is no division, a date no
 subtraction, a word no product of letters, a base no index. What none of them is stays an `Expression`, for

@@ -1,4 +1,4 @@
-"""Checkpoints: one folder per saved step that appears whole, by one rename, and is read only if it still is.
+"""Checkpoints: one folder per saved step, which appears by one rename and is read only if it is undamaged.
 
     runs/<name>/checkpoints/step-000010/learner-00000-of-00001.safetensors   what the learner ranks wrote
     runs/<name>/checkpoints/step-000010/manifest.json                        step and the caller's state

@@ -85,17 +85,17 @@ class Kind:
     options: type[Options]
     target: str
     prepare: str = ""
-    """Losses and shapes: "module:attr" of the function that needs all rows of all ranks.
+    """Losses and token advantages: "module:attr" of the function that needs all rows of all ranks.
 
-    Its table holds the learned tokens of the loss's origin (of policy, for a shape), ordered by sample_id and
-    position: those two, token_ids, origin, weight, advantage, draw (a uniform number in [0, 1) of each
-    token's own), policy_logprobs and policy_entropy (of the weights that the update starts from),
+    Its table holds the learned tokens of the loss's origin (of policy, for a token advantage), ordered by
+    sample_id and position: those two, token_ids, origin, weight, advantage, draw (a uniform number in [0, 1)
+    of each token's own), policy_logprobs and policy_entropy (of the weights that the update starts from),
     behavior_logprobs and what else was scored: proximal_logprobs, entropy, ref_logprobs. A loss sees the
-    advantages as they are before all shapes, a shape as the shapes before it make them. It returns columns of
-    the same length, or a `trainer.losses.batch_statistics.Prepared`.
+    advantages as they are before all token-advantage transforms, a transform as those before it make them.
+    It returns columns of the same length, or a `trainer.losses.batch_statistics.Prepared`.
     """
     start: str = ""
-    """Shapes only: "module:attr" of a function options -> options that is called before anything starts.
+    """Token advantages only: "module:attr" of a function options -> options, called before anything starts.
 
     It raises ValueError if what the options name cannot be used, and makes relative paths absolute.
     """

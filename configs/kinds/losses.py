@@ -49,9 +49,8 @@ class RatioOptions(Options):
         if self.ratio_to == "behavior" and origin in other_context:
             yield f"{key}.ratio_to", "must be proximal: the sampler of these rows saw another context"
         if self.ratio_to == "proximal" and loss.kind.needs_ratios and num_updates == 1:
-            rule = f"must not be {loss.kind_name}: when each step makes one update every ratio is 1"
-            more = "or learner.updates_per_step above 1, or ratio_to: behavior"
-            yield f"{key}.kind", f"{rule}, as in ppo_clip ({more})"
+            needs = f"{loss.kind_name} needs learner.updates_per_step above 1 or ratio_to: behavior"
+            yield f"{key}.kind", f"must have ratios other than 1: {needs}; otherwise use ppo_clip"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Changes of the advantage by name. A target is ``shape(inputs: LossInputs, options) -> advantages_T``.
+"""Token-advantage transforms by name. A target is ``fn(inputs: LossInputs, options) -> advantages_T``.
 
 They act on every learned token of origin policy before its loss, in the order of the config. One with a
 `prepare` sees all of an update's tokens first. See `trainer.token_advantages.transforms`.

@@ -69,5 +69,6 @@ def _own_code(run: BoundRun) -> Iterator[Broken]:
             if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
                 yield f"{entry.key}.{name}", 'must be "module:attr"'
             elif not any(module == prefix or module.startswith(f"{prefix}.") for prefix in allow):
-                rule = f"must be in a module under a prefix in allow, which is {list(allow)}"
+                wanted = ", ".join((*allow, module))
+                rule = f"must be in a module under a prefix in allow: set allow: [{wanted}]"
                 yield f"{entry.key}.{name}", rule

@@ -34,7 +34,9 @@ def _anchors(run: BoundRun) -> Iterator[Broken]:
             yield f"{section}.estimator", rule
     for name in ("reset_every", "plateau_steps"):
         if getattr(run.config.reference, name) > 0 and not run.needs_reference():
-            yield f"reference.{name}", "must have an anchor to reset: kl.coef is 0"
+            rule = "must be 0, as nothing uses the reference"
+            more = "set kl.coef above 0 or add a reward_shape that needs it"
+            yield f"reference.{name}", f"{rule}: {more}"
 
 
 def _token_advantages(run: BoundRun) -> Iterator[Broken]:

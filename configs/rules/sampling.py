@@ -63,7 +63,7 @@ def _tempered(run: BoundRun) -> Iterator[Broken]:
     if loss is None:
         yield key, "must have a loss to train with: loss.tempered"
     elif not loss.is_own and not loss.kind.supervised:
-        rule = f"must need no sampler: rows are scored at another temperature ({_supervised()})"
+        rule = f"must be {_supervised()}: rows are sampled at another temperature than they are trained at"
         yield "loss.tempered.kind", rule
     if tempered.groups_per_step > rollout.groups_per_step:
         limit = rollout.groups_per_step
@@ -108,13 +108,13 @@ def _demonstrations(run: BoundRun) -> Iterator[Broken]:
     if share == 0 and not moved:
         yield "loss.sft", "must have rows: sft.share is 0 and no controller moves it"
     if not loss.is_own and not loss.kind.supervised:
-        rule = "must need no advantages and no sampler, as demonstrations have none"
-        yield "loss.sft.kind", f"{rule}: {_supervised()}"
+        rule = f"must be {_supervised()}: demonstrations have no advantages and no sampler"
+        yield "loss.sft.kind", rule
 
 
 def _supervised() -> str:
     """The losses that can train rows which nothing was sampled for."""
-    return ", ".join(name for name, kind in LOSSES.items() if kind.supervised)
+    return " or ".join(name for name, kind in LOSSES.items() if kind.supervised)
 
 
 def _movers(run: BoundRun, setting: str) -> list[str]:

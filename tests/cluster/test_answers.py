@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -120,3 +121,33 @@ def test_few_of_many_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("configs.bound.load_target", load)
     check_answers(config_with(LAB), prompts(*["7"] * 1000), pytest.fail)
     assert len(tried) == 32 and tried[0] == "p0" and tried[-1] == "p992"
+
+
+class Judge:
+    """A scorer as a class, whose `score` is a coroutine function."""
+
+    def __init__(self, options: object) -> None:
+        pass
+
+    async def score(self, prompt: Prompt, completions: object) -> list[Judgement]:
+        return await judge(prompt, completions, None)
+
+
+async def judge(prompt: Prompt, completions: object, options: object) -> list[Judgement]:
+    """A scorer that awaits something, and cannot read one answer."""
+    await asyncio.sleep(0)
+    if prompt.answer == "?":
+        raise ValueError("no number")
+    return [Judgement(score=0.0)]
+
+
+@pytest.mark.parametrize("target", [judge, Judge])
+def test_every_form_of_a_kind_is_tried(target: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coroutine function is awaited, a class is constructed; what it says of an answer is noted."""
+    monkeypatch.setattr("configs.bound.load_target", lambda name: target)
+    notes: list[str] = []
+    check_answers(config_with(LAB), prompts("7", "?"), notes.append)
+    assert (
+        len(notes) == 1 and "1 of 2 that were tried (train.jsonl, line 2); of the first it says" in notes[0]
+    )
+    assert "no number" in notes[0]

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_actors import FakeHandle
+import ray
+from fake_actors import FakeHandle, run
 
 import actors.buffer
 from cluster import calls
 from cluster.actor_process import Blueprint
 from cluster.calls import RemoteClass, blueprint, call, call_ref
+from cluster.spawn import ActorLostError, RayHandle
 
 ROOT = Path(__file__).resolve().parents[2]
 REMOTE = [value for value in vars(calls).values() if isinstance(value, RemoteClass)]
@@ -98,3 +100,23 @@ def test_the_type_checker_refuses_a_wrong_call(tmp_path: Path) -> None:
     told = subprocess.run(checker, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
     lines = {int(line.split(":")[1]) for line in told.splitlines() if "error" in line and "wrong.py" in line}
     assert lines == {6, 7, 8, 9, 10, 11}, told
+
+
+def test_an_actor_that_died_names_its_log() -> None:
+    """The reader is sent to a file; without one the message ends."""
+
+    class Dead:
+        class call:
+            @staticmethod
+            def remote(*arguments: object) -> object:
+                return gone()
+
+    async def gone() -> None:
+        raise ray.exceptions.ActorDiedError()
+
+    log = "/runs/a/logs/buffer.log"
+    for log_file, ending in ((log, f"; see {log}"), ("", "")):
+        handle = RayHandle("buffer", Dead(), 5.0, log_file)
+        with pytest.raises(ActorLostError) as raised:
+            run(handle.call("add"))
+        assert str(raised.value) == f"buffer died during add: its process has ended{ending}"

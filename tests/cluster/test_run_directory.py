@@ -158,7 +158,8 @@ def test_a_run_in_use_names_its_driver(tmp_path: Path, monkeypatch: pytest.Monke
         (
             "0" * 64,
             "train",
-            r"run\.json: data\.train, sft\.data and model\.path must be what the run began with",
+            r"run\.json: a run must be resumed with what it began with, got other prompts or answers of "
+            r"data\.train, or other tokenizer or model files of model\.path: restore them",
         ),
         (DIGEST, "rollouts only", r"begun for another job \(train\), not for: rollouts only"),
     ],
@@ -268,7 +269,7 @@ def test_other_demonstrations_are_another_run(tmp_path: Path) -> None:
     claim_run(config, DIGEST, "train", demonstrations_digest(rows)).lock.release()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["source_sha256"] == DIGEST  # what is compared between runs with and without
-    with pytest.raises(ValueError, match=r"sft\.data and model\.path must be what the run began with"):
+    with pytest.raises(ValueError, match=r"began with, got other demonstrations of sft\.data: restore them"):
         claim_run(config, DIGEST, "train", demonstrations_digest(rows.slice(1)))
     claim_run(config, DIGEST, "train", demonstrations_digest(rows)).lock.release()
 

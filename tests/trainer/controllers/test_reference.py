@@ -64,8 +64,8 @@ def test_a_state_goes_on_as_the_reference_itself(seen: list[float], cut: int, ev
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [
-        (["reference.reset_every=5"], "must have an anchor to reset: kl.coef is 0"),
-        (["reference.plateau_steps=5", "kl_base.coef=0.1"], "must have an anchor to reset"),
+        (["reference.reset_every=5"], "nothing uses the reference: set kl.coef above 0"),
+        (["reference.plateau_steps=5", "kl_base.coef=0.1"], "nothing uses the reference"),
         (["kl_base.coef=0.1", "kl_base.estimator=k1"], "kl_base.estimator.*must not be k1 as a loss term"),
         (["kl_base.coef=0.1", "kl_base.place=reward"], "kl_base.estimator.*must be k1 in the reward"),
     ],

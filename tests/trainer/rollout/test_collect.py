@@ -101,7 +101,7 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
     groups = [read_step(mine, step).column("submission_index").to_pylist() for step in (1, 2, 3)]
     assert groups == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]]
     assert len(lines) == 3 and not any(name.startswith("sync/") for line in lines for name in line)
-    with pytest.raises(RuntimeError, match="is missing from the saved rollouts"):
+    with pytest.raises(RuntimeError, match=r"group \d+ is missing from the saved rollouts"):
         asyncio.run(ask_for_more(roles))
 
 

@@ -231,7 +231,11 @@ MOVED = "controllers.heat={kind: threshold, setting: tempered.temperature, relat
         ([NLL], "loss.tempered", "must have rows: tempered.groups_per_step is 0"),
         ([f"{MOVED}}}"], "controllers.heat", "must have rows to sample"),
         ([TWO], "tempered.groups_per_step", "must have a loss to train with: loss.tempered"),
-        ([TWO, "loss.tempered={kind: ppo_clip}"], "loss.tempered.kind", "must need no sampler"),
+        (
+            [TWO, "loss.tempered={kind: ppo_clip}"],
+            "loss.tempered.kind",
+            "must be nll: rows are sampled at",
+        ),
         ([NLL, "tempered.groups_per_step=99"], "tempered.groups_per_step", "must not be above"),
         ([NLL, "tempered.groups_per_step=-1"], "tempered.groups_per_step", "must not be negative"),
         ([NLL, TWO, "rollout.max_lag=1"], "tempered.groups_per_step", "must be 0 with rollout.max_lag"),

@@ -169,7 +169,7 @@ def test_own_code_is_a_shape_too() -> None:
         (["loss.policy.dual_clip=1"], "must be 0 \\(off\\) or above 1"),
         (["loss.policy.dual_clip=-3"], "must be 0 \\(off\\) or above 1"),
         (["loss.policy={kind: ce_gppo, beta_low: -1, ratio_to: behavior}"], "must not be negative"),
-        (["loss.policy.kind=gspo"], "every ratio is 1"),
+        (["loss.policy.kind=gspo"], "gspo needs learner.updates_per_step above 1 or ratio_to: behavior"),
         (["loss.policy={kind: gppo, clip_low: 0, ratio_to: behavior}"], "must be above 0"),
     ],
 )
