@@ -37,6 +37,7 @@ from actors.sandbox_protocol import (
 )
 from actors.scorer_log import ScorerLog
 from actors.secrets import NO_SECRETS, Secrets
+from actors.user_calls import ANY_CALL, UserCall
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 START_LIMIT_S = 120.0
@@ -186,25 +187,29 @@ class Imported:
     modules: Mapping[str, tuple[str, str]]
 
 
+TargetUse = tuple[str, UserCall]
+"""A "module:attr", and how it will be called."""
+
+
 def import_targets(
-    targets: Mapping[str, Secrets], allow: Sequence[str], note: Callable[[str], None]
-) -> dict[str, Imported]:
+    targets: Mapping[TargetUse, Secrets], allow: Sequence[str], note: Callable[[str], None]
+) -> dict[TargetUse, Imported]:
     """Import each "module:attr" in a process of its own, which is killed after `START_LIMIT_S`.
 
-    The process has the target's secrets, as in the run. `allow` are the prefixes of the user's own modules.
-    `note` is told if it takes long. Nothing of the user's runs in this process.
+    What cannot be called as its `UserCall` says is a problem too. The process has the target's secrets, as in
+    the run. `allow` are the prefixes of the user's own modules. `note` is told if it takes long. Nothing of
+    the user's runs in this process.
     """
-    children: dict[str, _Child] = {}
+    children: dict[TargetUse, _Child] = {}
     try:
-        for target, secrets in targets.items():
-            opening = pack(_opening(target, encode_options({}), "", allow, secrets))
-            children[target] = _Child(opening, ScorerLog(target, secrets.mask))
-        timer = threading.Timer(
-            _LONG_S, note, [f"importing {', '.join(children)} (at most {START_LIMIT_S:g} s)"]
-        )
+        for (target, call), secrets in targets.items():
+            opening = pack(_opening(target, encode_options({}), "", allow, secrets, call))
+            children[target, call] = _Child(opening, ScorerLog(target, secrets.mask))
+        names = ", ".join(dict.fromkeys(target for target, _ in children))
+        timer = threading.Timer(_LONG_S, note, [f"importing {names} (at most {START_LIMIT_S:g} s)"])
         timer.start()
         try:
-            return {target: _import_result(child, targets[target]) for target, child in children.items()}
+            return {use: _import_result(child, targets[use]) for use, child in children.items()}
         finally:
             timer.cancel()
     finally:
@@ -226,6 +231,7 @@ def _opening(
     warm_target: str,
     allow: Sequence[str] = (),
     secrets: Secrets = NO_SECRETS,
+    call: UserCall = ANY_CALL,
 ) -> JsonObject:
     """The first message to a child; see `actors.sandbox_worker`."""
     return {
@@ -234,6 +240,7 @@ def _opening(
         "warm_target": warm_target,
         "allow": list(allow),
         "secrets": dict(secrets.values),
+        "call": call.encoded(),
     }
 
 

@@ -31,6 +31,7 @@ from actors.sandbox_protocol import (
     encode_judgement,
     pack,
 )
+from actors.user_calls import call_problem, decode_call
 from configs.errors import raised_at
 from configs.kinds.base import TargetError, load_target
 from rewards.target_forms import runs_in_actor
@@ -82,6 +83,10 @@ def _open(opening: JsonObject) -> tuple[Scorer, object]:
     function = load_target(str(opening["target"]))
     if not callable(function):
         raise TargetError(f"target {opening['target']!r} must name a callable, got {type(function).__name__}")
+    call = opening["call"]
+    assert isinstance(call, dict)
+    if problem := call_problem(function, decode_call(call), str(opening["target"])):
+        raise TargetError(problem)
     options = decode_options(described["type"], described["fields"])
     if opening["warm_target"]:
         load_target(str(opening["warm_target"]))(options)

@@ -8,14 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from actors.sandbox import import_targets
+from actors.sandbox import TargetUse, import_targets
 from actors.secrets import NO_SECRETS, Secrets
+from actors.user_calls import UserCall, custom_call, scorer_call
 from cluster.secrets import secrets_of
-from configs.bound import bind
+from configs.bound import BoundEntry, bind
+from configs.kinds.scorers import CustomOptions
 from configs.schema import RunConfig
 
+_OF_ROWS: Final = UserCall(("rows", "options"))
+_CALLS: Final = {
+    "data": UserCall(("options",)),
+    "sft": UserCall(("options",)),
+    "loss": UserCall(("inputs", "options")),
+    "token_advantage": UserCall(("inputs", "options")),
+    "advantage": _OF_ROWS,
+    "bonus": _OF_ROWS,
+    "prompt_weight": _OF_ROWS,
+    "reward_shape": _OF_ROWS,
+    "controllers": UserCall(("options",)),
+    "rollouter": UserCall(("submission", "tools", "options")),
+    "scorers": scorer_call(),
+}
+"""How a user's own kind is called, by the first part of its key."""
 _HASHED_OTHERWISE = ("data.", "sft.data")
 """Entries whose code is not hashed, because the prompts and demonstrations that it returns are."""
 
@@ -43,6 +60,22 @@ def own_targets(config: RunConfig) -> dict[str, str]:
     }
 
 
+def _calls(config: RunConfig) -> dict[str, UserCall]:
+    """Dotted key -> how it is called, of everything in `own_targets`."""
+    return {
+        f"{entry.key}.{name}": _call_of(entry, name)
+        for entry in bind(config).entries()
+        for name in entry.own_code()
+    }
+
+
+def _call_of(entry: BoundEntry[Any], name: str) -> UserCall:
+    if name == "kind":
+        return _CALLS[entry.key.partition(".")[0]]
+    assert isinstance(entry.options, CustomOptions), "no other kind names a function"
+    return custom_call(tuple(entry.options.options))
+
+
 def check_user_code(
     config: RunConfig, note: Callable[[str], None], sections: tuple[str, ...] = ("",)
 ) -> UserCode:
@@ -51,30 +84,32 @@ def check_user_code(
     Each function is imported in its own process. `note` receives what is worth a line in the log.
 
     Raises:
-        ValueError: a function cannot be imported, or not within the time limit. One line for each, with the
-            most similar name that exists.
+        ValueError: a function cannot be imported, not within the time limit, or does not take the arguments
+            that it will get. One line for each, with the most similar name that exists.
     """
     targets = {key: target for key, target in own_targets(config).items() if key.startswith(sections)}
     if not targets:
         return NO_CODE
-    secrets: dict[str, Secrets] = {}
+    calls = _calls(config)
+    uses: dict[str, TargetUse] = {key: (target, calls[key]) for key, target in targets.items()}
+    secrets: dict[TargetUse, Secrets] = {}
     # A module may read its scorer's secrets while it is imported, so the trial import must have them too.
-    for key, target in targets.items():
+    for key, use in uses.items():
         section, _, name = key.rpartition(".")[0].partition(".")
-        of_target = secrets.get(target, NO_SECRETS)
-        secrets[target] = of_target | secrets_of(config, name) if section == "scorers" else of_target
+        of_target = secrets.get(use, NO_SECRETS)
+        secrets[use] = of_target | secrets_of(config, name) if section == "scorers" else of_target
     imported = import_targets(secrets, config.allow, note)
     problems = [
-        f"{key} = {target!r}: {imported[target].problem.removeprefix(f'target {target!r} ')}"
+        f"{key} = {target!r}: {imported[uses[key]].problem.removeprefix(f'target {target!r} ')}"
         for key, target in targets.items()
-        if imported[target].problem
+        if imported[uses[key]].problem
     ]
     if problems:
         raise ValueError("\n".join(problems))
     modules: dict[str, tuple[str, str]] = {}
-    for key, target in targets.items():
+    for key, use in uses.items():
         if not key.startswith(_HASHED_OTHERWISE):
-            modules |= imported[target].modules
+            modules |= imported[use].modules
     return UserCode(
         digests={name: digest for name, (_, digest) in sorted(modules.items())},
         files={name: path for name, (path, _) in modules.items()},

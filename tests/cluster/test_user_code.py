@@ -102,6 +102,101 @@ def test_an_import_that_hangs_ends_at_the_limit(folder: Path, monkeypatch: pytes
     assert notes == ["importing mine_hanging:f (at most 2 s)"]
 
 
+FORMS = """
+from rewards.target_forms import batched
+
+def trl(completions, solution, **kwargs): ...
+def verl(data_source, solution_str, ground_truth, extra_info=None): ...
+def verl_with_depth(data_source, solution_str, ground_truth, extra_info, *, depth): ...
+def anything(*args, **kwargs): ...
+def keywords(**kwargs): ...
+def own(prompt, completions, options): ...
+def two(one, other): ...
+def one(options): ...
+async def own_async(prompt, completions, options): ...
+@batched
+def served(items, options): ...
+
+class Judge:
+    def __init__(self, options): ...
+    def score(self, prompt, completions): ...
+
+@batched
+class Model:
+    def __init__(self, options): ...
+    async def score(self, items): ...
+
+class NoOptions:
+    def score(self, prompt, completions): ...
+
+class OldScore:
+    def __init__(self, options): ...
+    def score(self, completions): ...
+"""
+VERL_FORM = "must accept (data_source, solution_str, ground_truth, extra_info) by name, it takes "
+CUSTOM = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0}}"
+OWN = "scorers.mine={{kind: 'mine_rewards:{}', weight: 1.0}}"
+DATA = "data.train={{kind: 'mine_rewards:{}'}}"
+DEEP = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0, options: {{depth: 1}}}}"
+REFUSED_CALLS = [
+    (
+        CUSTOM,
+        "trl",
+        f"scorers.mine.function = 'mine_rewards:trl': {VERL_FORM}(completions, solution, **kwargs); "
+        "a scorer of a whole group, (prompt, completions, options), is given as "
+        'kind: "mine_rewards:trl" (docs/scorers.md)',
+    ),
+    (CUSTOM, "own", f"{VERL_FORM}(prompt, completions, options)"),
+    (CUSTOM, "verl_with_depth", f"{VERL_FORM}(data_source, solution_str, ground_truth, extra_info, depth)"),
+    (DEEP, "verl", "must accept (data_source, solution_str, ground_truth, extra_info, depth) by name"),
+    (
+        OWN,
+        "verl",
+        "scorers.mine.kind = 'mine_rewards:verl': must accept (prompt, completions, options), it takes "
+        "(data_source, solution_str, ground_truth, extra_info); a function in verl's signature is given as "
+        '{kind: custom, function: "mine_rewards:verl"} (docs/scorers.md)',
+    ),
+    (OWN, "two", "must accept (prompt, completions, options), it takes (one, other)"),
+    (OWN, "NoOptions", "must accept (options), it takes ()"),
+    (
+        OWN,
+        "OldScore",
+        "its method score must accept (self, prompt, completions), it takes (self, completions)",
+    ),
+    (
+        DATA,
+        "own",
+        "data.train.kind = 'mine_rewards:own': must accept (options), it takes (prompt, completions",
+    ),
+    ("loss.policy={{kind: 'mine_rewards:{}'}}", "one", "must accept (inputs, options), it takes (options)"),
+    ("rollouter={{kind: 'mine_rewards:{}'}}", "two", "must accept (submission, tools, options), it takes"),
+    ("advantage={{kind: 'mine_rewards:{}'}}", "one", "must accept (rows, options), it takes (options)"),
+]
+ACCEPTED_CALLS = [
+    *((CUSTOM, name) for name in ("verl", "anything", "keywords")),
+    (DEEP, "verl_with_depth"),
+    *((OWN, name) for name in ("own", "own_async", "served", "Judge", "Model", "anything")),
+    (DATA, "one"),
+    ("advantage={{kind: 'mine_rewards:{}'}}", "two"),
+]
+
+
+@pytest.mark.parametrize(("entry", "name", "told"), REFUSED_CALLS)
+def test_a_signature_that_cannot_be_called_is_told(folder: Path, entry: str, name: str, told: str) -> None:
+    """One line with the key, what the code gets and what it takes, before anything starts."""
+    (folder / "mine_rewards.py").write_text(FORMS)
+    config = load_config("debug", ["allow=[mine_rewards]", entry.format(name)])
+    with pytest.raises(ValueError) as error:
+        check_user_code(config, pytest.fail)
+    assert told in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("entry", "name"), ACCEPTED_CALLS)
+def test_a_signature_that_can_be_called_passes(folder: Path, entry: str, name: str) -> None:
+    (folder / "mine_rewards.py").write_text(FORMS)
+    check_user_code(load_config("debug", ["allow=[mine_rewards]", entry.format(name)]), pytest.fail)
+
+
 @pytest.mark.parametrize("start", [dry_run, train])
 def test_nothing_is_claimed_for_a_name_that_is_wrong(folder: Path, start: object) -> None:
     """Neither the run's name nor a process; the command line makes exit code 2 of the ValueError."""
