@@ -1,4 +1,4 @@
-"""A step's own groups and replayed ones side by side: spread apart, compared apart, measured apart."""
+"""A step's own groups and replayed ones: distributed, compared and measured separately."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def in_updates(batch: Batch, origin: str) -> list[list[int]]:
 
 
 def test_each_origin_is_spread_over_the_updates() -> None:
-    """Four groups and two replayed ones on two updates: two and one each, whatever their submissions."""
+    """Four groups and two replayed ones over two updates: two and one each, whatever their submissions."""
     own = [(index, "policy", (1.0, 0.0)) for index in (8, 9, 10, 11)]
     batch = collate(make_index([(2, "replay", (1.0, 0.0)), *own, (5, "replay", (1.0, 0.0))]), make_config())
     assert in_updates(batch, "policy") == [[8, 9], [10, 11]]
@@ -73,7 +73,9 @@ def test_each_origin_is_spread_over_the_updates() -> None:
     st.integers(1, 3),
 )
 def test_replay_does_not_move_the_other_rows(own: list[int], replayed: list[int], num_updates: int) -> None:
-    """Without replay, rows are numbered and spread as one sequence of groups; with it they stay there."""
+    """Without replay, rows are numbered and distributed as one sequence of groups; replay does not change
+    that.
+    """
     config = make_config(num_updates)
     policy = [(100 + place, "policy", (0.5,) * size) for place, size in enumerate(own)]
     alone = collate(make_index(policy), config)
@@ -94,9 +96,10 @@ def test_replay_does_not_move_the_other_rows(own: list[int], replayed: list[int]
 
 
 def test_advantages_and_weights_by_hand() -> None:
-    """Rewards 1, 0 | 3, 1, none: minus their own means 1/2 and 2. Weights 1/6 and 0.5/6; a null row has none.
+    """Rewards 1, 0 | 3, 1, null: minus their own means 1/2 and 2. Weights 1/6 and 0.5/6; a null row has none.
 
-    The replayed group has the submission of the other one, as in no run: still they are two groups.
+    The replayed group has the same submission index as the other one, which no run has: they are still two
+    groups.
     """
     index = make_index([(4, "policy", (1.0, 0.0)), (4, "replay", (3.0, 1.0, None))])
     config = make_config(1)
@@ -107,10 +110,10 @@ def test_advantages_and_weights_by_hand() -> None:
 
 
 def test_demonstrations_are_spread_and_weighed_apart() -> None:
-    """Four of them on two updates: two each, in order of number, whatever the groups' numbers.
+    """Four of them over two updates: two each, in order of number, whatever the groups' numbers.
 
     4 own rows of 3 tokens per update weigh 1/12 each; 2 demonstrations of 3 tokens 0.1/6, with advantage 0
-    and no reward. A policy row without a reward weighs nothing still.
+    and no reward. A policy row without a reward still has no weight.
     """
     own = [(index, "policy", (1.0, 0.0)) for index in (8, 9, 10)] + [(11, "policy", (1.0, None))]
     shown = [(index, "sft", (None,)) for index in (9, 2, 30, 4)]
@@ -133,7 +136,7 @@ def test_demonstrations_are_spread_and_weighed_apart() -> None:
 
 
 def test_the_rows_of_one_origin_alone() -> None:
-    """Their groups count from 0 again, and there is nothing to learn from them."""
+    """Their groups are numbered from 0 again, and the plan is empty."""
     groups = [(0, "replay", (1.0, 0.0)), (4, "policy", (1.0,)), (5, "policy", (None, 2.0))]
     batch = collate(make_index(groups), make_config())
     assert (batch.rows_of("policy").tolist(), batch.rows_of("replay").tolist()) == ([2, 3, 4], [0, 1])
@@ -148,7 +151,7 @@ def test_the_rows_of_one_origin_alone() -> None:
 def test_anchors_in_the_reward_by_hand() -> None:
     """Rewards 1, 0; log-ratios of the sequences 1, 0 to the reference and 0, 3 to the base.
 
-    A controller wants 0.5 of the reference, the config 0.1 of the base: 0.5 and -0.3, so advantages +-0.4.
+    A controller sets 0.5 for the reference, the config 0.1 for the base: 0.5 and -0.3, so advantages +-0.4.
     """
     kl_base = KLConfig(estimator="k1", coef=0.1, place="reward")
     config = replace(make_config(1), kl=KLConfig(estimator="k1", place="reward"), kl_base=kl_base)

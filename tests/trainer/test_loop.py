@@ -1,4 +1,4 @@
-"""The loop with roles in memory: the order of a step, the lag bound, evaluations, what stops it."""
+"""The loop with roles in memory: the order of a step, the lag bound, evaluations, when it stops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from trainer.weights.weight_sync import WeightSyncError
 
 @dataclass
 class Trial:
-    """A run of 3 steps with 2 groups of 2 each, and everything it did."""
+    """A run of 3 steps with 2 groups of 2 each, and a record of all its calls."""
 
     folder: Path
     num_steps: int = 3
@@ -110,7 +110,7 @@ class Trial:
 
 
 def step_calls(step: int) -> list[str]:
-    """What step `step` (from 0) does at lag 0: its groups first, the commit last, after the new weights."""
+    """The calls of `step` (from 0) at lag 0: its groups first, the commit last, after the new weights."""
     first, second = 2 * step, 2 * step + 1
     made = [f"generate {first:08d}", f"generate {second:08d}", f"add {first}", f"add {second}"]
     learned = [f"take 2 from {step}", "score", "update", f"publish {step + 1}", f"load {step + 1}", "resume"]
@@ -130,7 +130,7 @@ def test_order_of_calls(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:
-    """Every second of three steps: once, on the weights that are then published, and the run says so."""
+    """Every second of three steps: once, to the weights that are then published, and a note says so."""
     trial = Trial(tmp_path, reference=ReferenceConfig(reset_every=2, reset_optimizer=True))
     trial.train()
     at = trial.calls.index("reset reference True")
@@ -143,7 +143,7 @@ def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_no_step_has_is_told_of(tmp_path: Path) -> None:
-    """Once, after the first step, with the nearest name: such a controller would move nothing, silently."""
+    """One note, after the first step, with the nearest name: such a controller would have no effect."""
     wrong = ReferenceConfig(plateau_steps=1, plateau_metric="reward/meen")
     trial = Trial(tmp_path, reference=wrong)
     trial.train()
@@ -155,7 +155,7 @@ def test_a_metric_that_no_step_has_is_told_of(tmp_path: Path) -> None:
 def test_every_move_of_a_controller_is_kept_with_its_reason(tmp_path: Path) -> None:
     """The learning rate, 3e-4, is above 0 in every step: a coefficient at 0.5 goes up once and stays.
 
-    Nothing is told of it, and the step after is made with it.
+    Nothing is shown to the user, and the next step uses it.
     """
     threshold = {"kind": "threshold", "setting": "kl.coef", "metric": "learning_rate", "target": 0.0}
     entry = {**threshold, "relative": False, "below": False, "value": 0.5, "otherwise": 0.25}
@@ -169,7 +169,7 @@ def test_every_move_of_a_controller_is_kept_with_its_reason(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("max_lag", [0, 1, 2])
 def test_lag_bound(tmp_path: Path, max_lag: int) -> None:
-    """No row is older than step - max_lag, the bound is reached, and no group is made in vain."""
+    """No row is older than step - max_lag, the bound is reached, and every group is used."""
     trial = Trial(tmp_path, max_lag=max_lag)
     trial.train()
     taken = [call for call in trial.calls if call.startswith("take")]
@@ -185,7 +185,7 @@ def test_lag_bound(tmp_path: Path, max_lag: int) -> None:
 def test_who_takes_turns_pauses_the_engines_while_it_learns(
     tmp_path: Path, schedule: str, pauses: int
 ) -> None:
-    """From before a step takes its groups until its weights are published; else they sample on."""
+    """From before a step takes its groups until its weights are published; else they keep sampling."""
     trial = Trial(tmp_path, max_lag=1, schedule=schedule)
     trial.train()
     assert trial.calls.count("pause") == pauses and trial.calls.count("resume") == 4
@@ -195,8 +195,9 @@ def test_who_takes_turns_pauses_the_engines_while_it_learns(
 
 
 def test_every_row_gets_its_own_advantage(tmp_path: Path) -> None:
-    """Sample 0 is right and 1 wrong in every group: +-1/sqrt 2, in the index's order although ranks answer in
-    another. Of 4 rows x 3 tokens each token weighs 1/12."""
+    """Sample 0 is right and 1 wrong in every group: +-1/sqrt 2, in the index's order although ranks return
+    another. Of 4 rows x 3 tokens each token weighs 1/12.
+    """
     trial = Trial(tmp_path)
     trial.train()
     assert [step for step, _, _ in trial.buffer.committed] == [1, 2, 3]
@@ -212,7 +213,7 @@ def test_every_row_gets_its_own_advantage(tmp_path: Path) -> None:
 
 
 def test_metrics_are_written_and_shown(tmp_path: Path) -> None:
-    """One line a step with the same numbers in the file, in the report and in the committed summary."""
+    """One line per step with the same numbers in the file, the report and the committed summary."""
     trial = Trial(tmp_path)
     trial.train()
     lines = trial.metric_lines()
@@ -285,14 +286,14 @@ def test_some_missing_rewards_are_told_and_the_run_goes_on(tmp_path: Path) -> No
 
 
 def test_nonfinite_updates_apart_do_not_stop_it(tmp_path: Path) -> None:
-    """A finite update in between starts the count again."""
+    """A finite update in between resets the count."""
     trial = Trial(tmp_path, learner=FakeLearner(nonfinite_steps=frozenset({0, 2})))
     trial.train()
     assert [line["grad/skipped_updates"] for line in trial.metric_lines()] == [1.0, 0.0, 1.0]
 
 
 def test_a_stale_engine_stops_the_run_before_the_commit(tmp_path: Path) -> None:
-    """Version 1 never arrives: no step is committed on weights that nobody proved."""
+    """Version 1 never arrives: no step is committed with unverified weights."""
     trial = Trial(tmp_path, generator=FakeGenerator(stale=True))
     with pytest.raises(WeightSyncError, match="version 1"):
         trial.train()

@@ -1,4 +1,4 @@
-"""What is read of token columns through the mask, by hand."""
+"""Reading token columns through the loss mask, by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens that no policy sampled change no number, wherever they stand in rows and whatever stands at them."""
+"""Tokens that no policy sampled change no number, wherever they are in a row and whatever their values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TRANSFORMS = [name for name in TOKEN_ADVANTAGES if name != "hicra"]
 
 
 def credited(rows: Rows, config: RunConfig) -> tuple[Learnable, dict[str, float], pa.Table]:
-    """What is learned from the rows, what is measured of them, and the columns that are committed."""
+    """Credit, metrics and committed columns of the rows."""
     batch = collate(rows.index, config)
     learnable = with_advantages(batch, rows.columns, bind(config), 0, {}, AnswerHistory())
     metrics = step_metrics(batch, rows.columns, 7) | credit_metrics(batch, learnable)
@@ -70,7 +70,7 @@ def credited(rows: Rows, config: RunConfig) -> tuple[Learnable, dict[str, float]
 @settings(max_examples=60, deadline=None)
 @given(steps())
 def test_credit_metrics_and_columns(groups: list[tuple[str, list[Row]]]) -> None:
-    """KL in the reward, lengths, MARA, bonuses, weights of rows, every metric, and what is committed."""
+    """KL in the reward, lengths, MARA, bonuses, row weights, every metric, and the committed columns."""
     plain, padded = build(groups, inserted=False), build(groups, inserted=True)
     assert plain.index.drop_columns(PHYSICAL).equals(padded.index.drop_columns(PHYSICAL))
     wanted, wanted_metrics, wanted_columns = credited(plain, CREDIT)
@@ -92,7 +92,7 @@ def at_loss_tokens(row: list[float | None] | None, mask: np.ndarray) -> list[flo
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a rank is told of its rows."""
+    """The credit and weights of a rank's rows."""
 
     advantages_N: np.ndarray
     bonuses_N: np.ndarray
@@ -160,7 +160,7 @@ def test_the_length_scorer_counts_sampled_tokens(groups: list[tuple[str, list[Ro
 
 
 def test_a_phrase_is_of_tokens_that_follow_one_another(tmp_path: Path) -> None:
-    """Tokens inserted around an n-gram change nothing; inside of it they break it, as where it was mined."""
+    """Tokens inserted around an n-gram change nothing; inside it they break it, as in mining."""
     path = tmp_path / "grams.json"
     write_grams(path, Grams(documents={(1, 2, 3): 2}, num_documents=2, sources=()))
     found = {}

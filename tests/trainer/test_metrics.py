@@ -106,12 +106,12 @@ def test_step_metrics_by_hand() -> None:
 
 
 def test_absent_columns_leave_metrics_out() -> None:
-    """No base logprobs, no base KL: a number would be read as one."""
+    """No base logprobs, no base KL: a number would be taken for a measurement."""
     assert "kl/k3_policy_vs_base" not in step_metrics(step_rows(), columns(base=False), 7)
 
 
 def test_replayed_rows_are_measured_apart() -> None:
-    """Rows 0 and 1 are the step's own: 3 tokens, 1, 0 and 2 steps old. Rows 2 and 3 are one group of replay.
+    """Rows 0 and 1 are the step's own: 3 tokens, 1, 0 and 2 steps old. Rows 2 and 3 are one replayed group.
 
     Of those row 2 has no versions and row 3 no reward; row 3's tokens are 4 2 2 1 steps older than 7.
     """
@@ -132,9 +132,9 @@ def test_replayed_rows_are_measured_apart() -> None:
 
 
 def test_demonstrations_are_measured_apart() -> None:
-    """Rows 2 and 3 are shown: 5 tokens with entropy (1 x 3 + 4 x 0.5) / 5 = 1 and logprob ln(1/2).
+    """Rows 2 and 3 are demonstrations: 5 tokens with entropy (1 x 3 + 4 x 0.5) / 5 = 1 and logprob ln(1/2).
 
-    Their missing rewards and formats, their scores and their lengths are nobody's.
+    Their missing rewards and formats, their scores and their lengths are in no other metric.
     """
     batch, every = step_rows(origins=("policy", "policy", "sft", "sft")), columns()
     metrics = step_metrics(batch, every, 7)

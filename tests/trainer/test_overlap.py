@@ -1,4 +1,4 @@
-"""The overlap benchmark's reading and table, on runs whose times are made up; it is never run here."""
+"""The report of the overlap benchmark, on invented run times; the benchmark itself is not run here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _step(
 
 
 def test_figures_are_of_later_steps_and_shares_weigh_by_time(tmp_path: Path) -> None:
-    """Three cold steps are left out; 1 s at 100 % and 3 s at 20 % of generation make 40 %."""
+    """Three warm-up steps are left out; 1 s at 100 % and 3 s at 20 % of generation give 40 %."""
     cold = [_step(90.0, 9.0, 9.0, 9.0, 0.0)] * 3
     warm = [_step(2.0, 0.5, 0.25, 0.75, 1.0), _step(4.0, 1.5, 1.0, 2.0, 0.2)]
     assert read_figures(_run(tmp_path / "run", cold + warm)) == Figures(
@@ -40,13 +40,13 @@ def test_figures_are_of_later_steps_and_shares_weigh_by_time(tmp_path: Path) -> 
 
 
 def test_a_run_that_never_overlaps_has_no_share(tmp_path: Path) -> None:
-    """It records none, and none is what it is."""
+    """Without a recorded share the report has none."""
     steps = [_step(2.0, 0.5, 0.25, 0.75, None)] * 5
     assert read_figures(_run(tmp_path / "run", steps)).generating_share == 0.0
 
 
 def test_too_short_a_run_is_refused(tmp_path: Path) -> None:
-    """Cold steps alone say nothing."""
+    """A run of warm-up steps alone is an error."""
     with pytest.raises(ValueError, match="more than 3 steps with time/step_s, got 3"):
         read_figures(_run(tmp_path / "run", [_step(2.0, 0.5, 0.25, 0.75, None)] * 3))
 
@@ -56,7 +56,7 @@ def _figures(step_s: float, share: float) -> Figures:
 
 
 def test_the_table_compares_within_a_repetition() -> None:
-    """The machine was twice as slow in the second of three repetitions: the ratios do not show it."""
+    """The machine was twice as slow in the second of three repetitions; the ratios do not change."""
     slowness = (1.0, 2.0, 1.5)
     speeds = dict(zip(ARMS, (1.0, 0.6, 0.9, 0.8), strict=True))
     results = {
@@ -72,7 +72,7 @@ def test_the_table_compares_within_a_repetition() -> None:
 
 
 def test_a_missed_goal_is_said() -> None:
-    """Too little overlap, too slow, and unbalanced work."""
+    """Too little overlap, too slow, and unbalanced work are reported."""
     results = {
         arm: [Figures(step_s=1.0, generate_s=0.2, learn_s=1.0, tokens=1.0, generating_share=0.3)]
         for arm in ARMS

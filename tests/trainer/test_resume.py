@@ -1,4 +1,4 @@
-"""A run that is ended anywhere goes on to the same end: the loop with roles in memory, on real files."""
+"""A run interrupted anywhere resumes to the same result: the loop with roles in memory, on real files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ REFRESH = {
 
 
 class Killed(BaseException):
-    """The process ended here: nothing that it would still have done happens."""
+    """The process ended here: nothing after it happens."""
 
 
 def seven_demonstrations() -> pa.RecordBatch:
@@ -82,9 +82,9 @@ class Trial:
     """One attempt at a run of 6 steps with 2 groups of 2, checkpoints every 2 and evaluations every 3.
 
     With `refresh` steps have 2 of 7 demonstrations whenever the entropy of the step before was low, with
-    `heat`, a controller's entry, a tempered group, with `replay` so many groups of earlier steps. `more` are
-    other fields of the config.
-    `act` is called at every call of a role, by number from 0, with its name and whether it is yet to come.
+    `heat`, a controller's entry, a tempered group, with `replay` that many groups of earlier steps. `more`
+    are other fields of the config. `act` is called at every call of a role, by number from 0, with its name
+    and whether it is before the call.
     """
 
     folder: Path
@@ -180,7 +180,7 @@ class Trial:
         return found
 
     def train(self) -> bool:
-        """Whether it came to its end; what its process held goes with it."""
+        """Whether it finished; the process's memory is lost afterwards."""
         try:
             return asyncio.run(self._train())
         finally:
@@ -192,7 +192,7 @@ class Trial:
         return await self.run.train(self.prompts)
 
     def kill_at(self, fatal: int, before: bool) -> None:
-        """End the process at that call, before it is made or when it has had its effect."""
+        """End the process at that call, before it or after its effect."""
 
         def act(number: int, name: str, is_before: bool) -> None:
             if (number, is_before) == (fatal, before):
@@ -213,7 +213,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """All that must not depend on what went wrong on the way."""
+    """Everything that must not depend on interruptions."""
 
     state: str
     metrics: list[dict[str, Json]]
@@ -234,13 +234,13 @@ def result_of(trial: Trial) -> Result:
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes end here, not machines: what was written is there, synced or not."""
+    """No fsync: these tests end processes, not machines; what was written is there."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["lag 0", "lag 1"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Result]:
-    """A run that nothing happened to, for each lag."""
+    """A run that is not interrupted, for each lag."""
     trial = Trial(tmp_path_factory.mktemp("whole") / "run", max_lag=request.param)
     assert trial.train()
     result = result_of(trial)
@@ -249,7 +249,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_visits_are_a_fold_over_the_steps_before(whole: tuple[Trial, Result]) -> None:
-    """Of prompt and answer, read from the committed rows alone; no step counts itself, none counts twice."""
+    """By prompt and answer, from the committed rows alone; no step counts itself, none counts twice."""
     counts: Counter[tuple[str, str | None]] = Counter()
     for table in whole[1].steps:
         keys = list(zip(*(table.column(name).to_pylist() for name in ("prompt_id", "answer")), strict=True))
@@ -259,14 +259,14 @@ def test_visits_are_a_fold_over_the_steps_before(whole: tuple[Trial, Result]) ->
 
 
 def go_on(folder: Path, max_lag: int, attempt: int = 2) -> Trial:
-    """Another process on the same directory, to the end."""
+    """Another process continues in the same directory, to the end."""
     trial = Trial(folder, max_lag=max_lag, attempt=attempt)
     assert trial.train()
     return trial
 
 
 def killed(folder: Path, max_lag: int, fatal: int, before: bool = True, attempt: int = 1) -> Trial:
-    """An attempt that ended at that call."""
+    """An attempt that is ended at that call."""
     trial = Trial(folder, max_lag=max_lag, attempt=attempt)
     trial.kill_at(fatal, before)
     with pytest.raises(Killed):
@@ -282,7 +282,8 @@ def call_of(trial: Trial, name: str, count: int) -> int:
 @pytest.mark.parametrize("part", parts(31))
 def test_demonstrations_are_drawn_alike_after_a_resume(tmp_path: Path, part: int) -> None:
     """Those that `draw` gives, in steps after one of low entropy; and the same rows, controller and learner
-    after a death at any call."""
+    after a kill at any call.
+    """
     reference = Trial(tmp_path / "whole", refresh=True)
     assert reference.train()
     expected = result_of(reference)
@@ -309,9 +310,9 @@ def test_demonstrations_are_drawn_alike_after_a_resume(tmp_path: Path, part: int
 
 @pytest.mark.parametrize("part", parts(13, 2))
 def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
-    """Two processes make what one makes, whichever call of a role is the last of the first.
+    """Two processes give what one gives, whichever call of a role is the last of the first process.
 
-    It ends before the call is made or after it has had its effect, in turns; each lag has the other's turns.
+    It ends before the call or after its effect, alternating; the two lags alternate in opposite order.
     """
     reference, expected = whole
     for fatal, name in list(enumerate(reference.calls))[part::13]:
@@ -323,7 +324,7 @@ def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part:
 
 @pytest.mark.parametrize("seed", parts(3))
 def test_killed_again_and_again(whole: tuple[Trial, Result], tmp_path: Path, seed: int) -> None:
-    """Five times, also while it restores."""
+    """Five times, also during the restore."""
     reference, expected = whole
     fatal = np.random.default_rng((seed, reference.max_lag)).integers(len(reference.calls) // 3, size=5)
     for attempt, number in enumerate(fatal, 1):
@@ -333,7 +334,7 @@ def test_killed_again_and_again(whole: tuple[Trial, Result], tmp_path: Path, see
 
 @pytest.mark.parametrize("part", parts(7))
 def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
-    """One process: it starts the learner again, from the newest checkpoint, and ends the same."""
+    """One process: it restarts the learner from the newest checkpoint, with the same result."""
     reference, expected = whole
     fatal = [number for number, name in enumerate(reference.calls) if name.startswith("learner.")]
     for number in fatal[part::7]:
@@ -348,7 +349,7 @@ def test_the_learner_lost_at_every_call_of_it(whole: tuple[Trial, Result], tmp_p
 
 @pytest.mark.parametrize("part", parts(13))
 def test_stopped_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
-    """A checkpoint of the last finished step is there when it ends, and the next process goes on from it."""
+    """A checkpoint of the last finished step is written, and the next process resumes from it."""
     reference, expected = whole
     for number in range(reference.max_lag + part, len(reference.calls), 13):
         folder = tmp_path / str(number)
@@ -381,7 +382,7 @@ def test_what_was_sampled_is_not_sampled_again(whole: tuple[Trial, Result], tmp_
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """The one before it does, two steps more are trained again, and the end is the same."""
+    """The one before is used, two more steps are trained again, and the result is the same."""
     reference, expected = whole
     killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
     damage(checkpoint_dir(tmp_path, 4) / "learner-00000-of-00001.safetensors")
@@ -393,7 +394,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(whole: tuple[Trial, Result],
 
 
 def test_without_a_whole_checkpoint_it_refuses(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """It never starts over in silence; nothing is moved."""
+    """It never starts over silently; no file is changed."""
     reference, _ = whole
     killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
     for step in (2, 4):
@@ -408,7 +409,7 @@ def test_without_a_whole_checkpoint_it_refuses(whole: tuple[Trial, Result], tmp_
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
-    """Whoever copied it there: its weights are of other settings."""
+    """Its weights belong to other settings."""
     killed(tmp_path, 0, 60)
     manifest = checkpoint_dir(tmp_path, 2) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"experiment"', '"elsewhere!"'))
@@ -421,7 +422,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """Its groups and no others, with their seeds; that it happened is told."""
+    """Its groups and no others, with their seeds; it is reported."""
     reference, expected = whole
     killed(tmp_path, reference.max_lag, call_of(reference, "buffer.commit", 6))
     damage(next(step_dir(tmp_path, "rollouts", 5).glob("*.parquet")))
@@ -439,7 +440,7 @@ def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: 
 def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(
     whole: tuple[Trial, Result], tmp_path: Path
 ) -> None:
-    """Another process on a finished run trains nothing; with more steps it makes those of a longer run."""
+    """Another process on a finished run trains nothing; with more steps it continues like a longer run."""
     reference, expected = whole
     lag = reference.max_lag
     assert Trial(tmp_path / "run", max_lag=lag).train()

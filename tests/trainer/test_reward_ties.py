@@ -1,4 +1,4 @@
-"""When rewards count as equal, and every place that decides it."""
+"""When rewards count as equal, in every place that compares them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_by_hand(check: credit_cases.Check) -> None:
 
 
 def test_the_share_of_groups_without_spread() -> None:
-    """0.1 + 0.2 and 0.3 are one group without spread, 0.3 and 0.4 one with."""
+    """0.1 + 0.2 and 0.3 have zero variance, 0.3 and 0.4 do not."""
     empty = pa.array([[]] * 4, pa.map_(pa.string(), pa.float64()))
     statuses = pa.array([[]] * 4, pa.map_(pa.string(), pa.string()))
     batch = Batch(
@@ -46,7 +46,7 @@ def test_the_share_of_groups_without_spread() -> None:
 
 
 def test_an_evaluation_passes_what_misses_1_by_rounding() -> None:
-    """0.7 + 0.2 + 0.1 is 0.9999999999999999."""
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 and counts as correct."""
     sample = replace(make_sample("a", 1, reward=0.7 + 0.2 + 0.1), answer_ok=None)
     wrong = replace(make_sample("b", 1, reward=0.999), answer_ok=None)
     assert eval_metrics([make_group(0, (sample, wrong))], (1,))["eval/pass@1"] == 0.5

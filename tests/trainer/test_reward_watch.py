@@ -1,4 +1,4 @@
-"""Completions without a reward: what is told, and when a run ends."""
+"""Completions without a reward: what is reported, and when a run ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def watch(num_steps: int) -> tuple[RewardWatch, list[str]]:
 
 
 def test_who_failed_is_told_with_the_logs() -> None:
-    """Each scorer, each status, each log once; nothing where nothing failed."""
+    """Each scorer, each status, each log once; nothing if nothing failed."""
     rewards, notes = watch(10)
     for step, metrics in enumerate((HALF, ALL, NOTHING), 1):
         rewards.observe(metrics, step)
@@ -31,7 +31,7 @@ def test_who_failed_is_told_with_the_logs() -> None:
 
 @pytest.mark.parametrize(("num_steps", "last"), [(1, 1), (2, 2), (3, 3), (4, 3), (100, 3)])
 def test_three_steps_or_all_of_them_end_the_run(num_steps: int, last: int) -> None:
-    """Whatever comes first."""
+    """Whichever comes first."""
     rewards, _ = watch(num_steps)
     for step in range(1, last):
         rewards.observe(NOTHING, step)
@@ -40,7 +40,7 @@ def test_three_steps_or_all_of_them_end_the_run(num_steps: int, last: int) -> No
 
 
 def test_one_reward_starts_the_count_again() -> None:
-    """Two, one, two: the run goes on, and its end is a success."""
+    """Two, one, two: the run continues, and its end is a success."""
     rewards, _ = watch(5)
     for step, metrics in enumerate((NOTHING, NOTHING, HALF, NOTHING, NOTHING), 1):
         rewards.observe(metrics, step)
@@ -48,7 +48,7 @@ def test_one_reward_starts_the_count_again() -> None:
 
 
 def test_a_run_that_is_cut_short_is_no_success_either() -> None:
-    """Begun for 10 steps, resumed for 2, which a checkpoint says were without any reward."""
+    """Started for 10 steps, resumed for 2, which by the checkpoint had no reward."""
     rewards, _ = watch(2)
     rewards.in_a_row = 2
     with pytest.raises(NoRewardError, match="no completion of the run has a reward, 2 steps in a row"):

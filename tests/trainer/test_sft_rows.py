@@ -1,4 +1,4 @@
-"""Supervised rows on their way through a step: taken, committed, measured, and never taken for samples."""
+"""Supervised rows through a step: taken, committed, measured, and never counted as samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train_step(buffer: BufferActor, step: int, replay: tuple[Pick, ...] = ()) ->
 
 
 def test_they_are_taken_and_committed_with_the_step(tmp_path: Path) -> None:
-    """After the group's own two rows, each a group of its own, without what only a sampler knows."""
+    """After the group's own two rows, each its own group, without the columns that only a sampler fills."""
     buffer = make_buffer(tmp_path)
     first = buffer.take(1, 0, (), make_demonstrations(1))
     again = buffer.take(1, 0, (), make_demonstrations(1))
@@ -60,7 +60,7 @@ def test_they_are_taken_and_committed_with_the_step(tmp_path: Path) -> None:
 
 
 def test_other_rows_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
-    """Of another run, of another origin, or against the contract."""
+    """Of another run, of another origin, or against the row contract."""
     buffer, rows = make_buffer(tmp_path), make_demonstrations(1)
     with pytest.raises(ValueError, match="run_id must be 'run-a' in every row, got \\['other'\\]"):
         buffer.take(1, 0, (), renamed(rows, "other"))
@@ -74,7 +74,7 @@ def test_other_rows_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_none_of_them_as_samples(tmp_path: Path) -> None:
-    """Two prompts of demonstrations stand beside the one that was answered."""
+    """The prompts of two demonstrations are not among the sampled ones."""
     train_step(make_buffer(tmp_path), 1)
     (tmp_path / "config.yaml").write_text("name: run\n")
     (samples,) = read_run(tmp_path).samples
@@ -82,7 +82,7 @@ def test_the_report_shows_none_of_them_as_samples(tmp_path: Path) -> None:
 
 
 def test_replay_draws_none_of_them(tmp_path: Path) -> None:
-    """Step 1's demonstrations have submission indexes 0 and 1, like its group: only the group comes again."""
+    """Step 1's demonstrations have submission indexes 0 and 1, like its group: only the group is replayed."""
     buffer = make_buffer(tmp_path)
     assert train_step(buffer, 1) == ["policy", "policy", "sft", "sft"]
     origins = train_step(buffer, 2, (Pick(step=1, submission_index=0),))
@@ -91,7 +91,7 @@ def test_replay_draws_none_of_them(tmp_path: Path) -> None:
 
 
 def test_going_back_returns_the_groups_alone(tmp_path: Path) -> None:
-    """To the journal, as they were; and the step can be trained again with the same demonstrations."""
+    """To the journal, unchanged; and the step can be trained again with the same demonstrations."""
     buffer = make_buffer(tmp_path)
     train_step(buffer, 1)
     train_step(buffer, 2)
@@ -105,7 +105,7 @@ def test_going_back_returns_the_groups_alone(tmp_path: Path) -> None:
 
 
 def test_another_run_takes_over_the_groups_alone(tmp_path: Path) -> None:
-    """`--train-only` finds three groups, two of them in steps with demonstrations."""
+    """`--train-only` reads three groups, two of them in steps with demonstrations."""
     source = make_buffer(tmp_path / "theirs")
     train_step(source, 1)
     train_step(source, 2)

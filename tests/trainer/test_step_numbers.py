@@ -1,4 +1,4 @@
-"""Every step number that a person or a file sees is the committed one: the first step is 1, everywhere."""
+"""Step numbers in files, reports and events are the committed ones: the first step is 1."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEP = 3
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes end here, not machines."""
+    """No fsync: these tests end processes, not machines."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def test_phases_count_as_commits_do(tmp_path: Path) -> None:
-    """All phases of a step bear the number under which it is committed, those after the commit too."""
+    """All phases of a step have its committed number, also those after the commit."""
     trial = Trial(tmp_path / "run")
     commits = 0
 
@@ -58,7 +58,7 @@ def test_groups_that_are_missing_are_told_with_their_step(tmp_path: Path) -> Non
 
 
 def test_replay_that_is_left_out_is_told_with_its_step(tmp_path: Path) -> None:
-    """The only groups that step 3 could repeat are of steps 1 and 2, whose files are damaged by then."""
+    """Step 3 can only replay groups of steps 1 and 2, whose files are damaged by then."""
     trial = Trial(tmp_path / "run", replay=1)
 
     def spoil(number: int, name: str, before: bool) -> None:

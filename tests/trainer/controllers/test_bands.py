@@ -1,4 +1,6 @@
-"""The controller `entropy_bands`: its law by hand, on a toy policy that narrows, its state, its refusals."""
+"""The controller `entropy_bands`: its law by hand, on a toy policy with falling entropy, its state, its
+errors.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,16 @@ def values(options: EntropyBandsOptions, seen: list[float], setting: str = "kl.c
 def test_the_law_by_hand() -> None:
     """Initial value 1 (mean of 0.9 and 1.1), to be above 0.9. Span 2, gain 0.5, push 1, smoothing 0.5.
 
-    1.0 -> m = 1.0, inside. 0.6 -> m = 0.8, e = 0.1: I = 0.5 x 2 x 0.1 = 0.1, u = 0.1 + 2 x 0.1 = 0.3.
-    0.4 -> m = 0.6, e = 0.3: I = 0.4, u = 1.0. 1.4 -> m = 1.0: I = 0.4 - 0.25 x 0.4 = 0.3 = u.
-    2.0 -> m = 1.5, to be below 1.1, e = -0.4: I = 0.3 - 0.4 = -0.1, held to 0.
+    1.0 -> m = 1.0, inside. 0.6 -> m = 0.8, e = 0.1: I = 0.5 x 2 x 0.1 = 0.1, u = 0.1 + 2 x 0.1 = 0.3. 0.4 ->
+    m = 0.6, e = 0.3: I = 0.4, u = 1.0. 1.4 -> m = 1.0: I = 0.4 - 0.25 x 0.4 = 0.3 = u. 2.0 -> m = 1.5, to be
+    below 1.1, e = -0.4: I = 0.3 - 0.4 = -0.1, clamped to 0.
     """
     found = values(ONE, [0.9, 1.1, 1.0, 0.6, 0.4, 1.4, 2.0])
     assert found == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.3, 1.0, 0.3, 0.0])
 
 
 def test_limits_hold_and_do_not_wind_up() -> None:
-    """Twenty steps at 0 hold 2.0; the first step inside again lets go a quarter, not the rest of a debt."""
+    """Twenty steps at 0 stay at 2.0; the first step inside releases a quarter: I was clamped, too."""
     found = values(ONE, [1.0, 1.0, *[0.0] * 20, *[3.0, 0.5]])
     assert found[22] == 2.0 and min(found) == 0.0
     inside = values(replace(ONE, smoothing=0.0), [1.0, 1.0, *[0.0] * 20, 1.0, 1.0])
@@ -58,7 +60,7 @@ def test_limits_hold_and_do_not_wind_up() -> None:
 
 
 def test_a_push_ends_with_its_error_and_rest_is_reached() -> None:
-    """Without the metric 0.3 goes back to what is kept, 0.1; released by a quarter a step, that ends at 0."""
+    """Without the metric, 0.3 returns to I = 0.1; released by a quarter a step, it ends at exactly 0."""
     found = values(ONE, [0.9, 1.1, 1.0, 0.6, math.nan])
     assert found[-2:] == pytest.approx([0.3, 0.1])
     assert values(ONE, [0.9, 1.1, 1.0, 0.6, *[1.0] * 20])[-1] == 0.0
@@ -86,7 +88,7 @@ def test_a_lowering_actuator_moves_the_other_way() -> None:
 def test_too_low_wins_over_too_high() -> None:
     """Token entropy 1.3 of its start (to be below 1.05), format entropy 0.7 (to be above 0.9).
 
-    The anchor answers for both and goes up by 0.2 (push 1); the bonus answers for tokens alone, -0.25 x 0.1.
+    The anchor serves both bands and rises by 0.2 (push 1); the bonus serves tokens alone: -0.25 x 0.1.
     """
     options = EntropyBandsOptions(
         actuators={
@@ -108,7 +110,7 @@ def test_too_low_wins_over_too_high() -> None:
 
 
 def test_a_band_that_changes_holds_from_its_step_on() -> None:
-    """From step 4 on 0.5 is enough (with the margin 0.6): the setting of step 4 is made with it."""
+    """From step 4 on 0.5 is enough (with the margin 0.6): the setting of step 4 uses it."""
     options = replace(
         ONE, smoothing=0.0, gain=0.0, changes={"later": {"step": 4, "band": "format", "low": 0.5}}
     )
@@ -119,9 +121,9 @@ def test_a_band_that_changes_holds_from_its_step_on() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_a_toy_policy_stays_in_its_band_only_with_it(strength: float) -> None:
-    """Two formats' logit difference x drifts by 0.2 a step and is pulled back by kl x: a hundred steps.
+    """The logit difference x of two formats drifts by 0.2 a step and is reduced by kl x: a hundred steps.
 
-    Left alone the entropy goes to 0; held, its last fifty steps are all above 0.8 of ln 2.
+    Without the controller the entropy goes to 0; with it, its last fifty steps are all above 0.8 of ln 2.
     """
     options = replace(ONE, bands={"format": {"metric": "entropy/format", "low": 0.8}})
     controller = EntropyBands(options)

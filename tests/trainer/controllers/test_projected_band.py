@@ -1,4 +1,4 @@
-"""AEnt's controller by hand and in scalars, and the clamped bonus that it moves, inside an objective."""
+"""AEnt's controller by hand and in scalars, and its clamped entropy bonus inside an objective."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ METRIC = "entropy/token_mean"
 
 
 def test_by_hand() -> None:
-    """Half a nat below the band adds 0.05, one above takes 0.1 off, inside and at its ends nothing moves; far
-    out it stays within its bounds. A step without the metric, or with NaN, changes nothing.
+    """Half a nat below the band adds 0.05, one above subtracts 0.1, inside and at its ends nothing changes;
+    far outside the value stays within its bounds. A step without the metric, or with NaN, changes nothing.
     """
     band = ProjectedBand(OPTIONS)
     assert band.settings() == {"entropy.coef": 0.5}
@@ -46,7 +46,7 @@ def test_by_hand() -> None:
 
 @given(st.lists(st.floats(-5, 5), max_size=10), st.integers(0, 10))
 def test_against_the_equation_and_after_a_restart(entropies: list[float], at: int) -> None:
-    """Clip onto [low, high] after each step; a controller restored half-way goes on alike."""
+    """Clipped to [low, high] after each step; a controller restored half-way continues equally."""
     band, value = ProjectedBand(OPTIONS), 0.5
     for number, entropy in enumerate(entropies):
         if number == at:
@@ -60,7 +60,7 @@ def test_against_the_equation_and_after_a_restart(entropies: list[float], at: in
 
 
 def test_no_fixed_step_does_it() -> None:
-    """Twice as far below the band, twice the move: adaptive_setting adds its delta either way."""
+    """Twice as far below the band, twice the change: adaptive_setting adds its delta in both cases."""
     moves = []
     for entropy in (0.9, 0.8):
         band = ProjectedBand(OPTIONS)
@@ -87,8 +87,8 @@ def test_from_a_config() -> None:
 @pytest.mark.parametrize(("coef", "clamp"), [(0.5, 0.3), (0.0, 0.3), (0.5, 0.0)])
 def test_the_bonus_is_of_the_clamped_entropy(coef: float, clamp: float) -> None:
     """Two tokens of weight 1/4 and 1/2, clamped entropies 2 and 3: the term is -coef (2/4 + 3/2), its
-    gradient by each -coef / 4 and -coef / 2, and none by the whole entropy. The mean 5/2 is logged where
-    there is a clamp, at a coefficient of 0 too: a controller starts from it.
+    gradients are -coef / 4 and -coef / 2, and none reaches the full entropy. The mean 5/2 is logged whenever
+    there is a clamp, also at a coefficient of 0, because a controller starts from it.
     """
     logprobs, entropy = torch.tensor([-1.0, -1.0]), torch.tensor([9.0, 9.0], requires_grad=True)
     clamped = torch.tensor([2.0, 3.0], requires_grad=True)
@@ -118,8 +118,8 @@ def test_the_bonus_is_of_the_clamped_entropy(coef: float, clamp: float) -> None:
 
 
 def test_the_model_clamps_what_it_is_told_to(tmp_path: Path) -> None:
-    """A fresh model, whose logits are nearly even: with half of V left out H falls by about ln 2, with none
-    by nothing. The clamp may be changed, as when ranks go on to another run; the other scores stay.
+    """A fresh model has nearly uniform logits: without half of V, H falls by about ln 2; without a clamp it
+    stays. The clamp may change between runs on the same ranks; the other scores do not.
     """
     make_base(ModelShape(hidden_size=32, num_layers=1, num_heads=1, num_kv_heads=1), tmp_path)
     policy = load_policy(str(tmp_path), "fp32", 16, False)

@@ -1,4 +1,4 @@
-"""When the reference is reset: schedule and plateau by hand, state, rules, and the loop that acts on it."""
+"""When the reference is reset: schedule and plateau by hand, state, rules, and the loop that does it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def test_schedule_by_hand() -> None:
 
 
 def test_plateau_by_hand() -> None:
-    """Two steps against the two before, gain 0.12. Means of 1, 2: 0.15 and 3, 4: 0.35; of 2, 3: 0.25 and
-    4, 5: 0.35, too little. After step 5 all is forgotten: steps 6 to 9 rise by 0.2, steps 7 to 10 fall.
+    """Two steps against the two before, gain 0.12. Means of 1, 2: 0.15 and 3, 4: 0.35; of 2, 3: 0.25 and 4,
+    5: 0.35, too little. After step 5 the history is empty: steps 6 to 9 rise by 0.2, steps 7 to 10 fall.
     """
     seen = [0.1, 0.2, 0.3, 0.4, 0.3, 0.1, 0.1, 0.3, 0.3, 0.0]
     assert resets(ReferenceConfig(plateau_steps=2, plateau_gain=0.12), seen) == [5, 10]
 
 
 def test_a_step_without_the_metric_tells_no_plateau() -> None:
-    """It counts for the schedule alone."""
+    """It counts for the schedule only."""
     seen = [0.2, math.nan, 0.2]
     assert resets(ReferenceConfig(plateau_steps=1), seen) == [3]
     assert resets(ReferenceConfig(plateau_steps=2, reset_every=2), [math.nan] * 4) == [2, 4]
@@ -51,7 +51,7 @@ def test_a_step_without_the_metric_tells_no_plateau() -> None:
     st.integers(0, 3),
 )
 def test_a_state_goes_on_as_the_reference_itself(seen: list[float], cut: int, every: int, size: int) -> None:
-    """Saved and restored anywhere."""
+    """Saved and restored at any step."""
     config = ReferenceConfig(reset_every=every, plateau_steps=size)
     whole, first, second = Reference(config), Reference(config), Reference(config)
     told = [whole.observe({"reward/mean": value}) for value in seen]
@@ -76,7 +76,7 @@ def test_what_cannot_act_is_refused(overrides: list[str], rule: str) -> None:
 
 
 def test_a_controller_is_an_anchor_too() -> None:
-    """kl.coef is 0 and moved later: its reference may be reset, its estimator must fit."""
+    """kl.coef is 0 and set later: its reference may be reset, and its estimator must fit."""
     moves = "controllers.pull={kind: adaptive_setting, setting: kl.coef, delta: 0.01, high: 1.0}"
     assert load_config("debug", [moves, "reference.reset_every=5"]).reference.reset_every == 5
     with pytest.raises(ConfigError, match="must not be k1"):

@@ -1,4 +1,4 @@
-"""Controllers by hand: what they want of the next step after what they saw; their state goes along."""
+"""Controllers by hand: their values for the next step after given metrics, and their saved state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def after(controller: Controller, entropies: list[float]) -> dict[str, float]:
 
 def test_adaptive_entropy_by_hand() -> None:
     """Target 0.2, delta 0.1, at most 0.25. Entropies 0.1 0.1 0.1 0.3 0.1: the coefficient goes 0.1, 0.2, 0.25
-    (held), 0.15, 0.25; the bonus is off before the first step and after the fourth, whose entropy was high.
+    (clamped), 0.15, 0.25; the bonus is off before the first step and after the fourth, whose entropy was
+    high.
     """
     options = AdaptiveEntropyOptions(target=0.2, delta=0.1, high=0.25)
     wanted = [0.0, 0.1, 0.2, 0.25, 0.0, 0.25]
@@ -42,7 +43,7 @@ def test_adaptive_entropy_by_hand() -> None:
 
 def test_adaptive_setting_by_hand() -> None:
     """Doubling between 0.01 and 0.08 from 0.02 towards half of the first value, 0.4: at 0.4 and 0.3 it halves
-    (0.01, 0.01 held), at 0.1 four times it doubles (0.02, 0.04, 0.08, 0.08 held).
+    (0.01, then clamped), at 0.1 four times it doubles (0.02, 0.04, 0.08, then clamped).
     """
     options = AdaptiveSettingOptions(
         setting="token_advantage.repo.zeta", target=0.5, relative=True, initial=0.02, low=0.01, high=0.08
@@ -71,7 +72,7 @@ def test_lowered_below_the_target() -> None:
 
 
 def test_a_controller_of_ones_own_says_what_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its settings are checked like those of any other kind; without them it is refused."""
+    """Its settings are checked like those of any other kind; a controller without settings is refused."""
     (tmp_path / "steady.py").write_text(
         "class Steady:\n    def __init__(self, options):\n        self.value = options.options['value']\n"
         "    def settings(self):\n        return {'kl.coef': self.value}\n"
@@ -110,7 +111,7 @@ def test_threshold_by_hand() -> None:
 
 
 def test_threshold_above_an_absolute_value() -> None:
-    """The share of the leading format above 0.6; exactly 0.6 is not above. Another metric says nothing."""
+    """The share of the leading format above 0.6; exactly 0.6 is not above. Another metric changes nothing."""
     options = ThresholdOptions(metric="format/leading_share", target=0.6, relative=False, below=False)
     controller = Threshold(options)
     found = []
@@ -122,7 +123,7 @@ def test_threshold_above_an_absolute_value() -> None:
 
 @given(st.lists(st.floats(0.0, 2.0) | st.just(math.nan), max_size=12), st.integers(0, 12))
 def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -> None:
-    """Saved and restored anywhere, also past steps without an entropy."""
+    """Saved and restored at any step, also after steps without an entropy."""
     makers: list[Callable[[], Controller]] = [
         lambda: AdaptiveEntropy(AdaptiveEntropyOptions()),
         lambda: AdaptiveSetting(

@@ -1,4 +1,4 @@
-"""Advantages: numbers by hand, scalar loops from the equations, and groups that have nothing to compare."""
+"""Advantages: numbers by hand, scalar loops from the equations, and groups without variance."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_against_the_scalar_loop(rows: list[tuple[float, int]]) -> None:
 
 @given(st.lists(st.lists(st.integers(-4, 4), min_size=1, max_size=5), min_size=1, max_size=4), st.booleans())
 def test_reinforce_pp_against_the_scalar_loop(groups: list[list[int]], baseline: bool) -> None:
-    """Whole rewards, whose equal ones stay equal in any order of a sum; eps above what rounding leaves."""
+    """Integer rewards, so that equal ones stay equal in any order of a sum; eps above rounding errors."""
     numbers = [number for number, group in enumerate(groups) for _ in group]
     given = rewarded([float(r) for group in groups for r in group], numbers)
     options = ReinforcePpOptions(baseline="group" if baseline else "none", eps=1e-3)
@@ -84,7 +84,9 @@ def test_reinforce_pp_against_the_scalar_loop(groups: list[list[int]], baseline:
 def test_reinforce_pp_leaves_replayed_rows_out_of_the_step(
     rows: list[tuple[float, int]], group: bool
 ) -> None:
-    """The same numbers with replayed groups beside it as without, and for those as if they were the step."""
+    """The same numbers with replayed groups as without; replayed groups are normalised as a step of their
+    own.
+    """
     rewards, groups = (list(column) for column in zip(*rows, strict=True))
     options = ReinforcePpOptions(baseline="group" if group else "none")
     alone = reinforce_pp(rewarded(rewards, groups), options).tolist()
@@ -97,7 +99,7 @@ def test_reinforce_pp_leaves_replayed_rows_out_of_the_step(
 
 @given(RIGHT, st.integers(1, 5))
 def test_pass_at_k_is_the_mean_over_subsets(right: list[bool], k: int) -> None:
-    """What each row's k-subsets have in common, with their best rows' rewards, over sqrt(p (1 - p))."""
+    """The mean over a row's k-subsets of the best reward in each, over sqrt(p (1 - p))."""
     found = pass_at_k(
         rewarded([float(each) for each in right], [3] * len(right)), PassAtKOptions(k=k, eps=0.0)
     )
@@ -134,7 +136,9 @@ def test_quantile_against_the_scalar_loop(rewards: list[int], tenths: int) -> No
 
 @given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 9))
 def test_quantile_has_the_two_regimes(right: int, size: int, tenths: int) -> None:
-    """While at most 1 - K are right only they have an advantage, and it is positive; else only the wrong."""
+    """While at most 1 - K are correct, only they have an advantage, and it is positive; else only the wrong
+    ones.
+    """
     right = min(right, size)
     given = rewarded([1.0] * right + [0.0] * (size - right), [0] * size)
     found = quantile(given, QuantileOptions(quantile=tenths / 10))
@@ -145,7 +149,7 @@ def test_quantile_has_the_two_regimes(right: int, size: int, tenths: int) -> Non
 
 @given(st.floats(-1e6, 1e6), st.integers(1, 9), st.sampled_from([0.0, 1e-6]))
 def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int, eps: float) -> None:
-    """Exactly zero: 0.1 + 0.1 + 0.1 is not 3 x 0.1, but 1 / (std + eps) must not blow the rest up."""
+    """Exactly zero: 0.1 + 0.1 + 0.1 is not 3 x 0.1, and 1 / (std + eps) must not enlarge the difference."""
     given = rewarded([reward] * size, [0] * size)
     for found in (
         dr_grpo(given, DrGrpoOptions()),
@@ -160,14 +164,14 @@ def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int, eps:
 
 
 def test_w_reinforce_goes_on_when_all_agree() -> None:
-    """It has no baseline: a group that is all wrong is all pushed down, one that is all right up."""
+    """It has no baseline: an all-wrong group has negative advantages, an all-correct group positive ones."""
     found = w_reinforce(rewarded([0.0, 0.0, 1.0], [0, 0, 1]), WReinforceOptions())
     assert found.tolist() == [-1.0, -1.0, 0.1]
 
 
 @given(ROWS, st.permutations(range(12)))
 def test_row_order_does_not_matter(rows: list[tuple[float, int]], order: list[int]) -> None:
-    """The same row gets the same advantage wherever it stands (up to the rounding of a sum); never NaN.
+    """The same row gets the same advantage at any place (up to the rounding of a sum); never NaN.
 
     Rewards are rounded to tenths: a spread of 1e-15 over eps is rounding alone.
     """

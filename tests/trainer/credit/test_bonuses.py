@@ -1,4 +1,4 @@
-"""Bonuses: by hand, the paper's equations in floats, row order, and groups in which nothing compares."""
+"""Bonuses: by hand, the paper's equations in floats, row order, and groups where nothing can be compared."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(rows: list[Row]) -> RewardedRows:
 
 @given(ROWS)
 def test_against_the_paper_in_scalars(rows: list[Row]) -> None:
-    """Every kind, row by row: rows of a group not side by side, single rows, all right, nothing judged."""
+    """Every kind, row by row: interleaved groups, single rows, all correct, nothing checked."""
     wanted: dict[str, list[float]] = {name: [] for name in BONUSES}
     for number, (group, answer, _) in enumerate(rows):
         siblings = [row for place, row in enumerate(rows) if row[0] == group and place != number]
@@ -78,7 +78,7 @@ def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
 
 
 def test_from_a_config() -> None:
-    """In the config's order, with the kinds' defaults; a controller may move what is not a count."""
+    """In the config's order, with the kinds' defaults; a controller may change those that are not integers."""
     mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, metric: entropy/answer, high: 1}"
     config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}", mover])
     options = [entry.options for entry in bind(config).named["bonus"].values()]

@@ -1,4 +1,4 @@
-"""From rewards to credit: the order of the pipeline by hand, what controllers move, rows of each origin."""
+"""From rewards to credit: the order of the pipeline by hand, controlled values, rows of each origin."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def columns_of(index: pa.Table, ref: Sequence[float] = ()) -> pa.Table:
 
 
 def make_config(**sections: object) -> RunConfig:
-    """One update a step and dr_grpo, whose numbers are easy; policy and replayed rows have a loss."""
+    """One update a step and dr_grpo, which is easy by hand; policy and replayed rows have a loss."""
     config = RunConfig(
         learner=LearnerConfig(microbatch_tokens=64),
         loss={"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip"}},
@@ -107,7 +107,7 @@ def test_the_order_of_the_pipeline_by_hand() -> None:
 
 
 def test_reward_shapes_go_in_the_order_of_the_config() -> None:
-    """A penalty of 1 at 4 tokens makes 0 of 1, which is not good any more; the other way round 1 + 2 - 1."""
+    """A penalty of 1 at 4 tokens turns 1 into 0, which is no longer good; in the other order 1 + 2 - 1."""
     index = make_index([("policy", (1.0, 1.0))])
     shapes = {
         "length": {"kind": "overlong", "max_tokens": 4, "cache_tokens": 2},
@@ -121,7 +121,7 @@ def test_reward_shapes_go_in_the_order_of_the_config() -> None:
 
 
 def test_a_filtered_row_is_not_learned_from_nor_compared_with() -> None:
-    """Cut off: no reward, no advantage, no weight; the others' mean is theirs alone."""
+    """Truncated: no reward, no advantage, no weight; the mean is over the other rows alone."""
     index = make_index([("policy", (1.0, 0.0, 0.0))], finish=["stop", "length", "stop"])
     shapes = {"cut": {"kind": "overlong", "penalty": 0.0, "filter": True}}
     batch, found = learn(index, make_config(reward_shape=shapes))
@@ -131,7 +131,7 @@ def test_a_filtered_row_is_not_learned_from_nor_compared_with() -> None:
 
 
 def test_controllers_move_options_by_name() -> None:
-    """bonus.explore.coef is used here and goes no further; entropy.coef is the objective's."""
+    """bonus.explore.coef is used here only; entropy.coef is passed on to the objective."""
     index = make_index([("policy", (1.0, 0.0))], ["3", "4"], [True, False])
     config = make_config(bonus={"explore": {"kind": "ucb", "coef": 0.1}})
     settings = {"bonus.explore.coef": 0.5, "entropy.coef": 0.01}
@@ -144,7 +144,7 @@ def test_controllers_move_options_by_name() -> None:
 
 
 def test_bonuses_are_of_policy_rows_and_weights_of_all() -> None:
-    """A replayed group has an advantage, a weight and no bonus; it does not move the policy rows' weights."""
+    """A replayed group has an advantage, a weight and no bonus; the policy rows' weights do not change."""
     answers, right = ["3", "4", "3", "4"], [True, False] * 2
     groups = [("policy", (1.0, 0.0)), ("replay", (1.0, 0.0))]
     index = make_index(groups, answers, right)
@@ -162,7 +162,7 @@ def test_bonuses_are_of_policy_rows_and_weights_of_all() -> None:
 def test_committed_columns_by_hand() -> None:
     """Advantages +-1/2 and a bonus of 1/4 on all tokens but the third, in advantage_with_bonus alone.
 
-    Replayed rows have neither bonus nor visits; the learner's measurements are not committed.
+    Replayed rows have neither bonus nor visits; the learner's metric columns are not committed.
     """
     groups = [("policy", (1.0, 0.0)), ("replay", (1.0, 0.0))]
     index = make_index(groups, ["3", "4", "3", "4"], [True, False] * 2)
@@ -181,7 +181,7 @@ def test_committed_columns_by_hand() -> None:
 
 def test_kl_in_the_reward_is_of_loss_tokens() -> None:
     """Rewards 1, 1, 1; the policy at -1 everywhere, the reference too, but at -6 on two tokens of row 0 that
-    no policy sampled: nothing to tell the rows apart. Were they sampled, row 0 would pay 0.1 x 10.
+    no policy sampled: the rewards stay equal. If they were sampled, row 0 would lose 0.1 x 10.
     """
     index = make_index([("policy", (1.0, 1.0, 1.0))])
     config = make_config(kl=KLConfig(estimator="k1", coef=0.1, place="reward"))
@@ -195,7 +195,7 @@ def test_kl_in_the_reward_is_of_loss_tokens() -> None:
 
 
 def test_mara_sums_loss_tokens() -> None:
-    """Reference logprobs -2 and -8, of which -6 is of a token that nobody sampled: both are z, and keep 1."""
+    """Reference logprobs -2 and -8, with -6 at a token that was not sampled: both are z, and keep 1."""
     index = make_index([("policy", (1.0, 1.0))])
     config = make_config(
         reward_shape={"modes": {"kind": "mara", "beta": 0.5}}, advantage={"kind": "reinforce"}
@@ -222,12 +222,12 @@ def test_metrics_by_hand() -> None:
 
 
 def none_left(rows: RewardedRows, options: object) -> np.ndarray:
-    """A user's own reward shape: no row keeps a reward."""
+    """A user's own reward shape that removes all rewards."""
     return np.full(len(rows), math.nan)
 
 
 def test_own_code_may_leave_no_reward_at_all() -> None:
-    """Nothing to call the others with: zeros, no weights."""
+    """The later functions are not called without rows: zeros, no weights."""
     own = {"own": {"kind": "test_credit:none_left"}, "modes": {"kind": "mara"}}
     config = make_config(
         reward_shape=own,

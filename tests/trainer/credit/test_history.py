@@ -1,4 +1,4 @@
-"""Counts of earlier answers: what counts, once; the same after a checkpoint; bounded whatever comes."""
+"""Counts of earlier answers: what counts, once; the same after a checkpoint; bounded for any run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def seen(history: AnswerHistory) -> list[tuple[int, int, int]]:
 
 
 def test_by_hand() -> None:
-    """Of p: 3 twice, 4 once, one unread and one not judged; siblings of a step do not see each other."""
+    """Of p: 3 twice, 4 once, one not extracted and one not checked; rows of the same step do not count."""
     history = AnswerHistory()
     assert seen(history) == [(0, 0, 0)] * 4
     step = index(
@@ -68,7 +68,7 @@ def test_only_policy_rows_with_a_reward_count() -> None:
     st.permutations(range(12)),
 )
 def test_the_state_goes_through_json_and_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
-    """Counts on as if nothing had been between; the empty answer is an answer, and no answer is another."""
+    """Counting continues after a restore; the empty answer and no answer are different."""
     straight, resumed = AnswerHistory(), AnswerHistory()
     straight.add(index(rows))
     resumed.restore(json.loads(json.dumps(straight.state())))
@@ -83,7 +83,9 @@ def test_the_state_goes_through_json_and_order_does_not_matter(rows: list[Row], 
 
 
 def test_it_is_bounded() -> None:
-    """64 answers of a prompt have places of their own; later new ones share one; the unread keep theirs."""
+    """64 answers of a prompt have their own counts; later new ones share one; rows without an answer keep
+    theirs.
+    """
     history = AnswerHistory()
     for number in range(3 * MAX_ANSWERS):
         history.add(index([("p", f"answer {number} " + "x" * 500, False), ("p", None, False)]))

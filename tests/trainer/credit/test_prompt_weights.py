@@ -1,4 +1,4 @@
-"""Weights of prompts: by hand, the expectation by numeric integration, and what normalising keeps."""
+"""Weights of prompts: by hand, the expectation by numeric integration, and normalisation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COUNTS = st.lists(
 
 @given(COUNTS, st.integers(1, 16))
 def test_normalised_weights_have_mean_one_over_groups(groups: list[tuple[int, int, int]], k: int) -> None:
-    """Whatever the groups' sizes; and more successes never weigh more."""
+    """For any group sizes; and more successes never weigh more."""
     sizes = [size for size, _, _ in groups]
     names = np.repeat(np.arange(len(groups)), sizes).tolist()
     rows = rewarded(

@@ -1,4 +1,4 @@
-"""Changes of the reward: by hand, the papers' equations in floats, row order, groups without a good row."""
+"""Reward shaping: by hand, the papers' equations in floats, row order, groups without a good row."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_mara_against_the_paper(rows: list[Row], beta: float) -> None:
 
 @given(ROWS, st.permutations(range(9)))
 def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
-    """Ties of the reference, too: bit by bit."""
+    """Also with ties of the reference: bit for bit."""
     moved = [place for place in order if place < len(rows)]
     results = []
     for chosen in (rows, [rows[place] for place in moved]):
@@ -80,14 +80,14 @@ def test_an_empty_completion_is_short_and_may_be_the_anchor() -> None:
 
 
 def test_filter_alone() -> None:
-    """Without a penalty only what was cut off changes: it has no reward."""
+    """Without a penalty only truncated rows change: they have no reward."""
     rows = rewarded([1.0, 0.0], [0, 0], tokens=[40, 40], finish=["stop", "length"])
     found = overlong(rows, OverlongOptions(penalty=0.0, filter=True))
     assert found[0] == 1.0 and math.isnan(found[1])
 
 
 def test_which_runs_score_the_reference() -> None:
-    """An anchor, a controller that may turn one on, or mara; overlong does not."""
+    """An anchor, a controller that may turn one on, or mara; overlong does not need it."""
     for overrides, wanted in (
         ([], False),
         (["kl.coef=0.1"], True),

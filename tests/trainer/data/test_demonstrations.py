@@ -56,7 +56,7 @@ def write_jsonl(folder: Path, *rows: object) -> FileDemonstrationOptions:
     ],
 )
 def test_rows_of_any_layout_show_the_same(tmp_path: Path, row: dict[str, object]) -> None:
-    """A prompt and an answer, or a chat that ends with one; what else stands there is passed over."""
+    """A prompt and an answer, or a chat that ends with one; other keys are ignored."""
     wanted = Demonstration(
         prompt_id="mine-0",
         messages=(("user", "1+2?"),),
@@ -134,7 +134,7 @@ ROWS = st.dictionaries(KEYS, VALUES, max_size=5) | st.fixed_dictionaries({"messa
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS, max_size=3))
 def test_any_json_reads_or_explains(tmp_path: Path, rows: list[object]) -> None:
-    """Whatever stands in a row: demonstrations, or a ValueError that names the file."""
+    """Any JSON row: demonstrations, or a ValueError that names the file."""
     options = write_jsonl(tmp_path, *rows)
     try:
         found = load_file(options)
@@ -166,7 +166,7 @@ def test_the_lab_shows_right_solutions_in_the_base_s_shares() -> None:
 
 
 def test_the_lab_s_options() -> None:
-    """One format alone; every step wrong; a format that there is not."""
+    """One format alone; every step wrong; an unknown format."""
     found = load_lab(LabDemonstrationOptions(num_rows=50, error_rate=1.0, formats={"prose": 2.0}))
     answers = {prompt.messages: prompt.answer for prompt in load_prompts(LabOptions(split="train"))}
     one_step = [each for each in found if "(" not in each.messages[0][1]]
@@ -203,7 +203,7 @@ def shown(prompt: str, completion: str) -> Demonstration:
 
 def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
     """<bos> <user> 1 + 2 = ? <assistant> are 8 tokens, `so 3` and the end 3. Limits of 8 and 3 keep both of
-    those; a prompt of 10 or a completion of 4 goes.
+    those; a prompt of 10 or a completion of 4 is dropped.
     """
     kept = shown("1 + 2 = ?", "so 3")
     longer = [shown("1 + 2 + 3 = ?", "so 3"), shown("1 + 2 = ?", "so is 3")]
@@ -256,7 +256,7 @@ def test_how_many(share: float, count: int) -> None:
 
 @given(st.integers(0, 99), st.integers(0, 20), st.floats(0, 1), st.integers(1, 30))
 def test_draws(seed: int, step: int, share: float, available: int) -> None:
-    """Distinct rows in order, the same whenever asked, named for the step that is committed next."""
+    """Distinct rows in order, the same in every call, with the ids of the step that is committed next."""
     rows, config = numbered(available), make_config(seed)
     found = draw(rows, config, step, share)
     numbers = found.column("submission_index").to_pylist()

@@ -1,4 +1,4 @@
-"""Prompts in tokens: under a template, as they are, continued; what cannot be encoded is refused by row."""
+"""Prompts in tokens: by a template, unchanged, continued; what cannot be encoded is refused with its row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASKED = [{"role": "user", "content": "1 + 2 = ?"}]
 
 
 def base_tokenizer(adds: str = "<bos>") -> PreTrainedTokenizerFast:
-    """The lab's tokenizer without a chat template, as of a base model; `adds` stand around every text."""
+    """The lab's tokenizer without a chat template, like a base model's; `adds` are put around every text."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     if adds:
@@ -55,12 +55,12 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerFast) -> str:
     [("", "1 + 2"), ("<bos>", "<bos> 1 + 2"), ("<bos> <eos>", "<bos> 1 + 2")],
 )
 def test_a_base_model_reads_a_text_prompt_as_it_is(tmp_path: Path, adds: str, expected: str) -> None:
-    """With what the tokenizer puts before a text, without what some put after it: it is to be continued."""
+    """With the tokens put before a text, without those put after it: the completion continues it."""
     assert encode(rows_of(tmp_path, {"prompt": "1 + 2"})[0], base_tokenizer(adds)) == expected
 
 
 def test_a_text_prompt_under_a_template_is_the_users_message(tmp_path: Path) -> None:
-    """As chat messages would be."""
+    """The same tokens as chat messages give."""
     text, chat = rows_of(tmp_path, {"prompt": "1 + 2 = ?"}, {"prompt": ASKED})
     assert text.is_text and not chat.is_text
     assert encode(text, make_tokenizer()) == "<bos> <user> 1 + 2 = ? <assistant>"
@@ -68,7 +68,7 @@ def test_a_text_prompt_under_a_template_is_the_users_message(tmp_path: Path) -> 
 
 
 def test_chat_messages_without_a_template_are_refused(tmp_path: Path) -> None:
-    """By the row, with what can be done."""
+    """The error names the row and what to do."""
     found = rows_of(tmp_path, {"prompt": "1 + 2"}, {"prompt": ASKED})
     with pytest.raises(ValueError) as caught:
         tokenize_prompts(found, base_tokenizer(), 200, 9)
@@ -77,7 +77,7 @@ def test_chat_messages_without_a_template_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_last_message_of_the_assistant_is_continued(tmp_path: Path) -> None:
-    """Left open: no end token and no second turn; a longer chat keeps its earlier answers closed."""
+    """Left open: no end token and no second turn; earlier answers of a longer chat are closed."""
     begun = [*ASKED, {"role": "assistant", "content": "we take 1"}]
     prefilled, longer = rows_of(tmp_path, {"prompt": begun}, {"prompt": [*begun, *ASKED]})
     assert encode(prefilled, make_tokenizer()) == "<bos> <user> 1 + 2 = ? <assistant> we take 1"
@@ -100,7 +100,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize(("template", "said"), TEMPLATES.items())
 def test_what_a_template_refuses_is_said_of_the_row(tmp_path: Path, template: str, said: str) -> None:
-    """Its own words after file and line, for prompts and demonstrations alike; never a traceback."""
+    """The template's message after file and line, for prompts and demonstrations; never a traceback."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     messages = [{"role": "system", "content": "be brief"}, *ASKED]
@@ -116,7 +116,7 @@ def test_what_a_template_refuses_is_said_of_the_row(tmp_path: Path, template: st
 
 
 def test_a_template_that_drops_a_begun_answer_is_refused(tmp_path: Path) -> None:
-    """What it does not show cannot be continued."""
+    """A message that it does not render cannot be continued."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     begun = rows_of(tmp_path, {"prompt": [*ASKED, {"role": "assistant", "content": "we take"}]})
@@ -127,7 +127,7 @@ def test_a_template_that_drops_a_begun_answer_is_refused(tmp_path: Path) -> None
 
 
 def test_a_token_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
-    """Added to the tokenizer, not to the model: by row, id and vocabulary, in prompts and in completions."""
+    """Added to the tokenizer but not to the model: row, id and vocabulary, in prompts and completions."""
     tokenizer, size = make_tokenizer(), len(make_tokenizer())
     tokenizer.add_tokens(["<think>"])
     known, alien = rows_of(tmp_path, {"prompt": "1 + 2 = ?"}, {"prompt": "<think> 1 + 2 = ?"})
@@ -146,7 +146,7 @@ def test_a_token_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_begins_with_the_start_token_is_refused(tmp_path: Path) -> None:
-    """The tokenizer puts one already."""
+    """The tokenizer adds one itself."""
     twice = rows_of(tmp_path, {"prompt": "<bos> 1 + 2"})
     with pytest.raises(ValueError, match="line 1: the tokenizer must put '<bos>' once, got it twice"):
         tokenize_prompts(twice, base_tokenizer(), 200, 9)

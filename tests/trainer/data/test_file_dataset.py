@@ -95,7 +95,9 @@ TRUTHS: list[object] = [
 
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_a_ground_truth_keeps_its_type(tmp_path: Path, truth: object) -> None:
-    """Parquet and jsonl alike, under all three keys; rules that read text get one of a number only."""
+    """Parquet and jsonl alike, under all three keys; scorers that read text get text only of text and
+    numbers.
+    """
     rows: list[dict[str, object]] = [
         {"prompt": "q", "reward_model": {"ground_truth": truth}},
         {"prompt": "q", "answer": truth},
@@ -110,8 +112,9 @@ def test_a_ground_truth_keeps_its_type(tmp_path: Path, truth: object) -> None:
 
 
 def test_extra_info_keeps_its_types(tmp_path: Path) -> None:
-    """What JSON has stays, nulls too; dates become ISO 8601, decimals text, durations seconds; a column's
-    null or NaN is left out."""
+    """JSON types stay, nulls too; dates become ISO 8601, decimals text, durations seconds; a column's null or
+    NaN is left out.
+    """
     info = {"strict": False, "n": 7, "share": 0.5, "none": None, "deep": {"a": [{"b": None}], "ok": True}}
     row = {"prompt": "q", "extra_info": info}
     for options in (write_jsonl(tmp_path, row), write_parquet(tmp_path, [row])):
@@ -141,7 +144,7 @@ def test_extra_info_keeps_its_types(tmp_path: Path) -> None:
 
 
 def test_an_empty_ground_truth_of_verl_is_none(tmp_path: Path) -> None:
-    """Open-ended rows of verl's files have ""; the function gets it, a rule finds no answer."""
+    """Open-ended rows of verl's files have ""; the function gets it, other scorers get no answer."""
     (prompt,) = load_file(write_jsonl(tmp_path, {"prompt": "q", "reward_model": {"ground_truth": ""}}))
     assert (prompt.answer, prompt.ground_truth) == (None, "")
 
@@ -169,7 +172,7 @@ def own_dataset_of_bytes(options: object) -> list[Prompt]:
 
 
 def test_values_of_a_users_own_dataset_become_plain() -> None:
-    """Numpy's and Arrow's types become Python's; what cannot cross to the function is refused, by row."""
+    """Numpy's and Arrow's types become Python's; other values are refused with their row."""
     first, second = load_dataset(bind_entry({"kind": "test_file_dataset:own_dataset"}, "data.train"))
     assert first == OWN_PROMPT and second.ground_truth == 0.5
     assert second.extra == {"n": 3, "ok": False, "row": [1.5, 2.0], "s": "x"}
@@ -339,7 +342,7 @@ def check_reads_or_explains(path: Path) -> None:
 @ANY_FILE
 @given(st.lists(ROWS, max_size=3))
 def test_any_json_reads_or_explains(tmp_path: Path, rows: list[object]) -> None:
-    """Whatever stands in a row: prompts, or a ValueError that names the file."""
+    """Any JSON row: prompts, or a ValueError that names the file."""
     path = tmp_path / "any.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     check_reads_or_explains(path)
@@ -385,7 +388,7 @@ def test_any_parquet_reads_or_explains(tmp_path: Path, columns: dict[str, pa.Arr
 @ANY_FILE
 @given(st.integers(0, 4000), st.integers(0, 255))
 def test_any_damage_to_parquet_reads_or_explains(tmp_path: Path, place: int, byte: int) -> None:
-    """One byte changed: the reader says what it can, and never raises anything but ValueError."""
+    """One byte changed: rows, or a ValueError and no other exception."""
     path = tmp_path / "any.parquet"
     write_parquet(tmp_path, [VERL])
     content = bytearray((tmp_path / "mine.parquet").read_bytes())

@@ -56,7 +56,7 @@ def test_submissions_of_the_same_prompt_have_other_seeds() -> None:
 
 
 class FakeTokenizer:
-    """One token per character after a start token (`doubled` puts it twice, as some templates do)."""
+    """One token per character after a start token (`doubled` adds it twice, as some templates do)."""
 
     bos_token_id, bos_token, chat_template, name_or_path = 1, "<s>", "chat", "fake"
 
@@ -81,7 +81,7 @@ def test_long_prompts_are_left_out_and_counted() -> None:
 
 
 def test_prompts_that_cannot_be_used_are_refused() -> None:
-    """All too long, or a template that starts twice."""
+    """All too long, or a template that adds the start token twice."""
     prompts = [token_prompt.prompt for token_prompt in token_prompts(2)]
     with pytest.raises(ValueError, match=r"longer than rollout\.max_prompt_tokens = 2"):
         tokenize_prompts(prompts, FakeTokenizer(), 128, 2)  # type: ignore[arg-type]

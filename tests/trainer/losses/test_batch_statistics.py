@@ -1,4 +1,4 @@
-"""Batch statistics see the same tokens in the same order on every rank, and answer for the local ones."""
+"""Batch statistics get the same tokens in the same order on every rank, and return the local ones."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def top_two(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def above_median(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Marks what lies above the median of all ranks."""
+    """Marks the tokens above the median of all ranks."""
     if not len(columns["value"]):
         return {"chosen": np.zeros(0, np.bool_)}
     return {"chosen": columns["value"] > np.quantile(columns["value"], 0.5)}
 
 
 def select(shards: list[Rows], prepare: object) -> set[tuple[str, int]]:
-    """The chosen (sample_id, position) of all ranks, each asking for its own."""
+    """The selected (sample_id, position) of all ranks, each for its own tokens."""
     assert callable(prepare)
     tables = [table(rows) for rows in shards]
     chosen = set()
@@ -85,9 +85,9 @@ def test_positions_past_nine_are_numbers() -> None:
 
 
 def test_an_origin_sees_its_own_learned_tokens_alone() -> None:
-    """Of a: 5 1 4 the first has no weight, b: 9 is replay: what is left is 1 and 4, mean 2.5.
+    """Of a: 5 1 4 the first has no weight, b: 9 is replay: 1 and 4 remain, mean 2.5.
 
-    Tokens that were not shown get NaN, 0 or False; the number to log comes through as it was returned.
+    Tokens that were not gathered get NaN, 0 or False; the stat is returned unchanged.
     """
     local = table([("b", [9]), ("a", [5, 1, 4])])
     local["origin"] = np.array(["replay", "policy", "policy", "policy"])
@@ -108,7 +108,7 @@ def test_an_origin_sees_its_own_learned_tokens_alone() -> None:
 
 
 def test_an_origin_without_tokens_takes_part() -> None:
-    """A rank without tokens of the origin, or without any, still answers with columns of its own length."""
+    """A rank without tokens of the origin, or without any, still gets columns of its own length."""
     local = table([("a", [5, 1])])
     for part in (local, {name: column[:0] for name, column in local.items()}):
         found = prepare_origin(part, "replay", lambda own: [own], top_two)

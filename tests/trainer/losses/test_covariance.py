@@ -1,4 +1,4 @@
-"""Clip-Cov and KL-Cov: by hand, against a scalar loop, by finite differences, and however rows are dealt."""
+"""Clip-Cov and KL-Cov: by hand, against a scalar loop, by finite differences, for any assignment of rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_covariances_by_hand() -> None:
 
 
 def test_what_is_not_known_enters_no_mean() -> None:
-    """An advantage that is NaN, a logprob of minus infinity: Cov 0 for these, HAND's own for the others."""
+    """An advantage that is NaN, a logprob of minus infinity: Cov 0 for these, unchanged for the others."""
     odd = [dict(HAND[0], position=2, advantage=math.nan), dict(HAND[0], position=3, logp=-math.inf)]
     assert covariances(to_table([*HAND, *odd])).tolist() == [2.0, 4.0, 0.0, -1.0, 0.0, 0.0]
 
@@ -103,7 +103,7 @@ def test_kl_cov_takes_the_highest() -> None:
 
 
 def test_clip_cov_takes_the_smallest_draws_within_the_band() -> None:
-    """2 and 4 lie between 1 and 5; one of them is taken: 4, whose draw is 0.25. The band is open."""
+    """2 and 4 lie between 1 and 5; one of them is selected: 4, whose draw is 0.25. The band is open."""
     table = to_table(HAND)
     assert chosen(select_in_band(table, ClipCovOptions(fraction=0.25))) == [False, True, False, False]
     assert chosen(select_in_band(table, ClipCovOptions(fraction=1.0))) == [True, True, False, False]
@@ -117,7 +117,7 @@ def test_clip_cov_takes_the_smallest_draws_within_the_band() -> None:
     ("logp", "advantage", "stopped"), [(0.3, 2.0, True), (0.2, 2.0, False), (-0.3, 2.0, False)]
 )
 def test_clip_cov_leaves_what_the_ratio_has_stopped(logp: float, advantage: float, stopped: bool) -> None:
-    """With A = 2 the clip stops r = e^0.3 = 1.35 > 1.3, not e^0.2 = 1.22, and nothing below 1."""
+    """With A = 2 the clip excludes r = e^0.3 = 1.35 > 1.3, but not e^0.2 = 1.22, and nothing below 1."""
     tokens = [dict(HAND[0], old=HAND[0]["logp"] - logp, advantage=advantage), *HAND[1:]]
     options = ClipCovOptions(fraction=1.0, clip_low=0.2, clip_high=0.3)
     assert chosen(select_in_band(to_table(tokens), options))[0] != stopped
@@ -133,7 +133,7 @@ def test_with_old_behavior_the_sampler_decides_what_is_stopped() -> None:
 
 
 def test_ties_go_to_the_first_sample_and_position() -> None:
-    """Cov 1 four times (log pi -1 or -3, A 1 or -1) and 3 tokens to take: the first three."""
+    """Cov 1 four times (log pi -1 or -3, A 1 or -1) and 3 tokens to select: the first three."""
     tokens = [
         {"sample_id": name, "position": k, "logp": -2.0 + sign, "advantage": sign, "old": 0.0, "draw": 0.0}
         for name in ("b", "a")
@@ -146,7 +146,7 @@ def test_ties_go_to_the_first_sample_and_position() -> None:
 
 
 def test_no_least_of_one_token() -> None:
-    """On average fraction x tokens, far below one token as well: 2e-4 of 500 is 0.1, not 1."""
+    """On average fraction x tokens, also far below one token: 2e-4 of 500 is 0.1, not 1."""
     rng = np.random.default_rng(0)
     counts = [num_selected(2e-4, rng.random(500)) for _ in range(2000)]
     assert set(counts) == {0, 1}
@@ -224,7 +224,7 @@ TOKENS = st.lists(st.tuples(LOGPROBS, LOGPROBS, ADVANTAGES, st.booleans()), min_
 
 @given(TOKENS)
 def test_against_the_scalar_loop(tokens: list[tuple[float, float, float, bool]]) -> None:
-    """Each token alone gives what the vector gives."""
+    """Each token alone gives the same as the vector."""
     policy, old, advantages, selected = (list(column) for column in zip(*tokens, strict=True))
     inputs = marked_inputs(policy, old, advantages, selected)
     clipped, _ = loss_and_gradient(clip_cov, inputs, NARROW)
@@ -279,7 +279,7 @@ def make_rows(rows: list[tuple[list[tuple[float, float, float]], int]]) -> list[
 
 
 def selected_keys(shards: list[list[Token]], select: Any) -> set[tuple[str, int]]:
-    """What all ranks select, each asking for its own tokens."""
+    """What all ranks select together, each for its own tokens."""
     tables = [to_table(shard) for shard in shards]
     keys = set()
     for number, table in enumerate(tables):
@@ -325,7 +325,7 @@ WILD = st.sampled_from([0.0, -1.0, -50.0, -math.inf, math.nan, 1e30, -1e30])
 
 @given(st.lists(st.tuples(WILD, WILD, WILD), max_size=6))
 def test_nothing_odd_is_selected_and_nothing_fails(tokens: list[tuple[float, float, float]]) -> None:
-    """Infinite, undefined and huge numbers, one token, none: at most what was asked for, of known Cov."""
+    """Infinite, undefined and huge numbers, one token, none: at most the number requested, with known Cov."""
     made = [
         {"sample_id": "a", "position": k, "logp": logp, "old": old, "advantage": advantage, "draw": 0.5}
         for k, (logp, old, advantage) in enumerate(tokens)
@@ -340,7 +340,7 @@ def test_nothing_odd_is_selected_and_nothing_fails(tokens: list[tuple[float, flo
 
 @pytest.mark.parametrize("advantage", [0.0, 1.5])
 def test_equal_advantages_select_nothing(advantage: float) -> None:
-    """Every Cov is 0: neither the band nor the highest has a token in it."""
+    """Every Cov is 0: neither the band nor the top selection has a token."""
     table = to_table([dict(token, advantage=advantage) for token in HAND])
     assert not any(chosen(select_top(table, KlCovOptions(fraction=1.0))))
     assert not any(chosen(select_in_band(table, ClipCovOptions(fraction=1.0))))
@@ -368,12 +368,12 @@ def refusal(*overrides: str) -> str:
     ],
 )
 def test_refused_at_start_up(entry: str, rule: str) -> None:
-    """What cannot act, or not as written."""
+    """Configs that would have no effect, or another one than written."""
     assert rule in refusal(f"loss.policy={entry}")
 
 
 def test_accepted_where_they_act() -> None:
-    """KL-Cov with two updates per step, or with rows of older weights measured against their sampler."""
+    """KL-Cov with two updates per step, or on rows of older weights with ratios to the sampler."""
     config = load_config("debug", ["loss.policy={kind: clip_cov}"])
     assert config.loss["policy"]["fraction"] == 2e-4
     load_config("debug", ["loss.policy={kind: kl_cov}", "learner.updates_per_step=2"])

@@ -22,7 +22,7 @@ def tensor(*values: float) -> torch.Tensor:
 def test_known_numbers() -> None:
     """policy 1/2, reference 1/4: d = k1 = ln 2 = 0.693147, k2 = d^2 / 2 = 0.240227, k3 = d - 1/2 = 0.193147.
 
-    The other way round d = -ln 2: k1 = -0.693147, k2 the same, k3 = 2 - 1 - ln 2 = 0.306853.
+    With the two exchanged d = -ln 2: k1 = -0.693147, k2 the same, k3 = 2 - 1 - ln 2 = 0.306853.
     """
     policy, ref = tensor(0.5, 0.25).log(), tensor(0.25, 0.5).log()
     assert k1(policy, ref).tolist() == pytest.approx([0.6931472, -0.6931472])
@@ -33,14 +33,14 @@ def test_known_numbers() -> None:
 
 @given(LOGPROBS, LOGPROBS)
 def test_k3_is_never_negative(policy: float, ref: float) -> None:
-    """Also in float32, as used; and zero where the two agree."""
+    """Also in float32, as used; zero where the two are equal."""
     assert k3(torch.tensor([policy]), torch.tensor([ref])).item() >= 0.0
     assert k3(torch.tensor([policy]), torch.tensor([policy])).item() == 0.0
 
 
 @given(LOGPROBS, LOGPROBS)
 def test_against_the_scalar_equations(policy: float, ref: float) -> None:
-    """The definitions in Python floats (k3's exponent held to 20)."""
+    """The definitions in Python floats (k3's exponent clamped to 20)."""
     d = policy - ref
     found = [estimate(tensor(policy), tensor(ref)).item() for estimate in (k1, k2, k3)]
     wanted = [d, d * d / 2, math.expm1(min(-d, 20.0)) - min(-d, 20.0)]

@@ -43,9 +43,9 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, tau: Tensor, clamp: f
 @pytest.mark.parametrize("tau", [(1.0,), (0.7,), (1.0, 0.5, 2.0)])
 @pytest.mark.parametrize("clamp", [0.0, 0.3, 0.95])
 def test_values(chunk: int, tau: tuple[float, ...], clamp: float) -> None:
-    """Logprob, entropy at tau, at 1 and clamped, whatever the chunk and with a temperature per token.
+    """Logprob, entropy at tau, at 1 and clamped, for any chunk size and a temperature per token.
 
-    Of 11 entries a clamp of 0.3 leaves 8 and one of 0.95 one, whose entropy is 0.
+    Of 11 entries a clamp of 0.3 keeps 8 and one of 0.95 one, whose entropy is 0.
     """
     given_inputs = inputs(tau=tau)
     pairs = zip(score_tokens(*given_inputs, chunk, clamp), plain(*given_inputs, clamp), strict=True)
@@ -137,7 +137,7 @@ def test_gradients_against_finite_differences(which: int) -> None:
 
 
 def test_entropy_at_one_is_a_measurement() -> None:
-    """It carries no gradient, so no loss can depend on it by mistake."""
+    """It has no gradient, so no loss can depend on it by mistake."""
     hidden, weight, targets, tau = inputs()
     scores = score_tokens(hidden.requires_grad_(), weight, targets, tau, 3)
     assert scores.logprobs.requires_grad and scores.entropy.requires_grad
@@ -168,7 +168,7 @@ def test_no_tokens() -> None:
 
 
 def test_a_clamp_leaves_certain_tokens_finite() -> None:
-    """Logits (1e4, 0, -1e4): however much is left out the entropy is 0, and so is its gradient."""
+    """Logits (1e4, 0, -1e4): for any clamp the entropy is 0, and so is its gradient."""
     weight = torch.tensor([[1e4], [0.0], [-1e4]])
     for clamp in (0.2, 0.4, 0.7):
         hidden = torch.ones(1, 1, requires_grad=True)

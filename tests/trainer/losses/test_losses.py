@@ -112,7 +112,7 @@ def test_only_the_chosen_old_logprobs_count(tokens: list[tuple[float, float, flo
 
 
 def test_no_sampler_no_ratio() -> None:
-    """A token without behavior logprob is not quietly given the proximal policy's."""
+    """A token without behavior logprob must not silently get the proximal policy's."""
     with pytest.raises(AssertionError, match="learned tokens have behavior logprobs"):
         ppo_loss(replayed([-1.0, -1.0], [-1.0, math.nan], [1.0, 1.0]), TO_BEHAVIOR)
 
@@ -126,6 +126,6 @@ def test_nll() -> None:
 
 
 def test_a_stray_token_cannot_overflow() -> None:
-    """exp(1000) is inf; held to exp(20) = 4.85e8 the loss of its neighbours survives."""
+    """exp(1000) is inf; clamped to exp(20) = 4.85e8 the loss of the other tokens stays finite."""
     found = ratio(torch.tensor([0.0, -1000.0]), torch.tensor([-1000.0, 0.0]))
     assert found.tolist() == pytest.approx([math.exp(20), math.exp(-20)])

@@ -24,7 +24,7 @@ def weights(**common: str | float) -> list[float]:
 
 
 def test_token_mean_by_hand() -> None:
-    """10 loss tokens: each weighs 1/10, in whatever row it stands; no tokens, no weight."""
+    """10 loss tokens: each weighs 1/10, in any row; no tokens, no weight."""
     assert weights() == pytest.approx([0.1, 0.1, 0, 0.1])
     assert weights(weight=0.5) == pytest.approx([0.05, 0.05, 0, 0.05])
 
@@ -111,7 +111,7 @@ def test_weights_sum_to_the_losses_weight(rows: list[tuple[int, str, int]]) -> N
 
 @given(ROWS, st.permutations(range(10)))
 def test_row_order_does_not_matter(rows: list[tuple[int, str, int]], order: list[int]) -> None:
-    """Bit by bit the same weight, because only whole numbers are summed."""
+    """The same weight bit for bit, because only integers are summed."""
     moved = [place for place in order if place < len(rows)]
     here = row_weights(*columns(rows), LOSSES, 8)
     there = row_weights(*columns([rows[place] for place in moved]), LOSSES, 8)

@@ -1,4 +1,4 @@
-"""The objective of a microbatch: masked, weighted, by origin, and the same however its rows are cut."""
+"""The objective of a microbatch: masked, weighted, by origin, and independent of how rows are divided."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_kl_anchors_by_hand() -> None:
 
 @pytest.mark.parametrize("weight", [5.0, 0.25])
 def test_the_weight_of_the_loss_is_not_that_of_the_terms(weight: float) -> None:
-    """Row weights have it as a factor: the loss is `weight` times as large, anchors and bonus stay.
+    """It is a factor of the row weights: the loss is `weight` times as large, anchors and bonus do not
+    change.
 
     Entropy 3 at each of two tokens of row weight 1/4: -0.02 x 3 x 1/2 = -0.03.
     """
@@ -156,7 +157,7 @@ def test_cutting_the_microbatch_changes_nothing(cut: int) -> None:
 
 
 def test_nothing_to_learn_stays_in_the_graph() -> None:
-    """A padding microbatch: loss 0 that can still be sent backward, as every rank must."""
+    """A padding microbatch: loss 0 with a backward, which every rank must run."""
     logprobs = torch.zeros(0, requires_grad=True)
     total, _ = microbatch_loss(
         token_scores(logprobs), token_columns(slice(0, 0)), Objective(losses=BOUND, anchors={})

@@ -67,7 +67,7 @@ def from_paper(kind: str, policy: float, old: float, advantage: float, frozen: f
 @pytest.mark.parametrize("kind", KINDS)
 @given(tokens=TOKENS)
 def test_against_the_paper_in_scalars(kind: str, tokens: list[tuple[float, float, float]]) -> None:
-    """Each token alone gives what the vector gives: nothing is averaged or masked."""
+    """Each token alone gives the same as the vector: nothing is averaged or masked."""
     policy, old, advantages = columns_of(tokens)
     found = call(kind, loss_inputs(policy, old, advantages), OPTIONS[kind])
     wanted = [from_paper(kind, p, q, a, p) for p, q, a in zip(policy, old, advantages, strict=True)]
@@ -75,7 +75,7 @@ def test_against_the_paper_in_scalars(kind: str, tokens: list[tuple[float, float
 
 
 def at_a_kink(r: float) -> bool:
-    """Where no derivative exists."""
+    """Where the derivative does not exist."""
     return min(abs(r - kink) for kink in (1 - LOW, 1 + HIGH, DUAL)) < 1e-3
 
 
@@ -84,7 +84,7 @@ def at_a_kink(r: float) -> bool:
 def test_gradient_against_finite_differences(
     kind: str, policy: float, drift: float, advantage: float
 ) -> None:
-    """The paper's scalar moves by 1e-6 to both sides, what it stops the gradient of standing still."""
+    """The paper's scalar changes by 1e-6 to both sides; what it stops the gradient of is constant."""
     if at_a_kink(math.exp(drift)):
         return
     old, step = policy - drift, 1e-6
@@ -123,7 +123,7 @@ def test_gspo_averages_to_the_sequence(tokens: list[tuple[float, float]], advant
 
 @given(TOKENS, st.lists(st.integers(0, 2), min_size=6, max_size=6))
 def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: list[int]) -> None:
-    """Whatever else lies in the microbatch, and per-token advantages as in GSPO-token."""
+    """Independent of other rows in the microbatch, and per-token advantages as in GSPO-token."""
     policy, old, advantages = columns_of(tokens)
     rows = rows[: len(tokens)]
     found = call("gspo", loss_inputs(policy, old, advantages, rows), OPTIONS["gspo"]).loss.tolist()
@@ -136,7 +136,7 @@ def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: l
 
 @given(TOKENS)
 def test_gppo_is_ce_gppo_with_both_betas_one(tokens: list[tuple[float, float, float]]) -> None:
-    """And its value, not its gradient, is PPO's."""
+    """Its value, but not its gradient, equals PPO's."""
     policy, old, advantages = columns_of(tokens)
     inputs = loss_inputs(policy, old, advantages)
     gppo = call("gppo", inputs, GppoOptions(dual_clip=3.0))
@@ -197,7 +197,7 @@ def test_degenerate_tokens(kind: str, tokens: list[tuple[float, float, float, in
 
 
 def test_published_defaults() -> None:
-    """What a config gets that says nothing but the kind."""
+    """The defaults of a config that gives only the kind."""
     assert (GspoOptions().clip_low, GspoOptions().clip_high) == (3e-4, 4e-4)
     assert (CispoOptions().clip_low, CispoOptions().clip_high) == (1.0, 4.0)
     assert (CeGppoOptions().beta_low, CeGppoOptions().beta_high, CeGppoOptions().dual_clip) == (

@@ -1,4 +1,4 @@
-"""The plan of a step covers every row once, the same on every rank; microbatches index what they should."""
+"""A step's plan has every row once, equally on every rank; microbatches index the right tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2)), min_size=1,
 
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
 def test_plan(rows: list[tuple[int, int]], num_ranks: int, limit: int) -> None:
-    """Every row once, in its own update; as many microbatches on each rank; the token limit; determinism."""
+    """Every row once, in its own update; equal numbers of microbatches on all ranks; the token limit;
+    determinism.
+    """
     lengths, updates = (np.array(column) for column in zip(*rows, strict=True))
     plan = plan_batch(lengths, updates, 3, num_ranks, limit)
     assert plan == plan_batch(lengths, updates, 3, num_ranks, limit)
@@ -34,7 +36,7 @@ def test_plan(rows: list[tuple[int, int]], num_ranks: int, limit: int) -> None:
 
 @given(LENGTHS, st.integers(1, 4))
 def test_ranks_get_equal_work(rows: list[tuple[int, int]], num_ranks: int) -> None:
-    """Dealing the longest first: no rank has more than one row's tokens above another in an update."""
+    """Longest first: no rank has more than one row's tokens above another in an update."""
     lengths = np.array([length for length, _ in rows])
     plan = plan_batch(lengths, np.zeros(len(rows), np.int64), 1, num_ranks, 64)
     loads = [sum(int(lengths[row]) for row in plan.rows_of(rank)) for rank in range(num_ranks)]
@@ -42,7 +44,7 @@ def test_ranks_get_equal_work(rows: list[tuple[int, int]], num_ranks: int) -> No
 
 
 def test_plan_by_hand() -> None:
-    """Lengths 5 4 3 3 2 1 on two ranks: 5+3+1 and 4+3+2; at most 8 padded tokens cut them as shown."""
+    """Lengths 5 4 3 3 2 1 on two ranks: 5+3+1 and 4+3+2; at most 8 padded tokens cut them as below."""
     plan = plan_batch(np.array([1, 5, 3, 4, 2, 3]), np.zeros(6, np.int64), 1, 2, 8)
     assert plan.microbatches == ((((1,), (5, 0)),), (((3, 2), (4,)),))
 
@@ -69,7 +71,7 @@ def test_microbatch_by_hand() -> None:
 
 
 def test_the_dummy_microbatch() -> None:
-    """No rows: one row of one attended token and nothing to score, so that a forward still runs."""
+    """Without rows: one row of one attended token and no targets, so that a forward still runs."""
     batch = build_microbatch([], [], np.zeros(0), CPU)
     assert batch.ids_BT.shape == (1, 1) and batch.attention_BT.tolist() == [[1]]
     assert batch.targets_T.shape == batch.tau_T.shape == batch.source_rows_T.shape == (0,)
@@ -77,7 +79,7 @@ def test_the_dummy_microbatch() -> None:
 
 
 def test_a_row_needs_a_prompt() -> None:
-    """Its first token would have no prediction."""
+    """Its first token could not be predicted."""
     with pytest.raises(AssertionError, match="at least one prompt token"):
         build([[]], [[1]])
 

@@ -1,4 +1,4 @@
-"""Model folders as they come from the hub: which can be trained, and in which format their weights leave."""
+"""Model folders from the hub: which can be trained, and the format of the published weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from trainer.weights.export import export_model
 
 
 def gpt2(folder: Path) -> str:
-    """Tied, with its head stored beside the embedding, and causal masks as old versions kept them."""
+    """Tied, with its head stored beside the embedding, and causal masks as old versions stored them."""
     path = save_model(GPT2Config(vocab_size=168, n_embd=64, n_layer=1, n_head=2, n_positions=64), folder)
     head = load_file(Path(path) / WEIGHTS)["transformer.wte.weight"]
     masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64)}
@@ -46,7 +46,7 @@ def gpt2(folder: Path) -> str:
 
 
 def glm4_moe(folder: Path) -> str:
-    """Its routers choose experts by a bias that is a buffer to the learner and a parameter to the engine."""
+    """Its routers choose experts by a bias that is a buffer in the learner and a parameter in the engine."""
     sizes = tiny_sizes(
         moe_intermediate_size=64, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=0
     )
@@ -77,7 +77,7 @@ def test_an_update_brings_what_a_folder_holds(tmp_path: Path, make: Callable[[Pa
 
 
 def test_the_routers_bias_is_part_of_an_update(tmp_path: Path) -> None:
-    """An update without it would leave the engine's router with whatever the memory held."""
+    """Without it the engine's router would keep uninitialised memory."""
     names = published_names(ModelConfig(path=glm4_moe(tmp_path)))
     assert "model.layers.1.mlp.gate.e_score_correction_bias" in names
 
@@ -97,7 +97,7 @@ def test_an_export_of_experts_is_a_folder_like_its_source(tmp_path: Path) -> Non
 
 
 def test_a_diagnosis_can_load_what_was_published(tmp_path: Path) -> None:
-    """Experts go back into one tensor; a model without conversions takes its names as they are."""
+    """Experts are merged into one tensor again; a model without conversions keeps its names."""
     for make in (qwen3_moe, old_llama):
         path = make(tmp_path / make.__name__)
         policy = load_policy(path, "fp32", 1024, False)
@@ -135,7 +135,7 @@ def refusal(path: str) -> str:
 def test_tensors_that_do_not_fit_are_refused(
     tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
 ) -> None:
-    """Missing (transformers would make one up), surplus or of another shape."""
+    """Missing (transformers would initialise them at random), unknown, or of another shape."""
     path = old_llama(tmp_path)
     change_tensors(path, changes)
     assert message.format(vocab=len(make_tokenizer())) in refusal(path)
@@ -152,7 +152,7 @@ def test_tensors_that_do_not_fit_are_refused(
 def test_architectures_that_the_learner_gets_wrong_are_refused(
     tmp_path: Path, config: object, message: str
 ) -> None:
-    """Logits changed after the head, a head with a bias, and one that has no attention to pad for."""
+    """Logits changed after the head, a head with a bias, and a model without position_ids."""
     assert message in refusal(save_model(config, tmp_path))  # type: ignore[arg-type]
 
 
@@ -184,7 +184,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
-    """A second copy in another layout lies beside the weights of some models."""
+    """Some models have a second copy of the weights in another layout."""
     path = Path(old_llama(tmp_path / "model"))
     tensors = load_file(path / WEIGHTS)
     (path / WEIGHTS).rename(path / "model-00001-of-00001.safetensors")

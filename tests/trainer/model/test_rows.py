@@ -27,7 +27,7 @@ def test_read_rows() -> None:
 
 
 def test_read_rows_of_a_slice() -> None:
-    """A slice shares its parent's offsets: it must not be given the parent's first tokens."""
+    """A slice shares its parent's offsets: it must not get the parent's first tokens."""
     rows = read_rows(BATCH.slice(2))
     assert rows.sample_ids == ["c"] and rows.tokens[0].tolist() == [0, 1, 2]
     assert len(read_rows(BATCH.slice(0, 0))) == 0

@@ -1,4 +1,4 @@
-"""Half a training: only rollouts, or only learning from those of another run; roles in memory, real files."""
+"""Only rollouts, or only training on another run's rollouts; roles in memory, real files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIG = RunConfig(
 def collected(
     folder: Path, config: RunConfig = CONFIG, scorer: FakeScorer | None = None
 ) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
-    """Every group of the run in its journal; who made them, and the lines that were told."""
+    """Every group of the run in its journal; the submissions that were sampled, and the reported lines."""
     generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     producer = Producer(config, order, generator, scorers(scorer), buffer)
@@ -47,7 +47,7 @@ def collected(
 
 
 def test_every_group_is_in_the_journal(tmp_path: Path) -> None:
-    """Six groups of the starting model, a line a step; what is there already is not made again."""
+    """Six groups of the initial model, a line per step; groups in the journal are not sampled again."""
     generator, lines = collected(tmp_path)
     journal = sorted(path.name for path in (tmp_path / "journal").glob("*.arrow"))
     assert journal == [f"{index:012d}.arrow" for index in range(6)]
@@ -60,7 +60,7 @@ def test_every_group_is_in_the_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_steps", [2, 5])
 def test_rollouts_without_any_reward_are_no_success(tmp_path: Path, num_steps: int) -> None:
-    """They are stopped after three steps or at their end, also when the groups were made before."""
+    """Stopped after three steps or at the end, also when the groups were sampled before."""
     config = replace(CONFIG, num_steps=num_steps)
     for _ in range(2):
         with pytest.raises(NoRewardError, match=r"no reward|no completion"):
@@ -69,7 +69,7 @@ def test_rollouts_without_any_reward_are_no_success(tmp_path: Path, num_steps: i
 
 
 def test_further_groups_are_collected_too(tmp_path: Path) -> None:
-    """With refilling the journal has what each step asks for, from submission 6 s on, once."""
+    """With refill the journal has all groups of each step, from submission 6 s on, once."""
     rollout = replace(CONFIG.rollout, zero_variance_groups="refill")
     _, lines = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
     indexes = Journal(tmp_path / "journal").indexes()
@@ -81,7 +81,7 @@ def test_further_groups_are_collected_too(tmp_path: Path) -> None:
 
 
 def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
-    """They are all of version 0 and still trained on at lag 0; without probes nothing is proved."""
+    """They are all of version 0 and still trained on at lag 0; without probes nothing is verified."""
     collected(tmp_path / "theirs")
     mine, learner = tmp_path / "mine", FakeLearner()
     buffer = FileBuffer(mine, 2)
@@ -106,7 +106,7 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
 
 
 async def ask_for_more(roles: Roles) -> None:
-    """Ask for a group that no rollouts hold."""
+    """Ask for a group that is not in the rollouts."""
     order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
     producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
     producer.top_up(0)

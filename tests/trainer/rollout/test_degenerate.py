@@ -1,4 +1,4 @@
-"""Degenerate groups through the whole chain: rewards to credit to the objective's gradient, for every method.
+"""Zero-variance groups through the whole chain, from rewards to the objective's gradient, for every method.
 
 All equal, all failed, one rewarded row, empty and one-token completions, null and NaN rewards, refined rows
 only: zeros, or no weight, and never NaN.
@@ -54,7 +54,7 @@ class Row:
 
 
 def rows() -> st.SearchStrategy[list[list[Row]]]:
-    """Groups of 1 to 4 rows; many are zero_variance_groups in one way or another."""
+    """Groups of 1 to 4 rows; many have zero variance in one way or another."""
     reward = st.sampled_from([None, float("nan"), 0.0, 1.0, 1.0, 0.5])
     row = st.builds(
         Row,
@@ -69,7 +69,7 @@ def rows() -> st.SearchStrategy[list[list[Row]]]:
 
 @lru_cache
 def config_of(loss: str, advantage: str) -> RunConfig:
-    """The debug preset with both and as many of the extras as they take."""
+    """The debug preset with both methods and as many of the extras as they allow."""
     taken = [
         f"loss.policy={{kind: {loss}}}",
         f"advantage={{kind: {advantage}}}",
@@ -229,7 +229,7 @@ def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], se
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_equal_rewards_teach_nothing(advantage: str, reward: float, size: int) -> None:
-    """No baseline of siblings leaves anything of a group that is all equal, rounding included."""
+    """Every group baseline gives zeros for a group of equal rewards, rounding included."""
     config = load_config("debug", [f"advantage={{kind: {advantage}}}"])
     index = index_of([[Row("policy", reward, 2, None)] * size])
     columns = scores_of(index, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Dynamic sampling in numbers: which groups teach, what is learned from, asked for, and refused."""
+"""Dynamic sampling by numbers: which groups have variance, what is learned from, sampled, and refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_numbers_by_hand(name: str) -> None:
 
 @given(GROUPS)
 def test_what_teaches_is_what_the_equation_says(groups: list[list[float | None]]) -> None:
-    """Against pairs compared one by one, in any order of rows; NaN and null never make a difference."""
+    """Against pairwise comparison, in any order of rows; NaN and null never make a difference."""
     rewards = [np.nan if reward is None else reward for group in groups for reward in group]
     owners = [number for number, group in enumerate(groups) for _ in group]
     order = np.random.default_rng(len(owners)).permutation(len(owners))
@@ -50,7 +50,7 @@ def test_what_teaches_is_what_the_equation_says(groups: list[list[float | None]]
 
 @given(st.lists(st.booleans(), min_size=24, max_size=24), st.integers(1, 6), st.integers(1, 4))
 def test_rounds_are_those_of_doing_it(teaches: list[bool], wanted: int, limit: int) -> None:
-    """Told only of the groups sampled so far, round by round, it ends where the loop ends."""
+    """Given only the groups sampled so far, round by round, it ends where the plain loop ends."""
     rounds, sampled = reference_rounds(teaches, wanted, limit)
     known = 0
     while (plan := plan_rounds(teaches[:known], wanted, limit)).num_groups > known:
@@ -74,7 +74,8 @@ def learn(
 
 def test_a_dropped_group_weighs_nothing_and_dilutes_nothing() -> None:
     """Rewards 0 1, 1 1 and 1 null, three tokens a row. Kept: five rewarded rows weigh 1/15 each, among them
-    the two with an advantage of half. Dropped: only those two are there, at 1/6."""
+    the two with an advantage of half. Dropped: only those two remain, at 1/6.
+    """
     groups = [(0.0, 1.0), (1.0, 1.0), (1.0, None)]
     _, kept = learn(groups, replace(CONFIG, rollout=RolloutConfig(groups_per_step=2)))
     assert kept.row_weight_N == pytest.approx([1 / 15] * 5 + [0])
@@ -84,14 +85,14 @@ def test_a_dropped_group_weighs_nothing_and_dilutes_nothing() -> None:
 
 
 def test_a_kl_term_does_not_bring_a_group_back() -> None:
-    """In the reward it makes all rewards differ; what teaches is decided by the reward itself."""
+    """A KL term makes all rewards differ, but the selection uses the reward without it."""
     _, learnable = learn([(0.0, 1.0), (1.0, 1.0)], kl=1.0)
     assert (learnable.row_weight_N > 0).tolist() == [True, True, False, False]
     assert learnable.advantage_N[2:].tolist() == [0.0, 0.0]
 
 
 def test_kept_groups_are_spread_evenly() -> None:
-    """Groups 0, 2, 4 and 5 of six teach: two for each of two updates, and one each of the others."""
+    """Groups 0, 2, 4 and 5 of six have variance: two for each of two updates, and one each of the others."""
     groups = [(0.0, 1.0) if number in (0, 2, 4, 5) else (1.0, 1.0) for number in range(6)]
     config = replace(CONFIG, learner=LearnerConfig(updates_per_step=2))
     index, _ = learn(groups, config)
@@ -134,7 +135,7 @@ def test_degenerate_groups_give_zeros_never_nan(groups: list[list[float | None]]
 
 @given(GROUPS)
 def test_metrics_are_finite(groups: list[list[float | None]]) -> None:
-    """Whatever the rewards are: shares within 0 and 1, and never more groups kept than there are."""
+    """For any rewards: shares within 0 and 1, and never more groups kept than sampled."""
     found = sampling_metrics(rows_of(groups, 6), DROP)
     assert 0 <= found["sampling/degenerate_share"] <= 1 and found["sampling/rounds"] == 1
     assert found["sampling/kept_groups"] == sum(map(reference_teaches, groups))
@@ -146,8 +147,9 @@ def order_of(count: int, shuffle: bool = True) -> PromptOrder:
 
 
 def test_further_prompts_of_a_step() -> None:
-    """Two groups of 7 prompts: the first two are those in turn; the next five are all others, each once; then
-    those two again. Other steps have another order, and the same question the same answer."""
+    """Two groups of 7 prompts: the first two in epoch order; the next five are all others, once each; then
+    those two again. Other steps have another order; repeated calls give the same prompt.
+    """
     order = order_of(7)
 
     def names(step: int, places: range) -> list[str]:
@@ -166,7 +168,7 @@ def test_further_prompts_of_a_step() -> None:
 
 
 def test_fewer_prompts_than_a_step_may_ask_for() -> None:
-    """Of one prompt all groups are; of two, a step with both goes on with both."""
+    """With one prompt all groups have it; with two, a step that has both repeats both."""
     alone = order_of(1)
     assert [alone.of_step(4, place, 2).prompt.prompt_id for place in range(6)] == ["p0"] * 6
     two = order_of(2, shuffle=False)
@@ -232,7 +234,7 @@ def test_what_is_refused(overrides: list[str], key: str, rule: str) -> None:
 
 
 def test_a_run_on_saved_rollouts_cannot_refill(tmp_path: Path) -> None:
-    """Before anything is started; the command line makes it exit code 2."""
+    """Refused before anything starts; exit code 2 on the command line."""
     config = load_config("debug", [f"runs_dir={tmp_path}", "rollout.zero_variance_groups=refill"])
     with pytest.raises(ValueError, match="must be keep or drop with --train-only, got refill"):
         train(config, StepReporter(1, StringIO()), Job(rollouts_of=tmp_path))
@@ -240,7 +242,7 @@ def test_a_run_on_saved_rollouts_cannot_refill(tmp_path: Path) -> None:
 
 
 def test_what_is_not_refused() -> None:
-    """The other side of the rules."""
+    """Configs that the rules must accept."""
     replayed = ["replay.groups_per_step=1", "loss.replay={kind: ppo_clip}", "rollout.max_lag=1"]
     load_config("debug", ["rollout.zero_variance_groups=drop", *replayed])
     load_config("debug", ["rollout.zero_variance_groups=refill", "rollout.max_rounds=2"])

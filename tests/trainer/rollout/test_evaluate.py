@@ -1,4 +1,4 @@
-"""pass@k against counting every subset; what counts as right; when an evaluation is due, what it commits."""
+"""pass@k against counting every subset; what counts as correct; when an evaluation is due."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CASES = [(n, c, k) for n in range(1, 8) for c in range(n + 1) for k in range(1, 
 
 @pytest.mark.parametrize(("n", "c", "k"), CASES)
 def test_pass_at_k_counts_subsets(n: int, c: int, k: int) -> None:
-    """The share of the k-subsets of n samples, c of them right, that hold a right one."""
+    """The share of the k-subsets of n samples, c of them correct, that contain a correct one."""
     subsets = list(combinations([True] * c + [False] * (n - c), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(any(subset) for subset in subsets) / len(subsets))
 
 
 def test_metrics_by_hand() -> None:
-    """Group 0: one of two right (by answer_ok); group 1: none. pass@1 = (1/2 + 0)/2, pass@2 = (1 + 0)/2.
+    """Group 0: one of two correct (by answer_ok); group 1: none. pass@1 = (1/2 + 0)/2, pass@2 = (1 + 0)/2.
 
-    Tags code code / prose none: code has 1 of 2 right. Format entropy of (1/2, 1/4, 1/4) is 1.0397 nats.
+    Tags code code / prose none: code has 1 of 2 correct. Format entropy of (1/2, 1/4, 1/4) is 1.0397 nats.
     """
     right, wrong = make_sample("a", 2, reward=1.0), make_sample("b", 2, reward=None, tag="code")
     groups = [
@@ -61,7 +61,7 @@ def test_metrics_by_hand() -> None:
 
 @pytest.mark.parametrize(("reward", "passed"), [(1.0, 1.0), (0.99, 0.0), (None, 0.0)])
 def test_without_a_verdict_the_reward_decides(reward: float | None, passed: float) -> None:
-    """A reward of at least 1 is right; a null one is not."""
+    """A reward of at least 1 is correct; a null one is not."""
     sample = _with_answer(make_sample("a", 1, reward=reward), None)
     assert eval_metrics([make_group(0, (sample,))], (1,))["eval/pass@1"] == passed
 
@@ -72,7 +72,7 @@ def _with_answer(sample: Sample, answer_ok: bool | None) -> Sample:
 
 @pytest.mark.parametrize(("every", "due"), [(0, []), (2, [0, 2, 4, 5]), (5, [0, 5])])
 def test_when_it_is_due(tmp_path: Path, every: int, due: list[int]) -> None:
-    """Every `eval.every` of 5 steps, with step 0 and the last; never for 0."""
+    """Every `eval.every` of 5 steps, also at step 0 and the last; never with 0."""
     config = RunConfig(num_steps=5, eval=EvalConfig(every=every))
     evaluator = Evaluator(config, token_prompts(2), FakeGenerator(), scorers(), tmp_path)
     assert [step for step in range(6) if evaluator.due(step)] == due

@@ -1,4 +1,4 @@
-"""The producer: how much is in flight, time limits, and rows whose score is missing."""
+"""The producer: how much is in flight, time limits, and rows with missing scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_producer(
 
 @dataclass
 class StuckGenerator(FakeGenerator):
-    """Never answers for the groups named; notes which of them were cancelled."""
+    """Never replies for some groups; notes which of them were cancelled."""
 
     stuck: tuple[str, ...] = ()
     cancelled: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ def test_groups_in_flight(tmp_path: Path) -> None:
 
 
 def test_a_controller_may_move_the_temperature(tmp_path: Path) -> None:
-    """Step 0 is sampled at 1, step 1 at 1.5, step 2 at 1 again. Only where it is known in time."""
+    """Step 0 is sampled at 1, step 1 at 1.5, step 2 at 1 again. Only at lag 0, where it is known in time."""
     config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=1))
     buffer = FileBuffer(tmp_path, 1)
     settings: list[dict[str, float]] = [{}, {"rollout.temperature": 1.5}, {}]
@@ -89,7 +89,7 @@ def test_a_controller_may_move_the_temperature(tmp_path: Path) -> None:
 
 
 def test_groups_the_buffer_has_are_not_made_again(tmp_path: Path) -> None:
-    """After a restart at step 1 with groups 3 and 4 waiting: only 2 and 5 are asked for, of its two steps."""
+    """After a restart at step 1 with groups 3 and 4 waiting: only 2 and 5 of its two steps are submitted."""
     config = RunConfig(num_steps=3, rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
     generator, made = FakeGenerator(), []
 
@@ -104,7 +104,7 @@ def test_groups_the_buffer_has_are_not_made_again(tmp_path: Path) -> None:
 
 
 def test_settle_waits_for_its_step_only(tmp_path: Path) -> None:
-    """The groups of step 1 hang; step 0 is settled all the same, with its seconds."""
+    """The groups of step 1 hang; step 0 still settles, with its seconds."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2, max_lag=1))
     buffer, generator = FileBuffer(tmp_path, 2), StuckGenerator(stuck=("00000002", "00000003"))
 
@@ -134,7 +134,7 @@ def test_a_stuck_group_is_named(tmp_path: Path) -> None:
 
 
 def test_close_cancels_the_other_groups_of_a_failed_step(tmp_path: Path) -> None:
-    """One group fails at once, its sibling hangs: closing must not leave that one behind."""
+    """One group fails at once, another hangs: closing must cancel that one."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
     generator = StuckGenerator(stuck=("00000001",))
 
@@ -153,7 +153,8 @@ def test_close_cancels_the_other_groups_of_a_failed_step(tmp_path: Path) -> None
 
 
 def test_a_missing_score_is_data(tmp_path: Path) -> None:
-    """Scores 1, 0, null, 0: the third row has no reward, no advantage and no weight; the others stand alone.
+    """Scores 1, 0, null, 0: the third row has no reward, no advantage and no weight; the others are not
+    affected.
 
     Their mean is 1/3 and std sqrt(1/3): 1.1547, -0.5774, -0.5774; 3 rows x 3 tokens weigh 1/9 each.
     """
@@ -178,7 +179,7 @@ def test_a_missing_score_is_data(tmp_path: Path) -> None:
 
 
 class SkippingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock can be put forward, so that long waits take no time."""
+    """An event loop whose clock can be advanced, so that long waits take no time."""
 
     skipped_s = 0.0
 
@@ -186,13 +187,13 @@ class SkippingLoop(asyncio.SelectorEventLoop):
         return super().time() + self.skipped_s
 
     async def skip(self, seconds: float) -> None:
-        """As a sleep: what falls due meanwhile has happened afterwards."""
+        """Advance the clock like a sleep: everything due meanwhile has run afterwards."""
         self.skipped_s += seconds
         await asyncio.sleep(0.01)
 
 
 def test_a_pause_does_not_count_against_the_limit(tmp_path: Path) -> None:
-    """Limit 100 s: a wait of 300 s in a pause is none; unpaused it is too long."""
+    """Limit 100 s: 300 s of pause do not count; without a pause they are too long."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=1, group_timeout_s=100.0))
     loop = SkippingLoop()
 
@@ -224,7 +225,7 @@ def test_a_pause_does_not_count_against_the_limit(tmp_path: Path) -> None:
 
 
 def test_the_first_completions_of_a_step_begin_its_scoring(tmp_path: Path) -> None:
-    """Two groups a step: the phase is told once per step, with the step's committed number."""
+    """Two groups a step: the phase is reported once per step, with the step's committed number."""
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
     order, told = PromptOrder(token_prompts(4), config.seed, shuffle=False), []
     producer = Producer(

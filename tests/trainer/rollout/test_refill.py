@@ -1,4 +1,4 @@
-"""Steps that sample further groups: the loop with roles in memory, on real files, ended anywhere."""
+"""Refill: the loop with roles in memory, on real files, interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollouts.store import committed_steps, read_step, read_summary, step_dir
 
 
 class EqualScorer(FakeScorer):
-    """Everything is right: nothing can be learned."""
+    """Every completion is right: zero variance everywhere."""
 
     async def score(self, prompt: object, completions: list[object]) -> list[object]:
         return [(await super(EqualScorer, self).score(prompt, completions[:1]))[0] for _ in completions]
@@ -24,7 +24,7 @@ class EqualScorer(FakeScorer):
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes end here, not machines."""
+    """No fsync: these tests end processes, not machines."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -34,17 +34,18 @@ def refill(folder: Path, attempt: int = 1, scorer: FakeScorer | None = None) -> 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Result]:
-    """A run that nothing happened to."""
+    """A run that is not interrupted."""
     trial = refill(tmp_path_factory.mktemp("whole") / "run")
     assert trial.train()
     return trial, result_of(trial)
 
 
 def test_every_step_has_its_groups(whole: tuple[Trial, Result]) -> None:
-    """Of each step, from its first submission 6 s on: the groups that the rewards ask for, all of them kept.
+    """Of each step, from its first submission 6 s on: the groups that the rewards ask for, all of them
+    committed.
 
-    Two wanted, three rounds. A pair teaches if its rewards differ; kept ones have weights (update_count 1),
-    others none. Every round was needed by some step, and some step by chance by none.
+    Two wanted, three rounds. A pair is learned if its rewards differ; learned ones have weights (update_count
+    1), others none. Some step needed every round, and some step only one.
     """
     trial, result = whole
     rounds_seen, short = set(), []
@@ -79,8 +80,9 @@ def prompts_of(table: pa.Table) -> dict[int, str]:
 
 
 def test_the_prompts_in_turn_do_not_shift(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """The first two groups of every step have the prompts that a run without refilling gives its steps, and
-    step 1, of the same weights, the same rows."""
+    """The first two groups of every step have the prompts of a run without refill, and step 1, of the same
+    weights, has the same rows.
+    """
     _, result = whole
     plain = Trial(tmp_path, scorer=TokenScorer())
     assert plain.train()
@@ -96,8 +98,9 @@ def test_the_prompts_in_turn_do_not_shift(whole: tuple[Trial, Result], tmp_path:
 
 @pytest.mark.parametrize("part", parts(17, 2))
 def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
-    """Two processes make what one makes, bit by bit, whichever call is the last of the first (before it is
-    made or after it had its effect, in turns); no group that was durable is sampled again."""
+    """Two processes give what one gives, bit for bit, whichever call is the last of the first process (before
+    or after it has its effect, alternating); no stored group is sampled again.
+    """
     reference, expected = whole
     for fatal, name in list(enumerate(reference.calls))[part::17]:
         folder, where = tmp_path / str(fatal), f"killed at call {fatal}, {name}"
@@ -116,7 +119,7 @@ def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part:
 
 
 def test_killed_between_the_rounds(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """The first round of step 3 is durable, and one group of the second: only what is missing is sampled."""
+    """The first round of step 3 is stored, and one group of the second: only the missing ones are sampled."""
     reference, expected = whole
     sizes = [table.num_rows // 2 for table in expected.steps]
     step = next(step for step, size in enumerate(sizes) if size > 3)
@@ -136,7 +139,7 @@ def test_killed_between_the_rounds(whole: tuple[Trial, Result], tmp_path: Path) 
 
 
 def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """With all its rounds, and ends the same."""
+    """With all its rounds, and the result is the same."""
     reference, expected = whole
     first = refill(tmp_path)
     commits = [number for number, name in enumerate(reference.calls) if name == "buffer.commit"]
@@ -150,7 +153,7 @@ def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: 
 
 
 def test_the_buffer_lost_at_a_take(whole: tuple[Trial, Result], tmp_path: Path) -> None:
-    """Groups that are gone from the buffer when a step is taken are sampled again, of any round."""
+    """Groups missing from the buffer when a step is taken are sampled again, in any round."""
     _, expected = whole
     sizes = [table.num_rows // 2 for table in expected.steps]
     step = next(step for step, size in enumerate(sizes) if size > 2)
@@ -170,7 +173,7 @@ def test_the_buffer_lost_at_a_take(whole: tuple[Trial, Result], tmp_path: Path) 
 
 
 def test_nothing_to_learn_from_ends_each_step_with_its_reason(tmp_path: Path) -> None:
-    """Every reward is 1: three rounds of two groups, no weight, and an event; six steps, and an end."""
+    """Every reward is 1: three rounds of two groups, no weight, and an event; the run ends normally."""
     trial = refill(tmp_path, scorer=EqualScorer())
     assert trial.train()
     result = result_of(trial)
@@ -182,7 +185,7 @@ def test_nothing_to_learn_from_ends_each_step_with_its_reason(tmp_path: Path) ->
 
 
 def test_dropped_groups_stay_in_the_rollouts(tmp_path: Path) -> None:
-    """One round: what teaches nothing is committed with update_count 0, and no event is made of it."""
+    """One round: groups without variance are committed with update_count 0 and without an event."""
     trial = Trial(tmp_path, zero_variance_groups="drop", scorer=TokenScorer())
     assert trial.train() and trial.events == []
     result = result_of(trial)
@@ -192,7 +195,7 @@ def test_dropped_groups_stay_in_the_rollouts(tmp_path: Path) -> None:
 
 
 def test_a_step_says_which_groups_it_used(whole: tuple[Trial, Result]) -> None:
-    """step.json lists every group sampled, used or not; the next step begins at its own number."""
+    """step.json lists every group sampled, used or not; the next step begins at its own index."""
     trial, _ = whole
     for step in committed_steps(trial.folder):
         used = read_summary(trial.folder, step)["groups_used"]

@@ -1,4 +1,4 @@
-"""Which groups are drawn again: the window, distinctness, chances, and nothing but seed and step."""
+"""Which groups are replayed: the window, distinctness, probabilities; dependent only on seed and step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_config(num_picks: int, max_age: int = 8, num_groups: int = 4, seed: int
 
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(1, 6), st.integers(0, 20), st.integers(0, 99))
 def test_picks(num_picks: int, max_age: int, num_groups: int, step: int, seed: int) -> None:
-    """Distinct groups of the last `max_age` committed steps, each in its own step; all if there are few."""
+    """Distinct groups of the last `max_age` committed steps, each with its step; all if there are few."""
     config = make_config(num_picks, max_age, num_groups, seed)
     picks = choose(config, step)
     assert picks == choose(config, step)

@@ -1,4 +1,4 @@
-"""The seam of rollouters: a second one fits, from the config to the rows that are committed."""
+"""A second rollouter works, from the config to the committed rows."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes end here, not machines."""
+    """No fsync: these tests end processes, not machines."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @dataclass
 class RisingGenerator(FakeGenerator):
-    """Loads new weights after every answer, and takes a while for odd seeds, so that order is no help."""
+    """Loads new weights after every reply, and is slower for odd seeds: replies come out of order."""
 
     async def generate(self, submission: Submission) -> list[Completion]:
         await asyncio.sleep(0.001 * (submission.seeds[0] % 2))
@@ -68,7 +68,7 @@ def submission_of(index: int = 3, num_samples: int = 2) -> Submission:
 
 
 def test_a_config_names_its_own_under_the_allow_list() -> None:
-    """As every kind: a module under a prefix in allow, and single_turn where nothing is said."""
+    """Like every kind: a module under a prefix in allow; single_turn by default."""
     assert load_config("debug").rollouter == {"kind": "single_turn"}
     own = ["rollouter.kind=rollouters:two_turns", "rollouter.options={turns: 2}"]
     assert load_config("debug", [*own, "allow=[rollouters]"]).rollouter["options"] == {"turns": 2}
@@ -79,8 +79,9 @@ def test_a_config_names_its_own_under_the_allow_list() -> None:
 
 
 def test_two_turns_become_rows(tmp_path: Path) -> None:
-    """Three tokens, two of the environment, three more under newer weights: masked in between, no logprobs
-    there, one id, and both versions at their tokens."""
+    """Three tokens, two of the environment, three more under newer weights: the middle is masked, without
+    logprobs, under one id, and both versions are at their tokens.
+    """
     config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=TWO_TURNS)
     order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
     producer = Producer(config, order, RisingGenerator(), scorers(), buffer)
@@ -104,7 +105,7 @@ def test_two_turns_become_rows(tmp_path: Path) -> None:
 
 
 def test_a_run_of_two_turns(tmp_path: Path) -> None:
-    """The whole loop: rows of eight tokens, of which six are learned; evaluations take one turn."""
+    """The whole loop: rows of eight tokens, of which six are learned; evaluations have one turn."""
     trial = Trial(tmp_path / "run", more={"rollouter": TWO_TURNS})
     assert trial.train()
     for step in range(1, NUM_STEPS + 1):
@@ -120,7 +121,7 @@ def test_a_run_of_two_turns(tmp_path: Path) -> None:
 
 
 def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    """Nothing of a rollouter is kept but its groups: later turns have seeds of their own sample and turn."""
+    """Only groups are stored; the seeds of later turns depend on sample and turn alone."""
     whole, cut = (Trial(tmp_path / name, more={"rollouter": TWO_TURNS}) for name in ("whole", "cut"))
     assert whole.train()
     commits = [number for number, name in enumerate(whole.calls) if name == "buffer.commit"]
@@ -134,8 +135,9 @@ def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Pat
 
 
 def check_added_rows(folder: Path, origin: str) -> None:
-    """A run whose groups have, for each of two answers, one more row of `origin` that joins the policy's
-    groups: with ids, parents and contexts of their own, compared with the whole group, measured apart."""
+    """A run whose groups have, for each of two answers, one more row of `origin` in the policy's group: with
+    its own ids, parents and contexts, compared within the whole group, measured separately.
+    """
     more: dict[str, Any] = {
         "rollouter": {"kind": "rollouters:with_refined", "options": {"origin": origin}},
         "loss": {"policy": {"kind": "ppo_clip"}, origin: {"kind": "nll"}},
@@ -169,12 +171,12 @@ def check_added_rows(folder: Path, origin: str) -> None:
 
 
 def test_refined_rows_fit(tmp_path: Path) -> None:
-    """No rollouter of ours makes any yet: the table, the ids and the records are ready for one that does."""
+    """No built-in rollouter makes any: the table of origins, the ids and the records allow it."""
     check_added_rows(tmp_path / "run", "refined")
 
 
 def test_an_origin_is_one_line(tmp_path: Path) -> None:
-    """In a process of its own, with a line more in the table and nothing else: the same as with refined."""
+    """In another process, with one more line in the table and nothing else: works like refined."""
     program = (
         "import configs.origins as o\n"
         "o.ORIGINS['echoed'] = o.OriginSpec("
@@ -206,7 +208,7 @@ def test_an_origin_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_group_that_is_none_is_refused(tmp_path: Path, how: str, rule: str) -> None:
-    """The rollouter and the group are named; nothing of it reaches the buffer."""
+    """The rollouter and the group are named; nothing reaches the buffer."""
     entry = {"kind": "rollouters:broken", "options": {"how": how}}
     config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=entry)
     order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
@@ -222,8 +224,9 @@ def test_a_group_that_is_none_is_refused(tmp_path: Path, how: str, rule: str) ->
 
 
 def test_what_follows_a_context_has_its_limit() -> None:
-    """A prompt of 3 tokens, 10 tokens of completion, 16 in all: a row under way has what is left of its ten,
-    another context what is left of the sixteen."""
+    """A prompt of 3 tokens, 10 tokens of completion, 16 in all: a continued row has the rest of its ten, any
+    other context the rest of the sixteen.
+    """
 
     async def check() -> None:
         submission = submission_of()
@@ -237,7 +240,7 @@ def test_what_follows_a_context_has_its_limit() -> None:
 
 
 def test_later_turns_have_ids_seeds_and_limits_of_their_own() -> None:
-    """The submission itself at first; then a sample's own seed and id, whatever else was asked before."""
+    """The submission itself first; then the sample's own seed and id, whatever was generated before."""
     asked: list[Submission] = []
 
     class Noting(FakeGenerator):
@@ -290,7 +293,7 @@ def test_a_later_turn_that_is_stuck_ends_with_the_group(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_the_prompt_begins_is_judged_whole() -> None:
-    """Scorers see the prefill before the sampled text, as in TRL; the row keeps what was sampled."""
+    """Scorers get the prefill before the sampled text, as in TRL; the row keeps the sampled text."""
     seen: list[str] = []
 
     class Reader(FakeScorer):

@@ -1,4 +1,4 @@
-"""Tempered groups: what counts, how it is scored, the pull on the entropy, the loop, what is refused."""
+"""Tempered groups: which are learned, how they are scored, the effect on entropy, the loop, errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REWARD = st.sampled_from([None, 0.0, 1.0, 0.5, -1.0])
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes end here, not machines."""
+    """No fsync: these tests end processes, not machines."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -61,7 +61,8 @@ def test_numbers_by_hand(name: str) -> None:
 
 def test_what_counts_by_hand() -> None:
     """Policy rewards 0 1: advantages of half, 1/6 each over six tokens. Tempered 1, 0, null, -1 and 1: the
-    two ones count with an advantage of 1 and weigh 0.1/6 each; the policy's rows are as without them."""
+    two ones are learned with an advantage of 1 and weigh 0.1/6 each; the policy's rows are as without them.
+    """
     index = make_index([(0, "policy", (0.0, 1.0)), (1, "tempered", (1.0, 0.0, None, -1.0, 1.0))])
     learnable = with_advantages(collate(index, CONFIG), pa.table({}), bind(CONFIG), 0)
     assert learnable.advantage_N.tolist() == [-0.5, 0.5, 1.0, 0.0, 0.0, 0.0, 1.0]
@@ -77,7 +78,7 @@ def test_what_counts_by_hand() -> None:
 def test_weights_are_those_of_a_plain_loop(
     own: list[list[float | None]], tempered: list[list[float | None]], zero_variance_groups: str
 ) -> None:
-    """In any order of rows: 0.1 over the counting rows' tokens, never NaN; nothing of it touches the rest."""
+    """In any order of rows: 0.1 over the tokens of learned rows, never NaN; other rows do not change."""
     config = replace(CONFIG, rollout=RolloutConfig(zero_variance_groups=zero_variance_groups))
     groups = [(number, "policy", rewards) for number, rewards in enumerate(own)]
     more = [(len(own) + number, "tempered", rewards) for number, rewards in enumerate(tempered)]
@@ -101,14 +102,14 @@ def test_weights_are_those_of_a_plain_loop(
 
 
 def test_tempered_groups_are_spread_over_the_updates() -> None:
-    """Four groups and two tempered ones on two updates: two and one each."""
+    """Four groups and two tempered ones over two updates: two and one each."""
     config = replace(CONFIG, learner=LearnerConfig(updates_per_step=2))
     groups = [(number, "policy" if number < 4 else "tempered", (1.0, 0.0)) for number in range(6)]
     assert collate(make_index(groups), config).update_N[::2].tolist() == [0, 0, 1, 1, 0, 1]
 
 
 def expected_loss(logits: torch.Tensor, sampled_at: float, scored_at: float) -> torch.Tensor:
-    """The mean nll of one token over all that may be drawn at the temperature `sampled_at`."""
+    """The mean nll of one token over all tokens, weighted by their probabilities at `sampled_at`."""
     drawn = torch.softmax(logits.detach() / sampled_at, 0)
     logprobs = torch.log_softmax(logits / scored_at, 0)
     blank = torch.zeros_like(logprobs)
@@ -182,7 +183,8 @@ def tempered_trial(folder: Path, attempt: int = 1) -> Trial:
 
 def test_the_loop_samples_at_what_the_controller_says(tmp_path: Path) -> None:
     """Two groups of the policy at 1.0 and a tempered one a step, with the prompt of the first: at 1.2 after a
-    step of low entropy, else at 0.8. And the same after a death at any seventh call, bit by bit."""
+    step of low entropy, else at 0.8. Bit for bit the same after a kill at every seventh call.
+    """
     reference = tempered_trial(tmp_path / "whole")
     assert reference.train()
     expected, seen = result_of(reference), set()
@@ -261,7 +263,7 @@ def test_what_is_refused(overrides: list[str], key: str, rule: str) -> None:
 
 
 def test_half_a_training_is_refused(tmp_path: Path) -> None:
-    """Both halves, before anything is started."""
+    """Both --rollout-only and --train-only, before anything starts."""
     config = load_config("debug", [f"runs_dir={tmp_path}", NLL, TWO])
     for job, half in ((Job(rollouts_of=tmp_path), "--train-only"), (Job(learns=False), "--rollout-only")):
         with pytest.raises(ValueError, match=f"tempered.groups_per_step must be 0 with {half}, got 2"):

@@ -1,4 +1,4 @@
-"""Strategic n-grams: mined, kept, found; HICRA's mask and its control; a damaged file stops a run."""
+"""Strategic n-grams: mined, stored, matched; HICRA's mask and its random control; damaged files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_by_hand(name: str) -> None:
 
 
 def plain_find(ids: list[int], grams: set[tuple[int, ...]]) -> list[bool]:
-    """Token by token: at each free place the longest n-gram that starts there, written anew."""
+    """Token by token: at each free place the longest n-gram that starts there, written independently."""
     inside, at = [False] * len(ids), 0
     while at < len(ids):
         hits = [n for n in (5, 4, 3) if at + n <= len(ids) and tuple(ids[at : at + n]) in grams]
@@ -58,7 +58,7 @@ GRAMS = st.sets(st.lists(WORDS, min_size=3, max_size=5).map(tuple), min_size=1, 
 
 @given(st.lists(st.lists(WORDS, max_size=14), max_size=5), GRAMS)
 def test_the_mask_against_a_scalar_loop(rows: list[list[int]], grams: set[tuple[int, ...]]) -> None:
-    """Rows laid end to end are as rows alone: nothing is found across an end."""
+    """Concatenated rows give the same as single rows: no match crosses an end."""
     flat = np.array([token for row in rows for token in row], np.int64)
     ends = np.repeat(np.cumsum([len(row) for row in rows], dtype=np.int64), [len(row) for row in rows])
     inside, _ = find_grams(flat, ends, dict.fromkeys(grams, 1))
@@ -76,7 +76,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows=st.lists(st.lists(st.integers(1, 5), max_size=12), min_size=1, max_size=5), seed=st.integers(0, 99)
 )
 def test_the_control_has_as_many_tokens_of_every_row(path: Path, rows: list[list[int]], seed: int) -> None:
-    """Whatever the ranks and the order: the same masks, and per row the same number in both."""
+    """For any ranks and order: the same masks, and per row the same number in both."""
     rng = np.random.default_rng(seed)
     names = [f"r{number}" for number in range(len(rows))]
     draws = [rng.random(len(row)) for row in rows]
@@ -121,7 +121,7 @@ def test_the_control_has_as_many_tokens_of_every_row(path: Path, rows: list[list
 
 @given(st.lists(st.tuples(st.booleans(), st.just(0.0) | st.floats(-5, 5)), max_size=6), st.floats(0, 0.99))
 def test_hicra_against_a_scalar_loop(tokens: list[tuple[bool, float]], alpha: float) -> None:
-    """A + alpha |A| on planning tokens; finite, no gradient, and no sign turns."""
+    """A + alpha |A| on planning tokens; finite, no gradient, and no sign changes."""
     advantages = [a for _, a in tokens]
     planning = torch.tensor([p for p, _ in tokens], dtype=torch.bool)
     inputs = replace(
@@ -134,7 +134,7 @@ def test_hicra_against_a_scalar_loop(tokens: list[tuple[bool, float]], alpha: fl
 
 
 def commit_run(run: Path, rows: list[dict[str, Any]]) -> None:
-    """A run of one step whose rows have these values; all else is null or as a column demands."""
+    """A run of one step whose rows have these values; all else is null or a valid default."""
     run.mkdir(exist_ok=True)
     table = pa.Table.from_batches([make_batch(0, num_rows=len(rows))])
     count = len(rows)
@@ -158,9 +158,9 @@ def commit_run(run: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_only_correct_completions_are_read(tmp_path: Path) -> None:
-    """Right by a scorer's word, or where none said by a reward above 0; replayed rows are not counted twice.
+    """Correct by `answer_ok`, or else by a reward above 0; replayed rows are not counted twice.
 
-    Tokens of the environment cut a completion: 1 2 | 4 5, of which the middle is not learned.
+    Tokens of the environment split a completion: 1 2 | 4 5, whose middle is not learned.
     """
     commit_run(
         tmp_path,
@@ -178,7 +178,7 @@ def test_only_correct_completions_are_read(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two runs of one correct completion each that share 1 2 3; then what cannot be mined."""
+    """Two runs of one correct completion each that share 1 2 3; then runs that cannot be mined."""
     for name, ids in (("one", [1, 2, 3]), ("two", [1, 2, 3, 4])):
         commit_run(tmp_path / name, [{"ids": ids, "ok": True}, {"ids": [5, 5, 5], "ok": False}])
     runs, out = [str(tmp_path / name) for name in ("one", "two")], str(tmp_path / "to" / "grams.json")
@@ -224,7 +224,7 @@ def test_a_damaged_file_is_refused_with_its_key(path: Path, tmp_path: Path, rule
 def test_a_run_finds_out_at_its_start(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 2 with entry, file and key; a whole file is known by its absolute path from then on."""
+    """Exit 2 with entry, file and key; a valid file is replaced by its absolute path."""
     half = tmp_path / "half.json"
     half.write_bytes(path.read_bytes()[:-40])
     for place in (str(half), "nowhere.json"):

@@ -1,4 +1,4 @@
-"""Shapes of entropy, surprisal and the sampler: by hand, against scalars, under any cut, from a config."""
+"""Transforms by entropy, surprisal and sampler: by hand, against scalars, for any division, from a config."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_by_hand(name: str) -> None:
 
 @given(st.lists(st.tuples(ADVANTAGE, LOGPROB, st.floats(0, 5)), max_size=12), st.floats(0.01, 0.5))
 def test_entropy_shapes_against_scalars(tokens: list[tuple[float, float, float]], fraction: float) -> None:
-    """Also: nothing is infinite or has a gradient, no sign turns, and an advantage of 0 stays 0."""
+    """Also: nothing is infinite or has a gradient, no sign changes, and an advantage of 0 stays 0."""
     advantages, logprobs, entropies = ([token[k] for token in tokens] for k in range(3))
     inputs = replace(
         loss_inputs(logprobs, logprobs, advantages), entropy=torch.tensor(entropies, dtype=torch.float64)
@@ -88,7 +88,7 @@ SEQUENCES = st.lists(
 
 @given(SEQUENCES)
 def test_off_policy_shapes_against_scalars(sequences: list[list[tuple[float, float, float]]]) -> None:
-    """Sequences of one to four tokens; a token that stands at a bound to a part in 10^9 is left out."""
+    """Sequences of one to four tokens; tokens within a relative 1e-9 of a bound are left out."""
     tokens = [token for sequence in sequences for token in sequence]
     rows = [number for number, sequence in enumerate(sequences) for _ in sequence]
     proximal, behavior, advantages = ([token[k] for token in tokens] for k in range(3))
@@ -184,7 +184,7 @@ Key = tuple[str, str, str, int]
 
 
 def selections(shards: list[list[tuple[str, list[tuple[int, int]]]]]) -> set[Key]:
-    """(shape, column, sample, position) of every True, each rank asking for its own tokens."""
+    """(transform, column, sample, position) of every True, each rank for its own tokens."""
     tables = [table(rows) for rows in shards]
 
     def gather(own: TokenTable) -> list[TokenTable]:
@@ -295,7 +295,7 @@ def test_losses_in_proportion_to_the_advantage(
 
 
 def test_kl_cov_is_not() -> None:
-    """A pull of beta |log pi - log pi_old| = 1 on a selected token stays when A is halved: -1/2 e + 1."""
+    """A penalty of beta |log pi - log pi_old| = 1 on a selected token stays when A is halved: -1/2 e + 1."""
     inputs = replace(loss_inputs([0.0], [-1.0], [1.0]), prepared={"selected": torch.tensor([True])})
     halved = replace(inputs, advantages=0.5 * inputs.advantages)
     assert loss_of("kl_cov", inputs) == pytest.approx([1 - math.e])
@@ -304,7 +304,7 @@ def test_kl_cov_is_not() -> None:
 
 
 def test_a_later_shape_sees_what_an_earlier_one_dropped() -> None:
-    """A bonus in proportion to |A| pays nothing on tokens that icepop dropped; the other way round alike."""
+    """A bonus in proportion to |A| adds nothing on tokens that icepop dropped; in the other order neither."""
     drop = BoundTransform(kind=TOKEN_ADVANTAGES["icepop"], options=IcepopOptions(weigh=False))
     pay = BoundTransform(kind=TOKEN_ADVANTAGES["entropy_advantage"], options=EntropyAdvantageOptions())
     inputs = replace(drifted([1.0, 6.0], [2.0, 2.0]), entropy=torch.tensor([5.0, 5.0], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Changes of the advantage: by hand, the papers' equations in floats, inside an objective, from a config."""
+"""Transforms of the advantage: by hand, the papers' equations in floats, in an objective, from a config."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_by_hand(name: str) -> None:
     st.floats(0, 3),
 )
 def test_against_the_papers_in_scalars(tokens: list[tuple[float, float]], amount: float) -> None:
-    """Token by token; no gradient; finite; and 0 stays 0 but for REPO, which acts there too."""
+    """Token by token; no gradient; finite; and 0 stays 0 except for REPO, which acts there too."""
     logprobs, advantages = [p for p, _ in tokens], [a for _, a in tokens]
     inputs = loss_inputs(logprobs, logprobs, advantages)
     reweighted = positive_reweight(inputs, PositiveReweightOptions(weight=amount))
@@ -114,7 +114,7 @@ def test_only_rows_of_the_policy_are_shaped() -> None:
 
 
 def test_a_controller_reaches_them() -> None:
-    """token_advantage.<name>.<option>; the objective it came from is left as it was."""
+    """token_advantage.<name>.<option>; the original objective does not change."""
     start = objective(THEN)
     settings = {
         "token_advantage.pos.weight": 1.0,
@@ -186,9 +186,9 @@ def test_ratios_that_can_differ_from_one_are_allowed(kind: str) -> None:
 
 
 def test_what_a_shape_found_reaches_its_tokens_and_its_marks_the_sums() -> None:
-    """In an objective: A = 2, + 100 found + token 30 + position 5, times the weight 1/2; marked once.
+    """In an objective: A = 2, + 100 prepared + token 30 + position 5, times the weight 1/2; marked once.
 
-    The second token has weight 0: the shape does not see it.
+    The second token has weight 0: the transform does not get it.
     """
     kind = Kind(object, "test_transforms:add_seen", prepare="loss_cases:note_advantage")
     found = objective({"mine": BoundTransform(kind=kind, options=None)})

@@ -1,4 +1,4 @@
-"""Naming a fault from what an engine answered: each known one is planted in a tiny model."""
+"""Naming a fault by an engine's logprobs: each known fault is put into a tiny model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def policy(tied: bool, tmp_path_factory: pytest.TempPathFactory) -> PolicyModel:
 
 @pytest.fixture(scope="module")
 def states(policy: PolicyModel) -> tuple[State, State]:
-    """Weights of a step and of the step before, every tensor moved a little."""
+    """Weights of a step and of the step before, every tensor slightly changed."""
     before = {name: tensor.detach().clone() for name, tensor in policy.named_weights()}
     generator = torch.Generator().manual_seed(1)
     now = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in before.items()}
@@ -102,7 +102,7 @@ def test_a_planted_fault_is_named(
     plant: Callable[[State, State], State],
     sentence: str,
 ) -> None:
-    """The engine's answer is computed with the fault; the explanation must begin with its name."""
+    """The engine's logprobs are computed with the fault; the explanation must begin with its name."""
     observed = answers(policy, plant(*states))
     assert gap(observed, answers(policy, states[1])) > 1e-4, "the fault must show on the probes"
     assert explain(policy, states, observed).startswith(sentence)
@@ -111,14 +111,14 @@ def test_a_planted_fault_is_named(
 def test_stale_weights_of_a_run_that_was_set_back_are_named_by_their_version(
     policy: PolicyModel, states: tuple[State, State]
 ) -> None:
-    """After a checkpoint of step 5 was restored at step 9, the engines held version 9, not 4."""
+    """After a checkpoint of step 5 was restored at step 9, the engines had version 9, not 4."""
     observed = answers(policy, states[0])
     sentence = "all weights are those of the sync before (version 9 instead of 5)"
     assert explain(policy, states, observed, version_before=9).startswith(sentence)
 
 
 def test_a_stale_head_is_named(policy: PolicyModel, states: tuple[State, State], tied: bool) -> None:
-    """New weights everywhere but in the output head, which for a tied model is no tensor of its own."""
+    """New weights everywhere but in the output head, which is no tensor of its own in a tied model."""
     before, now = states
     name = "model.embed_tokens.weight" if tied else "lm_head.weight"
     policy.model.load_state_dict(now, strict=False)
@@ -144,7 +144,7 @@ def test_an_unknown_fault_is_called_unknown(policy: PolicyModel, states: tuple[S
 def test_answers_that_are_not_numbers_are_called_unknown(
     policy: PolicyModel, states: tuple[State, State]
 ) -> None:
-    """No comparison with NaN holds: it must not be taken for a fault that fits."""
+    """Every comparison with NaN is false: it must not count as a match."""
     observed = np.full(48, np.nan, np.float32)
     assert explain(policy, states, observed).startswith("none of the known faults explains it")
 

@@ -1,4 +1,4 @@
-"""Packed weights travel unchanged and damage is noticed; the learning rate's schedule."""
+"""Packed weights arrive unchanged and damage is detected; the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_round_trip() -> None:
 
 @given(st.integers(0, 29), st.integers(1, 255))
 def test_any_damage_is_noticed(place: int, flip: int) -> None:
-    """One byte changed on the way: the tensor it belongs to is named."""
+    """One byte changed in transfer: the tensor it belongs to is named."""
     packed = example()
     packed.buffer[place] ^= flip
     name = "a" if place < 24 else "b" if place < 28 else "c"

@@ -1,4 +1,4 @@
-"""The proof after a weight sync: it passes good ones and stops on stale, wrong or refused weights."""
+"""The check after a weight sync: it accepts good ones and stops on stale, wrong or refused weights."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_publish(
     before: Published | None,
     config: RunConfig = CONFIG,
 ) -> tuple[Published, dict[str, float]]:
-    """`publish` of a learner that is at `version`."""
+    """`publish` of a learner that has `version`."""
     learner = FakeLearner(version=version)
     transport = FakeTransport(learner, generator, last=before.version if before is not None else None)
     return asyncio.run(publish(version, transport, learner, generator, probes, before, config))
 
 
 def sync(generator: FakeGenerator, before: Published | None, config: RunConfig = CONFIG) -> dict[str, float]:
-    """Publish version 3 of a learner whose weights moved the probe by 0.1 nats in this step."""
+    """Publish version 3 of a learner whose weights changed the probe by 0.1 nats in this step."""
     published, metrics = run_publish(3, generator, PROBES, before, config)
     assert published.version == 3
     np.testing.assert_array_equal(published.expected, answer_of(3, 3))
@@ -43,7 +43,7 @@ def sync(generator: FakeGenerator, before: Published | None, config: RunConfig =
 
 
 def test_a_good_sync_is_proven() -> None:
-    """No gap, and a stale engine would have shown 0.1."""
+    """No gap, and a stale engine would have had 0.1."""
     metrics = sync(FakeGenerator(drift=1e-4), previous())
     assert metrics == pytest.approx(
         {"sync/probe_gap": 1e-4, "sync/probe_power": 0.1, "sync/proven": 1.0}, rel=1e-2
@@ -58,14 +58,14 @@ def test_the_first_sync_has_nothing_to_compare_with() -> None:
 
 
 def test_no_probes_no_claim() -> None:
-    """sync.num_probes = 0 sends the weights and says nothing about them."""
+    """sync.num_probes = 0 sends the weights and reports no metrics about them."""
     generator = FakeGenerator()
     published, metrics = run_publish(1, generator, (), None)
     assert metrics == {} and len(published.expected) == 0 and generator.calls == ["load 1"]
 
 
 def test_a_gap_above_the_tolerance_raises_with_the_explanation() -> None:
-    """2e-3 nats where fp32 may have 1e-3."""
+    """2e-3 nats where fp32 allows 1e-3."""
     with pytest.raises(
         WeightSyncError, match=r"version 3, engine 0 .* 2\.00e-03 nats.*explained 3 after None"
     ):
@@ -73,7 +73,7 @@ def test_a_gap_above_the_tolerance_raises_with_the_explanation() -> None:
 
 
 def test_a_stale_engine_raises() -> None:
-    """The engine took the new weights and answers like version 2."""
+    """The engine accepted the new weights and has the logprobs of version 2."""
     with pytest.raises(
         WeightSyncError, match=r"1\.00e-01 nats .*one stale step would show 1\.00e-01.*after 2"
     ):
@@ -81,7 +81,9 @@ def test_a_stale_engine_raises() -> None:
 
 
 def test_a_stale_engine_raises_under_the_tolerance() -> None:
-    """A tolerance of 1 nat would pass a gap of 0.1, but 0.1 is exactly how far one step moved the weights."""
+    """A tolerance of 1 nat would accept a gap of 0.1, but 0.1 is exactly how far one step changed the
+    weights.
+    """
     loose = RunConfig(sync=SyncConfig(tolerance=1.0))
     with pytest.raises(WeightSyncError, match="explained 3 after 2"):
         sync(FakeGenerator(version=2, stale=True), previous(), loose)
@@ -89,7 +91,9 @@ def test_a_stale_engine_raises_under_the_tolerance() -> None:
 
 
 def test_a_step_that_moved_nothing_is_not_proven() -> None:
-    """With the probe where it was, a stale engine would look right: say so, and do not raise on rounding."""
+    """If the probe did not change, a stale engine cannot be detected: report it, and do not raise on
+    rounding.
+    """
     still = Published(version=2, expected=answer_of(3, 3), noise=0.0)
     metrics = sync(FakeGenerator(drift=1e-6), still)
     assert metrics["sync/proven"] == 0.0 and metrics["sync/probe_power"] == 0.0
@@ -107,20 +111,20 @@ def test_every_engine_is_checked() -> None:
 
 
 def test_answers_that_are_not_numbers_raise() -> None:
-    """NaN is above no tolerance, and must not pass for that."""
+    """NaN is not above the tolerance, and must still fail."""
     with pytest.raises(WeightSyncError, match="differ by nan"):
         sync(FakeGenerator(drift=float("nan")), previous())
 
 
 def test_names_or_checksums_that_an_engine_refuses_raise() -> None:
-    """The engine's own words, with the version."""
+    """The engine's own message, with the version."""
     refused = "tensor model.norm.weight is unknown"
     with pytest.raises(WeightSyncError, match=f"weight sync to version 3 failed: {refused}"):
         sync(FakeGenerator(refuse=refused), previous())
 
 
 def test_the_mismatch_gate() -> None:
-    """At lag 0 the training tokens themselves must agree; with lag they need not."""
+    """At lag 0 the logprobs of the training tokens must agree; with lag they need not."""
     check_mismatch(9e-4, CONFIG)
     with pytest.raises(WeightSyncError, match=r"1\.10e-03 nats on the training tokens"):
         check_mismatch(1.1e-3, CONFIG)
