@@ -78,7 +78,7 @@ def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
 
 
 def test_from_a_config() -> None:
-    """In the config's order, with the kinds' defaults; a controller may change those that are not integers."""
+    """In the config's order, with the kinds' defaults; controllers may change non-integer options."""
     mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, metric: entropy/answer, high: 1}"
     config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}", mover])
     options = [entry.options for entry in bind(config).named["bonus"].values()]
