@@ -86,13 +86,9 @@ def with_advantages(
 ) -> Learnable:
     """The credit of the rows that have a reward, and the weight of every row in its update's loss.
 
-    Args:
-        batch: the step's rows.
-        columns: the learner's scores in the row order of the batch's index.
-        run: the bound config.
-        step: 0-based.
-        settings: values that controllers set for this step, by dotted config key.
-        history: what earlier steps sampled; empty if None.
+    `columns` are the learner's scores in the row order of the batch's index, `step` is 0-based. `settings`
+    are the controllers' values for this step by dotted config key, `history` counts what earlier steps
+    sampled.
 
     Rows of origins that are not learned by their advantage (`OriginSpec.learned`) differ: demonstrations are
     always learned, with an advantage of 0, and tempered rows with a reward above 0 have an advantage of 1.

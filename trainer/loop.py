@@ -161,6 +161,7 @@ class Run:
         return step
 
     async def _steps(self, step: int) -> bool:
+        """Run the steps after `step` finished ones; False if the run was stopped, after a last checkpoint."""
         try:
             await self._unless_stopped(self._evaluate(step))
             while step < self._config.num_steps:
@@ -276,6 +277,7 @@ class Run:
         return {"reference/resets": float(reference.num_resets)}
 
     async def _publish(self, version: int) -> dict[str, float]:
+        """Publish and verify the learner's weights, then let the engines sample; returns sync/* metrics."""
         assert self._probes is not None, "probes are made before anything is published"
         roles = self._roles
         self._published, metrics = await publish(

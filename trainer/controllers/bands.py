@@ -93,6 +93,7 @@ class EntropyBands:
         return 0.0, f"{reason}, inside its band"
 
     def _move(self, name: str, actuator: Actuator, error: float, reason: str) -> None:
+        """Update I and u of an actuator by the error; see the class."""
         options, held = self._options, self._held[name]
         span = (actuator.high - actuator.low) * (1.0 if actuator.raises else -1.0)
         if error:

@@ -68,6 +68,17 @@ def credit(
         rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
     # After the shapes, whose thresholds are about the task's reward, not about the KL.
     rows = _less_kl(rows, columns, run)
+    advantage, bonus = _advantage_and_bonus(rows, run)
+    return Credit(
+        advantage_N=_spread(advantage, rows.row_N, len(reward_N)),
+        bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
+        has_reward_N=_spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0,
+        visits_N=visits,
+    )
+
+
+def _advantage_and_bonus(rows: RewardedRows, run: BoundRun) -> tuple[np.ndarray, np.ndarray]:
+    """Advantage and bonus of the rewarded rows, float64 [N] each, multiplied by the prompt weights."""
     advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
     if len(rows):
         advantage = run.advantage.function()(rows, run.advantage.options)
@@ -77,12 +88,7 @@ def credit(
     for weight in run.named["prompt_weight"].values():
         factor = weight.function()(rows, weight.options) if len(rows) else np.ones(0)
         advantage, bonus = advantage * factor, bonus * factor
-    return Credit(
-        advantage_N=_spread(advantage, rows.row_N, len(reward_N)),
-        bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
-        has_reward_N=_spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0,
-        visits_N=visits,
-    )
+    return advantage, bonus
 
 
 def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:

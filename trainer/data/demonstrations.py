@@ -116,17 +116,7 @@ def tokenize_demonstrations(
     prompts = [prompt_ids(each, tokenizer, vocab_size) for each in demonstrations]
     for each, ids in zip(demonstrations, completions, strict=True):
         check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
-    kept = [
-        number
-        for number in range(len(demonstrations))
-        if len(prompts[number]) <= rollout.max_prompt_tokens
-        and len(completions[number]) <= rollout.max_tokens
-    ]
-    if not kept:
-        raise ValueError(
-            "every demonstration is longer than rollout.max_prompt_tokens "
-            f"({rollout.max_prompt_tokens}) or rollout.max_tokens ({rollout.max_tokens})"
-        )
+    kept = _short_enough(prompts, completions, rollout)
     rows = sft_batch(
         run_id,
         prompt_ids=[prompts[number] for number in kept],
@@ -137,6 +127,23 @@ def tokenize_demonstrations(
         prompt_id=[demonstrations[number].prompt_id for number in kept],
     )
     return rows, len(demonstrations) - len(kept)
+
+
+def _short_enough(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rollout: RolloutConfig
+) -> list[int]:
+    """The indexes of the demonstrations within the limits of `rollout`; ValueError if there are none."""
+    kept = [
+        number
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        if len(prompt) <= rollout.max_prompt_tokens and len(completion) <= rollout.max_tokens
+    ]
+    if not kept:
+        raise ValueError(
+            "every demonstration is longer than rollout.max_prompt_tokens "
+            f"({rollout.max_prompt_tokens}) or rollout.max_tokens ({rollout.max_tokens})"
+        )
+    return kept
 
 
 def no_demonstrations() -> pa.RecordBatch:

@@ -131,6 +131,7 @@ def check_cpu_attention(model: ModelConfig) -> None:
 
 
 def _check_architecture(path: str, model: PreTrainedModel) -> None:
+    """Refuse architectures for which the learner would compute other logprobs than the engine."""
     config = model.config.get_text_config()
     name = type(model).__name__
     if getattr(model.config, "quantization_config", None) is not None:
@@ -151,6 +152,7 @@ def _check_architecture(path: str, model: PreTrainedModel) -> None:
 
 
 def _check_tensors(path: str, model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse folders with missing, unknown or misshapen tensors."""
     expected = published_shapes(model)
     missing = sorted(expected.keys() - stored.keys())
     if missing:

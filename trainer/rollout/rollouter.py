@@ -108,6 +108,7 @@ class RolloutTools:
         turn: int,
         max_tokens: int | None,
     ) -> Submission:
+        """The submission that `generate` sends: the own one, or one with other ids, seeds and limits."""
         own = self._submission
         chosen = range(len(own.seeds)) if samples is None else samples
         context = own.prompt_ids if prompt_ids is None else tuple(prompt_ids)
@@ -120,6 +121,7 @@ class RolloutTools:
         if again := asked & self._asked or len(asked) < len(chosen):
             raise ValueError(f"a sample must be generated once in a turn, got {again or chosen} again")
         self._asked |= asked
+        # Unchanged in the usual case, so that a single turn has the ids and seeds that it always had.
         if turn == 0 and samples is None and prompt_ids is None and max_tokens is None:
             return own
         seeds = [own.seeds[sample] for sample in chosen]
@@ -146,6 +148,7 @@ class RolloutTools:
     async def _score_with(
         self, name: str, completions: Sequence[Completion], prompt: Prompt | None
     ) -> list[Judgement]:
+        """One scorer's judgements; null scores if it is late or reports spans beyond the completion."""
         try:
             async with self._clock.timeout_at(self._deadline):
                 judgements = await self._scorers.scorers[name].score(
