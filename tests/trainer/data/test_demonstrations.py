@@ -95,7 +95,7 @@ def test_names_domains_and_limit(tmp_path: Path) -> None:
         ({"messages": "hi"}, "messages must be a list of chat messages, got 'hi'"),
         ({"messages": []}, "messages must be text or a list of chat messages, got []"),
         ({"messages": ASKED}, "messages[0].role must be assistant in the last message, got 'user'"),
-        ({"messages": ANSWERED[1:]}, "messages must be a prompt and then an answer, got"),
+        ({"messages": ANSWERED[1:]}, "messages must be a prompt followed by an answer, got"),
         ({"messages": [*ASKED, "so 3"]}, "messages[1] must be a message with role and content, got 'so 3'"),
         (["a"], "must be a JSON object, got list"),
     ],
