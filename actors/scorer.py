@@ -20,17 +20,19 @@ from actors.requests import CallStuckError
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
 from actors.scorer_log import ScorerLog
-from actors.scorer_targets import SandboxedTarget, Target, open_target, option
+from actors.scorer_targets import InlineTarget, SandboxedTarget, Target, open_target, option
 from actors.secrets import NO_SECRETS, Secrets
 from configs.errors import raised_at
-from configs.kinds.base import load_target
+from configs.kinds.base import Options, load_target
 from configs.kinds.scorers import SCORERS, CustomOptions
+from rewards import custom
+from rewards.target_forms import runs_in_actor
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 CANCEL_S = 3.0
 """How long a call past its limit may take to end when it is cancelled, before its replica counts as stuck."""
 CLOSE_S = 3.0
-_CALLERS = frozenset({__file__, batch_queue.__file__, scorer_targets.__file__})
+_CALLERS = frozenset({__file__, batch_queue.__file__, scorer_targets.__file__, custom.__file__})
 """Files whose frames are above the scorer's own in a traceback."""
 
 T = TypeVar("T")
@@ -43,20 +45,26 @@ class ScorerActor:
     form. Kinds that may never end, and a user's own plain function ("module:attr"), run in processes that are
     killed at their limit; a user's options may hold ``limit_s`` (per completion) and ``num_processes``.
     Everything else runs in this process: plain functions on threads, coroutine functions on an event loop,
-    classes and batched targets on either.
+    classes and batched targets on either. With `inline`, a user's own plain function does so too, one call at
+    a time and without any limit, so that `breakpoint()` works in it.
 
     Raises:
         ValueError: an unknown kind or option, or code that cannot be imported or started.
     """
 
     def __init__(
-        self, kind: str, options: object, concurrency: int = 1, secrets: Secrets = NO_SECRETS
+        self,
+        kind: str,
+        options: object,
+        concurrency: int = 1,
+        secrets: Secrets = NO_SECRETS,
+        inline: bool = False,
     ) -> None:
         if ":" not in kind and kind not in SCORERS:
             raise ValueError(f'scorer kind must be one of {sorted(SCORERS)} or "module:attr", got {kind!r}')
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        self._kind, self._concurrency = kind, concurrency
+        self._kind, self._concurrency, self._inline = kind, concurrency, inline
         self._secrets = secrets
         self._log = ScorerLog(kind, self._secrets.mask)
         made = _make_options(kind, options)
@@ -91,6 +99,8 @@ class ScorerActor:
 
     def _open(self, options: object) -> Target:
         kind = self._kind
+        if self._inline and (found := self._open_inline(options)):
+            return found
         if kind in SCORERS and SCORERS[kind].isolated:
             pool = self._sandbox(SCORERS[kind].target, options, SCORERS[kind].warm_up)
             return SandboxedTarget(pool, whole=False)
@@ -106,6 +116,17 @@ class ScorerActor:
         except Exception as error:
             raise ValueError(f"scorer {kind} must start, got {_describe(error)}") from error
 
+    def _open_inline(self, options: object) -> Target | None:
+        """The user's own plain function, imported here; None if that is not what the kind is."""
+        kind = SCORERS.get(self._kind)
+        function = load_target(kind.target if kind else self._kind)
+        if kind is None:
+            return None if runs_in_actor(function) else InlineTarget(function, options, True, _failed)
+        if not (isinstance(options, Options) and options.own_code()):
+            return None
+        load_target(kind.warm_up)(options)
+        return InlineTarget(function, options, False, _failed)
+
     def _sandbox(self, target: str, options: object, warm_up: str = "") -> KillablePool:
         limit_s, num_processes = _limits(options)
         return KillablePool(target, options, num_processes, limit_s, warm_up, self._secrets)
@@ -115,7 +136,7 @@ class ScorerActor:
     ) -> list[Judgement]:
         call = asyncio.ensure_future(self._target.score(prompt, completions))
         try:
-            await asyncio.wait({call}, timeout=limit_s)
+            await asyncio.wait({call}, timeout=None if isinstance(self._target, InlineTarget) else limit_s)
             if not call.done():
                 call.cancel()
                 await asyncio.wait({call}, timeout=CANCEL_S)
@@ -204,6 +225,10 @@ def _describe(error: BaseException) -> str:
     """ "my_rewards.py:12 in score: KeyError: 'answer'"."""
     place = raised_at(error, _CALLERS)
     return f"{place}{': ' if place else ''}{type(error).__name__}: {error}"
+
+
+def _failed(error: Exception) -> Judgement:
+    return Judgement(score=None, status="error", detail=_describe(error))
 
 
 def _nulls(status: Status, completions: Sequence[Completion], detail: str) -> list[Judgement]:

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from actors.batch_queue import BatchQueue
 from actors.sandbox import KillablePool
+from actors.sandbox_protocol import check_judgements
 from rewards.target_forms import DEFAULT_MAX_BATCH, DEFAULT_MAX_WAIT_MS, Item, is_batched
-from rollouts.records import Completion, Prompt
+from rollouts.records import Completion, Judgement, Prompt
 
 
 class Target(Protocol):
@@ -134,6 +135,50 @@ class SandboxedTarget:
 
     async def close(self) -> None:
         self._pool.close()
+
+
+_ONE_INLINE = threading.Lock()
+"""Held during a call of any `InlineTarget`: two debuggers cannot share a terminal."""
+
+
+class InlineTarget:
+    """A user's plain function, called in this process so that a debugger and the terminal reach it.
+
+    One call at a time, without a limit: each completion on its own, or `whole` groups in one call. `failed`
+    makes a judgement of what the function raises for a completion.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        options: object,
+        whole: bool,
+        failed: Callable[[Exception], Judgement],
+    ) -> None:
+        self._function, self._options, self._whole, self._failed = function, options, whole, failed
+        self._threads = Threads()
+
+    def num_stuck(self) -> int:
+        return 0  # it may wait for a person
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        if self._whole:
+            return await call(self._alone, self._threads, prompt, completions)
+        return [await self._one(prompt, completion) for completion in completions]
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def _one(self, prompt: Prompt, completion: Completion) -> Judgement:
+        try:
+            found = await call(self._alone, self._threads, prompt, [completion])
+        except Exception as error:  # of this completion alone, as in a process of its own
+            return self._failed(error)
+        return check_judgements(found, 1)[0]
+
+    def _alone(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
+        with _ONE_INLINE:
+            return self._function(prompt, completions, self._options)
 
 
 async def open_target(target: Callable[..., Any], options: object, concurrency: int) -> Target:

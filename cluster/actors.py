@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import uuid
@@ -201,15 +202,18 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
     for name, entry in site.run.scorers.items():
         common, options = entry.common, entry.options
         secrets = secrets_of(site.config, name)
+        inline = site.config.cluster.spawn == "local"
         limit_s = score_limit_s(site.config, options, common.concurrency)
+        if inline and entry.own_code():
+            limit_s = math.inf  # it may stop at a breakpoint
         # Weight and combination are applied by the driver: a replica need not be rebuilt for another.
-        built_with = (replace(common, weight=0.0, combine=""), options, secrets)
+        built_with = (replace(common, weight=0.0, combine=""), options, secrets, inline)
         scorer_pool = (kept or {}).get(name)
         if scorer_pool is not None and scorer_pool.built_with == built_with:
             scorer_pool.role.limit_s = limit_s
             scorer_pools[name] = scorer_pool
             continue
-        plan = blueprint(ScorerActor, common.kind, options, common.concurrency, secrets)
+        plan = blueprint(ScorerActor, common.kind, options, common.concurrency, secrets, inline)
         starts = [partial(_start_scorer, site, name, k, plan, secrets) for k in range(common.replicas)]
         replicas = [site.supervise(f"scorer-{name}-{k}", start) for k, start in enumerate(starts)]
         scorer_pools[name] = ScorerPool(
@@ -219,6 +223,16 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
             log=site.log_of(f"scorer-{name}-{'0' if common.replicas == 1 else '*'}"),
         )
     return scorer_pools
+
+
+def note_inline(run: BoundRun, note: Callable[[str], None]) -> None:
+    """Note which scorers run the user's own code in this process, with `cluster.spawn=local`."""
+    keys = ", ".join(entry.key for entry in run.scorers.values() if entry.own_code())
+    if keys:
+        note(
+            f"cluster.spawn=local: {keys} in this process, without limit_s, so that breakpoint() works; "
+            "rollout.group_timeout_s still applies to a group"
+        )
 
 
 def _start_scorer(site: Site, name: str, k: int, plan: Blueprint, secrets: Secrets) -> Handle:

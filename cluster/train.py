@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from cluster.actor_pool import ActorPool
+from cluster.actors import note_inline
 from cluster.answers import check_answers
 from cluster.attempt import Attempt, RunError, claimed
 from cluster.connect import connect, pick_device
@@ -119,6 +120,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
         )
 
     if config.cluster.spawn == "local":
+        note_inline(run, reporter.note)
         return asyncio.run(_train(on("cuda" if config.cluster.device == "cuda" else "cpu")))
     connect(secret_names(config))
     try:

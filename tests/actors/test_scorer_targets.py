@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import scorer_forms
@@ -189,3 +191,44 @@ def test_a_scorer_that_cannot_start_says_why(kind: str, options: dict[str, objec
     with pytest.raises(ValueError, match=r"scorer .* must start") as raised:
         ScorerActor(kind, OwnOptions(options))
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+OWN_FUNCTIONS = """
+import os
+
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    if solution_str == "bad":
+        raise KeyError("nope")
+    return os.getpid()
+
+def rank(prompt, completions, options):
+    from rollouts.records import Judgement
+    return [Judgement(score=float(os.getpid())) for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("custom", {"function": "mine_inline:compute_score"}),
+        ("mine_inline:rank", {}),
+    ],
+)
+def test_inline_code_runs_in_this_process_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, str]
+) -> None:
+    """So that a debugger reaches it; by default it has a process of its own."""
+    (tmp_path / "mine_inline.py").write_text(OWN_FUNCTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    actor = ScorerActor(kind, options, inline=True)
+    here = (float(os.getpid()), "ok")
+    assert asyncio.run(together(actor, ("a", "b"), ("c",), limit_s=0.0)) == [[here, here], [here]]
+    if kind == "custom":  # a completion that fails leaves the others their scores
+        judgements = asyncio.run(actor.score(PROMPT, completions("a", "bad")))
+        assert found(judgements) == [here, (None, "error")]
+        assert judgements[1].detail == f"{tmp_path}/mine_inline.py:6 in compute_score: KeyError: 'nope'"
+    actor.close()
+    isolated = ScorerActor(kind, options)
+    ((score, status),) = asyncio.run(together(isolated, ("a",)))[0]
+    assert status == "ok" and score != os.getpid()
+    isolated.close()
