@@ -17,10 +17,9 @@ from configs.bound import BoundEntry, bind
 from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
 from rollouts.records import Completion, Judgement, Prompt
-from trainer.data.encode import row_of
+from trainer.data.encode import named_rows, row_of
 
 _NUM_TRIED: Final = 32
-_NUM_NAMED: Final = 3
 _TRIAL: Final = Completion(
     sample_id="trial",
     seed=0,
@@ -42,11 +41,14 @@ def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[
         ValueError: a scorer can score none of them, so that no completion would have a reward.
     """
     for entry in bind(config).scorers.values():
+        key = f"{entry.key} ({entry.kind_name})"
+        if entry.options.own_code() and (without := [each for each in prompts if not _has_truth(each)]):
+            note(
+                f"{key}: {len(without)} of {len(prompts)} rows of data.train have no answer "
+                f"({_named(without)}); the function gets ground_truth=None"
+            )
         if entry.common.weight == 0 and entry.common.combine == "sum":
             continue  # only logged: it does not enter the reward
-        key = f"{entry.key} ({entry.kind_name})"
-        if entry.options.own_code() and not any(_has_truth(prompt) for prompt in prompts):
-            note(f"{key}: no prompt of data.train has an answer; the function gets ground_truth None")
         if entry.kind.needs_answer:
             _check(key, entry, prompts, note)
 
@@ -112,5 +114,4 @@ def _has_truth(prompt: Prompt) -> bool:
 
 
 def _named(prompts: Sequence[Prompt]) -> str:
-    names = ", ".join(row_of(prompt) for prompt in prompts[:_NUM_NAMED])
-    return f"{names}, ..." if len(prompts) > _NUM_NAMED else names
+    return named_rows([row_of(prompt) for prompt in prompts])

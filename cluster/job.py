@@ -5,7 +5,7 @@ In: a config. Out: the same with a local model folder, and tokenized prompts. Ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,9 @@ from cluster.placement import Placement
 from cluster.user_code import NO_CODE, UserCode
 from configs.bound import BoundRun
 from configs.schema import RunConfig
+from rollouts.records import Prompt
 from trainer.data.demonstrations import demonstration_rows
-from trainer.data.encode import load_tokenizer, load_vocab_size
+from trainer.data.encode import load_tokenizer, load_vocab_size, named_rows, row_of
 from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.model.checkpoint_format import check_model
 from trainer.token_advantages.transforms import start_transforms
@@ -112,24 +113,28 @@ def local_model(config: RunConfig) -> RunConfig:
     packages = Path(__file__).resolve().parent.parent
     folders = [root / config.model.path for root in (Path.cwd(), packages)]
     path = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
-    # Clearly a path, not a hub name: the hub would answer with an error about names.
-    if path is None and config.model.path.startswith(("/", ".", "~")):
-        raise ValueError(
-            f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: "
-            "there is no config.json in that folder"
-        )
     if path is None:
-        try:
-            path = Path(snapshot_download(config.model.path, allow_patterns=_MODEL_FILES))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"model.path must be a Hugging Face folder or hub name, got {config.model.path!r}: {reason}"
-            ) from error
+        path = _from_hub(config.model.path, folders[0])
     return replace(config, model=replace(config.model, path=str(path)), token_advantage=transforms)
 
 
-def load_prompts(run: BoundRun, reporter: Reporter) -> Prompts:
+def _from_hub(name: str, folder: Path) -> Path:
+    """The folder of a snapshot of the hub's model `name`; `folder` is where it is not."""
+    place = f"model.path = {name!r}"
+    if folder.is_dir():
+        raise ValueError(f"{place}: the folder has no config.json, so it is no Hugging Face model: {folder}")
+    missing = f"{place}: no such folder in {Path.cwd()}"
+    if name.startswith(("/", ".", "~")):  # clearly a path: the hub would answer with an error about names
+        raise ValueError(missing)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"{missing}, and the hub could not be reached") from error
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{missing}, and the hub has it neither: {' '.join(str(error).split())}") from error
+
+
+def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:
     """Tokenized training and evaluation prompts, and demonstrations.
 
     Prompts longer than `rollout.max_prompt_tokens` are left out; a note has their number.
@@ -147,10 +152,19 @@ def load_prompts(run: BoundRun, reporter: Reporter) -> Prompts:
         if name == "eval" and config.eval.every == 0:
             prompts[name] = []
             continue
-        prompts[name], too_long = tokenize_prompts(
-            load_dataset(run.single[f"data.{name}"]), tokenizer, vocab_size, limit
-        )
+        key = f"data.{name}"
+        dataset = load_dataset(run.single[key])
+        prompts[name], too_long = tokenize_prompts(dataset, tokenizer, vocab_size, limit, key)
         if too_long:
-            reporter.note(f"data.{name}: {too_long} prompts are longer than {limit} tokens and were left out")
-    demonstrations = demonstration_rows(run, tokenizer, vocab_size, reporter.note)
+            note(_too_long_note(key, too_long, len(dataset), limit))
+    demonstrations = demonstration_rows(run, tokenizer, vocab_size, note)
     return Prompts(train=prompts["train"], held_out=prompts["eval"], demonstrations=demonstrations)
+
+
+def _too_long_note(key: str, too_long: Sequence[Prompt], num_prompts: int, limit: int) -> str:
+    is_, was, them = ("is", "was", "it") if len(too_long) == 1 else ("are", "were", "them")
+    rows = named_rows([row_of(prompt) for prompt in too_long])
+    return (
+        f"{key}: {len(too_long)} of {num_prompts} prompts {is_} longer than "
+        f"rollout.max_prompt_tokens = {limit} and {was} left out ({rows}); raise it to keep {them}"
+    )

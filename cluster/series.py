@@ -71,7 +71,7 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
         check_startable(given, run, code)
         key = repr((config.data, config.model, config.rollout, config.eval.every == 0, _sft_key(config)))
         if key not in loaded:
-            loaded[key] = load_prompts(run, reporter)
+            loaded[key] = load_prompts(run, reporter.note)
         prompts.append(loaded[key])
         if (scored_key := repr((key, config.scorers))) not in checked:
             checked.add(scored_key)

@@ -6,6 +6,7 @@ Called by the command line, which passes a reporter. For several runs in a row s
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cluster.job import Job, Reporter, ResolvedRun, check_job, load_prompts, loc
 from cluster.placement import check, plan
 from cluster.run_directory import check_claimable, check_space, is_finished, reading
 from cluster.secrets import check_secrets, secret_names
+from cluster.setting_notes import note_settings
 from cluster.user_code import NO_CODE, UserCode, check_user_code
 from configs.bound import BoundRun, bind
 from configs.load import dump_yaml
@@ -48,12 +50,19 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     Raises:
         ValueError: something cannot be used.
     """
-    code = check_user_code(config, reporter.note)
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        reporter.note(text)
+
+    code = check_user_code(config, note)
     given, config = config, local_model(config)
     run = bind(config)
     check_startable(given, run, code)
-    prompts = load_prompts(run, reporter)
-    check_answers(config, [each.prompt for each in prompts.train], reporter.note)
+    prompts = load_prompts(run, note)
+    note_settings(run, note)
+    check_answers(config, [each.prompt for each in prompts.train], note)
     # A dry run joins no cluster, so "auto" cannot be resolved; it is checked as CPU, which allows less.
     device = "cuda" if config.cluster.device == "cuda" else "cpu"
     if device == "cpu":
@@ -62,6 +71,10 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
         f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount
     )
     sys.stdout.write(dump_yaml(config))
+    for text in notes:  # again, because the config takes more lines than a screen has
+        reporter.note(text)
+    if address := os.environ.get("RAY_ADDRESS"):
+        reporter.note(f"cluster: RAY_ADDRESS={address}, not contacted by --dry-run")
     reporter.note(f"{len(prompts.train)} training prompts; on {device} the run asks for {asked}")
     return 0
 
@@ -101,7 +114,8 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
     if job.rollouts_of is not None:
         with reading(job.rollouts_of):  # fails now, not after the actors have started
             pass
-    prompts = load_prompts(run, reporter)
+    prompts = load_prompts(run, reporter.note)
+    note_settings(run, reporter.note)
     if job.rollouts_of is None:
         check_answers(config, [each.prompt for each in prompts.train], reporter.note)
 

@@ -10,7 +10,7 @@ import difflib
 import os
 import sysconfig
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.redact import redact_text, redact_value
@@ -34,7 +34,10 @@ class Problem:
     suggestion: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.source}: {self.key} = {self._shown_value()}" if self.key else self.source
+        shown = self._shown_value() if self.key else ""
+        # The beginning of a mapping says nothing.
+        value = "" if isinstance(self.value, Mapping) and shown.endswith("...") else f" = {shown}"
+        where = f"{self.source}: {self.key}{value}" if self.key else self.source
         hint = f" (did you mean {self.suggestion}?)" if self.suggestion else ""
         line = redact_text(f"{where}: {self.rule}{hint}")  # a library's message may quote a value
         return " ".join(line.split())

@@ -89,7 +89,7 @@ def _source_problems(source: Source) -> list[Problem]:
     leaves = dict(_schema(RunConfig))
     sections = {key.partition(".")[0] for key in leaves if "." in key}
     renamed = list(_renamed(source.tree, ""))
-    problems = [(key, value, f"was renamed to {new_key(key)}", "") for key, value in renamed]
+    problems = [(key, value, _renamed_rule(key, value), "") for key, value in renamed]
     for found in _tree_problems(source.tree, "", leaves, sections):
         if not any(f"{found[0]}.".startswith(f"{key}.") for key, _ in renamed):
             problems.append(found)
@@ -97,6 +97,11 @@ def _source_problems(source: Source) -> list[Problem]:
         Problem(source=source.name, key=key, value=value, rule=rule, suggestion=suggestion)
         for key, value, rule, suggestion in problems
     ]
+
+
+def _renamed_rule(key: str, value: object) -> str:
+    rule = f"was renamed to {new_key(key)}"
+    return f"{rule}: write it as {new_key(key)}: {{...}}" if isinstance(value, Mapping) else rule
 
 
 def _renamed(tree: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:

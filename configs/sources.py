@@ -200,7 +200,9 @@ def _read_yaml(path: Path, name: str) -> Tree:
     try:
         return _plain(OmegaConf.to_container(OmegaConf.load(path)))
     except READ_ERRORS as error:
-        rule = f"must be a YAML mapping: {_reason(error)}"
+        reason = _reason(error)
+        is_double = reason.startswith("found duplicate key")
+        rule = f"must have each key once: {reason}" if is_double else f"must be a YAML mapping: {reason}"
         raise ConfigError([Problem(source=name, key="", value=None, rule=rule)]) from error
 
 
@@ -211,10 +213,14 @@ def _plain(container: object) -> Tree:
 
 
 def _base_path(path: Path, name: str, base: object) -> Path:
-    rule = "must be a file, relative to this one"
+    """The file that `base:` of the file at `path` names: relative to it, or a preset by its name."""
+    rule = "must be a file, relative to this one, or the name of a preset"
     if isinstance(base, str) and (path.parent / base).is_file():
         return path.parent / base
-    suggestion = nearest(str(base), (file.name for file in path.parent.glob("*.yaml")))
+    if base in preset_names():
+        return PRESETS / f"{base}.yaml"
+    names = [file.name for file in path.parent.glob("*.yaml")]
+    suggestion = nearest(str(base), [*names, *preset_names()])
     raise ConfigError([Problem(source=name, key="base", value=base, rule=rule, suggestion=suggestion)])
 
 

@@ -30,7 +30,10 @@ def _anchors(run: BoundRun) -> Iterator[Broken]:
             rule = "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
             yield f"{section}.estimator", rule
         if anchor.place == "reward" and anchor.estimator != "k1":
-            rule = "must be k1 in the reward: its sum over a sequence is the log-ratio itself"
+            rule = (
+                "must be k1 in the reward, because its sum over a sequence is the log-ratio itself: "
+                f"set {section}.estimator=k1"
+            )
             yield f"{section}.estimator", rule
     for name in ("reset_every", "plateau_steps"):
         if getattr(run.config.reference, name) > 0 and not run.needs_reference():

@@ -40,12 +40,13 @@ REFUSED: list[tuple[str, list[str | None], str]] = [
         LAB,
         [None, "  ", None, None],
         r"scorers\.mine \(lab_answer\): data\.train must have an answer .* got 4 prompts without one "
-        r"\(train\.jsonl, line 1, train\.jsonl, line 2, train\.jsonl, line 3, \.\.\.\)",
+        r"\(train\.jsonl, lines 1, 2, 3, \.\.\.\)",
     ),
     (
         LAB,
         [GSM8K, GSM8K],
-        r"that the scorer can read, got 2 of 2 that were tried \(train\.jsonl, line 1, .*answer of prompt",
+        r"that the scorer can read, got 2 of 2 that were tried "
+        r"\(train\.jsonl, lines 1, 2\); .*answer of prompt",
     ),
     ("{kind: lab_answer, combine: gate}", [None], "must have an answer"),
     ("{kind: math, weight: 1.0}", [None], "must have an answer"),
@@ -82,9 +83,14 @@ def test_a_function_without_any_truth_is_noted() -> None:
     custom = config_with('{kind: custom, function: "mine:f", weight: 1.0}')
     check_answers(custom, prompts(None, None), notes.append)
     assert notes == [
-        "scorers.mine (custom): no prompt of data.train has an answer; the function gets ground_truth None"
+        "scorers.mine (custom): 2 of 2 rows of data.train have no answer (train.jsonl, lines 1, 2); "
+        "the function gets ground_truth=None"
     ]
     check_answers(custom, prompts(None, truth=["7"]), pytest.fail)
+    entry = '{kind: custom, function: "mine:f"}, other: {kind: length, weight: 1.0}'
+    recorded = load_config("debug", ["scorers.correct=null", f"scorers={{mine: {entry}}}", "allow=[mine]"])
+    check_answers(recorded, prompts("7", None), notes.append)
+    assert "scorers.mine (custom): 1 of 2 rows of data.train have no answer (train.jsonl, line 2)" in notes[1]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +154,6 @@ def test_every_form_of_a_kind_is_tried(target: object, monkeypatch: pytest.Monke
     notes: list[str] = []
     check_answers(config_with(LAB), prompts("7", "?"), notes.append)
     assert (
-        len(notes) == 1 and "1 of 2 that were tried (train.jsonl, line 2); of the first it says" in notes[0]
+        len(notes) == 1 and "1 of 2 that were tried (train.jsonl, line 2); the reason for the first" in notes[0]
     )
     assert "no number" in notes[0]

@@ -258,7 +258,7 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
 def test_a_broken_rule_names_the_key(overrides: list[str], key: str, rule: str) -> None:
     """One row per rule: each refuses its case, and under the key the user must change."""
     lines = problem("debug", *overrides).splitlines()
-    assert any(f": {key} = " in line and rule in line for line in lines), lines
+    assert any(f": {key} = " in line or f": {key}: " in line for line in lines if rule in line), lines
 
 
 def test_a_multiplied_or_gated_reward_needs_no_weight() -> None:
@@ -275,10 +275,10 @@ def test_a_config_made_in_code_is_checked_too() -> None:
 
 
 def test_files_that_cannot_be_a_config(tmp_path: Path) -> None:
-    """Missing, not YAML, not a mapping, a doubled key, a Python object: one line with the file's name."""
+    """Missing, not YAML, not a mapping, a Python object: one line with the file's name."""
     assert "(did you mean debug?)" in problem("debgu")
     assert "CONFIG = 'no/such.yaml': must be a config file" in problem("no/such.yaml")
-    texts = ["a: [1", "- a\n- b\n", "name: x\nname: y\n", "name: !!python/name:os.system x\n", "a: \0"]
+    texts = ["a: [1", "- a\n- b\n", "name: !!python/name:os.system x\n", "a: \0"]
     for text in texts:
         path = write(tmp_path, "bad.yaml", text)
         message = problem(path)
@@ -291,11 +291,32 @@ def test_bases_that_do_not_lead_anywhere(tmp_path: Path) -> None:
     """A missing base and a cycle, directly and through a second file."""
     lone = write(tmp_path, "lone.yaml", "base: gone.yaml\n")
     assert problem(lone).startswith(f"{lone}: base = 'gone.yaml': must be a file, relative to this one")
+    near = write(tmp_path, "near.yaml", "base: debgu\n")
+    assert problem(near).endswith("or the name of a preset (did you mean debug?)")
     own = write(tmp_path, "own.yaml", "base: own.yaml\n")
     assert "must not lead back to itself" in problem(own)
     first = write(tmp_path, "first.yaml", "base: second.yaml\n")
     second = write(tmp_path, "second.yaml", "base: ./first.yaml\n")
     assert problem(first).startswith(f"{second}: base = './first.yaml': must not lead back to itself")
+
+
+def test_a_base_may_be_a_preset(tmp_path: Path) -> None:
+    """By its name, as on the command line; a file of that name beside this one comes first."""
+    path = write(tmp_path, "mine.yaml", "base: debug\nseed: 7\n")
+    assert load_config(str(path)) == replace(load_config("debug"), seed=7)
+    write(tmp_path, "debug", "scorers: {c: {kind: constant, weight: 1.0}}\nnum_steps: 3\n")
+    assert load_config(str(path)).num_steps == 3
+
+
+def test_a_key_that_is_given_twice_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "twice.yaml", "seed: 1\nseed: 2\n")
+    assert problem(path) == f"{path}: must have each key once: found duplicate key seed (line 2, column 1)"
+
+
+def test_a_mapping_too_long_to_show_is_left_out() -> None:
+    """Its beginning says nothing; a long text is cut."""
+    with pytest.raises(ConfigError, match="scorers: must have a scorer with an effect on the reward"):
+        load_config("debug", ["scorers.correct.weight=0"])
 
 
 def test_environment_variables_are_the_only_thing_a_config_may_ask_for(

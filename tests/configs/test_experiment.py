@@ -81,7 +81,10 @@ def test_a_mapping_is_at_its_default_only_as_a_whole() -> None:
             "rollout.degenerate=drop",
             "rollout.degenerate = 'drop': was renamed to rollout.zero_variance_groups",
         ),
-        ("shape.few={kind: top_entropy}", "was renamed to token_advantage"),
+        (
+            "shape={few: {kind: top_entropy}}",
+            "was renamed to token_advantage: write it as token_advantage: {...}",
+        ),
         ("cluster.scorer_replicas=2", "was renamed to scorers.<name>.replicas"),
         (
             "controllers.c={kind: adaptive_setting, setting: shape.p.beta, high: 1}",

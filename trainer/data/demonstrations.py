@@ -23,7 +23,7 @@ from rollouts.records import Demonstration
 from rollouts.schema import named_for_step, sft_batch
 from trainer.data.encode import check_ids, prompt_ids, row_of
 from trainer.data.file_dataset import is_text, prompt_messages, row_domain, row_id
-from trainer.data.row_files import Row, first_given, is_given, read_rows, to_messages, to_text
+from trainer.data.row_files import Row, check_file, first_given, is_given, read_rows, to_messages, to_text
 from trainer.seeds import derive_seed
 
 if TYPE_CHECKING:  # the base install reads demonstrations without transformers
@@ -86,6 +86,8 @@ def load_demonstrations(entry: BoundEntry[Common]) -> list[Demonstration]:
     Raises:
         ValueError: there are none, or they cannot be read.
     """
+    if isinstance(entry.options, FileDemonstrationOptions):
+        check_file(f"{entry.key}.path", entry.options.path)
     demonstrations: list[Demonstration] = entry.function()(entry.options)
     if not demonstrations:
         raise ValueError(f"sft.data must have at least one demonstration, got none from {entry.options}")

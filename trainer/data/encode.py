@@ -7,10 +7,12 @@ template or vocabulary becomes one ValueError that names the row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from configs.schema import ModelConfig
 from rollouts.records import Demonstration, Prompt
+
+_NUM_NAMED: Final = 3
 
 if TYPE_CHECKING:  # the base install reads datasets without transformers
     from transformers import PreTrainedTokenizerBase
@@ -103,6 +105,16 @@ def check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, vocab_size
 def row_of(prompt: Prompt | Demonstration) -> str:
     """How error messages name the row: by file and line, else by `prompt_id`."""
     return prompt.place or f"prompt {prompt.prompt_id}"
+
+
+def named_rows(rows: Sequence[str]) -> str:
+    """The first of several `row_of` for a message, each file said once: "train.jsonl, lines 1, 2, 5, ..."."""
+    numbers: dict[str, list[str]] = {}
+    for row in rows[:_NUM_NAMED]:
+        place, _, number = row.rpartition(" ")
+        numbers.setdefault(place, []).append(number)
+    shown = [f"{place}{'s' if len(found) > 1 else ''} {', '.join(found)}" for place, found in numbers.items()]
+    return ", ".join([*shown, "..."] if len(rows) > _NUM_NAMED else shown)
 
 
 def _chat_ids(prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase) -> list[int]:

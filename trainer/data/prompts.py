@@ -10,9 +10,11 @@ import numpy as np
 
 from configs.bound import BoundEntry
 from configs.kinds.base import Common, OwnOptions
+from configs.kinds.datasets import FileOptions
 from rollouts.records import Prompt
-from trainer.data.encode import prompt_ids, row_of
+from trainer.data.encode import named_rows, prompt_ids, row_of
 from trainer.data.plain_values import plain_value
+from trainer.data.row_files import check_file
 from trainer.seeds import derive_seed
 
 if TYPE_CHECKING:  # the base install reads datasets without transformers
@@ -33,6 +35,8 @@ def load_dataset(entry: BoundEntry[Common]) -> list[Prompt]:
     Raises:
         ValueError: the dataset is empty, names a prompt twice, or has values that JSON cannot hold.
     """
+    if isinstance(entry.options, FileOptions):
+        check_file(f"{entry.key}.path", entry.options.path)
     prompts: list[Prompt] = entry.function()(entry.options)
     if entry.kind.options is OwnOptions:
         prompts = [_with_plain_values(prompt) for prompt in prompts]
@@ -66,21 +70,36 @@ def _with_plain_values(prompt: Prompt) -> Prompt:
 
 
 def tokenize_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_tokens: int
-) -> tuple[list[TokenPrompt], int]:
-    """Token prompts of at most `max_tokens` tokens, and the number of prompts dropped as too long.
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    max_tokens: int,
+    key: str = "data",
+) -> tuple[list[TokenPrompt], list[Prompt]]:
+    """Token prompts of at most `max_tokens` tokens, and the prompts dropped as too long.
+
+    `key` is the config key of the dataset, for messages.
 
     Raises:
         ValueError: a prompt cannot be encoded (`trainer.data.encode.prompt_ids`), or every one is too long.
     """
     kept: list[TokenPrompt] = []
+    too_long: list[Prompt] = []
+    longest = 0
     for prompt in prompts:
         ids = prompt_ids(prompt, tokenizer, vocab_size)
+        longest = max(longest, len(ids))
         if len(ids) <= max_tokens:
             kept.append(TokenPrompt(prompt, ids))
+        else:
+            too_long.append(prompt)
     if not kept:
-        raise ValueError(f"every prompt is longer than rollout.max_prompt_tokens = {max_tokens}")
-    return kept, len(prompts) - len(kept)
+        raise ValueError(
+            f"{key}: all {len(prompts)} prompts are longer than rollout.max_prompt_tokens = {max_tokens} "
+            f"({named_rows([row_of(prompt) for prompt in too_long])}); the longest has {longest} tokens: "
+            f"set rollout.max_prompt_tokens={longest} to keep them all"
+        )
+    return kept, too_long
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs.errors import nearest
+
 _MESSAGE_KEYS = {"role", "content"}
 _EXTENSION_KEY = b"ARROW:extension:name"
 _ROWS_AT_A_TIME = 1024
@@ -57,6 +59,22 @@ def read_rows(path: str, limit: int, what: str) -> Iterator[Row]:
         yield from islice(readers[suffix](Path(path)), limit or None)
     except OSError as error:
         raise ValueError(f"{what} path must be a readable file, got {path!r}: {error}") from error
+
+
+def check_file(key: str, path: str) -> None:
+    """Check that there is a file at `path`; `key` is the config key that names it.
+
+    Raises:
+        ValueError: there is none; with the nearest name in the same folder.
+    """
+    file = Path(path)
+    if file.exists():
+        return
+    names = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
+    close = nearest(file.name, names)
+    where = "" if file.is_absolute() else f" in {Path.cwd()}"
+    hint = f" (did you mean {file.parent / close}?)" if close else ""
+    raise ValueError(f"{key} = {path!r}: no such file{where}{hint}")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:

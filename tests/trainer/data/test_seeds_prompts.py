@@ -76,14 +76,16 @@ def test_long_prompts_are_left_out_and_counted() -> None:
     """ "p9" has 3 tokens, "p10" 4: with at most 3, ten of twelve stay."""
     prompts = [token_prompt.prompt for token_prompt in token_prompts(12)]
     kept, left_out = tokenize_prompts(prompts, FakeTokenizer(), 128, 3)  # type: ignore[arg-type]
-    assert (len(kept), left_out) == (10, 2)
+    assert len(kept) == 10 and [prompt.prompt_id for prompt in left_out] == ["p10", "p11"]
     assert kept[0].token_ids == (1, ord("p"), ord("0"))
 
 
 def test_prompts_that_cannot_be_used_are_refused() -> None:
     """All too long, or a template that adds the start token twice."""
     prompts = [token_prompt.prompt for token_prompt in token_prompts(2)]
-    with pytest.raises(ValueError, match=r"longer than rollout\.max_prompt_tokens = 2"):
-        tokenize_prompts(prompts, FakeTokenizer(), 128, 2)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"data\.train: all 2 prompts are longer than .*prompts p0, p1.*longest has 3"
+    ):
+        tokenize_prompts(prompts, FakeTokenizer(), 128, 2, "data.train")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prompt p0: the chat template must put '<s>' once"):
         tokenize_prompts(prompts, FakeTokenizer(doubled=True), 128, 9)  # type: ignore[arg-type]

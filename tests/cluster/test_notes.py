@@ -1,0 +1,115 @@
+"""Notes before a run starts: settings that may not be meant, long prompts, missing files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.actors import note_inline
+from cluster.job import load_prompts, local_model
+from cluster.setting_notes import note_settings
+from cluster.train import dry_run
+from configs.bound import bind
+from configs.load import load_config
+from configs.schema import RunConfig
+from trainer.data.prompts import load_dataset
+from viewer.terminal import StepReporter
+
+FILE = "data.train={kind: file, path: train.jsonl}"
+STILL_LAB = (
+    "data.eval is still {kind: lab}: evaluations use the lab's prompts; set data.eval, or eval.every=0"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with three prompts, the second of them long."""
+    rows = [{"prompt": text, "answer": "7"} for text in ("3+4", "3+4 " * 100, "5+2")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def notes_of(config: RunConfig) -> list[str]:
+    notes: list[str] = []
+    note_settings(bind(config), notes.append)
+    return notes
+
+
+def test_an_evaluation_on_other_data_is_noted() -> None:
+    """Unless nothing is evaluated, or the training is the lab's too."""
+    assert notes_of(load_config("debug", [FILE])) == [STILL_LAB]
+    assert notes_of(load_config("debug", [FILE, "eval.every=0"])) == []
+    assert notes_of(load_config("debug", [FILE, "data.eval={kind: file, path: eval.jsonl}"])) == []
+    assert notes_of(load_config("debug", [])) == []
+
+
+def test_a_verdict_that_the_reward_leaves_out_is_noted() -> None:
+    """pass@k takes the first scorer that can say whether an answer is right."""
+    (note,) = notes_of(
+        load_config("debug", ["scorers.correct.weight=0", "scorers.r={kind: random, weight: 1}"])
+    )
+    assert note.startswith("scorers.correct (lab_answer) has weight 0, but pass@k of evaluations uses its")
+
+
+def test_scorers_in_this_process_are_noted() -> None:
+    """The user's own alone, by their keys."""
+    notes: list[str] = []
+    own = "scorers.mine={kind: custom, function: 'mine:f', weight: 1.0}"
+    note_inline(bind(load_config("debug", [own, "allow=[mine]"])), notes.append)
+    assert len(notes) == 1 and notes[0].startswith("cluster.spawn=local: scorers.mine in this process")
+    note_inline(bind(load_config("debug", [])), pytest.fail)
+
+
+def test_long_prompts_are_named(folder: Path) -> None:
+    """With the key, the row and what to do; all of them too long is an error."""
+    notes: list[str] = []
+    config = local_model(load_config("debug", [FILE, "eval.every=0"]))
+    load_prompts(bind(config), notes.append)
+    limit = config.rollout.max_prompt_tokens
+    assert notes == [
+        f"data.train: 1 of 3 prompts is longer than rollout.max_prompt_tokens = {limit} and was left out "
+        "(train.jsonl, line 2); raise it to keep it"
+    ]
+    short = load_config("debug", [FILE, "eval.every=0", "rollout.max_prompt_tokens=1"])
+    with pytest.raises(ValueError, match=r"data\.train: all 3 prompts .* \(train\.jsonl, lines 1, 2, 3\)"):
+        load_prompts(bind(local_model(short)), notes.append)
+
+
+def test_a_missing_file_is_named_with_the_nearest(folder: Path) -> None:
+    config = load_config("debug", ["data.train={kind: file, path: trian.jsonl}"])
+    with pytest.raises(ValueError) as error:
+        load_dataset(bind(config).single["data.train"])
+    assert str(error.value) == (
+        f"data.train.path = 'trian.jsonl': no such file in {folder} (did you mean train.jsonl?)"
+    )
+
+
+def test_a_missing_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the hub's own words where it cannot be reached."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError) as error:
+        local_model(load_config("debug", ["model.path=nomodel"]))
+    wanted = f"model.path = 'nomodel': no such folder in {folder}, and the hub could not be reached"
+    assert str(error.value) == wanted
+    with pytest.raises(ValueError, match=r"model\.path = '\./no': no such folder in [^ ]*$"):
+        local_model(load_config("debug", ["model.path=./no"]))
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"model\.path = 'empty': the folder has no config\.json"):
+        local_model(load_config("debug", ["model.path=empty"]))
+
+
+def test_a_dry_run_repeats_its_notes_after_the_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they are seen; a cluster that is named is not contacted."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    config = load_config("debug", [FILE, f"runs_dir={folder}/runs"])
+    assert dry_run(config, StepReporter(1, sys.stdout)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [number for number, line in enumerate(lines) if line == STILL_LAB][1] > lines.index("seed: 0")
+    assert "cluster: RAY_ADDRESS=10.0.0.1:6379, not contacted by --dry-run" in lines
