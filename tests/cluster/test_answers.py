@@ -154,6 +154,7 @@ def test_every_form_of_a_kind_is_tried(target: object, monkeypatch: pytest.Monke
     notes: list[str] = []
     check_answers(config_with(LAB), prompts("7", "?"), notes.append)
     assert (
-        len(notes) == 1 and "1 of 2 that were tried (train.jsonl, line 2); the reason for the first" in notes[0]
+        len(notes) == 1
+        and "1 of 2 that were tried (train.jsonl, line 2); the reason for the first" in notes[0]
     )
     assert "no number" in notes[0]
