@@ -1,8 +1,9 @@
 """What one rank holds of every parameter: weight and, if trained, Adam's moments, under any ZeRO stage.
 
-DeepSpeed keeps them in a place of its own per stage; its getters add up floats over ranks, know no stage 0,
-and set no forward weight. `holdings_of` reads an engine that `actors.deepspeed_engine` started, anew each
-time, as DeepSpeed moves parameters about. Used by `actors.learner_state` and `actors.learner`.
+DeepSpeed stores them in a different place for each stage. Its own getters sum floats over ranks, do not work
+for stage 0, and cannot set the forward weight. `holdings_of` reads an engine of `actors.deepspeed_engine`.
+Call it again before each use, because DeepSpeed moves parameters. Used by `actors.learner_state` and
+`actors.learner`.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 class Share:
     """Elements [start, start + length) of the flattened parameter, at `offset` in the flattened `master`.
 
-    `forward` is what the rank's forward reads: the whole parameter, or its flat partition under ZeRO-3. It is
-    the only weight of a frozen parameter (`requires_grad` false), which has no master and no moments.
+    `forward` is the tensor that the forward pass reads: the whole parameter, or its flat partition under
+    ZeRO-3. It is the only weight of a frozen parameter (`requires_grad` false), which has no master and no
+    moments.
     """
 
     name: str
     shape: tuple[int, ...]
     master: Tensor | None
-    """float32, the optimizer's key to the moments; may hold many parameters and padding. None: frozen."""
+    """float32; the key of the optimizer's state. May hold many parameters and padding. None if frozen."""
     offset: int
     start: int
     length: int
     forward: Tensor
     replicated: bool
-    """Every rank holds all of it (no ZeRO; or frozen, below ZeRO-3)."""
+    """Whether every rank holds the whole parameter (no ZeRO; or frozen, below ZeRO-3)."""
 
     @property
     def numel(self) -> int:
-        """Elements of the whole parameter."""
+        """Number of elements of the whole parameter."""
         return prod(self.shape)
 
     @property
     def is_trained(self) -> bool:
-        """Whether the optimizer moves it."""
+        """Whether the optimizer updates it."""
         return self.master is not None
 
     def values(self, flat_owner: Tensor) -> Tensor:
@@ -65,18 +67,18 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """All that one rank holds. `shares` are in the same order on all ranks."""
+    """Everything that one rank holds. `shares` are in the same order on all ranks."""
 
     shares: tuple[Share, ...]
     masters: tuple[Tensor, ...]
-    """Every master of the rank, also one that is all padding."""
+    """Every master of the rank, including one that is all padding."""
     adam: torch.optim.AdamW
 
 
 def holdings_of(engine: Any, named: Iterable[tuple[str, nn.Parameter]], zero_stage: int) -> Holdings:
-    """What this rank holds of the parameters in `named`. No ZeRO-3 parameter may be gathered meanwhile."""
+    """What this rank holds of the parameters in `named`. Under ZeRO-3 none of them may be gathered."""
     outer = engine.optimizer
-    # fp32 without ZeRO is the one case that DeepSpeed wraps no optimizer around ours.
+    # DeepSpeed wraps our optimizer in one of its own, except for fp32 without ZeRO.
     adam = outer if isinstance(outer, torch.optim.AdamW) else outer.optimizer
     masters: Sequence[Tensor]
     share_of: Callable[[str, nn.Parameter], Share]
@@ -96,9 +98,10 @@ def holdings_of(engine: Any, named: Iterable[tuple[str, nn.Parameter]], zero_sta
 
 
 def _whole(masters: Mapping[int, Tensor], name: str, parameter: nn.Parameter) -> Share:
-    """No ZeRO: in fp32 the parameter is its own master, in bf16 DeepSpeed keeps one beside it.
+    """No ZeRO: in fp32 the parameter is its own master, in bf16 DeepSpeed keeps a separate one.
 
-    `masters` has one for the id of each trained parameter. Frozen ones are held like this by ZeRO 1, 2 too.
+    `masters` maps the id of each trained parameter to its master. ZeRO 1 and 2 hold frozen parameters this
+    way too.
     """
     master = masters[id(parameter)] if parameter.requires_grad else None
     return Share(
@@ -114,14 +117,15 @@ def _whole(masters: Mapping[int, Tensor], name: str, parameter: nn.Parameter) ->
 
 
 def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
-    """ZeRO 1, 2: each rank has a range of a group's parameters laid end to end, which may cut one in two.
+    """ZeRO 1, 2: each rank has a range of the parameter group's concatenated elements, with one master.
 
-    One master per parameter group. (bf16 under ZeRO-1 is another class in DeepSpeed than the other three.)
+    The range may begin or end inside a parameter. Only private fields give the same answer for all four
+    combinations of stage and dtype: for bf16 under ZeRO-1 DeepSpeed has a separate optimizer class.
     """
     if not parameter.requires_grad:
         return _whole({}, name, parameter)
     mapping = parameter._hp_mapping
-    if mapping is None:
+    if mapping is None:  # this rank's range has no element of the parameter
         master, offset, start, length = masters[0], 0, 0, 0
     else:
         master, offset = masters[mapping.param_group_index], mapping.hp_fragment_address.start
@@ -139,8 +143,8 @@ def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
 
 
 def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
-    """ZeRO 3: each rank has an equal part of every parameter, trained or frozen, the last ones padded."""
-    assert parameter.data.numel() == 0, f"{name} must not be gathered now"
+    """ZeRO 3: each rank has an equal part of every parameter, trained or frozen; the last are padded."""
+    assert parameter.data.numel() == 0, f"{name} must not be gathered"
     master, offset, numel = None, 0, parameter.ds_tensor.numel()
     if parameter.requires_grad:
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -160,7 +164,7 @@ def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
 
 @torch.no_grad()
 def set_weight(share: Share, full: Tensor) -> None:
-    """Set this rank's master and forward weight, which rounds as an update does, from the whole parameter."""
+    """Set this rank's master and forward weight from the whole parameter, rounded as by an update."""
     mine = share.part(full)
     if share.master is not None:
         share.values(share.master).copy_(mine)
@@ -174,24 +178,24 @@ def set_weight(share: Share, full: Tensor) -> None:
 
 
 def adam_steps(held: Holdings) -> int:
-    """Updates that Adam has counted; 0 if it has none, or all were skipped.
+    """Number of updates that Adam has counted; 0 before the first, or if all were skipped.
 
-    A weight that no update has reached (without ZeRO) has no count of its own, or a lower one.
+    The maximum over parameters: without ZeRO, a weight without a gradient in some updates has a lower count.
     """
     return max((int(state["step"]) for state in held.adam.state.values()), default=0)
 
 
 def moment(held: Holdings, share: Share, name: str) -> Tensor | None:
-    """This share's elements of a moment, as a view; None before the first update, and if it is frozen."""
+    """This share's elements of a moment, as a view; None before the first update, or if frozen."""
     state = held.adam.state.get(share.master) if share.master is not None else None
     return share.values(state[name]) if state else None
 
 
 def clear_moments(held: Holdings, steps: int) -> None:
-    """Set Adam's moments to zero and its count to `steps`; with 0 it goes on as a new one does."""
+    """Set Adam's moments to zero and its count to `steps`; with 0 it behaves like a new optimizer."""
     for master in held.masters:
         if not steps and master not in held.adam.state:
-            continue  # they come with the first update
+            continue  # Adam creates them at the first update
         state = held.adam.state[master]
         state["step"] = torch.tensor(float(steps), dtype=torch.float32)
         for name in MOMENTS:

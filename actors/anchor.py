@@ -1,7 +1,7 @@
 """The frozen models of a learner rank: base and reference, and their logprobs. Used by `actors.learner`.
 
-The base is always the model of step 0. The reference is the base until it is reset to the policy of some
-step; only then is there a second copy. Both are sharded under ZeRO-3 and whole on every rank otherwise.
+The base is the model of step 0. The reference is the base until it is reset to the policy of some step; only
+then is there a second copy. Both are sharded under ZeRO-3, and whole on every rank otherwise.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ REFERENCE_FILE: Final = "reference.safetensors"
 
 
 class Anchor:
-    """One frozen copy; in host memory between uses if `learner.offload_anchor`."""
+    """One frozen copy. With `learner.offload_anchor` it is in host memory between uses."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         model, learner = config.model, config.learner
         policy = load_policy(model.path, model.dtype, learner.logit_chunk_tokens, model.trust_remote_code)
-        # ZeRO-3 offloads its shards itself; a whole copy is moved by us.
+        # ZeRO-3 offloads its shards itself; a whole copy is moved in `on_device`.
         self._moves = learner.offload_anchor and learner.zero_stage < 3
         self._device, self._zero_stage = device, learner.zero_stage
         self._policy = policy.to(torch.device("cpu") if self._moves else device)
@@ -40,7 +40,7 @@ class Anchor:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Bring an offloaded copy to the device for as long as the block lasts."""
+        """Keep an offloaded copy on the device during the block."""
         if self._moves:
             self._model.to(self._device)
         yield
@@ -53,19 +53,19 @@ class Anchor:
             return self._model(batch)[0]  # type: ignore[no-any-return]
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace all weights, by Hugging Face names; under ZeRO-3 a collective that takes rank 0's."""
+        """Replace all weights, by Hugging Face name; under ZeRO-3 a collective that uses rank 0's values."""
         write_parameters(self._policy.named_weights(), weights, self._zero_stage)
 
     def read(self, keep: bool) -> dict[str, Tensor]:
-        """All weights by name (a collective under ZeRO-3); none where `keep` is false."""
+        """All weights by name (a collective under ZeRO-3); empty where `keep` is false."""
         return dict(full_parameters(self._policy.named_weights(), self._zero_stage, keep))
 
 
 class Anchors:
-    """The base and the reference, as far as the config needs them. `columns` are those that `logprobs` gives.
+    """The base and the reference, where the config needs them. `columns` names what `logprobs` returns.
 
     Raises:
-        ValueError: (from `load`) a saved reference is not of this model.
+        ValueError: (from `load`) a saved reference does not belong to this model.
     """
 
     def __init__(self, run: BoundRun, place: RankPlace) -> None:
@@ -75,13 +75,13 @@ class Anchors:
         self.reset(run)
 
     def reset(self, run: BoundRun) -> None:
-        """Provide what `run` needs, as if just built for it. A loaded base is used again."""
+        """Load what `run` needs, as if newly built for it. A base that is already loaded is reused."""
         self._config = run.config
         always = run.config.learner.base_logprobs
         self._wants_base = always or run.is_anchored("kl_base")
         self._wants_ref = always or run.needs_reference()
-        names = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
-        self.columns = tuple(name for name, wanted in names.items() if wanted)
+        needed = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
+        self.columns = tuple(name for name, is_needed in needed.items() if is_needed)
         self._base, self._reference = (self._base or self._new()) if self.columns else None, None
 
     def _new(self) -> Anchor:
@@ -89,7 +89,7 @@ class Anchors:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Bring offloaded copies to the device for as long as the block lasts."""
+        """Keep offloaded copies on the device during the block."""
         with ExitStack() as stack:
             for anchor in (self._base, self._reference):
                 if anchor is not None:
@@ -100,17 +100,17 @@ class Anchors:
         """Logprobs [T] of the microbatch's completion tokens, by column."""
         base = self._base.logprobs(batch) if self._base is not None else None
         reference = self._reference.logprobs(batch) if self._reference is not None else base
-        found = {"base_logprobs": base, "ref_logprobs": reference}
-        return {name: values for name in self.columns if (values := found[name]) is not None}
+        columns = {"base_logprobs": base, "ref_logprobs": reference}
+        return {name: values for name in self.columns if (values := columns[name]) is not None}
 
     def reset_reference(self, policy: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Make the policy, as it is now, the reference (a collective under ZeRO-3)."""
+        """Make the current policy the reference (a collective under ZeRO-3)."""
         stage = self._config.learner.zero_stage
         keep = stage < 3 or self._rank == 0
         self._own_reference().write(dict(full_parameters(iter(policy), stage, keep)))
 
     def _own_reference(self) -> Anchor:
-        """The reference as a copy of its own. A base that is not needed itself is turned into it."""
+        """The reference as a separate copy. If the base is not needed, its model becomes the reference."""
         if self._reference is None and not self._wants_base:
             self._reference, self._base = self._base, None
         if self._reference is None:
@@ -118,20 +118,20 @@ class Anchors:
         return self._reference
 
     def forget_reference(self) -> None:
-        """The reference is the base again."""
+        """Make the base the reference again."""
         if self._reference is not None and self._base is None:
             self._base = self._new()
         self._reference = None
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Write a reference that is not the base (rank 0 does); sha256 by file name."""
+        """Write the reference if it is not the base (rank 0 writes); returns sha256 by file name."""
         if self._reference is None:
             return {}
         weights = self._reference.read(keep=self._rank == 0)
         return {REFERENCE_FILE: save_tensors(folder / REFERENCE_FILE, weights)} if weights else {}
 
     def load(self, folder: Path) -> None:
-        """The reference of a saved state: its own file, or else the base."""
+        """Load the reference of a saved state: from its file, or the base if there is none."""
         path = folder / REFERENCE_FILE
         if not path.exists():
             self.forget_reference()

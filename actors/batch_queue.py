@@ -1,7 +1,7 @@
-"""A queue that collects what several callers ask and answers them with one call of a batched function.
+"""A queue that collects items of several callers and passes them to a batched function in one call.
 
 Used by `actors.scorer_targets` for scorers that are faster on many texts at once, such as a reward model.
-All of it runs on one event loop.
+Everything runs on one event loop.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 CANCEL_S = 2.0
-"""How long a cancelled batch may take to end before its callers stop waiting for that."""
+"""Seconds that callers wait for a cancelled batch to end."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[ItemT, ResultT]):
-    """An item that waits, for whom, since when, and where its result goes."""
+    """An item in the queue, its caller, the loop time at which it was added, and the future of its result."""
 
     item: ItemT
     caller: object
@@ -30,13 +30,13 @@ class _Entry(Generic[ItemT, ResultT]):
 
 
 class BatchQueue(Generic[ItemT, ResultT]):
-    """Calls `function(items)` for the items of several callers, in the order in which they asked.
+    """Calls `function(items)` for the items of several callers, first come, first served.
 
-    A batch starts when `max_items` wait, when the oldest has waited `max_wait_s`, or when all of
-    `num_callers` (if above 0) wait, since nobody else can come. One batch runs at a time; a caller's items
-    may be split over several. A batch that fails, or gives another number of results, fails every caller that
-    has an item in it. A caller that is cancelled leaves the others alone; a batch that nobody waits for is
-    cancelled.
+    A batch starts when `max_items` are waiting, when the oldest has waited `max_wait_s`, or when all of
+    `num_callers` (if above 0) are waiting, since no other caller can come. One batch runs at a time; a
+    caller's items may be split over several. A batch that fails, or returns another number of results, fails
+    every caller that has an item in it. Cancelling one caller does not affect the others; a batch whose
+    callers are all cancelled is cancelled too.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class BatchQueue(Generic[ItemT, ResultT]):
         self._closed = False
 
     async def ask(self, items: Sequence[ItemT]) -> list[ResultT]:
-        """The results of `items`, in their order.
+        """Queue `items` and return their results, in the same order.
 
         Raises:
-            RuntimeError: the queue was closed, or the batch was cancelled by its own code.
-            ValueError: the function gave another number of results than items.
+            RuntimeError: the queue was closed, or the function cancelled itself.
+            ValueError: the function returned another number of results than items.
             Exception: what the function raised.
         """
         if self._closed:
@@ -83,7 +83,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
             await self._leave(mine)
 
     async def close(self) -> None:
-        """Cancel the batch under way; whoever waits gets RuntimeError. Idempotent."""
+        """Cancel the running batch; all callers get a RuntimeError. Idempotent."""
         self._closed = True
         for entry in (*self._running, *self._waiting):
             _fail(entry, RuntimeError("the batch queue was closed"))
@@ -92,7 +92,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
             await asyncio.wait({self._worker}, timeout=CANCEL_S)
 
     async def _leave(self, mine: Sequence[_Entry[ItemT, ResultT]]) -> None:
-        """Take a caller's items out, and cancel the running batch if it is now nobody's."""
+        """Remove a caller's items, and cancel the running batch if none of its callers is left."""
         for entry in mine:
             entry.result.cancel()
         self._waiting = deque(entry for entry in self._waiting if not entry.result.done())
@@ -103,7 +103,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
             await asyncio.wait({call}, timeout=CANCEL_S)
 
     async def _work(self) -> None:
-        """Batch after batch, until cancelled."""
+        """Run one batch after the other until cancelled."""
         while True:
             await self._fill()
             number = min(self._max_items, len(self._waiting))
@@ -113,7 +113,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
             self._running = []
 
     async def _fill(self) -> None:
-        """Return when a batch is full or its oldest item has waited long enough."""
+        """Return when a batch is full or its oldest item has waited for `max_wait_s`."""
         loop = asyncio.get_running_loop()
         while not self._is_full():
             rest_s = self._waiting[0].asked_at + self._max_wait_s - loop.time() if self._waiting else None
@@ -131,8 +131,8 @@ class BatchQueue(Generic[ItemT, ResultT]):
         return len(self._waiting) >= self._max_items or len(callers) >= self._num_callers > 0
 
     async def _answer(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> None:
-        """Run one batch and give each item its result, or all of them the reason why there is none."""
-        # A task of its own: if the function's code is cancelled, that must not end this queue.
+        """Run one batch and set each item's result, or the same exception for all of them."""
+        # A separate task: if the function raises CancelledError itself, that must not end this worker.
         self._call = call = asyncio.ensure_future(self._results(batch))
         try:
             await asyncio.wait({call})

@@ -1,7 +1,7 @@
 """The rollout buffer: scored groups in, training batches out, durable in between.
 
-In: one record batch per group (`add`), journaled before it can be trained on. Out: an index of the next
-groups (`take`), their rows (`shard`), and a committed step (`commit`). Called by the loop and by the
+In: one record batch per group (`add`), written to the journal before it can be trained on. Out: an index of
+the next groups (`take`), their rows (`shard`), and a committed step (`commit`). Called by the loop and by the
 learner ranks, through `cluster`. A plain class, independent of Ray.
 """
 
@@ -47,15 +47,15 @@ _INDEX_COLUMNS: Final = (
 )
 _REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
 LOCK_WAIT_S: Final = 60.0
-"""The buffer of a driver that was killed ends within seconds of it."""
+"""Wait for the lock: the buffer of a killed driver ends within seconds, and releases it then."""
 
 
 @dataclass(frozen=True, slots=True)
 class BufferStatus:
     """What the buffer holds.
 
-    `waiting` are the submission indexes that can be taken, ascending; `bad_files` journal files that were
-    damaged and set aside; `num_dropped` the groups dropped as too old.
+    `waiting` are the submission indexes that can be taken, ascending; `bad_files` the damaged journal files
+    that were set aside; `num_dropped` the number of groups dropped as too old.
     """
 
     waiting: tuple[int, ...]
@@ -65,7 +65,7 @@ class BufferStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A group in memory; `min_version` is its tokens' oldest policy_version, NO_VERSION without any."""
+    """A group in memory. `min_version` is the oldest policy_version of its tokens, or NO_VERSION."""
 
     group_id: str
     min_version: int
@@ -80,8 +80,9 @@ class BufferActor:
     """The buffer of one run, and the only writer of its `journal/` and `rollouts/`.
 
     It holds the journal's lock, so that the buffer of a killed driver cannot write at the same time. Step `s`
-    (from 0) owns submissions_per_step submissions from s x submissions_per_step on and uses the first of
-    them; those of earlier steps are committed or dropped. Call `reopen` or `rewind` before anything else.
+    (from 0) owns the submissions from s x submissions_per_step to below (s + 1) x submissions_per_step, and
+    trains on the first of them. Submissions of earlier steps are committed or dropped. Call `reopen` or
+    `rewind` before anything else.
 
     Raises:
         ValueError: another process still holds the journal after `lock_wait_s`.
@@ -110,7 +111,7 @@ class BufferActor:
         self._seen: dict[int, str] = {}
 
     def ready(self) -> None:
-        """Returns once this process holds the journal's lock."""
+        """Return once this process holds the journal's lock (the constructor takes it)."""
 
     def reopen(self, step: int) -> tuple[int, ...]:
         """Load the journal's groups of steps after `step`; returns their submission indexes, ascending.
@@ -121,7 +122,7 @@ class BufferActor:
         self._forget(step)
         self._bad_files += tuple(str(path) for path in self._journal.recover())
         indexes = self._journal.indexes()
-        # a crash may have come between a step's rename and the dropping of its journal files
+        # The process may have died after a step's rename, before its journal files were dropped.
         self._journal.drop(index for index in indexes if index < self._cursor)
         for index in indexes:
             if index < self._cursor:
@@ -135,7 +136,7 @@ class BufferActor:
         return tuple(sorted(self._waiting))
 
     def rewind(self, step: int, attempt: int) -> Restored:
-        """Go back to the state after `step`: groups of later steps wait again, step folders are set aside."""
+        """Return to the state after `step`: groups of later steps wait again, their folders are set aside."""
         self._forget(step)
         set_aside = tuple(f"{path}: damaged" for path in self._journal.recover())
         rewound = rewind(self._run_dir, step, attempt, self._journal, self._cursor)
@@ -146,9 +147,9 @@ class BufferActor:
         )
 
     def adopt(self, run_dir: str) -> int:
-        """Add every group of another run, renumbered from 0 in its order; returns their number.
+        """Add every group of another run, renumbered from 0 in its order; returns the number of groups.
 
-        Groups that this run already has or has used are kept.
+        Groups that this run already has or has used are not added again.
 
         Raises:
             ValueError: that run has no groups, or a damaged file.
@@ -158,11 +159,11 @@ class BufferActor:
         for number, batch in enumerate(saved_groups(Path(run_dir))):
             self.add(_numbered(renamed(batch, self._run_id), number))
         if number < 0:
-            raise ValueError(f"{run_dir}: must hold rollouts to train on, got none")
+            raise ValueError(f"{run_dir}: must have rollouts to train on (rollouts/ or journal/), got none")
         return number + 1
 
     def _whole_steps(self) -> int:
-        """The last step up to which all are committed and undamaged."""
+        """The last step such that it and all steps before it are committed and undamaged."""
         for step in committed_steps(self._run_dir):
             try:
                 verify_step(self._run_dir, step)
@@ -175,7 +176,7 @@ class BufferActor:
         return tuple(sorted(self._waiting))
 
     def rewards(self, first: int, last: int) -> pa.Table:
-        """submission_index and reward of all rows that wait, of submissions from `first` to below `last`."""
+        """submission_index and reward of all waiting rows of the submissions from `first` to below `last`."""
         columns = ["submission_index", "reward"]
         indexes = [index for index in self.waiting() if first <= index < last]
         mine = [self._waiting[index].batch.select(columns) for index in indexes]
@@ -186,17 +187,18 @@ class BufferActor:
         self._lock.release()
 
     def status(self) -> BufferStatus:
-        """What is waiting, was dropped, or was set aside."""
+        """What waits, how much was dropped, and which files were set aside."""
         return BufferStatus(tuple(sorted(self._waiting)), self._bad_files, self._num_dropped)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Add one group (rows of GROUP_SCHEMA that share submission_index and group_id), durably.
+        """Add one group durably: rows of GROUP_SCHEMA with the same submission_index and group_id.
 
-        A group that was added before, even if it is committed or dropped by now, is ignored.
+        A group that was added before is ignored, even if it has been committed or dropped since: the call may
+        be repeated.
 
         Raises:
-            ValueError: the rows break the contract, are of another run, are not one group, or the submission
-                already has another group.
+            ValueError: the rows do not fit GROUP_SCHEMA, belong to another run, are not one group, or the
+                submission already has another group.
             OSError: the journal could not be written; the group is not added, and may be added again.
         """
         if batch.num_rows == 0:
@@ -211,8 +213,8 @@ class BufferActor:
             return
         validate(batch)
         own = compact(batch)
-        self._check_run(own)  # before it becomes durable
-        self._journal.append(index, own)
+        self._check_run(own)
+        self._journal.append(index, own)  # durable first: a group in memory alone must never be trained on
         self._hold(index, own)
 
     def _check_run(self, batch: pa.RecordBatch) -> None:
@@ -232,20 +234,20 @@ class BufferActor:
         replay: Sequence[Pick] = (),
         sft: pa.RecordBatch | None = None,
     ) -> pa.Table | None:
-        """The index of the next `num_groups` groups in order of submission; None if one of them is not here.
+        """The index of the next `num_groups` groups in order of submission; None if one of them is missing.
 
         Groups with a token sampled by a policy older than `min_version` are dropped and counted, here and
-        in the next commit; they may be submitted again. The groups of earlier steps that `replay` picks are
-        added as rows of origin replay; missing and damaged ones are left out. The rows of `sft`, of that
-        origin, come last. The index has one row per completion: `row` (for `shard`), submission_index,
-        group_id, sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens,
-        min_version (null without versions), version_tokens (the sum of its loss tokens' versions), reward,
-        format_tag, answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken
-        until `commit`; asking again for the same gives the same.
+        in the next commit; they may be submitted again. The groups of earlier steps in `replay` are added as
+        rows of origin replay; missing and damaged ones are left out. The rows of `sft`, of origin sft, come
+        last. The index has one row per completion: `row` (for `shard`), submission_index, group_id,
+        sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens, min_version
+        (null without versions), version_tokens (the sum of its loss tokens' versions), reward, format_tag,
+        answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken until `commit`;
+        a repeated call with the same arguments returns the same index.
 
         Raises:
-            ValueError: num_groups is not positive, other groups were taken and are not committed yet, or the
-                rows of `sft` break the contract, are of another run or of another origin.
+            ValueError: num_groups is not positive, other groups are taken and not committed yet, or the rows
+                of `sft` do not fit GROUP_SCHEMA, or belong to another run or another origin.
         """
         if num_groups < 1:
             raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
@@ -271,7 +273,7 @@ class BufferActor:
         self._check_run(rows)
         origins = rows.column("origin").unique().to_pylist()
         if origins != [SFT]:
-            raise ValueError(f"supervised rows must be of origin {SFT}, got {origins}")
+            raise ValueError(f"supervised rows must have origin {SFT}, got {origins}")
         return (rows,)
 
     def _drop_older(self, min_version: int) -> None:
@@ -288,7 +290,7 @@ class BufferActor:
         for step in sorted({pick.step for pick in picks}):
             try:
                 rows = read_step(self._run_dir, step, GROUP_SCHEMA.names)
-            except DamagedError:  # the step goes on with fewer, and the loop tells
+            except DamagedError:  # the step trains on fewer groups, which the loop reports
                 continue
             for pick in picks:
                 if pick.step == step:
@@ -299,7 +301,7 @@ class BufferActor:
                         yield mine
 
     def shard(self, row_numbers: Sequence[int]) -> pa.RecordBatch:
-        """The taken rows with these numbers (the index's `row`), in this order, in buffers of their own.
+        """A copy of the taken rows with these numbers (`row` in the index), in this order.
 
         Raises:
             ValueError: nothing is taken, or a number is out of range.
@@ -318,23 +320,24 @@ class BufferActor:
         return self._taken_rows
 
     def commit(self, step: int, columns: pa.Table, summary: Mapping[str, Json]) -> float:
-        """Join the taken rows with the learner's columns, commit them as step `step`; returns seconds taken.
+        """Join the taken rows with the learner's columns and commit them as step `step`; returns seconds.
 
-        `columns` has sample_id, proximal_logprobs, entropy, advantage and any other learner column
-        (absent ones are null; `step` is filled in here), one row per trained sample in any order; rows
-        without a reward may be missing. `groups_used`, `groups_dropped` and `collection_order` are added
-        to `summary`. The journal files of those groups are dropped once the step is durable.
+        `columns` has sample_id, proximal_logprobs, entropy, advantage and any other learner column, with one
+        row per trained sample in any order. Absent columns are null; `step` is filled in here. Rows without a
+        reward may be missing. `groups_used`, `groups_dropped` and `collection_order` are added to `summary`.
+        The journal files of those groups are dropped once the step is durable.
 
-        A step that is on disk already is left as it is: committing again is safe.
+        A step that is already committed is not written again, so the call may be repeated.
 
         Raises:
             ValueError: nothing is taken, or `columns` does not fit the taken rows.
-            OSError: the step could not be written; nothing is forgotten, and commit may be called again.
+            OSError: the step could not be written; the groups stay taken, and commit may be called again.
         """
         began = time.perf_counter()
-        if step in committed_steps(self._run_dir):  # the answer to the first call was lost
+        if step in committed_steps(self._run_dir):  # the first call did commit, but its result was lost
             verify_step(self._run_dir, step)
-            fsync_dir(self._run_dir / "rollouts")  # before the journal forgets the groups
+            # The rename must be durable before `reopen` drops the only other copy of the groups.
+            fsync_dir(self._run_dir / "rollouts")
             self.reopen(step)
             return time.perf_counter() - began
         table = _join(self._open_rows(), columns, step)
@@ -351,11 +354,11 @@ class BufferActor:
                 "collection_order": list(self._taken),
             },
         )
-        settled = list(self._taken)
+        committed = list(self._taken)
         self._taken, self._taken_rows, self._dropped = {}, None, []
         self._cursor = step * self._submissions_per_step
         self._seen = {index: name for index, name in self._seen.items() if index >= self._cursor}
-        self._journal.drop(settled)
+        self._journal.drop(committed)
         return time.perf_counter() - began
 
 
@@ -380,7 +383,7 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
 
 
 def _join(rows: pa.RecordBatch, columns: pa.Table, step: int) -> pa.Table:
-    """`rows` with the learner's columns, matched by sample_id: ROLLOUT_SCHEMA, not yet validated."""
+    """`rows` with the learner's columns, matched by sample_id. In ROLLOUT_SCHEMA, not yet validated."""
     known = {field.name for field in LEARNER_FIELDS} | {"sample_id"}
     for name in columns.schema.names:
         if name not in known:
@@ -392,9 +395,9 @@ def _join(rows: pa.RecordBatch, columns: pa.Table, step: int) -> pa.Table:
     ids, scored = rows.column("sample_id"), given.column("sample_id")
     if pc.count_distinct(scored).as_py() != len(scored):
         raise ValueError("learner columns must have one row per sample_id, got one twice")
-    strangers = scored.filter(pc.invert(pc.is_in(scored, value_set=ids)))
-    if len(strangers):
-        raise ValueError(f"learner columns must be of taken samples, got sample_id {strangers[0].as_py()!r}")
+    unknown = scored.filter(pc.invert(pc.is_in(scored, value_set=ids)))
+    if len(unknown):
+        raise ValueError(f"learner columns must be of taken samples, got sample_id {unknown[0].as_py()!r}")
     position = pc.index_in(ids, value_set=scored)
     arrays = list(rows.columns)
     for field in LEARNER_FIELDS:

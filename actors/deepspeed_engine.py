@@ -1,4 +1,4 @@
-"""What the learner uses of DeepSpeed: start an engine, skip bad steps, read and write full parameters."""
+"""The learner's use of DeepSpeed: start an engine, skip non-finite steps, read and write full parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.model.policy import PolicyModel
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that skips a step whose gradients are not finite, and sets `overflow`, which DeepSpeed reads.
 
-    ZeRO 1 to 3 have their own check; without ZeRO DeepSpeed would write NaN into every weight.
+    ZeRO 1 to 3 have their own check. Without ZeRO, DeepSpeed would write NaN into every weight.
     """
 
     overflow: bool = False
@@ -36,9 +36,9 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def init_distributed(place: RankPlace, timeout_s: float) -> None:
-    """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo stays on the loopback device."""
+    """Join the process group (gloo on CPU, NCCL on GPU). On one machine gloo uses the loopback only."""
     local = place.rendezvous.startswith(("file:", "tcp://127."))
-    # Without all five DeepSpeed looks for a launcher. Address and port are not used.
+    # If one of the five is missing, DeepSpeed searches for a launcher (MPI). Address and port are not used.
     os.environ.update(
         RANK=str(place.rank),
         WORLD_SIZE=str(place.world_size),
@@ -48,9 +48,9 @@ def init_distributed(place: RankPlace, timeout_s: float) -> None:
     )
     if local:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # The shared-memory extension takes 46 s to compile on two cores and adds nothing to gloo.
+    # Compiling DeepSpeed's shared-memory extension takes 46 s on two cores, and does not speed up gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls torch's collectives by deprecated names; torch warns at every call.
+    # DeepSpeed uses deprecated names of torch's collectives, and torch warns at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(
         dist_backend="nccl" if place.device == "cuda" else "gloo",
@@ -63,19 +63,20 @@ def init_distributed(place: RankPlace, timeout_s: float) -> None:
 
 
 def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's configuration. The learner accumulates: any number of backwards, then one `step()`."""
+    """DeepSpeed's configuration. The learner accumulates gradients: backward passes, then one `step()`."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
-        # In bf16 the gradients of small microbatches would be rounded away, and the result would depend on
-        # how the batch is cut. (Without ZeRO, DeepSpeed does not support this mix.)
+        # Accumulated in bf16, small gradients would be rounded away, and the result would depend on how the
+        # batch is split into microbatches. (Without ZeRO, DeepSpeed does not support this mix.)
         "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
+            # By default ZeRO-3 keeps small parameters whole on every rank; `adam_shares` expects none.
             "stage3_param_persistence_threshold": 0,
         },
         "zero_allow_untested_optimizer": True,
@@ -85,8 +86,9 @@ def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 
 def start_engine(model: PolicyModel, config: LearnerConfig, dtype: str) -> deepspeed.DeepSpeedEngine:
-    """Wrap `model` with an AdamW optimiser of its trainable weights, under the configured ZeRO stage."""
+    """Wrap `model` with an AdamW optimizer of its trainable weights, under the configured ZeRO stage."""
     trained = [parameter for _, parameter in model.trainable_weights()]
+    # As usual, no weight decay for biases and norms, which have one dimension.
     decayed = [p for p in trained if p.ndim > 1]
     plain = [p for p in trained if p.ndim <= 1]
     groups = [
@@ -104,9 +106,9 @@ def start_engine(model: PolicyModel, config: LearnerConfig, dtype: str) -> deeps
 
 
 def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
-    """Make fp32 clipping without ZeRO store the gradient norm for `get_global_grad_norm`.
+    """Make fp32 clipping without ZeRO store the gradient norm, which `get_global_grad_norm` returns.
 
-    Gradients are already reduced, so every rank computes the same norm.
+    The gradients are already reduced, so every rank computes the same norm.
     """
 
     def clip() -> None:
@@ -118,7 +120,8 @@ def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
 def _undo_trial_step(optimizer: Any) -> None:
     """Undo the step on zero gradients that DeepSpeed takes to allocate Adam's moments (bf16 without ZeRO).
 
-    It counts in Adam's bias correction (the first update would be a fifth too small) and decays the weights.
+    That step counts in Adam's bias correction, which makes the first update a fifth too small, and it decays
+    the weights.
     """
     optimizer.optimizer.state.clear()
     with torch.no_grad():
@@ -128,7 +131,7 @@ def _undo_trial_step(optimizer: Any) -> None:
 
 
 def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -> nn.Module:
-    """A frozen copy for reference logprobs: sharded under ZeRO-3, whole on every rank otherwise."""
+    """Freeze `model` for reference logprobs: sharded under ZeRO-3, whole on every rank otherwise."""
     model.requires_grad_(False)
     if zero_stage < 3:
         return model
@@ -149,7 +152,7 @@ def start_frozen(model: nn.Module, zero_stage: int, dtype: str, offload: bool) -
 def full_parameters(
     named: Iterator[tuple[str, Tensor]], zero_stage: int, keep: bool
 ) -> list[tuple[str, Tensor]]:
-    """Full tensors by name, on the CPU (a collective under ZeRO-3). Empty on ranks with `keep` false."""
+    """Copies of full tensors by name, on the CPU (a collective under ZeRO-3). Empty where `keep` is false."""
     pairs = list(named)
     gather = (
         deepspeed.zero.GatheredParameters([parameter for _, parameter in pairs])
@@ -164,17 +167,19 @@ def full_parameters(
 def write_parameters(
     named: Iterator[tuple[str, nn.Parameter]], values: Mapping[str, Tensor], zero_stage: int
 ) -> None:
-    """Set parameters from full tensors of the same names; under ZeRO-3 a collective that reads rank 0's.
+    """Set parameters from full tensors of the same names; under ZeRO-3 a collective that uses rank 0's.
 
     Raises:
-        ValueError: `values` (where they are read) do not have exactly the parameters' names and shapes.
+        ValueError: the names and shapes of `values` are not exactly those of the parameters.
     """
     pairs = list(named)
     takes = zero_stage < 3 or dist.get_rank() == 0
     shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in pairs}
     if takes and {name: tuple(value.shape) for name, value in values.items()} != shapes:
         wrong = sorted(name for name in shapes.keys() ^ values.keys()) or "shapes"
-        raise ValueError(f"weights must be those of this model, got others: see {wrong}")
+        raise ValueError(
+            f"weights must have exactly the names and shapes of this model, got a difference in {wrong}"
+        )
     parameters = [parameter for _, parameter in pairs]
     whole = (
         deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if zero_stage == 3 else nullcontext()

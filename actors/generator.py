@@ -1,8 +1,8 @@
 """A vLLM engine in its own process: token submissions in, completions with logprobs and versions out.
 
-One thread owns the engine and alternates between a command queue and `engine.step()`, so a weight update
-always falls between two steps: running completions continue under the new version, and record from which
-token on. A plain class with async methods; `cluster` spawns `num_engines` of them.
+One thread owns the engine and alternates between a command queue and `engine.step()`. A weight update is
+therefore always between two steps: running completions continue with the new version, and record from which
+token on. A plain class with async methods; `cluster` starts `num_engines` of them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from trainer.weights.packed import PackedWeights
 
 _IDLE_POLL_S = 0.5
 _GATHER_S = 0.003
+"""Time that an idle engine waits for further submissions after the first (see `GeneratorActor._turn`)."""
 
 _Key = tuple[int, str, tuple[int, ...], tuple[int, ...], Sampling]
-"""What makes two submissions the same: index, group, prompt, seeds, sampling."""
+"""Identifies a submission: index, group, prompt, seeds, sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class _Request:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """The requests of one call; `answer` is settled when every one has an output.
+    """The requests of one call. `answer` is set when every request has an output.
 
-    `names` are the request ids of those that the engine has admitted, in order.
+    `names` are the ids of the requests that the engine has admitted, in order.
     """
 
     requests: Sequence[_Request]
@@ -64,12 +65,12 @@ class _Call:
 
 
 def engine_args(config: RunConfig, device: str) -> EngineArgs:
-    """The engine's arguments: eager and deterministic on CPU, prefix-cached (salted by the load) on GPU.
+    """The engine's arguments: eager and deterministic on CPU, with prefix caching on GPU.
 
-    Chunked prefill is off with a token budget of at least one whole sequence: a seeded request that is
-    prefilled in parts kills a CPU engine.
+    Chunked prefill is off and the token budget is at least one whole sequence, because a CPU engine crashes
+    on a seeded request that is prefilled in parts.
     """
-    # One more than the longest row: a probe of full length is a prompt that still generates one token.
+    # One more than the longest row: a probe of that length is a prompt, and must generate at least one token.
     length = config.rollout.max_prompt_tokens + config.rollout.max_tokens + 1
     args: dict[str, Any] = {
         "model": config.model.path,
@@ -77,19 +78,20 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.model.dtype],
         "max_model_len": length,
         "max_num_batched_tokens": max(length, 4096),
-        # Room for the probes: they must not wait until running completions end.
+        # With room for the probes, which must not wait until running completions end.
         "max_num_seqs": config.generator.max_num_seqs + config.sync.num_probes,
-        # A step that overlaps a weight update would be recorded under the wrong version.
+        # A step scheduled ahead could overlap a weight update, and its tokens would get the wrong version.
         "async_scheduling": False,
         "enable_chunked_prefill": False,
         "enable_prefix_caching": device != "cpu",
         "enforce_eager": device == "cpu",
+        # Logprobs of the distribution that was sampled from: after temperature and top-p, not before.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
         "seed": config.seed,
         "weight_transfer_config": TRANSFER_CONFIG,
         "tensor_parallel_size": config.generator.tensor_parallel,
-        # With tensor parallelism workers are processes; this class registers the transfer engine in each.
+        # With tensor parallelism, workers are processes; this class registers the transfer engine in each.
         "worker_extension_cls": "actors.weight_transfer.HostTransferWorker",
         "distributed_executor_backend": "mp" if config.generator.tensor_parallel > 1 else "uni",
     }
@@ -101,7 +103,7 @@ def engine_args(config: RunConfig, device: str) -> EngineArgs:
 
 
 def sampling_params(sampling: Sampling, seed: int) -> SamplingParams:
-    """One completion's parameters: its own seed, its own logprobs, no text (the actor decodes)."""
+    """Parameters of one completion: its seed, logprobs of sampled tokens alone, no text (decoded later)."""
     return SamplingParams(
         n=1,
         seed=seed,
@@ -120,18 +122,18 @@ def _key(submission: Submission) -> _Key:
 
 
 def _settle(answer: Future[None], error: Exception | None) -> None:
-    """Settle an answer whose caller may have given up waiting."""
+    """Set the result of an answer, or its exception, unless its caller has cancelled it."""
     with suppress(InvalidStateError):
         answer.set_result(None) if error is None else answer.set_exception(error)
 
 
 async def _settled(answer: Future[None]) -> None:
-    """Wait for an answer. Shielded: another caller that joined must still get it when this one gives up."""
+    """Wait for an answer. Shielded: if this caller is cancelled, another one may still wait for it."""
     await asyncio.shield(asyncio.wrap_future(answer))
 
 
 class GeneratorActor:
-    """See the module's docstring. Methods may be called concurrently.
+    """A vLLM engine and its thread; see the docstring of the module. Methods may be called concurrently.
 
     Raises:
         EngineFailedError: (from every method) the engine failed; the actor must be replaced.
@@ -156,7 +158,8 @@ class GeneratorActor:
         self._failure = ""
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Exempts the many objects that vLLM and torch have created from garbage collection.
+        # Exempt the many objects that vLLM and torch have created from garbage collection, which would pause
+        # the engine.
         gc.collect()
         gc.freeze()
         self._thread.start()
@@ -164,7 +167,7 @@ class GeneratorActor:
     # -- called from outside --
 
     async def ready(self) -> int:
-        """The version of the loaded weights, once the engine has started."""
+        """Return the version of the loaded weights, once the engine has started."""
         await self.stalled_for_s()
         return self._version
 
@@ -176,12 +179,12 @@ class GeneratorActor:
         return 0.0 if since is None else time.monotonic() - since
 
     async def generate(self, submission: Submission) -> list[Completion]:
-        """Sample one completion per seed of the submission.
+        """Sample one completion for each seed of the submission.
 
         A second call with a submission that is still being sampled waits for the same completions.
 
         Raises:
-            ValueError: the engine refused the prompt.
+            ValueError: the engine rejected the prompt.
         """
         key = _key(submission)
         call = self._generating.get(key)
@@ -203,20 +206,20 @@ class GeneratorActor:
         ]
 
     async def load(self, weights: PackedWeights) -> None:
-        """Replace the weights. Running requests continue under the new version, paused or not.
+        """Replace the weights. Running requests continue with the new version, paused or not.
 
-        Weights of an earlier version mean that the run was set back to a checkpoint: running requests are
-        dropped, since they belong to the abandoned steps.
+        An earlier version than the loaded one means that the run has returned to a checkpoint: running
+        requests are dropped, since they belong to the abandoned steps.
 
         Raises:
-            ValueError: a tensor is missing, unknown or damaged (the engine must then not be used).
+            ValueError: a tensor is missing, unknown or damaged. The engine must not be used any more.
         """
         await self._command(lambda: self._load(weights))
 
     async def pause(self) -> None:
-        """Stop sampling until `resume`; running requests are kept. Probes are still answered.
+        """Stop sampling until `resume`; running requests are kept, and probes are still answered.
 
-        The engine step of a probe advances the running requests by one token.
+        A probe needs an engine step, which also advances the running requests by one token.
         """
         await self._command(lambda: self._set_paused(True))
 
@@ -225,7 +228,10 @@ class GeneratorActor:
         await self._command(lambda: self._set_paused(False))
 
     async def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        """Logprobs at temperature 1 of all probe tokens but the firsts, concatenated, by a new prefill."""
+        """Logprobs at temperature 1 of the probes' tokens, except each first one: float32, concatenated.
+
+        Computed by a new prefill under the current weights.
+        """
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -245,22 +251,23 @@ class GeneratorActor:
         return np.array(values, np.float32)
 
     async def close(self) -> None:
-        """Stop the thread after the commands that are queued."""
+        """Stop the thread once it has run the queued commands."""
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join, 10.0)
 
     # -- inside --
 
     def _post(self, answer: Future[None], action: Callable[[], None]) -> None:
-        """Queue `action` for the engine's thread. The action, or the requests it adds, settle `answer`."""
+        """Queue `action` for the engine's thread. The action, or the requests it adds, set `answer`."""
         self._open.add(answer)
         answer.add_done_callback(self._open.discard)
         self._commands.put(action)
+        # Checked last: if the thread failed in between, it may have missed this answer in `_open`.
         if self._failure:
             _settle(answer, EngineFailedError(self._failure))
 
     async def _command(self, action: Callable[[], None]) -> None:
-        """Run `action` on the engine's thread and wait; its exception is raised here."""
+        """Run `action` on the engine's thread and wait for it; raises its exception."""
         answer: Future[None] = Future()
 
         def run() -> None:
@@ -285,10 +292,10 @@ class GeneratorActor:
             raise
 
     def _turn(self) -> bool:
-        """Run the queued commands, then one engine step.
+        """Run the queued commands, then one engine step; returns False after `close`.
 
         An idle engine waits for a command, and then _GATHER_S for more: submissions arrive a fraction of a
-        millisecond apart, and an engine step costs the same for one of them as for all.
+        millisecond apart, and an engine step takes the same time for one of them as for all.
         """
         busy = self._has_work()
         self._busy_since = time.monotonic() if busy else None
@@ -320,16 +327,17 @@ class GeneratorActor:
             for request in requests:
                 self._next_id += 1
                 name = str(self._next_id)
-                # The salt keeps prompts from prefixes cached under other weights: a cache in use cannot be
-                # reset. It counts loads, since a version can come again with other weights, after a rewind.
+                # vLLM's prefix cache cannot be reset while it is in use. The salt keeps a prompt from reusing
+                # prefixes computed with other weights. It counts loads, because after a rewind the same
+                # version can come again with other weights.
                 salt = str(self._num_loads)
                 prompt = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
                 self._engine.add_request(name, prompt, request.params)  # type: ignore[arg-type]
                 call.names.append(name)
                 running[name] = call
         except Exception as error:
-            # As text: the caller may not have vLLM, whose exceptions it would need to unpickle.
-            self._drop(call, running, ValueError(f"the engine refused a prompt: {error}"))
+            # As text: unpickling vLLM's exceptions would need vLLM in the caller's process.
+            self._drop(call, running, ValueError(f"the engine rejected a prompt: {error}"))
 
     def _drop(self, call: _Call, running: dict[str, _Call], error: Exception) -> None:
         """Abort a call: its requests in the engine and those that are queued."""
@@ -351,7 +359,9 @@ class GeneratorActor:
 
     def _load(self, weights: PackedWeights) -> None:
         if weights.version < self._version:
-            error = RuntimeError(f"dropped: version {weights.version} took the place of {self._version}")
+            error = RuntimeError(
+                f"request dropped: weights went back from {self._version} to {weights.version}"
+            )
             for call in {*self._sampling.values(), *(call for call, _ in self._queued)}:
                 self._drop(call, self._sampling, error)
         self._engine.collective_rpc("start_weight_update")

@@ -1,8 +1,8 @@
 """One learner rank: a DeepSpeed engine that scores rollout rows, updates the policy, publishes weights.
 
-A plain class. `cluster` spawns `num_ranks` of them and calls every public method but `explain` on all ranks
-at once, because under ZeRO each is a collective. Pretraining and SFT use it with rows of origin sft and the
-nll loss.
+A plain class. `cluster` starts `num_ranks` of them and calls every public method except `explain` on all
+ranks at once, because under ZeRO each is a collective. Pretraining and SFT use it with rows of origin sft and
+the nll loss.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trainer.weights.packed import PackedWeights, pack_weights
 
 
 class LearnerRank:
-    """See the module's docstring. The scores of a step are kept from `score` to `update`."""
+    """See the docstring of the module. The rows and scores of a step are kept from `score` to `update`."""
 
     def __init__(self, run: BoundRun, place: RankPlace) -> None:
         torch.set_num_threads(place.num_threads)
@@ -57,26 +57,26 @@ class LearnerRank:
         self._forget()
 
     def _start_policy(self) -> PolicyModel:
-        """The model of step 0. Weights that its folder lacks are drawn from the seed, alike on all ranks."""
+        """The model of step 0. Weights that its folder lacks are drawn from the seed, equal on all ranks."""
         torch.manual_seed(self._config.seed)
         model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
         return load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
 
     def _forget(self) -> None:
-        """Drop the rows last scored: their scores are those of earlier weights."""
+        """Drop the last scored rows, whose scores belong to earlier weights."""
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
         self._scores_are_current = False
         self._built.clear()
 
     def ready(self) -> int:
-        """The number of parameters of the whole model, once the rank has started."""
+        """Return the number of parameters of the whole model, once the rank has started."""
         return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in self._policy.named_weights())
 
     # -- scoring ---------------------------------------------------------------------------------------------
 
     def _microbatch(self, rows: RankRows, chosen: Sequence[int]) -> Microbatch:
-        """The padded microbatch of these rows, cached: scoring and updating use the same."""
+        """The padded microbatch of these rows, cached because scoring and updating use the same ones."""
         key = tuple(chosen)
         if key not in self._built:
             self._built[key] = build_microbatch(
@@ -88,9 +88,10 @@ class LearnerRank:
         return self._built[key]
 
     def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
-        """Forward only: logprobs and exact entropies of every completion token, and the anchors' logprobs.
+        """Compute logprobs and exact entropies of every completion token, and the anchors' logprobs.
 
-        Returns one row per shard row, keyed by sample_id; see `trainer.model.rows.score_columns`.
+        A forward pass only. Returns one row per shard row, keyed by sample_id; see
+        `trainer.model.rows.score_columns`.
         """
         rows = read_rows(shard, self._config.rollout.temperature)
         self._built.clear()
@@ -103,19 +104,22 @@ class LearnerRank:
             for chosen in chosen_rows:
                 batch = self._microbatch(rows, chosen)
                 scores = TokenScores(*self._engine(batch))
-                found = {
+                values = {
                     "proximal_logprobs": scores.logprobs,
                     "entropy": scores.entropy,
                     "entropy_t1": scores.entropy_t1,
                 } | self._anchors.logprobs(batch)
-                _scatter(columns, found, chosen, rows)
+                _scatter(columns, values, chosen, rows)
         self._rows, self._scored, self._scores_are_current = rows, columns, True
         return score_columns(rows, columns)
 
     # -- updating --------------------------------------------------------------------------------------------
 
     def update(self, batch: RankUpdate) -> list[dict[str, float]]:
-        """Run the step's updates on the rows last scored; one dict of sums per update (add over ranks)."""
+        """Run the step's updates on the last scored rows.
+
+        Returns one dict of sums for each update, to be added over ranks.
+        """
         assert self._rows is not None, "update follows score"
         results = []
         objective = self._objective.with_settings(batch.settings)
@@ -150,7 +154,7 @@ class LearnerRank:
             columns = token_columns(self._rows, self._scored, batch, chosen, part_of_update, self._device)
             done += num_tokens
             loss, part = microbatch_loss(scores, columns, objective)
-            # DeepSpeed averages over ranks; our weights already count all of them.
+            # DeepSpeed averages gradients over ranks; the row weights already count the rows of all ranks.
             self._engine.backward(loss * self._place.world_size, scale_wrt_gas=False)
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -163,28 +167,30 @@ class LearnerRank:
     def _prepare(
         self, batch: RankUpdate, microbatches: Sequence[Sequence[int]], objective: Objective
     ) -> dict[str, Prepared]:
-        """Batch statistics of the losses and transforms that need them, over the rows of all ranks; keyed as
-        `TokenColumns.prepared`."""
+        """Batch statistics over the rows of all ranks, for the losses and transforms that need them.
+
+        Keyed as `TokenColumns.prepared`.
+        """
         assert self._rows is not None
-        wanting = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
-        if not wanting and not any(each.kind.prepare for each in objective.transforms.values()):
+        preparing = {origin: loss for origin, loss in objective.losses.items() if loss.kind.prepare}
+        if not preparing and not any(each.kind.prepare for each in objective.transforms.values()):
             return {}
         order = [row for micro in microbatches for row in micro]
         scored = self._scored | self._scores_now(self._rows, microbatches)
         table = token_table(self._rows, scored, batch, order, self._config.seed)
         of_losses = {
             origin: prepare_origin(table, origin, _gather, partial(_call_prepare, loss))
-            for origin, loss in wanting.items()
+            for origin, loss in preparing.items()
         }
         return of_losses | prepare_transforms(table, objective.transforms, _gather)
 
     def _scores_now(
         self, rows: RankRows, microbatches: Sequence[Sequence[int]]
     ) -> dict[str, list[np.ndarray]]:
-        """Logprobs and entropies under the weights that an update starts from.
+        """Logprobs and entropies under the weights before this update.
 
-        Before the first update of a step these are the scores of `score`. Later updates run one more forward
-        pass over their microbatches, of which all ranks have the same number.
+        For the first update of a step these are the results of `score`. Later updates run one more forward
+        pass over their microbatches; all ranks have the same number of them, as ZeRO-3's collectives need.
         """
         if self._scores_are_current:
             scored = self._scored
@@ -195,34 +201,34 @@ class LearnerRank:
         with torch.no_grad():
             for chosen in microbatches:
                 scores = TokenScores(*self._engine(self._microbatch(rows, chosen)))
-                found = {"policy_logprobs": scores.logprobs, "policy_entropy": scores.entropy}
-                _scatter(columns, found, chosen, rows)
+                values = {"policy_logprobs": scores.logprobs, "policy_entropy": scores.entropy}
+                _scatter(columns, values, chosen, rows)
         return columns
 
     def _share_of_stats(self, prepared: Mapping[str, Prepared]) -> dict[str, float]:
-        """Statistics, which are equal on all ranks, divided by the number of ranks: their sum is right."""
+        """Statistics divided by the number of ranks: they are equal on all, and the driver adds them up."""
         return {
-            f"stat/{place}/{name}": value / self._place.world_size
-            for place, found in prepared.items()
-            for name, value in found.stats.items()
+            f"stat/{key}/{name}": value / self._place.world_size
+            for key, of_key in prepared.items()
+            for name, value in of_key.stats.items()
         }
 
     # -- weights ---------------------------------------------------------------------------------------------
 
     def publish(self, version: int) -> PackedWeights | None:
-        """The policy's current weights in host memory, trained and frozen (rank 0; None elsewhere)."""
+        """The policy's current weights, trained and frozen, in host memory of rank 0; None on other ranks."""
         first = self._place.rank == 0
         full = self._published(keep=first)
         return pack_weights(version, full.items()) if first else None
 
     def _published(self, keep: bool) -> dict[str, Tensor]:
-        """All that engines and exports take, in a model folder's format (a collective under ZeRO-3)."""
+        """All weights that engines and exports need, as in a model folder (a collective under ZeRO-3)."""
         stage = self._config.learner.zero_stage
         full = dict(full_parameters(self._policy.published_weights(), stage, keep))
         return to_checkpoint_format(self._policy.model, full) if keep else {}
 
     def probe(self, probes: Sequence[Probe]) -> np.ndarray:
-        """Logprobs of the probe tokens at temperature 1 under the current weights, laid end to end."""
+        """Logprobs of the probes' tokens at temperature 1 under the current weights, concatenated."""
         return probe_logprobs(self._engine, probes, self._device)
 
     def explain(
@@ -232,13 +238,16 @@ class LearnerRank:
         current: PackedWeights,
         previous: PackedWeights | None,
     ) -> str:
-        """Which weights would make an engine answer `observed`: a sentence naming the fault, if one fits."""
+        """Which weights explain the probe result `observed` of an engine, as a sentence that names the fault.
+
+        See `trainer.weights.diagnose.explain_mismatch`.
+        """
         model, chunk_tokens = self._config.model, self._config.learner.logit_chunk_tokens
         policy = load_policy(model.path, model.dtype, chunk_tokens, model.trust_remote_code)
         return explain_mismatch(policy, probes, observed, current, previous)
 
     def export(self, folder: str) -> None:
-        """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
+        """Write the policy as a Hugging Face folder (all ranks gather, rank 0 writes)."""
         first = self._place.rank == 0
         full = self._published(keep=first)
         if first:
@@ -252,17 +261,17 @@ class LearnerRank:
     def save(self, folder: str) -> dict[str, str]:
         """Write this rank's part of the learner's state into an existing folder; see `actors.learner_state`.
 
-        Returns sha256 by file name, computed from the bytes before they were written.
+        Returns sha256 by file name. It is computed from the bytes in memory, so it detects failed writes.
         """
         name = file_name(self._place.rank, self._place.world_size)
         reference = self._anchors.save(Path(folder))
         return reference | {name: save_state(Path(folder), self._held(), self._place)}
 
     def load(self, folder: str) -> None:
-        """Restore a state that any number of ranks saved under any ZeRO stage. The base is not touched.
+        """Restore a state saved by any number of ranks under any ZeRO stage. The base does not change.
 
         Raises:
-            ValueError: the files are not one complete state of this model; nothing was changed.
+            ValueError: the files are not one complete state of this model. Nothing was changed.
         """
         load_state(Path(folder), self._held(), self._place)
         self._anchors.load(Path(folder))
@@ -275,9 +284,9 @@ class LearnerRank:
             clear_moments(self._held(), steps=0)
 
     def reset(self, run: BoundRun) -> None:
-        """Go back to the weights of step 0 and a new optimizer, as if just built for `run`.
+        """Return to the weights of step 0 and a new optimizer, as if newly built for `run`.
 
-        The engine itself is kept, so `run` must agree in what it was built with
+        The DeepSpeed engine is kept, so `run` must have the settings that it was built with
         (`cluster.actor_pool.built_in`).
         """
         self._config, self._objective = run.config, bound_objective(run)
@@ -292,11 +301,12 @@ class LearnerRank:
 
 
 def _scatter(
-    columns: dict[str, list[np.ndarray]], found: Mapping[str, Tensor], chosen: Sequence[int], rows: RankRows
+    columns: dict[str, list[np.ndarray]], values: Mapping[str, Tensor], chosen: Sequence[int], rows: RankRows
 ) -> None:
+    """Split tensors [T] of the chosen rows by row, into `columns`."""
     ends = np.cumsum([len(rows.tokens[row]) for row in chosen])[:-1]
-    for name, values in found.items():
-        for row, part in zip(chosen, np.split(values.float().cpu().numpy(), ends), strict=False):
+    for name, tensor in values.items():
+        for row, part in zip(chosen, np.split(tensor.float().cpu().numpy(), ends), strict=False):
             columns[name][row] = part
 
 

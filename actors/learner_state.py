@@ -1,15 +1,15 @@
 """A learner's checkpoint as safetensors: fp32 master weights, Adam's moments and step, random state.
 
 `save_state` is a collective: every rank writes one file with whole tensors under Hugging Face names, so any
-number of ranks under any ZeRO stage can read them. `load_state` is not: each rank reads its own part.
+number of ranks under any ZeRO stage can read them. `load_state` is no collective: each rank reads its part.
 Used by `actors.learner`.
 
     learner-00000-of-00002.safetensors   param/<name>, exp_avg/<name>, exp_avg_sq/<name> float32, rng/0 uint8
 
-A frozen parameter has its weight there, as float32, and no moments.
+A frozen parameter is stored as float32, without moments.
 
-The files are written as the tensors are gathered, so a save needs the memory of one bucket (64 MiB, or the
-largest tensor) beside the learner's own, and the digest is that of the bytes meant to be written.
+The files are written while the tensors are gathered, so a save needs additional memory for one bucket only
+(64 MiB, or the largest tensor). The digest is computed from the bytes in memory, before they are written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BUCKET_NUMEL: Final = 16 * 2**20
 _DTYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
 
 Chunk = tuple[int, Tensor]
-"""The rank that keeps a gathered bucket, and its bytes there (empty elsewhere)."""
+"""The rank that writes a gathered bucket, and the bucket's tensor (empty on other ranks)."""
 
 
 def file_name(rank: int, world_size: int) -> str:
@@ -51,9 +51,9 @@ def file_name(rank: int, world_size: int) -> str:
 
 
 def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
-    """Write and fsync this rank's file into an existing folder; returns the sha256 of the intended bytes.
+    """Write and fsync this rank's file into an existing folder; returns the sha256 of the bytes in memory.
 
-    A rank that cannot write still takes part in the gathering, so that the others do not wait for it.
+    A rank that cannot write still takes part in the collectives, so that the others do not hang.
 
     Raises:
         OSError: the file could not be written.
@@ -85,12 +85,12 @@ def save_state(folder: Path, held: Holdings, place: RankPlace) -> str:
     try:
         return _write_hashed(folder / file_name(place.rank, place.world_size), chunks())
     finally:
-        for _ in gathered:
+        for _ in gathered:  # the collectives that are left if writing failed
             pass
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write and fsync whole tensors in host memory as safetensors; returns the sha256 of the intended bytes.
+    """Write and fsync whole tensors in host memory as safetensors; returns the sha256 of the bytes in memory.
 
     Raises:
         OSError: the file could not be written.
@@ -101,7 +101,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:
-    """Consecutive parameters for each rank to write, with about equal numbers of elements."""
+    """The parameters that each rank writes: consecutive ones, with about equal numbers of elements."""
     total = sum(share.numel for share in shares)
     owned: list[list[Share]] = [[] for _ in range(world_size)]
     done = 0
@@ -113,7 +113,7 @@ def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:
 
 
 def _buckets(shares: Sequence[Share]) -> list[list[Share]]:
-    """Consecutive parameters to gather at once: a collective per small tensor would be slow."""
+    """Groups of consecutive parameters to gather together: one collective per small tensor would be slow."""
     buckets: list[list[Share]] = []
     size = _BUCKET_NUMEL
     for share in shares:
@@ -131,7 +131,10 @@ def _gather(
     held: Holdings,
     place: RankPlace,
 ) -> Iterator[Chunk]:
-    """Every bucket of every kind, concatenated on its owner. Owners take turns, so that all write at once."""
+    """Every bucket of every kind, concatenated on its owner.
+
+    Owners alternate, so that one rank writes its bucket while the next one is gathered.
+    """
     for round_of_buckets in zip_longest(*plan):
         for owner, bucket in enumerate(round_of_buckets):
             for kind in kinds if bucket else ():
@@ -139,14 +142,14 @@ def _gather(
 
 
 def _having(shares: Sequence[Share], kind: str) -> list[Share]:
-    """The shares that have such a tensor: frozen parameters have no moments."""
+    """The shares that have a tensor of this kind: frozen parameters have no moments."""
     return [share for share in shares if kind == "param" or share.is_trained]
 
 
 def _gather_bucket(
     bucket: Sequence[Share], kind: str, held: Holdings, owner: int, place: RankPlace
 ) -> Tensor:
-    # Summed as integers (other ranks hold zeros): a sum of floats would lose the sign of -0.0.
+    # Gathered by a sum in which other ranks have zeros. Summed as integers, since -0.0 + 0.0 is +0.0.
     device = torch.device(place.device)
     whole = torch.zeros(sum(share.numel for share in bucket), dtype=torch.int32, device=device)
     at = 0
@@ -171,7 +174,10 @@ def _random_state(place: RankPlace) -> dict[str, Tensor]:
 def _header(
     entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """The safetensors header: its length in 8 bytes, then JSON, padded so that the data is aligned."""
+    """The safetensors header: its length in 8 bytes, then JSON, padded so that the data is aligned.
+
+    Written here because the library's own writer needs all tensors in memory at once.
+    """
     fields: dict[str, object] = {"__metadata__": dict(metadata)}
     at = 0
     for name, dtype, shape in entries:
@@ -193,7 +199,7 @@ def _write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
         for chunk in chunks:
             digest.update(chunk)
             rest = memoryview(chunk)
-            while rest:
+            while rest:  # an unbuffered write may be partial: Linux writes at most 2 GiB at once
                 rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     return digest.hexdigest()
@@ -205,20 +211,21 @@ def _write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 def load_state(folder: Path, held: Holdings, place: RankPlace) -> None:
     """Read this rank's state from the files that any number of ranks wrote into `folder`.
 
-    All names, shapes and types are checked before anything is changed. The random state is restored if as
-    many ranks load as saved, and kept otherwise.
+    All names, shapes and types are checked before anything is changed. The random state is restored only if
+    the number of ranks is that of the save.
 
     Raises:
-        ValueError: names the file or tensor that is missing, unknown, duplicate, misshapen or damaged.
+        ValueError: a file or tensor is missing, unknown, duplicate, damaged or of another shape; the message
+            names it.
     """
     with ExitStack() as stack:
         files = _open_files(folder, stack)
         steps = _common(files, "adam_steps")
         kinds = _KINDS if steps else _KINDS[:1]
-        found = _check_tensors(folder, files, held.shares, kinds)
+        file_of = _check_tensors(folder, files, held.shares, kinds)
 
         def read(name: str) -> Tensor:
-            tensor: Tensor = files[found[name]].get_tensor(name)
+            tensor: Tensor = files[file_of[name]].get_tensor(name)
             return tensor
 
         clear_moments(held, steps)
@@ -230,65 +237,67 @@ def load_state(folder: Path, held: Holdings, place: RankPlace) -> None:
                 into.copy_(share.part(read(f"{kind}/{share.name}")))
         if len(files) == place.world_size:
             torch.set_rng_state(read(f"rng/{place.rank}"))
-            if place.device == "cuda" and f"rng_cuda/{place.rank}" in found:
+            if place.device == "cuda" and f"rng_cuda/{place.rank}" in file_of:
                 torch.cuda.set_rng_state(read(f"rng_cuda/{place.rank}"))
 
 
 def _open_files(folder: Path, stack: ExitStack) -> list[Any]:
-    """The folder's learner files, opened (the library's handles have no public type); all of one save."""
+    """Open the folder's learner files, which must all be of one save. (The handles have no public type.)"""
     names = sorted(path.name for path in folder.glob("learner-*.safetensors"))
     if not names:
-        raise ValueError(f"{folder} must hold learner-*.safetensors, got none")
+        raise ValueError(f"{folder} must have files learner-*.safetensors, got none")
     match = _FILE_NAME.fullmatch(names[0])
     expected = [file_name(rank, int(match[2])) for rank in range(int(match[2]))] if match else []
     if names != expected:
         wrong = sorted(set(names) ^ set(expected))
         raise ValueError(
-            f"{folder} must hold one learner file per rank of one save, got {names}: see {wrong}"
+            f"{folder} must have one learner file for each rank of one save, got {names}: see {wrong}"
         )
     files = []
     for name in names:
         try:
             file: Any = stack.enter_context(safe_open(folder / name, framework="pt"))
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder / name} must be a whole safetensors file: {error}") from error
+            raise ValueError(f"{folder / name} must be a complete safetensors file: {error}") from error
         if (file.metadata() or {}).get("format") != FORMAT:
-            raise ValueError(f"{folder / name} must be a learner's state of format {FORMAT}")
+            raise ValueError(
+                f"{folder / name} must be a learner's state of format {FORMAT}, got {file.metadata()}"
+            )
         files.append(file)
     return files
 
 
 def _common(files: Sequence[Any], key: str) -> int:
-    """The whole number that all files give for `key`."""
+    """The integer `key` in the metadata of the files, which must be the same in all of them."""
     given = {str(file.metadata().get(key)) for file in files}
     (text,) = given if len(given) == 1 else ("",)
     if not text.isdecimal():
-        raise ValueError(f"{key} must be one whole number in all learner files, got {sorted(given)}")
+        raise ValueError(f"{key} must be the same integer in all learner files, got {sorted(given)}")
     return int(text)
 
 
 def _check_tensors(
     folder: Path, files: Sequence[Any], shares: Sequence[Share], kinds: Sequence[str]
 ) -> dict[str, int]:
-    """The index of the file that holds each tensor. The files must hold exactly what this learner needs."""
+    """The index of the file that has each tensor. The files must have exactly what this learner needs."""
     expected = {f"{kind}/{share.name}": share.shape for kind in kinds for share in _having(shares, kind)}
-    found: dict[str, int] = {}
+    file_of: dict[str, int] = {}
     for number, file in enumerate(files):
         for name in file.keys():  # noqa: SIM118 - the handle is no dict
-            if name in found:
-                raise ValueError(f"{folder}: tensor {name} must be in one file, is in two")
-            found[name] = number
+            if name in file_of:
+                raise ValueError(f"{folder}: tensor {name} must be in one file, got it in two")
+            file_of[name] = number
             if name.split("/")[0] in ("rng", "rng_cuda"):
                 continue
             if name not in expected:
-                raise ValueError(f"{folder}: tensor {name} is unknown to this model or not to be there")
+                raise ValueError(f"{folder}: tensor {name} is not expected: this learner has no such tensor")
             view = file.get_slice(name)
             if tuple(view.get_shape()) != expected[name] or view.get_dtype() != "F32":
                 raise ValueError(
                     f"{folder}: tensor {name} must be F32 {list(expected[name])}, "
                     f"got {view.get_dtype()} {list(view.get_shape())}"
                 )
-    missing = sorted((expected.keys() | {f"rng/{rank}" for rank in range(len(files))}) - found.keys())
+    missing = sorted((expected.keys() | {f"rng/{rank}" for rank in range(len(files))}) - file_of.keys())
     if missing:
         raise ValueError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
-    return found
+    return file_of

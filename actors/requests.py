@@ -1,4 +1,4 @@
-"""Records and errors that pass between `cluster` and the actors; no torch, no vLLM."""
+"""Records and errors that pass between `cluster` and the actors. Imports no torch and no vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LocalMicrobatches = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankUpdate:
-    """What `LearnerRank.update` needs beside the shard: an entry per row, a learning rate per update."""
+    """What `LearnerRank.update` needs besides the shard: arrays [rows], and a learning rate per update."""
 
     microbatches: LocalMicrobatches
     advantages_N: np.ndarray
@@ -22,7 +22,7 @@ class RankUpdate:
     row_weights_N: np.ndarray
     learning_rates: tuple[float, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the objective that a controller moved, by dotted config key."""
+    """Numbers of the objective that a controller has changed, by dotted config key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +32,17 @@ class RankPlace:
     rank: int
     world_size: int
     rendezvous: str
-    """The init_method of the process group: file:///path on one machine (opens no socket), else tcp://."""
+    """`init_method` of the process group: file:///path on one machine (opens no socket), else tcp://."""
     device: str
     num_threads: int
 
 
 class EngineFailedError(RuntimeError):
-    """A generator's engine failed; a new process must replace it. One text argument, so that it pickles."""
+    """A generator's engine failed; a new process must replace it.
+
+    Takes one text argument, so that Ray can pickle it.
+    """
 
 
 class CallStuckError(RuntimeError):
-    """A call exceeded its limit and cannot be stopped; replacing the process frees its slot."""
+    """A call exceeded its limit and cannot be stopped; the process must be replaced to free its place."""

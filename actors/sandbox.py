@@ -1,9 +1,9 @@
-"""Run scoring code that may hang, crash or lie: in processes that are killed, one sample at a time.
+"""Run scoring code that may hang, crash or return wrong values, in processes that can be killed.
 
 In: a scorer function's "module:attr", its options, a prompt with completions. Out: one Judgement per
-completion, in order, whatever the code did. Used by `actors.scorer`. It contains accidents and hostile text,
-not a determined attacker: the code runs as the same user, with the same files, though without the parent's
-environment.
+completion, in order, whatever the code did. Used by `actors.scorer`. It protects against accidents and
+hostile model output, not against an attacker: the code runs as the same user, with access to the same files,
+though without the parent's environment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from actors.user_calls import ANY_CALL, UserCall
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 START_LIMIT_S = 120.0
-"""For imports and warm-up, which do not count against a sample's limit."""
+"""Limit for imports and warm-up, which do not count against a sample's limit."""
 _POLL_S = 0.05
 _KEPT_VARIABLES = (
     "PATH",
@@ -58,11 +58,11 @@ _MARK = "POLYPHONY_SANDBOX"
 _STARTING = "while starting: "
 _LONG_S = 5.0
 _LAST_WORDS_S = 1.0
-"""How long to wait for what a killed process has printed."""
+"""Seconds to wait for the last output of a killed process."""
 
 
 class SandboxError(Exception):
-    """A child gave no answer; `status` says how, `full` is the traceback where there is one."""
+    """A child gave no judgement. `status` is the kind of failure, `full` the traceback if there is one."""
 
     def __init__(self, status: Status, detail: str, full: str = "") -> None:
         super().__init__(detail)
@@ -70,11 +70,11 @@ class SandboxError(Exception):
 
 
 class KillablePool:
-    """`num_processes` children run the function `fn_target`, and are killed after `limit_s` on a sample.
+    """`num_processes` children that run the function `fn_target`, killed after `limit_s` on a sample.
 
     The constructor returns when every child has imported the function and run `warm_target(options)`, if one
-    is given. They have the variables of `secrets` and few others. What they print, and why samples have no
-    score, is in the log (`actors.scorer_log`). Safe to call from several threads.
+    is given. Their environment has the variables of `secrets` and few others. The log (`actors.scorer_log`)
+    has their output, and the reason when a sample has no score. Safe to call from several threads.
 
     Raises:
         ValueError: a bad argument, or the function cannot be imported or warmed up.
@@ -114,10 +114,10 @@ class KillablePool:
             self.close()
             raise ValueError(f"scorer function {fn_target!r} must start, got {failure}") from failure
         self.wants_actor = all(child.wants_actor for child in self._children)
-        """Whether the function is of a form that cannot be called here (`rewards.target_forms`)."""
+        """Whether the function has a form that only the actor can call (`rewards.target_forms`)."""
 
     def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        """Score each completion on its own, `num_processes` at a time; `limit_s` is for one."""
+        """Score each completion separately, `num_processes` at a time, with `limit_s` for each."""
         futures = [
             self._threads.submit(self._score_in_child, prompt, (completion,), self._limit_s)
             for completion in completions
@@ -125,9 +125,9 @@ class KillablePool:
         return [future.result()[0] for future in futures]
 
     def score_group(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
-        """Score the completions in one call, for functions that compare them; a failure is everyone's.
+        """Score the completions in one call, for functions that compare them.
 
-        The limit is `limit_s` times their number.
+        The limit is `limit_s` times their number. A failure gives all of them a null score.
         """
         if not completions:
             return []
@@ -135,7 +135,7 @@ class KillablePool:
         return self._threads.submit(self._score_in_child, prompt, tuple(completions), limit_s).result()
 
     def close(self) -> None:
-        """Kill every child and all it started. Calls under way are cut off, later ones raise RuntimeError."""
+        """Kill every child and all its processes. Running calls fail, later ones raise RuntimeError."""
         with self._lock:
             self._closed = True
             children = list(self._children)
@@ -158,14 +158,14 @@ class KillablePool:
         except SandboxError as failure:
             if not self._closed:
                 self._log.failure(failure.status, str(failure), completions[0].sample_id, failure.full)
-            if failure.status != "error":  # after an exception the child is as good as before
+            if failure.status != "error":  # an exception leaves the child usable
                 child = self._replace(child)
             return [Judgement(score=None, status=failure.status, detail=str(failure))] * len(completions)
         finally:
             self._idle.put(child)
 
     def _replace(self, child: _Child) -> _Child:
-        """Kill a child and start another, which imports while others work; none after `close`."""
+        """Kill a child and start another, which imports while the others work; after `close` only kill it."""
         child.kill()
         with self._lock:
             if self._closed:
@@ -178,9 +178,9 @@ class KillablePool:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of importing a target: `problem` says why it cannot be used, "" if it can.
+    """The result of importing a target: `problem` is the reason why it cannot be used, or "".
 
-    `modules` are those of the user's own that were loaded with it: name -> (file, its sha256).
+    `modules` are the user's own modules that were loaded with it: name -> (file, its sha256).
     """
 
     problem: str
@@ -194,11 +194,11 @@ TargetUse = tuple[str, UserCall]
 def import_targets(
     targets: Mapping[TargetUse, Secrets], allow: Sequence[str], note: Callable[[str], None]
 ) -> dict[TargetUse, Imported]:
-    """Import each "module:attr" in a process of its own, which is killed after `START_LIMIT_S`.
+    """Import each "module:attr" in its own process, which is killed after `START_LIMIT_S`.
 
-    What cannot be called as its `UserCall` says is a problem too. The process has the target's secrets, as in
-    the run. `allow` are the prefixes of the user's own modules. `note` is told if it takes long. Nothing of
-    the user's runs in this process.
+    A target that cannot be called as its `UserCall` describes is a problem too. The process has the target's
+    secrets, as in the run. `allow` are the prefixes of the user's own modules. `note` receives a line if it
+    takes long. No code of the user runs in this process.
     """
     children: dict[TargetUse, _Child] = {}
     try:
@@ -245,7 +245,7 @@ def _opening(
 
 
 class _Child:
-    """One child process, its two pipes and its session. Used by a thread at a time; `signal_group` by any."""
+    """One child process, its pipes and its session. One thread at a time uses it; any may `signal_group`."""
 
     def __init__(self, opening: bytes, log: ScorerLog) -> None:
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
@@ -257,10 +257,11 @@ class _Child:
         self._alive = True
         request_fd, self._request_fd = os.pipe()
         self._reply_fd, reply_fd = os.pipe()
+        # A child that does not read must not block the parent past the limit: writes wait in `_wait`.
         os.set_blocking(self._request_fd, False)
         output_fd, printed_fd = os.pipe()
-        # -u: what it prints is here before it is killed; faulthandler: a crash says where.
-        # -P: nothing but the parent's own search path, given as PYTHONPATH, may supply modules.
+        # -u: no output is lost in a buffer when the child is killed. faulthandler: crashes print a traceback.
+        # -P: modules come only from the parent's search path, given as PYTHONPATH.
         flags = ["-u", "-X", "faulthandler", "-P"]
         command = [sys.executable, *flags, "-m", "actors.sandbox_worker", str(request_fd), str(reply_fd)]
         self._process = subprocess.Popen(
@@ -276,14 +277,15 @@ class _Child:
             os.close(descriptor)
         self._output = log.follow(output_fd)
         self._start_deadline = time.monotonic() + START_LIMIT_S
-        # What the pipe takes at once, so that children import side by side; `wait_ready` sends a rest.
+        # Send what fits into the pipe now, so that all children import at the same time; `wait_ready` sends
+        # the rest.
         self._unsent = opening[os.write(self._request_fd, opening) :]
 
     def wait_ready(self) -> None:
-        """Return when the function is imported and warm.
+        """Return when the function is imported and warmed up.
 
         Raises:
-            SandboxError: ``crashed``, with the child's reason where it gave one.
+            SandboxError: ``crashed``, with the child's reason if it gave one.
         """
         if self._ready:
             return
@@ -306,7 +308,8 @@ class _Child:
         """One request and its reply.
 
         Raises:
-            SandboxError: ``timeout``, ``crashed``, ``invalid`` (kill the child) or ``error`` (it goes on).
+            SandboxError: ``timeout``, ``crashed`` or ``invalid``: the child must be killed. ``error``: it can
+                be used again.
         """
         deadline = time.monotonic() + limit_s
         self._num_requests += 1
@@ -314,28 +317,29 @@ class _Child:
         self._send(pack(request), deadline)
         reply = self._receive(deadline)
         if reply.get("id") != self._num_requests:
-            raise SandboxError("invalid", "the reply answers another request")
+            raise SandboxError("invalid", "the reply belongs to another request")
         if "error" in reply:
             detail, full = str(reply["error"]), str(reply.get("full", ""))
             raise SandboxError("error", detail[:MAX_DETAIL_CHARS], full[:MAX_TRACEBACK_CHARS])
         judgements = reply.get("judgements")
         if not isinstance(judgements, list) or len(judgements) != len(completions):
-            raise SandboxError("invalid", f"the reply does not hold {len(completions)} judgements")
+            raise SandboxError("invalid", f"the reply does not have {len(completions)} judgements")
         return [decode_judgement(judgement) for judgement in judgements]
 
     def signal_group(self) -> None:
-        """SIGKILL to the child's process group; a thread that waits on its pipes sees them close."""
+        """Send SIGKILL to the child's process group. A thread that waits on its pipes sees them close."""
         with self._lock:
             if self._alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End the child and all it started, in its process group or not, and free the pipes. Idempotent."""
+        """Kill the child and all its descendants, and close the pipes. Idempotent."""
         if not self._alive:
             return
         self.signal_group()
         with self._lock:
+            # Under the lock: once the child is reaped, its pid, the group's number, may be used again.
             self._alive = False
             self._process.wait()
         _kill_marked(self._mark)
@@ -378,7 +382,10 @@ class _Child:
         return bytes(data)
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
-        """Return when the pipe is ready. The process is watched too: a fork of it may hold the pipe open."""
+        """Return when the pipe is ready.
+
+        The process is polled too: if it has ended, a fork of it may still hold the pipe open.
+        """
         poller = select.poll()
         poller.register(descriptor, event)
         while True:
@@ -387,26 +394,26 @@ class _Child:
                 raise SandboxError("timeout", "the limit was exceeded")
             if poller.poll(1000.0 * min(rest_s, _POLL_S)):
                 return
-            # WNOWAIT leaves it unreaped, so that its group's number is not given away before the kill.
+            # WNOWAIT does not reap it: its pid, the group's number, must not be reused before the kill.
             if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise self._ended()
 
     def _ended(self) -> SandboxError:
-        """What became of a process whose pipe is closed."""
+        """How a process ended whose pipe is closed."""
         deadline = time.monotonic() + _LAST_WORDS_S
         while time.monotonic() < deadline:
-            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None and found.si_code == os.CLD_EXITED:
-                return SandboxError("crashed", f"the process ended with exit code {found.si_status}")
-            if found is not None:
-                name = signal.Signals(found.si_status).name
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_code == os.CLD_EXITED:
+                return SandboxError("crashed", f"the process ended with exit code {ended.si_status}")
+            if ended is not None:
+                name = signal.Signals(ended.si_status).name
                 return SandboxError("crashed", f"the process was killed by {name}")
             time.sleep(_POLL_S)
         return SandboxError("crashed", "the process closed its pipe")
 
 
 def _environment(mark: str) -> dict[str, str]:
-    """What a child needs and nothing else: no keys, no tokens. Hashes are fixed, so that scores repeat."""
+    """A child's environment: only what it needs, so no API keys. Hashing is fixed, so that scores repeat."""
     name, _, value = mark.partition("=")
     return {
         **{key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ},
@@ -419,9 +426,12 @@ def _environment(mark: str) -> dict[str, str]:
 
 
 def _kill_marked(mark: str) -> None:
-    """SIGKILL to whatever inherited this environment mark: what began a session of its own (Linux only)."""
-    wanted = mark.encode()
+    """Send SIGKILL to every process that inherited this environment variable (Linux only).
+
+    Descendants that started their own session have left the process group.
+    """
+    variable = mark.encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or gone
-            if wanted in entry.read_bytes().split(b"\0"):
+        with contextlib.suppress(OSError):  # a process of another user, or one that has ended
+            if variable in entry.read_bytes().split(b"\0"):
                 os.kill(int(entry.parent.name), signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""What `actors.sandbox` and its children say to each other: length-prefixed JSON, nothing that is executed.
+"""The messages between `actors.sandbox` and its children: length-prefixed JSON, and never pickle.
 
-Records in, JSON values out, and back. A reply comes from a process that ran untrusted code, so every value in
-it is checked. Used by `actors.sandbox`, `actors.sandbox_worker` and, for `check_judgements`, `actors.scorer`.
+Records to JSON values, and back. A reply comes from a process that ran untrusted code, so every value in it
+is checked. Used by `actors.sandbox`, `actors.sandbox_worker` and, for `check_judgements`, `actors.scorer`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rewards.custom import finite_or_none, one_element
 from rollouts.records import Completion, Judgement, Prompt, Span, Status
 
 HEADER = struct.Struct(">I")
-"""Number of bytes of JSON that follow."""
+"""The number of bytes of JSON that follow."""
 MAX_REPLY_BYTES = 1 << 24
 MAX_DETAIL_CHARS = 300
 MAX_TRACEBACK_CHARS = 4000
 MAX_SPAN_END = (1 << 31) - 1
 
 JsonObject = dict[str, object]
-_INVALID = Judgement(score=None, status="invalid", detail="the reply is no judgement")
+_INVALID = Judgement(score=None, status="invalid", detail="the reply is not a judgement")
 
 
 def pack(message: JsonObject) -> bytes:
@@ -45,7 +45,7 @@ def encode_options(options: object) -> JsonObject:
 
 
 def decode_options(kind: str, fields: Mapping[str, object]) -> object:
-    """The inverse of `encode_options`. JSON has no tuples: a dataclass field that is a list becomes one."""
+    """The inverse of `encode_options`. Lists in the fields of a dataclass become tuples, which JSON lacks."""
     if not kind:
         return dict(fields)
     return load_target(kind)(
@@ -63,14 +63,14 @@ def encode_group(prompt: Prompt, completions: Sequence[Completion]) -> JsonObjec
 
 
 def decode_prompt(fields: JsonObject) -> Prompt:
-    """The inverse of `encode_group`'s prompt; the sender is the trusted side."""
+    """The inverse of `encode_group` for the prompt. The sender is trusted."""
     messages = fields.pop("messages")
     assert isinstance(messages, list)
     return Prompt(messages=tuple((role, content) for role, content in messages), **fields)  # type: ignore[arg-type]
 
 
 def decode_completion(fields: JsonObject) -> Completion:
-    """The inverse of one of `encode_group`'s completions; the sender is the trusted side."""
+    """The inverse of `encode_group` for one completion. The sender is trusted."""
     versions = fields.pop("versions")
     assert isinstance(versions, list)
     flat = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
@@ -91,7 +91,7 @@ def encode_judgement(judgement: Judgement) -> JsonObject:
 
 
 def decode_judgement(fields: object) -> Judgement:
-    """The inverse of `encode_judgement`, for any value: ``invalid`` unless every part has its type."""
+    """The inverse of `encode_judgement`. Accepts any value; ``invalid`` unless every part has its type."""
     if not isinstance(fields, dict):
         return _INVALID
     status, score = fields.get("status"), fields.get("score")
@@ -102,13 +102,13 @@ def decode_judgement(fields: object) -> Judgement:
     if status != "ok" or not isinstance(score, float) or not isinstance(spans, list):
         return _INVALID
     try:
-        made = tuple(Span(label=label, start=start, end=end) for label, start, end in spans)
+        decoded = tuple(Span(label=label, start=start, end=end) for label, start, end in spans)
     except (TypeError, ValueError):
         return _INVALID
     judgement = Judgement(
         score=score,
         tags=fields.get("tags"),  # type: ignore[arg-type]
-        spans=made,
+        spans=decoded,
         answer=fields.get("answer"),
         answer_ok=fields.get("answer_ok"),
     )
@@ -116,12 +116,12 @@ def decode_judgement(fields: object) -> Judgement:
 
 
 def check_judgements(results: object, count: int) -> list[Judgement]:
-    """What a scorer function returned, made safe: `count` judgements, finite scores, the types they declare.
+    """Check what a scorer function returned; gives `count` judgements with finite scores and declared types.
 
-    A judgement that is not so becomes ``invalid``; a result that is no list of `count` makes all of them so.
+    A judgement that does not fit becomes ``invalid``. If the result is not a list of `count`, all of them do.
     """
     if not isinstance(results, (list, tuple)):
-        return [_invalid(f"the scorer returned {_told(results)}; expected a list of judgements")] * count
+        return [_invalid(f"the scorer returned {_quoted(results)}; expected a list of judgements")] * count
     if len(results) != count:
         return [_invalid(f"the scorer returned {len(results)} judgements for {count} completions")] * count
     return [_checked(result) for result in results]
@@ -135,21 +135,21 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 3] + "..."
 
 
-def _told(value: object) -> str:
-    """The type of a value, and the value cut short."""
+def _quoted(value: object) -> str:
+    """The type of a value, and its repr, shortened."""
     try:
         return f"{type(value).__name__} {reprlib.repr(value)}"
-    except Exception:  # its own __repr__
+    except Exception:  # raised by its __repr__, which may be the user's
         return type(value).__name__
 
 
 def _checked(result: object) -> Judgement:
     if not isinstance(result, Judgement):
-        return _invalid(f"the scorer returned {_told(result)}; expected a Judgement")
+        return _invalid(f"the scorer returned {_quoted(result)}; expected a Judgement")
     if result.score is None:
         known = result.status in get_args(Status)
         if not known:
-            return _invalid(f"the scorer returned status {_told(result.status)}")
+            return _invalid(f"the scorer returned status {_quoted(result.status)}")
         return dataclasses.replace(result, detail=_short(str(result.detail)))
     score, verdict = finite_or_none(result.score), one_element(result.answer_ok)
     tags_ok = isinstance(result.tags, Mapping) and all(
@@ -158,10 +158,10 @@ def _checked(result: object) -> Judgement:
     spans_ok = isinstance(result.spans, tuple) and all(_is_span(span) for span in result.spans)
     answer_ok = isinstance(result.answer, (str, type(None)))
     if score is None:
-        return _invalid(f"the scorer returned score {_told(result.score)}; expected a finite number")
+        return _invalid(f"the scorer returned score {_quoted(result.score)}; expected a finite number")
     is_verdict = verdict is None or isinstance(verdict, bool)
     if not (is_verdict and tags_ok and spans_ok and answer_ok and _is_storable(result)):
-        return _invalid(f"the scorer returned tags, spans or an answer of a wrong type: {_told(result)}")
+        return _invalid(f"the scorer returned tags, spans or an answer of a wrong type: {_quoted(result)}")
     return dataclasses.replace(result, score=score, answer_ok=None if verdict is None else bool(verdict))
 
 

@@ -1,8 +1,8 @@
 """The process in which untrusted scoring code runs: ``python -m actors.sandbox_worker REQUEST_FD REPLY_FD``.
 
-In: one opening message (which function, which options), then groups, as length-prefixed JSON on REQUEST_FD.
-Out: one reply each on REPLY_FD. Ends when REQUEST_FD closes. Started and killed by `actors.sandbox` alone; it
-imports no torch, ray or vllm, so that another is cheap to start.
+In: one opening message (the function and its options), then groups, as length-prefixed JSON on REQUEST_FD.
+Out: one reply for each on REPLY_FD. Ends when REQUEST_FD closes. Started and killed by `actors.sandbox`
+alone. It imports no torch, ray or vllm, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from configs.kinds.base import TargetError, load_target
 from rewards.target_forms import runs_in_actor
 
 MEMORY_LIMIT_BYTES = 8 << 30
-"""Address space: a runaway allocation becomes a MemoryError here and not a machine out of memory."""
+"""Limit of the address space: a runaway allocation raises MemoryError here and does not fill the machine."""
 ORPHAN_GRACE_S = 5.0
-"""The parent kills at the limit; should it be gone, the kernel ends this process so much later."""
+"""The parent kills this process at the limit. If the parent has died, the kernel does it so much later."""
 _CALLERS = frozenset({__file__, rewards.custom.__file__})
-"""Files whose frames are above the function's own in a traceback."""
+"""Our own files, whose frames are left out of a function's traceback."""
 _OUR_PACKAGES = frozenset(
     {"configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer", "polyphony"}
 )
@@ -54,10 +54,11 @@ def main() -> None:
     request_fd, reply_fd = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (request_fd, reply_fd):
         os.set_inheritable(descriptor, False)
-    # Processes of a private cluster have it blocked (`cluster.connect`); a function's own children need it.
+    # Blocked in the processes of a private cluster (`cluster.connect`), and inherited from them. Children of
+    # the function must be able to receive it.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    os.dup2(2, 1)  # what the function prints goes where errors go
-    with contextlib.suppress(ValueError, OSError):  # a lower limit set from outside stays
+    os.dup2(2, 1)  # standard output goes to the log too
+    with contextlib.suppress(ValueError, OSError):  # a lower limit was set from outside, and stays
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(request_fd, "rb") as requests, open(reply_fd, "wb") as replies:
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def _open(opening: JsonObject) -> tuple[Scorer, object]:
-    """Import the function and warm it up; whatever that raises makes the function unusable."""
+    """Import the function and warm it up; any exception means that the function cannot be used."""
     described, variables = opening["options"], opening["secrets"]
     assert isinstance(described, dict) and isinstance(variables, dict)
     os.environ.update(variables)
@@ -94,24 +95,24 @@ def _open(opening: JsonObject) -> tuple[Scorer, object]:
 
 
 def _own_modules(allow: object) -> JsonObject:
-    """Name -> [file, its sha256] of the loaded modules under the prefixes in `allow`, but for polyphony's."""
+    """Name -> [file, its sha256] of the loaded modules under the prefixes in `allow`, except polyphony's."""
     assert isinstance(allow, list)
-    found: JsonObject = {}
+    modules: JsonObject = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         is_own = any(name == prefix or name.startswith(f"{prefix}.") for prefix in allow)
         if is_own and name.partition(".")[0] not in _OUR_PACKAGES and path and os.path.isfile(path):
             with open(path, "rb") as file:
-                found[name] = [path, hashlib.sha256(file.read()).hexdigest()]
-    return found
+                modules[name] = [path, hashlib.sha256(file.read()).hexdigest()]
+    return modules
 
 
 def _serve(function: Scorer, options: object, request: JsonObject) -> JsonObject:
-    """Score one request; an exception is an answer too."""
+    """Score one request. An exception becomes a reply."""
     fields, completions, limit_s = request["prompt"], request["completions"], request["limit_s"]
     assert isinstance(fields, dict) and isinstance(completions, list) and isinstance(limit_s, float)
     group = [decode_completion(completion) for completion in completions]
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the function may have set its own handler
     signal.setitimer(signal.ITIMER_REAL, limit_s + ORPHAN_GRACE_S)
     try:
         judgements = check_judgements(function(decode_prompt(fields), group, options), len(group))
@@ -129,7 +130,7 @@ def _describe(error: Exception) -> str:
 
 
 def _traceback(error: Exception) -> str:
-    """The traceback from the function's own frame on; its end if it is long."""
+    """The traceback from the function's own frame on; only its end if it is long."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in _CALLERS:
         trace = trace.tb_next
@@ -156,4 +157,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        os._exit(0)  # threads that the function left behind must not keep the process
+        os._exit(0)  # threads that the function has started must not keep the process alive

@@ -1,8 +1,8 @@
 """One replica of a scorer. In: a kind and its options, then groups. Out: one Judgement per completion.
 
-A plain class, spawned by `cluster` (one per scorer and replica) or used directly; the rollout producer calls
-`score`. A bad sample never raises: it gets a null score and a status. What a scorer may be is described in
-docs/scorers.md.
+A plain class, started by `cluster` (one per scorer and replica) or used directly; the rollout producer calls
+`score`. A bad sample never raises: it gets a null score and a status. docs/scorers.md describes the forms of
+scorers.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from rewards.target_forms import runs_in_actor
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 CANCEL_S = 3.0
-"""How long a call past its limit may take to end when it is cancelled, before its replica counts as stuck."""
+"""Seconds that a cancelled call may take to end; after that the replica is stuck."""
 CLOSE_S = 3.0
 _CALLERS = frozenset({__file__, batch_queue.__file__, scorer_targets.__file__, custom.__file__})
-"""Files whose frames are above the scorer's own in a traceback."""
+"""Our own files, whose frames are left out of a scorer's traceback."""
 
 T = TypeVar("T")
 
@@ -41,12 +41,12 @@ T = TypeVar("T")
 class ScorerActor:
     """Scores with the kind called `kind`; up to `concurrency` groups may be in flight.
 
-    `options` is the kind's options dataclass, or a mapping of its fields. Where the code runs depends on its
-    form. Kinds that may never end, and a user's own plain function ("module:attr"), run in processes that are
-    killed at their limit; a user's options may hold ``limit_s`` (per completion) and ``num_processes``.
-    Everything else runs in this process: plain functions on threads, coroutine functions on an event loop,
-    classes and batched targets on either. With `inline`, a user's own plain function does so too, one call at
-    a time and without any limit, so that `breakpoint()` works in it.
+    `options` is the kind's options dataclass, or a mapping of its fields. Kinds that may hang, and a user's
+    own plain function ("module:attr"), run in processes that are killed at their limit; a user's options may
+    have ``limit_s`` (seconds per completion) and ``num_processes``. Everything else runs in this process:
+    plain functions on threads, coroutine functions on an event loop, classes and batched targets on either.
+    With `inline`, a user's own plain function runs in this process too, one call at a time and without any
+    limit, so that `breakpoint()` works in it.
 
     Raises:
         ValueError: an unknown kind or option, or code that cannot be imported or started.
@@ -67,18 +67,18 @@ class ScorerActor:
         self._kind, self._concurrency, self._inline = kind, concurrency, inline
         self._secrets = secrets
         self._log = ScorerLog(kind, self._secrets.mask)
-        made = _make_options(kind, options)
+        parsed = _make_options(kind, options)
         self._secrets.enter_environment()
         self._loop = _LoopThread()
         try:
-            self._target = self._open(made)
+            self._target = self._open(parsed)
         except Exception as error:
             self._loop.stop()
-            # Not chained: the reason may quote a secret, and what is raised here is written to files.
+            # Not chained: the original may quote a secret, and Ray writes what is raised here to its logs.
             raise ValueError(self._secrets.mask(str(error))) from None
 
     def ready(self) -> bool:
-        """True; returning means that the scorer's code was found and its processes are warm."""
+        """Return True once the scorer's code is imported and its processes are warmed up."""
         return True
 
     async def score(
@@ -89,12 +89,12 @@ class ScorerActor:
         After `limit_s` seconds the call is cancelled and every status is ``timeout``.
 
         Raises:
-            CallStuckError: it was cancelled and did not end, so that its place is lost.
+            CallStuckError: the call was cancelled but did not end, so that its place is lost.
         """
         return await self._loop.run(self._score(prompt, completions, limit_s))
 
     def close(self) -> None:
-        """Let go of what the scorer holds and end its processes. Calls under way fail. Idempotent."""
+        """Release the scorer's resources and end its processes. Running calls fail. Idempotent."""
         self._loop.close(self._target.close())
 
     def _open(self, options: object) -> Target:
@@ -105,7 +105,8 @@ class ScorerActor:
             pool = self._sandbox(SCORERS[kind].target, options, SCORERS[kind].warm_up)
             return SandboxedTarget(pool, whole=False)
         if kind not in SCORERS:
-            # A child imports a user's own code first: only what cannot live there is imported here.
+            # A child imports the user's code first, and reports its form. Only code of the forms that need
+            # this process is imported here.
             pool = self._sandbox(kind, options)
             if not pool.wants_actor:
                 return SandboxedTarget(pool, whole=True)
@@ -148,23 +149,23 @@ class ScorerActor:
             call.cancel()
 
     def _checked(self, call: asyncio.Future[object], completions: Sequence[Completion]) -> list[Judgement]:
-        """What the call gave as judgements, without secrets; the log says why where there is no score."""
+        """The result of a call as judgements, without secrets. Logs the reason where there is no score."""
         results: object
         if call.cancelled():  # by the scorer's own code
             results = _nulls("error", completions, "the scorer cancelled itself")
-        elif error := call.exception():  # data may be anything; the group is recorded as failed and counted
+        elif error := call.exception():  # any type: it is the user's code. The failure is stored and counted
             status: Status = "timeout" if isinstance(error, TimeoutError) else "error"
             results = _nulls(status, completions, _describe(error))
         else:
             results = call.result()
         judgements = [self._masked(each) for each in check_judgements(results, len(completions))]
-        if not isinstance(self._target, SandboxedTarget):  # which has a log of its own
+        if not isinstance(self._target, SandboxedTarget):  # a sandbox logs failures itself
             for judgement, completion in zip(judgements, completions, strict=True):
                 self._log.judgement(judgement, completion.sample_id)
         return judgements
 
     def _masked(self, judgement: Judgement) -> Judgement:
-        """A judgement whose texts hold no secret; they are stored with the rollouts."""
+        """The judgement with secrets masked in its texts, which are stored with the rollouts."""
         mask = self._secrets.mask
         if not self._secrets.values:
             return judgement
@@ -176,7 +177,7 @@ class ScorerActor:
 
 
 class _LoopThread:
-    """An event loop on a thread of its own: code that blocks it does not keep the process from answering."""
+    """An event loop on its own thread: code that blocks it does not keep the process from answering pings."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -196,7 +197,7 @@ class _LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
 
     def close(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`, for at most `CLOSE_S`, cancel everything else, and stop."""
+        """Run `work` for at most `CLOSE_S` seconds, cancel everything else, and stop."""
         if self._closed:
             work.close()
             return
@@ -208,13 +209,13 @@ class _LoopThread:
         self.stop()
 
     def stop(self) -> None:
-        """Run nothing more."""
+        """Stop the event loop."""
         self._closed = True
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 async def _cancel_others() -> None:
-    """Cancel every other task of this loop, so that whoever waits for one of them is told."""
+    """Cancel every other task of this loop, so that their callers get an exception instead of waiting."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -236,7 +237,7 @@ def _nulls(status: Status, completions: Sequence[Completion], detail: str) -> li
 
 
 def _make_options(kind: str, options: object) -> object:
-    """A mapping for a known kind becomes its dataclass; anything else stays."""
+    """The options dataclass of a known kind, made from a mapping; anything else is returned unchanged."""
     if kind not in SCORERS or not isinstance(options, Mapping):
         return options
     try:
@@ -248,7 +249,7 @@ def _make_options(kind: str, options: object) -> object:
 
 
 def _limits(options: object) -> tuple[float, int]:
-    """(limit_s, num_processes) of code in a sandbox; a user's own without them has those of ``custom``."""
+    """(limit_s, num_processes) of code in a sandbox; the defaults are those of ``custom``."""
     default = CustomOptions()
     return (
         float(option(options, "limit_s", default.limit_s)),

@@ -1,4 +1,4 @@
-"""What a person finds in a scorer's log: what its function prints, and why scores are missing. Bounded.
+"""The log of a scorer: what its function prints, and why scores are missing. Limited in size.
 
 Used by `actors.sandbox`, whose processes run the function, and by `actors.scorer` for code in its own
 process. Lines go to this module's logger, whose output is the log file of the scorer's process.
@@ -17,10 +17,10 @@ from typing import Final
 from rollouts.records import Judgement
 
 MAX_PER_KIND: Final = 3
-"""Failures of one kind that are described; the metrics count all of them."""
+"""Failures of one kind that are logged; the metrics count all of them."""
 MAX_KINDS: Final = 50
 MAX_OUTPUT_BYTES: Final = 4 << 20
-"""Of what a function prints, for as long as its scorer lives."""
+"""Limit for all output of a function, over the lifetime of its scorer."""
 MAX_LINE_CHARS: Final = 2000
 _READ_BYTES: Final = 1 << 16
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 
 class ScorerLog:
-    """The log of one scorer. `name` is its function, which marks every line. Many threads may use it.
+    """The log of one scorer. `name`, its function, begins every line. `mask` removes secrets from a line.
 
-    `mask` takes secrets out of a line.
+    Safe to use from several threads.
     """
 
     def __init__(self, name: str, mask: Callable[[str], str] = str) -> None:
@@ -41,10 +41,10 @@ class ScorerLog:
         self._output_bytes = 0
 
     def failure(self, status: str, detail: str, sample_id: str, full: str = "") -> None:
-        """Describe why a sample has no score, if few of its kind were described before.
+        """Log why a sample has no score, for the first `MAX_PER_KIND` failures of a kind.
 
-        `detail` begins with what makes the kind, in three words: "compute_score returned str",
-        "my_rewards.py:12 in compute_score". `full` is a traceback.
+        The first three words of `detail` are the kind: "compute_score returned str", "my_rewards.py:12 in
+        compute_score". `full` is a traceback.
         """
         kind = " ".join([status, *detail.split()[:3]])
         with self._lock:
@@ -60,24 +60,24 @@ class ScorerLog:
             self._write(f"  {line}")
 
     def judgement(self, judgement: Judgement, sample_id: str) -> None:
-        """Describe a judgement that is no score; nothing for one that is."""
+        """Log a judgement without a score; does nothing for one with a score."""
         if judgement.status != "ok":
             self.failure(judgement.status, judgement.detail, sample_id)
 
     def output(self, line: bytes) -> None:
-        """A line that the function printed; past `MAX_OUTPUT_BYTES` nothing any more."""
+        """Log a line that the function printed, up to `MAX_OUTPUT_BYTES` in all."""
         with self._lock:
             before = self._output_bytes
             self._output_bytes += len(line) + 1
         if before >= MAX_OUTPUT_BYTES:
             return
         if before + len(line) >= MAX_OUTPUT_BYTES:
-            self._write(f"has printed {MAX_OUTPUT_BYTES >> 20} MiB; what it prints from here on is left out")
+            self._write(f"has printed {MAX_OUTPUT_BYTES >> 20} MiB; its further output is not logged")
             return
         self._write(line.decode(errors="replace"))
 
     def follow(self, descriptor: int) -> threading.Thread:
-        """Read what a process prints until all its writers are gone, and close `descriptor` then."""
+        """Log what a process prints, on a thread, until the last writer has closed the pipe."""
         thread = threading.Thread(target=self._follow, args=(descriptor,), daemon=True, name="scorer-log")
         thread.start()
         return thread
@@ -90,12 +90,12 @@ class ScorerLog:
                 for each in whole:
                     self.output(line + each)
                     line = b""
-                line += rest[: MAX_LINE_CHARS * 4]  # of a line without end only the beginning is kept
+                line += rest[: MAX_LINE_CHARS * 4]  # bounds the memory of a line that never ends
                 line = line[: MAX_LINE_CHARS * 4]
         if line:
             self.output(line)
 
     def _write(self, text: str) -> None:
-        shown = _CONTROL.sub("\ufffd", self._mask(text))  # a terminal that shows the log must not obey it
-        shown = shown if len(shown) <= MAX_LINE_CHARS else f"{shown[:MAX_LINE_CHARS]}..."
-        logger.warning("[%s] %s", self.name, shown)
+        line = _CONTROL.sub("\ufffd", self._mask(text))  # escape sequences would act on the reader's terminal
+        line = line if len(line) <= MAX_LINE_CHARS else f"{line[:MAX_LINE_CHARS]}..."
+        logger.warning("[%s] %s", self.name, line)

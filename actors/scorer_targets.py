@@ -1,8 +1,8 @@
-"""The forms a scorer's target may have, each called in the same way.
+"""The forms that a scorer's target may have, behind one interface.
 
-In: what "module:attr" names, its options, and how many groups may be in flight. Out: an object whose
-``await score(prompt, completions)`` returns whatever the target said. Used by `actors.scorer`, which runs all
-of it on one event loop; the forms are described in docs/scorers.md.
+In: the object that "module:attr" names, its options, and how many groups may be in flight. Out: an object
+whose ``await score(prompt, completions)`` returns the target's result. Used by `actors.scorer`, which runs
+all of it on one event loop; docs/scorers.md describes the forms.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ class Target(Protocol):
     """A scorer's target, ready to be called by several groups at once."""
 
     def num_stuck(self) -> int:
-        """Calls that were given up and still run: each keeps a thread from the others."""
+        """Number of cancelled calls that still run, each on a thread of its own."""
         ...
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
-        """What the target returns. Raises whatever it raises."""
+        """Return what the target returns; raise what it raises."""
         ...
 
     async def close(self) -> None:
-        """Let go of what the target holds."""
+        """Release the target's resources."""
         ...
 
 
 class Threads:
-    """Runs each plain function on a thread of its own, and counts those that were given up and still run.
+    """Runs each plain function on its own thread, and counts cancelled functions that still run.
 
-    The threads are daemons: one that never ends must not keep the process from ending.
+    The threads are daemons: one that never ends must not keep the process alive.
     """
 
     def __init__(self) -> None:
-        self._given_up: list[Future[object]] = []
+        self._cancelled: list[Future[object]] = []
 
     async def run(self, function: Callable[..., object], *arguments: object) -> object:
-        """The result of the function. When this is cancelled the thread goes on: no thread can be killed."""
+        """The result of the function. If cancelled, its thread still runs: threads cannot be killed."""
         work: Future[object] = Future()
         work.set_running_or_notify_cancel()
         threading.Thread(target=_fulfil, args=(work, function, arguments), name="scorer", daemon=True).start()
         try:
             return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
-            self._given_up.append(work)
+            self._cancelled.append(work)
             raise
 
     def num_stuck(self) -> int:
-        """Functions that were given up and have not returned."""
-        self._given_up = [work for work in self._given_up if not work.done()]
-        return len(self._given_up)
+        """Number of cancelled functions that have not returned."""
+        self._cancelled = [work for work in self._cancelled if not work.done()]
+        return len(self._cancelled)
 
 
 def _fulfil(work: Future[object], function: Callable[..., object], arguments: tuple[object, ...]) -> None:
@@ -71,9 +71,9 @@ def _fulfil(work: Future[object], function: Callable[..., object], arguments: tu
 
 
 class CalledTarget:
-    """A function, a coroutine function, or an object with a method `score`, called for each group.
+    """A function, a coroutine function, or an object with a method `score`, called once for each group.
 
-    Plain ones run on threads.
+    Plain functions and methods run on threads.
     """
 
     def __init__(self, score: Callable[..., object], owner: object) -> None:
@@ -113,14 +113,16 @@ class BatchedTarget:
         await close_owner(self._owner, self._threads)
 
     async def _batch(self, items: list[Item]) -> Sequence[object]:
-        found = await call(self._score, self._threads, items)
-        if not isinstance(found, list | tuple):
-            raise ValueError(f"a batched scorer must return a list of judgements, got {type(found).__name__}")
-        return found
+        results = await call(self._score, self._threads, items)
+        if not isinstance(results, list | tuple):
+            raise ValueError(
+                f"a batched scorer must return a list of judgements, got {type(results).__name__}"
+            )
+        return results
 
 
 class SandboxedTarget:
-    """A target in killable processes: each completion on its own, or `whole` groups in one call."""
+    """A target in killable processes, called for each completion, or for `whole` groups."""
 
     def __init__(self, pool: KillablePool, whole: bool) -> None:
         self._pool = pool
@@ -182,10 +184,10 @@ class InlineTarget:
 
 
 async def open_target(target: Callable[..., Any], options: object, concurrency: int) -> Target:
-    """What `target` is, ready to be called. A class is constructed with its options, here on the event loop.
+    """Wrap `target` by its form. A class is constructed with its options, on the event loop.
 
     Raises:
-        ValueError: it is nothing that can score.
+        ValueError: it is neither a callable nor a class with a method `score`.
     """
     owner: Any = None
     score: Any
@@ -205,7 +207,7 @@ async def open_target(target: Callable[..., Any], options: object, concurrency: 
 
 
 async def call(function: Callable[..., object], threads: Threads, *arguments: object) -> object:
-    """The function's result: awaited here if it is a coroutine function, else made on a thread.
+    """The function's result: awaited here if it is a coroutine function, else computed on a thread.
 
     Raises:
         RuntimeError: the function tried to end the process.
@@ -214,9 +216,9 @@ async def call(function: Callable[..., object], threads: Threads, *arguments: ob
     try:
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
-        found = await threads.run(function, *arguments)
-        return await found if inspect.isawaitable(found) else found
-    except (SystemExit, KeyboardInterrupt) as error:  # would end the event loop that all calls share
+        result = await threads.run(function, *arguments)
+        return await result if inspect.isawaitable(result) else result
+    except (SystemExit, KeyboardInterrupt) as error:  # these would end the event loop, which all calls share
         raise RuntimeError(f"the scorer raised {type(error).__name__}") from error
 
 
@@ -228,15 +230,15 @@ async def close_owner(owner: object, threads: Threads) -> None:
 
 
 def option(options: object, name: str, default: Any) -> Any:
-    """An option by name, of a dataclass, of a mapping or of a user's own kind; `default` without it."""
+    """An option by name: of a dataclass, of a mapping, or of a user's own kind; else `default`."""
     if hasattr(options, name):
         return getattr(options, name)
-    given = getattr(options, "options", options)  # a user's own kind holds them in a field of that name
+    given = getattr(options, "options", options)  # a user's own kind has them in its field `options`
     return given.get(name, default) if isinstance(given, Mapping) else default
 
 
 def _with_options(function: Callable[..., object], options: object) -> Callable[..., object]:
-    """The function with its last argument given; a coroutine function stays one."""
+    """The function with its last argument bound to `options`; a coroutine function stays one."""
     if not inspect.iscoroutinefunction(function):
         return lambda *arguments: function(*arguments, options)
 

@@ -1,8 +1,7 @@
-"""Secrets of one scorer: variables that its process receives and that are kept out of what it writes.
+"""Secrets of one scorer: environment variables for its process, masked in its output.
 
-In: names of environment variables, in the driver. Out: a `Secrets` that travels in the constructor call of
-the scorer's actor and through the pipe of its sandbox, never on a command line or in a file. Imports the
-standard library alone.
+The driver passes a `Secrets` to the constructor of the scorer's actor, which passes it on through the pipe of
+its sandbox; never on a command line or in a file. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ MASK = "***"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
-    """Variable name -> value. Its text shows the names alone."""
+    """Variable name -> value. Its repr has only the names."""
 
     values: Mapping[str, str] = field(default_factory=dict)
 
@@ -26,7 +25,7 @@ class Secrets:
         return f"Secrets({', '.join(self.values)})"
 
     def __or__(self, other: Secrets) -> Secrets:
-        """Those of both."""
+        """The secrets of both; for a name in both, the value of `other`."""
         return Secrets({**self.values, **other.values})
 
     def enter_environment(self) -> None:
@@ -35,14 +34,15 @@ class Secrets:
 
     def mask(self, text: str) -> str:
         """The text with `***` in place of each value."""
+        # Longest first: a value may be part of a longer one, the rest of which would stay readable.
         for value in sorted(self.values.values(), key=len, reverse=True):
             text = text.replace(value, MASK)
         return text
 
     def mask_output(self) -> None:
-        """From now on mask what this process writes to sys.stdout and sys.stderr, logging included.
+        """Mask all that this process writes to sys.stdout and sys.stderr from now on, logging included.
 
-        What C code writes to the descriptors themselves is not seen.
+        Output of C code, which writes to the file descriptors, is not masked.
         """
         if self.values:
             sys.stdout, sys.stderr = _MaskedStream(sys.stdout, self), _MaskedStream(sys.stderr, self)

@@ -1,7 +1,7 @@
 """The engine side of a weight sync through host memory, registered with vLLM's weight-transfer API as "host".
 
-`cluster.weight_transport.HostTransport` drives it, on CPUs and on GPUs. Importing this module registers the
-transfer engine with vLLM.
+Importing this module registers the transfer engine. Used by `actors.generator`, on CPUs and on GPUs; the
+learner's side is `cluster.weight_transport.HostTransport`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BACKEND = "host"
 
 @dataclass
 class HostInitInfo(WeightTransferInitInfo):
-    """`expected_names`: every tensor of an update; one that lacks a tensor, or adds one, is refused."""
+    """`expected_names` are the tensors of an update. An update with more or fewer tensors is an error."""
 
     expected_names: list[str] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, PackedWeights]) -> None:
-        # The inherited method synchronises an accelerator, which a CPU engine lacks.
+        # The inherited method synchronizes an accelerator, which a CPU engine does not have.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -70,29 +70,33 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         repack_tied_head(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Nothing to release: no state is held between updates."""
 
 
 class HostTransferWorker:
-    """Mixed into every vLLM worker, so that its process imports this module and registers the backend."""
+    """A mixin of every vLLM worker: its process imports this module, which registers the backend."""
 
 
 def check_names(weights: PackedWeights, expected: frozenset[str]) -> None:
-    """Raise ValueError unless `weights` holds exactly the expected tensors."""
+    """Check that `weights` has exactly the expected tensors.
+
+    Raises:
+        ValueError: one is missing or unknown; the message names the first.
+    """
     names = set(weights.names())
-    missing, alien = sorted(expected - names), sorted(names - expected)
+    missing, unknown = sorted(expected - names), sorted(names - expected)
     if missing:
         raise ValueError(
             f"weights of version {weights.version}: tensor {missing[0]} was skipped ({len(missing)} missing)"
         )
-    if alien:
-        raise ValueError(f"weights of version {weights.version}: tensor {alien[0]} is not of this model")
+    if unknown:
+        raise ValueError(f"weights of version {weights.version}: tensor {unknown[0]} is not of this model")
 
 
 def repack_experts_on_updates(model: nn.Module) -> None:
-    """Have experts packed at every update: vLLM 0.32 packs them for the CPU kernel at the first load only.
+    """Pack the weights of experts at every update, for the CPU kernel.
 
-    Without it the kernel would read an update's plain weights as packed ones.
+    vLLM 0.32 packs them at the first load only; later the kernel would read plain weights as packed.
     """
     for module in model.modules():
         method = getattr(module, "quant_method", None)
@@ -110,7 +114,7 @@ def _process_and_pack(method: Any, process: Callable[[nn.Module], None], layer: 
 
 
 def repack_tied_head(model: nn.Module) -> None:
-    """Repack a tied head: CPU linears run on a packed copy, which a layerwise update leaves stale."""
+    """Repack a tied head: CPU linear layers use a packed copy, which a layerwise update does not renew."""
     head = model.get_submodule("lm_head") if hasattr(model, "lm_head") else None
     if head is None or not hasattr(head, "cpu_linear") or not hasattr(head, "quant_method"):
         return

@@ -172,7 +172,7 @@ def test_going_back_to_earlier_weights_drops_what_is_under_way(
         await handle.call("load", weights[3])
         task = await _underway(handle)
         await handle.call("load", weights[0])
-        with pytest.raises(RuntimeError, match="version 0 took the place of 3"):
+        with pytest.raises(RuntimeError, match="weights went back from 3 to 0"):
             await task
         await handle.call("resume")
         return plain, await generate(handle, SUBMISSIONS)
@@ -188,7 +188,7 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(engine: tuple[RayHandle, li
     async def act() -> None:
         await _fresh(handle, weights[0])
         good = asyncio.create_task(generate(handle, SUBMISSIONS))
-        with pytest.raises(ValueError, match=r"refused a prompt: .*length"):
+        with pytest.raises(ValueError, match=r"rejected a prompt: .*length"):
             await generate(handle, [submission_of(9, 400, range(4))])
         assert len(await good) == 3
 

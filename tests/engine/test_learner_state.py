@@ -200,13 +200,13 @@ def damaged(folder: Path, how: str) -> None:
 
 
 FAULTS = {
-    "gone": "one learner file per rank of one save.*learner-00001-of-00002",
-    "cut": "learner-00001-of-00002.safetensors must be a whole safetensors file",
+    "gone": "one learner file for each rank of one save.*learner-00001-of-00002",
+    "cut": "learner-00001-of-00002.safetensors must be a complete safetensors file",
     "missing": "tensor exp_avg_sq/.* is missing",
-    "unknown": "tensor param/other is unknown",
+    "unknown": "tensor param/other is not expected",
     "misshapen": "tensor exp_avg_sq/.* must be F32",
     "half": "tensor exp_avg_sq/.* must be F32 .*, got F16",
-    "counted": r"adam_steps must be one whole number in all learner files, got \['1', '2'\]",
+    "counted": r"adam_steps must be the same integer in all learner files, got \['1', '2'\]",
 }
 
 
@@ -224,7 +224,7 @@ def test_refuses_what_is_not_whole(bench: Bench, tmp_path: Path) -> None:
     for fault, message in FAULTS.items():
         with pytest.raises(ValueError, match=message):
             ranks.ask("load", str(tmp_path / fault))
-    with pytest.raises(ValueError, match="must hold learner-"):
+    with pytest.raises(ValueError, match="must have files learner-"):
         ranks.ask("load", str(tmp_path / "nowhere"))
     assert_bitwise(save(bench, case, tmp_path / "after"), before)
 
