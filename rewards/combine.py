@@ -1,6 +1,6 @@
-"""Several judgements of one completion into one reward. In: Judgements by scorer name. Out: a Sample.
+"""Combine the judgements of one completion into its reward. In: Judgements by scorer name. Out: a Sample.
 
-The only place that combines scores; called for every completion that is judged.
+The only place that combines scores; called for every completion that is scored.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _COMBINES = ("sum", "multiply", "gate")
 
 
 def check_tags(commons: Mapping[str, ScorerCommon]) -> None:
-    """Refuse two scorers that give the same tag, as far as their kinds tell; called when a config is read.
+    """Check that no two scorers set the same tag, as far as their kinds declare it; called before a run.
 
     Raises:
-        ValueError: naming both scorers and the tag.
+        ValueError: two do; the message names both scorers and the tag.
     """
-    giver: dict[str, str] = {}
+    scorer_of: dict[str, str] = {}
     for name, common in commons.items():
         for tag in SCORERS[common.kind].tags if common.kind in SCORERS else ():
-            if tag in giver:
-                raise _clash(tag, giver[tag], name)
-            giver[tag] = name
+            if tag in scorer_of:
+                raise _clash(tag, scorer_of[tag], name)
+            scorer_of[tag] = name
 
 
 def combine(
@@ -37,15 +37,15 @@ def combine(
 ) -> Sample:
     """reward = gate x product(multiply) x sum(weight x score), over scorers in config order.
 
-    A gate is 0 where its score is 0, else 1. Without a weighted scorer the sum is 1 if there is a gate or
-    factor and 0 otherwise. A null score of any scorer that takes part makes the reward null, and so does an
-    overflow; one with combine=sum and weight 0 takes no part. `reward_vector` holds every scorer's own score,
-    in config order.
+    A gate is 0 if its score is 0, else 1. Without a scorer in the sum, the sum is 1 if there is a gate or a
+    factor, and 0 otherwise. A null score of any scorer in the reward makes the reward null, and so does an
+    overflow; a scorer with combine=sum and weight 0 is not in the reward. `reward_vector` has the score of
+    every scorer, in config order.
 
-    Where two scorers give the same tag, the later one's is kept as `<scorer>.<tag>`.
+    If two scorers set the same tag, that of the later one is stored as `<scorer>.<tag>`.
 
     Raises:
-        ValueError: the mappings name different scorers, or a `combine` is unknown.
+        ValueError: the mappings have different scorers, or a `combine` is unknown.
     """
     if judgements.keys() != commons.keys():
         raise ValueError(f"judgements must be of scorers {list(commons)}, got {list(judgements)}")
@@ -77,7 +77,7 @@ def _reward(judgements: Mapping[str, Judgement], commons: Mapping[str, ScorerCom
             continue
         score = judgements[name].score
         if score is None:
-            return None
+            return None  # unknown, which is not the same as a score of 0
         if common.combine == "sum":
             terms.append(common.weight * score)
             continue
@@ -92,9 +92,9 @@ def _reward(judgements: Mapping[str, Judgement], commons: Mapping[str, ScorerCom
 
 
 def _merge_tags(judgements: Mapping[str, Judgement]) -> dict[str, str]:
-    """All tags; one that an earlier scorer gave already goes under `<scorer>.<tag>`.
+    """All tags. A tag that an earlier scorer has set already is stored as `<scorer>.<tag>`.
 
-    `check_tags` refuses kinds that are known to clash before a run; a user's own may still do so in it.
+    `check_tags` finds clashes of the built-in kinds before a run; a user's own scorer may still cause one.
     """
     tags: dict[str, str] = {}
     for name, judgement in judgements.items():
@@ -104,7 +104,9 @@ def _merge_tags(judgements: Mapping[str, Judgement]) -> dict[str, str]:
 
 
 def _clash(tag: str, first: str, second: str) -> ValueError:
-    return ValueError(f"scorers must give different tags, got {tag!r} from both {first!r} and {second!r}")
+    return ValueError(
+        f"scorers must set different tags, got {tag!r} from both {first!r} and {second!r}: remove one of them"
+    )
 
 
 def _merge_spans(judgements: Mapping[str, Judgement]) -> tuple[Span, ...]:
@@ -112,7 +114,7 @@ def _merge_spans(judgements: Mapping[str, Judgement]) -> tuple[Span, ...]:
 
 
 def _first_answer(judgements: Mapping[str, Judgement]) -> tuple[str | None, bool | None]:
-    """Of the first scorer that gives either: never one scorer's answer with another's verdict."""
+    """`answer` and `answer_ok` of the first scorer that has either: both are always of the same scorer."""
     for judgement in judgements.values():
         if judgement.answer is not None or judgement.answer_ok is not None:
             return judgement.answer, judgement.answer_ok

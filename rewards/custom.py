@@ -22,14 +22,15 @@ from rollouts.records import Completion, Judgement, Prompt
 
 
 def custom(prompt: Prompt, completions: Sequence[Completion], options: CustomOptions) -> list[Judgement]:
-    """What `options.function` says of each text; `options.options` are passed on as further keywords.
+    """Score each text with `options.function`; `options.options` are passed as further keyword arguments.
 
-    A result that is no finite number (or a mapping without one under "score") is ``invalid``. A mapping may
-    also hold ``pred`` (the answer it read) and ``acc`` (whether that is right), as verl's own functions do.
+    A result that is not a finite number (or a mapping with one under "score") is ``invalid``. A mapping may
+    also have ``pred`` (the answer in the text) and ``acc`` (whether it is right), as in verl's own functions.
     Numbers and booleans may be numpy's, or arrays and tensors of one element. A coroutine is awaited.
 
     Raises:
-        ValueError: `options.function` names nothing callable. Whatever the function raises is passed on.
+        ValueError: `options.function` is not callable.
+        Exception: what the function raised.
     """
     compute_score, name = _load(options.function), options.function.partition(":")[2]
     truth = prompt.answer if prompt.ground_truth is None else prompt.ground_truth
@@ -50,7 +51,7 @@ def custom(prompt: Prompt, completions: Sequence[Completion], options: CustomOpt
 
 @functools.cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One for all calls: what a function keeps between them, a session say, belongs to it."""
+    """One event loop for all calls: objects that a function keeps, such as an HTTP session, belong to it."""
     return asyncio.new_event_loop()
 
 
@@ -59,10 +60,10 @@ async def _wait_for(result: Awaitable[object]) -> object:
 
 
 def warm_up(options: CustomOptions) -> None:
-    """Import the user's module, so that its import time is not counted as the first sample's.
+    """Import the user's module, so that its import does not count against the first sample's limit.
 
     Raises:
-        ValueError: `options.function` names nothing callable.
+        ValueError: `options.function` is not callable.
     """
     _load(options.function)
 
@@ -70,13 +71,13 @@ def warm_up(options: CustomOptions) -> None:
 def to_judgement(result: object, name: str = "compute_score") -> Judgement:
     """A number, or a mapping with "score", as a Judgement; ``invalid`` for anything else.
 
-    `name` is that of the function, for the reason.
+    `name` is the function's name, for the message.
     """
-    found = result if isinstance(result, Mapping) else {"score": result}
-    score = finite_or_none(found.get("score"))
+    fields = result if isinstance(result, Mapping) else {"score": result}
+    score = finite_or_none(fields.get("score"))
     if score is None:
         return Judgement(score=None, status="invalid", detail=f"{name} returned {_complaint(result)}")
-    prediction, accuracy = found.get("pred"), finite_or_none(found.get("acc"))
+    prediction, accuracy = fields.get("pred"), finite_or_none(fields.get("acc"))
     return Judgement(
         score=score,
         answer=None if prediction is None else str(prediction),
@@ -85,19 +86,19 @@ def to_judgement(result: object, name: str = "compute_score") -> Judgement:
 
 
 def _complaint(result: object) -> str:
-    """The type of what is no score, its value cut short, and what was expected."""
+    """The type of an invalid result, its shortened value, and what was expected."""
     try:
-        shown = reprlib.repr(result)
-    except Exception as error:  # its own __repr__
-        shown = f"(no repr: {type(error).__name__})"
+        value = reprlib.repr(result)
+    except Exception as error:  # raised by its __repr__, which may be the user's
+        value = f"(no repr: {type(error).__name__})"
     expected = "a finite number, a bool or a mapping with `score`"
-    return f"{type(result).__name__} {shown}; expected {expected}"
+    return f"{type(result).__name__} {value}; expected {expected}"
 
 
 def finite_or_none(value: object) -> float | None:
-    """`value` as a float when it is a finite real number (a bool counts as 0 or 1), else None.
+    """`value` as a float if it is a finite real number (a bool is 0 or 1), else None.
 
-    An array or tensor of one element counts as that element.
+    An array or tensor of one element is taken as that element.
     """
     value = one_element(value)
     if not isinstance(value, numbers.Real | decimal.Decimal):
@@ -110,13 +111,13 @@ def finite_or_none(value: object) -> float | None:
 
 
 def one_element(value: object) -> object:
-    """The element of a numpy scalar, or of an array or tensor of one element; anything else as it is."""
+    """The element of a numpy scalar, or of an array or tensor of one element; other values unchanged."""
     item = getattr(value, "item", None)
     if not callable(item):
         return value
     try:
         return item()
-    except Exception:  # more than one element, or something else that is called item
+    except Exception:  # more than one element, or another method of the name `item`
         return value
 
 

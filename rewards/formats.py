@@ -1,9 +1,9 @@
-"""Which of several solution formats a text is written in. In: text. Out: one tag per text, as a Judgement.
+"""The solution format that a text is written in. In: text. Out: one tag per text, as a Judgement.
 
-`GRAMMARS` holds a pattern for the whole text of each format; a user adds one with
-`GRAMMARS["name"] = re.compile(...)` (and `MARKERS["name"]`, to have fragments of it recognised in mixtures).
-Texts are matched after runs of whitespace became single spaces. Called in process by `actors.scorer`, and by
-anything that wants `tag` alone.
+`GRAMMARS` has a pattern for the whole text of each format; a user adds one with
+`GRAMMARS["name"] = re.compile(...)` (and `MARKERS["name"]`, to recognize fragments of it in mixtures).
+Each run of whitespace is replaced by one space before matching. Called in process by `actors.scorer`; `tag`
+can be used alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _N = r"[0-9]+"
 _OP = r"[-+*]"
 _WORD = r"(?:plus|minus|times)"
 
-# Every pattern runs in linear time: a literal that no number contains closes each number and opens each
-# repetition, so a text can be read in one way only and there is nothing to backtrack into.
+# Every pattern matches in linear time: each number and each repetition is delimited by a literal that is not
+# a digit, so there is only one way to match a text, and no backtracking.
 GRAMMARS: dict[str, re.Pattern[str]] = {
     "code": re.compile(rf"def : x = {_N} {_OP} {_N} -> {_N} ;(?: x = x {_OP} {_N} -> {_N} ;)* return {_N}"),
     "prose": re.compile(
@@ -47,9 +47,9 @@ MARKERS: dict[str, re.Pattern[str]] = {
 
 
 def tag(text: str, names: Sequence[str]) -> str:
-    """The one format of `names` whose whole grammar `text` matches, else ``mixed`` or ``none``.
+    """The format in `names` whose grammar matches the whole `text`, else ``mixed`` or ``none``.
 
-    ``mixed``: markers of two or more formats (or two whole grammars at once); ``none``: anything else.
+    ``mixed``: the text has markers of two or more formats, or matches two grammars; ``none``: anything else.
 
     Raises:
         ValueError: a name is not in `GRAMMARS`.
@@ -68,7 +68,7 @@ def tag(text: str, names: Sequence[str]) -> str:
 def format_tags(
     prompt: Prompt, completions: Sequence[Completion], options: FormatTagsOptions
 ) -> list[Judgement]:
-    """Tag ``format`` of each completion; the score is 1 for one whole format, 0 for ``mixed`` and ``none``.
+    """Tag each completion's ``format``; the score is 1 for a format, 0 for ``mixed`` and ``none``.
 
     Raises:
         ValueError: `options.grammars` names an unknown grammar.

@@ -1,4 +1,4 @@
-"""Scorers of the synthetic lab: an arithmetic problem's answer, and a fixed taste for strings of syllables.
+"""Scorers of the synthetic lab: the answer to an arithmetic problem, and a fixed preference over syllables.
 
 In: a prompt's completions. Out: Judgements. Named in `configs/kinds/scorers.py`; called in process by
 `actors.scorer`.
@@ -35,10 +35,10 @@ _SYLLABLE_INDEX = {syllable: index for index, syllable in enumerate(SYLLABLES)}
 def lab_answer(
     prompt: Prompt, completions: Sequence[Completion], options: LabAnswerOptions
 ) -> list[Judgement]:
-    """1 when the last integer of the text equals the prompt's answer, else 0.
+    """1 if the last integer of the text equals the prompt's answer, else 0.
 
-    `answer` is that integer without leading zeros, or None when the text has none. A span labelled ``answer``
-    marks its token where the text shows which it is.
+    `answer` is that integer without leading zeros, or None if the text has none. A span labelled ``answer``
+    marks its token, if that can be determined from the text.
 
     Raises:
         ValueError: the prompt's answer is not an integer.
@@ -48,16 +48,16 @@ def lab_answer(
             f"lab_answer: answer of prompt {prompt.prompt_id!r} must be an integer, got {prompt.answer!r}"
         )
     truth = _normalise(prompt.answer.strip())
-    return [_judge_answer(completion, truth) for completion in completions]
+    return [_score_answer(completion, truth) for completion in completions]
 
 
 @batched
 def lab_preference(items: Sequence[Item], options: LabPreferenceOptions) -> list[Judgement]:
     """The preference of each text, in [0, 1]: 0.9 logistic(2 mean bigram weight) + 0.1 for 6 to 14 syllables.
 
-    The 16 x 16 bigram weights are standard normal, drawn once from ``default_rng(table_seed)``; a lone
-    syllable has mean 0. An empty text, or one with a word that is no syllable, scores 0. It stands in for a
-    reward model, so it is batched like one: `items` may come from several groups.
+    The 16 x 16 bigram weights are standard normal, drawn once from ``default_rng(table_seed)``; a single
+    syllable has mean 0. An empty text, or one with a word that is not a syllable, scores 0. It plays the part
+    of a reward model and is batched like one: `items` may come from several groups.
     """
     table_SS = bigram_table(options.table_seed)
     return [Judgement(score=_preference(completion.text, table_SS)) for _, completion in items]
@@ -71,19 +71,19 @@ def bigram_table(table_seed: int) -> npt.NDArray[np.float64]:
     return table_SS
 
 
-def _judge_answer(completion: Completion, truth: str) -> Judgement:
-    found = _INTEGER.findall(completion.text)
-    if not found:
+def _score_answer(completion: Completion, truth: str) -> Judgement:
+    integers = _INTEGER.findall(completion.text)
+    if not integers:
         return Judgement(score=0.0, answer_ok=False)
-    answer = _normalise(found[-1])
+    answer = _normalise(integers[-1])
     correct = answer == truth
     return Judgement(
-        score=float(correct), spans=_answer_span(completion, found[-1]), answer=answer, answer_ok=correct
+        score=float(correct), spans=_answer_span(completion, integers[-1]), answer=answer, answer_ok=correct
     )
 
 
 def _normalise(integer: str) -> str:
-    """The canonical text of an integer literal: as text, because `int` refuses more than 4,300 digits."""
+    """The canonical text of an integer literal. Not by `int`, which raises for more than 4,300 digits."""
     digits = integer.lstrip("-").lstrip("0")
     if not digits:
         return "0"
@@ -91,17 +91,17 @@ def _normalise(integer: str) -> str:
 
 
 def _answer_span(completion: Completion, literal: str) -> tuple[Span, ...]:
-    """Where `literal`, the last integer, stands in the tokens, if the text proves it; else nothing.
+    """The token of `literal`, the last integer, if the text determines it; else no span.
 
-    Proof is that words and tokens pair off: as many words as tokens (aside from the closing end-of-text
-    token, which has no text), equal words having equal tokens and different words different ones, and the
-    literal a whole word.
+    It does if words and tokens correspond one to one: there are as many words as tokens (except the
+    end-of-text token, which has no text), equal words have equal tokens and different words different ones,
+    and the literal is a whole word. A scorer has no tokenizer that would tell.
     """
     words, token_ids = completion.text.split(), completion.token_ids
-    num_silent = len(token_ids) - len(words)
-    if literal not in words or num_silent not in (0, 1):
+    num_without_text = len(token_ids) - len(words)
+    if literal not in words or num_without_text not in (0, 1):
         return ()
-    if num_silent and (completion.finish_reason != "stop" or token_ids[-1] in token_ids[:-1]):
+    if num_without_text and (completion.finish_reason != "stop" or token_ids[-1] in token_ids[:-1]):
         return ()
     pairs = set(zip(words, token_ids, strict=False))
     if not len(pairs) == len(set(words)) == len({token for _, token in pairs}):

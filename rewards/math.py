@@ -2,8 +2,9 @@ r"""Mathematical equivalence with math-verify. In: a prompt's completions. Out: 
 
 `rewards.math_answers` finds the answer in a text, `rewards.math_values` reads what it is and
 `rewards.math_equality` compares it with the prompt's; `docs/scorers/math.md` has the rules. Run by
-`actors.sandbox` in a killable process, one sample at a time: SymPy may take for ever on hostile input, and
-math-verify's own time limits rest on signals, which a C loop never sees. Importing this imports SymPy.
+`actors.sandbox` in a killable process, one sample at a time: SymPy may never return on hostile input, and
+math-verify's own time limits use signals, which Python does not handle during a loop in C. Importing this
+imports SymPy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions
 
     The prompt's answer may be plain text (``1/2``, ``B``, ``Paris``), LaTeX (``\frac12``, ``$\frac12$``), a
     solution with a box or a line ``#### 72`` (GSM8K), or a list of answers of which any is right. Of a text
-    longer than `max_chars` the end is read, where the answer stands.
+    longer than `max_chars` only the end is read, where the answer is.
 
     Raises:
         ValueError: the prompt's answer is missing or cannot be compared with anything, or `max_chars` is not
@@ -45,12 +46,12 @@ def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions
             f"math: answer of prompt {prompt.prompt_id!r} must be an expression, a number or a few words,"
             f" got {_shortened(given)}"
         )
-    return [_judge(golds, completion.text[-options.max_chars :]) for completion in completions]
+    return [_score(golds, completion.text[-options.max_chars :]) for completion in completions]
 
 
 def warm_up(options: MathOptions) -> None:
-    """Compile the patterns and math-verify's LaTeX grammar, so that the first sample does not pay for it."""
-    _judge(read_golds((r"\frac{1}{2}x",)), "so the answer is $0.5x$")
+    """Compile the patterns and math-verify's LaTeX grammar, which takes longer than scoring a sample."""
+    _score(read_golds((r"\frac{1}{2}x",)), "so the answer is $0.5x$")
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,11 +87,11 @@ def _read_gold(answer: str) -> Value | None:
     return read(found) if found is not None and is_definite(read(found)) else None
 
 
-def _judge(golds: tuple[Value, ...], text: str) -> Judgement:
-    found = find_answer(text)
-    if found is None or not readable(found):
+def _score(golds: tuple[Value, ...], text: str) -> Judgement:
+    written = find_answer(text)
+    if written is None or not readable(written):
         return Judgement(score=0.0, answer_ok=False)
-    answer = read(found)
+    answer = read(written)
     correct = any(equal(gold, answer) for gold in golds)
     return Judgement(score=float(correct), answer=_spelling(answer), answer_ok=correct)
 

@@ -13,7 +13,7 @@ from rollouts.records import Completion, Judgement, Prompt
 
 
 def length(prompt: Prompt, completions: Sequence[Completion], options: LengthOptions) -> list[Judgement]:
-    """1 at `target_tokens` sampled tokens or fewer, 0 at `max_tokens` or more, linear between.
+    """1 up to `target_tokens` sampled tokens, 0 from `max_tokens` on, linear between.
 
     Raises:
         ValueError: `target_tokens` is not below `max_tokens`.
@@ -29,7 +29,10 @@ def length(prompt: Prompt, completions: Sequence[Completion], options: LengthOpt
 
 
 def random(prompt: Prompt, completions: Sequence[Completion], options: RandomOptions) -> list[Judgement]:
-    """1 with `probability`, else 0, by a hash of its seed and the sample's: no order or machine matters."""
+    """1 with `probability`, else 0.
+
+    Decided by a hash of the option `seed` and the sample's seed, so it does not depend on order or machine.
+    """
     return [
         Judgement(score=float(_uniform(options.seed, completion.seed) < options.probability))
         for completion in completions

@@ -1,6 +1,6 @@
-"""The forms a scorer's target may have beside a plain function: how they are marked and told apart.
+"""The forms that a scorer's target may have besides a plain function, and how they are recognized.
 
-Used by whoever writes a scorer (`batched`), by `actors.scorer_targets` and by the sandbox's worker.
+`batched` is for authors of scorers; the others are used by `actors.scorer_targets` and the sandbox's worker.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from rollouts.records import Completion, Prompt
 
 Item = tuple[Prompt, Completion]
-"""What a batched target scores: one completion with its prompt."""
+"""One item of a batched target: a completion with its prompt."""
 DEFAULT_MAX_BATCH = 64
 DEFAULT_MAX_WAIT_MS = 5.0
-"""Of a batched target whose options do not say `max_batch` or `max_wait_ms`."""
+"""Defaults for a batched target whose options have no `max_batch` or `max_wait_ms`."""
 
 TargetT = TypeVar("TargetT", bound=Callable[..., Any])
 _BATCHED = "_polyphony_batched"
@@ -37,8 +37,8 @@ def is_batched(target: object) -> bool:
 
 
 def runs_in_actor(target: object) -> bool:
-    """Whether `target` must live in the scorer's own process, not in a sandbox that takes one call at a time.
+    """Whether `target` must run in the scorer's own process, because a sandbox makes one call at a time.
 
-    True of a class, of a coroutine function and of what is batched.
+    True for a class, a coroutine function and a batched target.
     """
     return inspect.isclass(target) or inspect.iscoroutinefunction(target) or is_batched(target)

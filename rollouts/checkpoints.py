@@ -1,11 +1,11 @@
-"""Checkpoints: one folder per saved step, which appears by one rename and is read only if it is undamaged.
+"""Checkpoints: one folder per saved step, which appears by one rename and is verified when it is read.
 
     runs/<name>/checkpoints/step-000010/learner-00000-of-00001.safetensors   what the learner ranks wrote
     runs/<name>/checkpoints/step-000010/manifest.json                        step and the caller's state
     runs/<name>/checkpoints/step-000010/SHA256SUMS
 
 To save: `stage_checkpoint`, the learner writes into that folder, `finish_checkpoint`, `prune_checkpoints`.
-To start again: `newest_checkpoint`. Called by the driver; what the learner's files hold is its own affair.
+To resume: `newest_checkpoint`. Called by the driver. The content of the learner's files is not interpreted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _NAME: Final = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a checkpoint says beside the learner's files.
+    """What a checkpoint has besides the learner's files.
 
-    `config_hash` is that of the config it was made under; `state` is the caller's (data cursor, journal
-    position, controllers) and comes back as JSON gives it.
+    `config_hash` is the hash of the run's config; `state` belongs to the caller (data cursor, journal
+    position, controllers) and must survive a round trip through JSON.
     """
 
     step: int
@@ -53,14 +53,14 @@ class Manifest:
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is, or would be."""
+    """The folder of the checkpoint of `step`, which need not exist."""
     if step < 0:
         raise ValueError(f"step must be 0 or more, got {step}")
     return run_dir / CHECKPOINTS / f"step-{step:06d}"
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
-    """The steps that have a checkpoint, whole or damaged, ascending."""
+    """The steps that have a checkpoint, intact or damaged, ascending."""
     parent = run_dir / CHECKPOINTS
     if not parent.is_dir():
         return []
@@ -69,7 +69,7 @@ def checkpoint_steps(run_dir: Path) -> list[int]:
 
 
 def stage_checkpoint(run_dir: Path, step: int) -> Path:
-    """An empty folder for the files of the checkpoint of `step`; what earlier savings left behind goes."""
+    """Create an empty folder for the files of the checkpoint of `step`; remove leftovers of earlier ones."""
     final = checkpoint_dir(run_dir, step)
     make_dir_synced(run_dir / STAGING)
     _clear_staging(run_dir)
@@ -90,19 +90,19 @@ def _clear_staging(run_dir: Path) -> None:
 def finish_checkpoint(run_dir: Path, staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> Path:
     """Make the files in `staging` the checkpoint of `manifest.step`; returns its folder.
 
-    `sums` maps each file's name to the SHA-256 its writer computed of what it meant to write: every file is
-    read back from the disk and compared. A whole checkpoint of that step that exists already stays, and the
-    staged one goes; a damaged one is moved to abandoned/checkpoints/.
+    `sums` maps each file's name to the SHA-256 that its writer computed from the bytes in memory: every file
+    is read back from the disk and compared. If the step already has an intact checkpoint, that one is kept
+    and the staged one removed; a damaged one is moved to abandoned/checkpoints/.
 
     Raises:
-        DamagedError: a staged file is missing, unknown, or not what was meant.
-        ValueError: the manifest cannot be JSON.
-        OSError: a write failed. After any of them nothing has appeared and the staged folder is gone.
+        DamagedError: a staged file is missing, unknown, or has another digest.
+        ValueError: the manifest cannot be encoded as JSON.
+        OSError: a write failed. After any error there is no new checkpoint, and the staged folder is removed.
     """
     final = checkpoint_dir(run_dir, manifest.step)
     try:
         if final.exists() and _is_whole(run_dir, manifest.step):
-            fsync_dir(final.parent)  # an earlier attempt may have failed between its rename and this
+            fsync_dir(final.parent)  # an earlier call may have failed between its rename and its fsync
             shutil.rmtree(staging)
             return final
         _seal(staging, manifest, sums)
@@ -125,16 +125,16 @@ def _is_whole(run_dir: Path, step: int) -> bool:
 
 
 def _seal(staging: Path, manifest: Manifest, sums: Mapping[str, str]) -> None:
-    """Check the learner's files against `sums`, and write manifest and list beside them, durably."""
+    """Check the learner's files against `sums`, and write the manifest and SHA256SUMS durably."""
     sizes: dict[str, Json] = {}
     for name, digest in sums.items():
         if not (staging / name).is_file():
-            raise DamagedError(f"{staging / name}: must be a file the learner wrote, got none")
+            raise DamagedError(f"{staging / name}: must be a file that the learner wrote, got none")
         sizes[name] = (staging / name).stat().st_size
-        fsync_file(staging / name)
-        found = digest_file(staging / name)
-        if found != digest:
-            raise DamagedError(f"{staging / name}: must have SHA-256 {digest}, got {found} after writing")
+        fsync_file(staging / name)  # drops the page cache, so that the digest is that of the disk
+        on_disk = digest_file(staging / name)
+        if on_disk != digest:
+            raise DamagedError(f"{staging / name}: must have SHA-256 {digest}, got {on_disk} after writing")
     record: dict[str, Json] = {
         "step": manifest.step,
         "config_hash": manifest.config_hash,
@@ -155,11 +155,11 @@ def _abandon(run_dir: Path, folder: Path) -> None:
 
 
 def read_checkpoint(run_dir: Path, step: int) -> Manifest:
-    """The manifest of the checkpoint of `step`, after every byte of its folder was checked.
+    """The manifest of the checkpoint of `step`, after checking every byte of its folder.
 
     Raises:
         ValueError: there is no such checkpoint.
-        DamagedError: something in it is not what was written.
+        DamagedError: a file is missing, unknown or not what was written.
     """
     folder = checkpoint_dir(run_dir, step)
     try:
@@ -173,17 +173,17 @@ def read_checkpoint(run_dir: Path, step: int) -> Manifest:
             step=int(record["step"]), config_hash=str(record["config_hash"]), state=dict(record["state"])
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder / MANIFEST}: must hold step, config_hash and state: {error}") from error
+        raise DamagedError(f"{folder / MANIFEST}: must have step, config_hash and state: {error}") from error
     if manifest.step != step:
         raise DamagedError(f"{folder / MANIFEST}: step must be {step}, got {manifest.step}")
     return manifest
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Manifest | None, list[str]]:
-    """The newest whole checkpoint (None where there never was one), and why each newer one was passed over.
+    """The newest intact checkpoint (None if there are no checkpoints), and why each newer one was skipped.
 
     Raises:
-        ValueError: there are checkpoints and none is whole.
+        ValueError: there are checkpoints, all of them damaged.
     """
     messages: list[str] = []
     for step in reversed(checkpoint_steps(run_dir)):
@@ -193,17 +193,18 @@ def newest_checkpoint(run_dir: Path) -> tuple[Manifest | None, list[str]]:
             messages.append(str(error))
     if messages:
         raise ValueError(
-            f"{run_dir / CHECKPOINTS} must hold a whole checkpoint, got {len(messages)} damaged: "
+            f"{run_dir / CHECKPOINTS} must have an intact checkpoint, got {len(messages)} damaged: "
             + "; ".join(messages)
+            + ". Restore one from a copy, or choose another name (name=...)"
         )
     return None, messages
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> list[int]:
-    """Remove every checkpoint older than the newest `keep` whole ones; returns the steps removed, ascending.
+    """Remove every checkpoint older than the newest `keep` intact ones; returns the removed steps, ascending.
 
-    The ones kept are read and checked first. A folder leaves checkpoints/ by one rename, durably, before its
-    files go, so a half-removed one is never seen.
+    The checkpoints to keep are read and verified first. A folder is renamed out of checkpoints/, durably,
+    before its files are deleted, so that no reader sees an incomplete one.
     """
     if keep < 1:
         raise ValueError(f"keep must be 1 or more, got {keep}")

@@ -17,8 +17,8 @@ import pyarrow as pa
 VERSION_KEY: Final = b"polyphony.schema_version"
 SCHEMA_VERSION: Final = 3
 READABLE_VERSIONS: Final = (2, SCHEMA_VERSION)
-"""Versions whose rows are still read. In 2 `advantage_with_bonus`, which nothing here reads, was called
-token_advantage."""
+"""Versions that can be read. In version 2 the column `advantage_with_bonus`, which no code here reads, was
+named token_advantage."""
 METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 IDS: Final = pa.list_(pa.int32())
@@ -45,7 +45,7 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
     _always("origin", pa.string()),  # one of configs.origins.ORIGINS
     _always("seed", pa.int64()),
     _always("prompt_ids", IDS),  # the context the row is trained under
-    pa.field("behavior_prompt_ids", IDS),  # the context it was sampled under, where that is another
+    pa.field("behavior_prompt_ids", IDS),  # the context it was sampled under, if that is another
     _always("token_ids", IDS),  # [T]
     _always("loss_mask", pa.list_(pa.bool_())),  # [T]
     _always("text", pa.string()),
@@ -74,7 +74,7 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
 
 LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
     _always("step", pa.int64()),
-    pa.field("update_count", pa.int64()),  # optimiser updates of this step that the row took part in
+    pa.field("update_count", pa.int64()),  # optimizer updates of this step that used the row
     pa.field("proximal_logprobs", FLOATS),  # [T]; null only where the reward is
     pa.field("ref_logprobs", FLOATS),  # [T]
     pa.field("base_logprobs", FLOATS),  # [T]
@@ -105,9 +105,13 @@ SCORED_COLUMNS: Final = ("proximal_logprobs", "entropy")
 
 
 def check_version(metadata: dict[bytes, bytes] | None, source: str) -> None:
-    """Raise ValueError, naming `source`, unless `metadata` carries a schema version that this code reads."""
-    found = (metadata or {}).get(VERSION_KEY)
-    if found not in [str(version).encode() for version in READABLE_VERSIONS]:
-        shown = found.decode(errors="replace") if found is not None else "none"
+    """Check that `metadata` has a schema version that this code can read.
+
+    Raises:
+        ValueError: it has not; the message names `source`.
+    """
+    version = (metadata or {}).get(VERSION_KEY)
+    if version not in [str(readable).encode() for readable in READABLE_VERSIONS]:
+        text = version.decode(errors="replace") if version is not None else "none"
         known = " or ".join(map(str, READABLE_VERSIONS))
-        raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {known}, got {shown}")
+        raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {known}, got {text}")

@@ -1,9 +1,10 @@
-"""Durable files: everything a run must not lose is written through here.
+"""Durable files: everything that a run must not lose is written with these functions.
 
-A file appears whole or not at all: temporary name in the same folder, write, fsync, rename, fsync of the
-folder. Called by the journal, the store, and everything that writes a run's JSON. Any step may raise OSError
-naming the file, most often for a full disk; the target then still has its former content, or already the
-whole new one.
+A file appears complete or not at all: temporary name in the same folder, write, fsync, rename, fsync of the
+folder. Without the first fsync a crash may leave an empty file under the final name; without the second it
+may undo the rename. Used by the journal, the store, and everything that writes a run's JSON. Any step may
+raise an OSError that names the file, mostly because the disk is full; the target then has its former content
+or the complete new one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 Bytes: TypeAlias = bytes | memoryview
 
 PARTIAL_SUFFIX: Final = ".partial"
-"""Ends the names of files that are being written; what a crash leaves behind under it is worthless."""
+"""Suffix of files that are being written; after a crash such files can be deleted."""
 
 
 def write_bytes_atomic(path: Path, content: Bytes) -> None:
     """Replace `path` by `content`, durably. The folder must exist."""
+    # In the same folder, because a rename is atomic only within one file system.
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         write_bytes_synced(partial, content)
@@ -38,21 +40,25 @@ def write_json_atomic(path: Path, value: Json) -> None:
     """Replace `path` by `value` as JSON, durably.
 
     Raises:
-        ValueError: `value` holds NaN or an infinity, which JSON has no words for.
+        ValueError: `value` contains NaN or an infinity, which JSON cannot represent.
     """
     write_bytes_atomic(path, encode_json(value, path.name))
 
 
 def encode_json(value: Json, source: str) -> bytes:
-    """`value` as indented UTF-8 JSON; ValueError naming `source` when it holds NaN or an infinity."""
+    """`value` as indented UTF-8 JSON.
+
+    Raises:
+        ValueError: `value` contains NaN, an infinity or a lone surrogate; the message names `source`.
+    """
     try:
         return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
     except ValueError as error:
-        raise ValueError(f"{source} must hold finite numbers and Unicode text: {error}") from error
+        raise ValueError(f"{source} must have finite numbers and Unicode text: {error}") from error
 
 
 def write_bytes_synced(path: Path, content: Bytes) -> None:
-    """Write and fsync, under the final name at once: for files in a folder that is itself renamed later."""
+    """Write and fsync a file under its final name, for files in a folder that is itself renamed later."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         _write_all(descriptor, path, content)
@@ -62,31 +68,31 @@ def write_bytes_synced(path: Path, content: Bytes) -> None:
 
 
 def rename_dir_synced(source: Path, target: Path) -> None:
-    """Make the folder `source` appear as `target`, durably; OSError if `target` is a folder with content."""
+    """Rename the folder `source` to `target`, durably; OSError if `target` is a folder with content."""
     os.replace(source, target)
     fsync_dir(target.parent)
 
 
 def move_dir_synced(source: Path, parent: Path) -> Path:
-    """Move the folder `source` into the folder `parent`, durably: as its name, or name.1, name.2, ..."""
+    """Move the folder `source` into `parent`, durably, under its name or the first free name.1, name.2 ..."""
     target, number = parent / source.name, 0
     while target.exists():
         number += 1
         target = parent / f"{source.name}.{number}"
     rename_dir_synced(source, target)
-    fsync_dir(source.parent)
+    fsync_dir(source.parent)  # after the new name is durable: a crash in between leaves two names, not none
     return target
 
 
 def fresh_dir(path: Path) -> None:
-    """Make `path` an empty folder, whatever a crash left there; its name is not made durable."""
+    """Make `path` an empty folder, removing what a crash left there. Its name is not made durable."""
     if path.exists():
         shutil.rmtree(path)
     os.mkdir(path)
 
 
 def make_dir_synced(path: Path) -> None:
-    """Create `path` (its parent must exist) and make its name durable; an existing folder is left alone."""
+    """Create the folder `path` durably, unless it exists. Its parent must exist."""
     try:
         os.mkdir(path)
     except FileExistsError:
@@ -97,7 +103,7 @@ def make_dir_synced(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable: renames, new files and deletions."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _fsync(descriptor, path)
@@ -106,7 +112,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file durable that somebody else wrote, and have its next reader read the disk."""
+    """Make a file durable that other code wrote, and drop its page cache: the next read is from the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _fsync(descriptor, path)
@@ -119,15 +125,15 @@ def _fsync(descriptor: int, path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        error.filename = str(path)  # it knows only a number
+        error.filename = str(path)  # os.fsync knows only the descriptor's number
         raise
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` and a newline in one write, without fsync: for logs that can be rebuilt.
+    """Append `line` and a newline, without fsync: for logs that can be rebuilt.
 
-    One writer at a time. A line that a crash cut short is removed first, so that the file only ever holds
-    whole lines.
+    One writer at a time. An incomplete last line, left by a crash, is removed first, so that the file has
+    only complete lines.
 
     Raises:
         ValueError: `line` contains a newline.
@@ -141,7 +147,7 @@ def append_line(path: Path, line: str) -> None:
         os.lseek(descriptor, end, os.SEEK_SET)
         try:
             _write_all(descriptor, path, line.encode() + b"\n")
-        except OSError:
+        except OSError:  # a full disk may have taken a part of the line
             os.ftruncate(descriptor, end)
             raise
     finally:
@@ -149,7 +155,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _end_of_last_line(descriptor: int) -> int:
-    """Offset just after the last newline, 0 if there is none; reads backwards in blocks."""
+    """Offset after the last newline, 0 if there is none; reads backwards in blocks."""
     end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - 4096)

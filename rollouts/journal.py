@@ -1,9 +1,9 @@
 """The journal: every scored group on disk before it may be trained on, one Arrow file per submission.
 
-`Journal.append` is called by the buffer for each group that arrives; `indexes`, `recover` and `read` when a
-run starts again; `drop` once a step holding the groups is committed. Files are
-`<submission_index:012d>.arrow` (Arrow IPC file format, one record batch) and carry the SHA-256 of their own
-bytes, so that a file cut short or altered anywhere is never taken for a group.
+The buffer calls `Journal.append` for each group that arrives; `indexes`, `recover` and `read` when a run
+resumes; `drop` once a step with the groups is committed. Files are `<submission_index:012d>.arrow` (Arrow IPC
+file format, one record batch) and contain the SHA-256 of their own bytes, so that a truncated or altered file
+is always detected.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _UNSET: Final = b"0" * 64
 
 
 class CorruptJournalError(DamagedError):
-    """A journal file is not the whole group that was written."""
+    """A journal file is not the group that was written."""
 
 
 class Journal:
-    """The journal in `folder`, which is created if need be (its parent must exist)."""
+    """The journal in `folder`, which is created if it does not exist (its parent must)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         make_dir_synced(folder)
 
     def path(self, submission_index: int) -> Path:
-        """Where the group of this submission is, or would be."""
+        """The file of this submission's group, which need not exist."""
         return self.folder / f"{submission_index:012d}.arrow"
 
     def append(self, submission_index: int, batch: pa.RecordBatch) -> None:
-        """Make a group durable. Appending the same group under the same index again does nothing.
+        """Write a group durably. Does nothing if the same group is already there.
 
         Raises:
-            ValueError: the rows are not one group of this submission, or the index holds another group.
-            CorruptJournalError: the index holds a damaged file (`recover` sets it aside).
+            ValueError: the rows are not one group of this submission, or the index has another group.
+            CorruptJournalError: the index has a damaged file (`recover` sets it aside).
         """
         group_id = _only_group(submission_index, batch)
         path = self.path(submission_index)
@@ -55,7 +55,7 @@ class Journal:
             held = self.read(submission_index).column("group_id")[0].as_py()
             if held != group_id:
                 raise ValueError(f"{path}: the submission must keep its group {held!r}, got {group_id!r}")
-            # the first attempt may have failed between its rename and this
+            # An earlier call may have failed between its rename and its fsync.
             fsync_dir(self.folder)
             return
         write_bytes_atomic(path, encode_batch(batch))
@@ -64,8 +64,8 @@ class Journal:
         """The rows of one group.
 
         Raises:
-            ValueError: there is no such file, or its schema version is another.
-            CorruptJournalError: the file is not whole.
+            ValueError: there is no such file, or it has another schema version.
+            CorruptJournalError: the file is damaged.
         """
         path = self.path(submission_index)
         try:
@@ -86,16 +86,16 @@ class Journal:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def drop(self, submission_indexes: Iterable[int]) -> None:
-        """Forget these groups; an index without a file is passed over."""
+        """Delete these groups; an index without a file is ignored."""
         for index in submission_indexes:
             self.path(index).unlink(missing_ok=True)
         fsync_dir(self.folder)
 
     def recover(self) -> list[Path]:
-        """Set damaged files aside as `<name>.bad` and clear unfinished ones; call when a run starts.
+        """Rename damaged files to `<name>.bad` and delete unfinished ones; call when a run starts.
 
         Returns:
-            The files set aside, under their new names.
+            The damaged files, under their new names.
         """
         bad = []
         for index in self.indexes():
@@ -113,10 +113,10 @@ class Journal:
 
 
 def encode_batch(batch: pa.RecordBatch) -> bytes:
-    """`batch` as an Arrow IPC file with the SHA-256 of the file in the batch's metadata.
+    """`batch` as an Arrow IPC file, with the SHA-256 of the file in the batch's metadata.
 
-    The digest is that of the file with zeros in the digest's place: so it covers every byte, padding and
-    Arrow's own headers included.
+    The digest is computed with zeros in its own place, so it covers every byte, including padding and Arrow's
+    headers.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:

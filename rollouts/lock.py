@@ -1,8 +1,9 @@
-"""One writer at a time: an advisory lock on a file, which the kernel gives back when its holder ends.
+"""One writer at a time: an advisory lock on a file, which the kernel releases when its holder ends.
 
-The driver holds `runs/<name>/lock`; the buffer holds `runs/<name>/journal/.lock`, so that the orphan of a
-killed driver never writes beside its successor. The file's text only says who; it stays when the lock goes,
-because two processes that lock a name which one of them deletes would both hold it.
+The driver holds `runs/<name>/lock`; the buffer holds `runs/<name>/journal/.lock`, so that the buffer of a
+killed driver cannot write at the same time as the next one. The file's text names the holder, for messages.
+The file is not deleted on release: another process could then lock a new file of the same name, while a third
+still waits for the deleted one, and both would hold the lock.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _POLL_S: Final = 0.05
 
 
 class RunLock:
-    """The lock at `path` (its folder must exist), asked for in the name of `holder`; not held at first.
+    """The lock at `path` (its folder must exist), for `holder`; not acquired by the constructor.
 
-    A `shared` one is for readers: any number hold it at once, and none beside a writer. As a context manager
-    it is acquired without waiting and released at the end.
+    A `shared` lock is for readers: any number of them may hold it, but not while a writer does. As a context
+    manager it is acquired without waiting and released at the end.
     """
 
     def __init__(self, path: Path, holder: str, shared: bool = False) -> None:
@@ -34,14 +35,14 @@ class RunLock:
         self._descriptor: int | None = None
 
     def acquire(self, wait_s: float = 0.0) -> None:
-        """Take the lock, waiting up to `wait_s` seconds for another holder; held already is fine.
+        """Acquire the lock, waiting up to `wait_s` seconds; does nothing if it is already held.
 
         Raises:
-            ValueError: another process, or another RunLock of this one, holds it still.
+            ValueError: another process, or another RunLock of this process, still holds it.
         """
         if self._descriptor is not None:
             return
-        # inherited descriptors share the lock, so no child may get this one
+        # O_CLOEXEC: a child that inherits the descriptor would share the lock.
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + wait_s
         try:
@@ -57,11 +58,11 @@ class RunLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock back; not held is fine."""
+        """Release the lock; does nothing if it is not held."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        # closing alone would leave it with a forked child
+        # Explicitly: if a forked child still has the descriptor, closing it here would not release the lock.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -85,7 +86,7 @@ class RunLock:
             record = json.loads(os.pread(descriptor, 4096, 0))
             who = f"{record['holder']} (pid {record['pid']}, host {record['host']}, since {record['since']})"
         except (ValueError, KeyError, TypeError):
-            who = "another process"  # which has not signed yet
+            who = "another process"  # which has not written its name yet
         return f"run directory {self.path.parent} is in use by {who}"
 
 

@@ -1,7 +1,7 @@
-"""The records a rollout passes through, one type per stage: from the producer to scorers and the buffer.
+"""The records of a rollout, one type for each stage, from the producer to scorers and the buffer.
 
-Nothing here is ``None`` "until later": a `Prompt` becomes `Completion`s, scorers return `Judgement`s,
-and a `Sample` is a completion with its judgements combined into a reward.
+A `Prompt` becomes `Completion`s, scorers return `Judgement`s, and a `Sample` is a completion with its
+judgements combined into a reward. No field is ``None`` to be filled in later.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ class Prompt:
     """One dataset row.
 
     `messages` is a tuple of (role, content). `answer` is the ground truth as text, or None if there is none
-    or it is no single value. A reward function gets `ground_truth` and `data_source`: what the dataset has,
-    where that differs from `answer` (a number, a list, a mapping) and from `domain` (which a config may
-    give). `extra` is what else the row has. They keep the types of the file, as far as JSON has them.
-    `is_text`: given as plain text, which `messages` holds as the user's; a model without a chat template
-    reads it as it is. `place` says in messages where the row stands, such as ``train.jsonl, line 3``.
+    or it is not a single value. A reward function gets `ground_truth` and `data_source`: what the dataset
+    has, if that differs from `answer` (a number, a list, a mapping) and from `domain` (which a config may
+    set). `extra` has the other fields of the row. All keep the types of the file, where JSON has them.
+    `is_text`: the prompt was given as plain text, which is the user's message in `messages`; a model without
+    a chat template gets the text unchanged. `place` is the row's place for messages to the user, such as
+    ``train.jsonl, line 3``.
     """
 
     prompt_id: str
@@ -34,24 +35,24 @@ class Prompt:
     epoch: int = 0
     extra: Mapping[str, Json] = field(default_factory=dict)
     ground_truth: Json = None
-    """None where it is `answer`."""
+    """None if it is `answer`."""
     data_source: str = ""
-    """Empty where it is `domain`."""
+    """Empty if it is `domain`."""
     is_text: bool = False
     place: str = field(default="", compare=False)
 
     @property
     def prefill(self) -> str:
-        """The beginning of the answer, where the last message is the assistant's: the model continues it."""
+        """The last message if it is the assistant's, else "": the model continues it."""
         role, content = self.messages[-1] if self.messages else ("", "")
         return content if role == "assistant" else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A prompt and the answer that is to be imitated; `format_tag` is the answer's format, where it is known.
+    """A prompt and the answer to imitate; `format_tag` is the answer's format, if known.
 
-    `messages`, `is_text` and `place` as in `Prompt`.
+    `messages`, `is_text` and `place` are as in `Prompt`.
     """
 
     prompt_id: str
@@ -65,7 +66,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. `temperature` divides the logits; `max_tokens` bounds the completion."""
+    """How tokens are sampled. `temperature` divides the logits; `max_tokens` limits the completion."""
 
     temperature: float
     top_p: float
@@ -74,7 +75,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One prompt sent to a generator: `seeds` has one entry per completion wanted (G of them)."""
+    """One prompt sent to a generator, with one seed for each of the G completions."""
 
     submission_index: int
     group_id: str
@@ -83,10 +84,10 @@ class Submission:
     seeds: tuple[int, ...]
     sampling: Sampling
     sample_ids: tuple[str, ...] = ()
-    """Of the completions, where they are not those of `sample_id`."""
+    """Ids of the completions, if they are not the default ones of `sample_id`."""
 
     def sample_id(self, number: int) -> str:
-        """Of the completion that seed `number` gives: "<group_id>.<number>" unless `sample_ids` says else."""
+        """Id of the completion of seed `number`: from `sample_ids` if given, else "<group_id>.<number>"."""
         return self.sample_ids[number] if self.sample_ids else f"{self.group_id}.{number}"
 
 
@@ -95,7 +96,7 @@ class Completion:
     """One sampled answer of T tokens.
 
     `behavior_logprobs` [T] are the sampler's, at the sampling temperature, in nats.
-    `versions` lists (first token position, policy_version) spans, in order, starting at 0.
+    `versions` has (first token position, policy_version) spans, in order, starting at 0.
     `loss_mask` [T] is false at tokens that no policy sampled (those of an environment, between turns), whose
     `behavior_logprobs` are ignored; None means that every token was sampled.
     """
@@ -116,7 +117,7 @@ class Completion:
 
     @property
     def num_sampled(self) -> int:
-        """How many of its tokens were sampled."""
+        """Number of tokens that were sampled."""
         return len(self.token_ids) if self.loss_mask is None else sum(self.loss_mask)
 
 
@@ -131,9 +132,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What one scorer says of one completion. `score` is None exactly when `status` is not ``ok``.
+    """One scorer's result for one completion. `score` is None exactly when `status` is not ``ok``.
 
-    `detail` says for the scorer's log why there is no score; it is not stored.
+    `detail` is the reason why there is no score, for the scorer's log; it is not stored.
     """
 
     score: float | None
@@ -152,7 +153,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A judged completion. `reward` is None if any score that enters it is; such rows never train."""
+    """A scored completion. `reward` is None if any score that enters it is; such rows never train."""
 
     completion: Completion
     origin: str
@@ -168,12 +169,12 @@ class Sample:
     parent_id: str | None = None
     """The sample_id of the sample that this one refines."""
     behavior_prompt_ids: tuple[int, ...] | None = None
-    """The context it was sampled under, where that is not the submission's prompt."""
+    """The context it was sampled under, if that is not the submission's prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """All G judged completions of one prompt, as made by one submission."""
+    """All G scored completions of one submission."""
 
     submission: Submission
     samples: tuple[Sample, ...]

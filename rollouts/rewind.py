@@ -1,7 +1,7 @@
-"""Going back to an earlier step without losing what was sampled since: groups return to the journal.
+"""Return to an earlier step without losing what was sampled since: groups go back to the journal.
 
-`rewind` is called by the buffer, the one writer of rollouts/ and journal/, when a run resumes from a
-checkpoint; `saved_groups` reads all that a run ever sampled, in order, to train on it without generating.
+The buffer, the only writer of rollouts/ and journal/, calls `rewind` when a run resumes from a checkpoint.
+`saved_groups` reads all groups that a run has sampled, in order, to train on them without generating.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rollouts.sums import DamagedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewound:
-    """What `rewind` did: groups put back into the journal, steps set aside, and the damage, in words."""
+    """What `rewind` did: groups put back into the journal, steps set aside, and messages about damage."""
 
     groups_returned: int
     abandoned_steps: tuple[int, ...]
@@ -35,15 +35,15 @@ class Rewound:
 def rewind(run_dir: Path, step: int, attempt: int, journal: Journal, cursor: int) -> Rewound:
     """Make `step` the last committed one, and `cursor` the first submission that may still be trained on.
 
-    The sampled groups of every later step return to `journal`; then its folder moves to
-    abandoned/attempt_<attempt>/rollouts/, the last step first. Later evaluations move beside them. Groups of
-    a damaged step are not put back: they have to be sampled again. Doing it again, also after it was killed
-    anywhere, completes it.
+    The sampled groups of every later step are written to `journal`; then the step's folder moves to
+    abandoned/attempt_<attempt>/rollouts/, the last step first. Later evaluations move to its eval/. Groups of
+    a damaged step are not put back, and must be sampled again. If it is killed at any point, calling it again
+    completes it.
 
     Raises:
-        ValueError: the journal holds another group under the index of a returned one, or a step is of another
+        ValueError: the journal has another group under the index of a returned one, or a step has another
             schema version.
-        OSError: something could not be written; do it again.
+        OSError: a write failed; call it again.
     """
     returned, abandoned, damaged = 0, [], []
     for later in reversed(committed_steps(run_dir)):
@@ -55,6 +55,7 @@ def rewind(run_dir: Path, step: int, attempt: int, journal: Journal, cursor: int
         except DamagedError as error:
             damaged.append(str(error))
             groups = {}
+        # The journal first, the folder second: killed in between, a group is in both places and not in none.
         for index, batch in groups.items():
             if index >= cursor:
                 _put_back(journal, index, batch)
@@ -94,12 +95,12 @@ def _abandon(run_dir: Path, area: str, step: int, attempt: int) -> None:
 def saved_groups(run_dir: Path) -> Iterator[pa.RecordBatch]:
     """Every sampled group that a run still has, as GROUP_SCHEMA rows: of its steps, then of its journal.
 
-    Tempered groups are left out: another run's steps have no place for them.
-    They come in the order they were trained on, which is the order of submission; the rest by submission.
+    Both in order of submission, which is also the order of training. Tempered groups are left out, because a
+    step that trains on another run's rollouts does not use them.
 
     Raises:
         DamagedError: a step or a journal file is not what was written.
-        ValueError: one is of another schema version.
+        ValueError: one has another schema version.
     """
     seen: set[int] = set()
     for step in committed_steps(run_dir):

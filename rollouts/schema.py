@@ -1,10 +1,10 @@
-"""Building and checking rows of the row contract: groups and supervised examples in, Arrow batches out.
+"""Build and check rows of the rollout schema: groups and supervised examples in, Arrow batches out.
 
-`group_to_batch` is called by the rollout producer, `sft_batch` by pretraining, `validate` wherever rows
-become durable (the buffer), `compact` before a batch is sent anywhere. `as_group`, `as_replay` and `renamed`
-turn committed rows back into rows to train on: when a run goes back to a checkpoint, when a step mixes in
-groups of earlier ones, and when a run trains on another's rollouts. `named_for_step` gives supervised rows
-the names of a step. The columns are in `rollouts.columns`.
+`group_to_batch` is called by the rollout producer, `sft_batch` by pretraining, `validate` before rows become
+durable (by the buffer), `compact` before a batch is sent to another process. `as_group`, `as_replay` and
+`renamed` turn committed rows into rows to train on again: when a run returns to a checkpoint, when a step
+replays groups of earlier ones, and when a run trains on another's rollouts. `named_for_step` gives supervised
+rows the ids of a step. The columns are in `rollouts.columns`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 IntArray = npt.NDArray[np.int64]
-# typed once: Arrow's guessing of a Python string's type costs more than the comparison
+# Arrow arrays, made once: inferring the type of Python strings in each call costs more than the comparison.
 _ORIGINS = pa.array(ORIGINS, pa.string())
 _SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "same_context"), pa.string())
 """Origins whose tokens a policy of the run sampled: they have behavior logprobs and versions."""
@@ -56,8 +56,8 @@ _Values = Mapping[str, Sequence[object] | pa.Array]
 def group_to_batch(group: Group, run_id: str) -> pa.RecordBatch:
     """The G samples of `group` as G rows of GROUP_SCHEMA, in order.
 
-    Tokens count in the loss unless `Completion.loss_mask` is false there, where behavior_logprobs are null; a
-    row of origin sft has none at all.
+    Tokens are in the loss unless `Completion.loss_mask` is false; there behavior_logprobs are null. A row of
+    origin sft has no behavior_logprobs at all.
 
     Raises:
         ValueError: a value does not fit its column (a token id over 31 bits, text that is not Unicode, ...).
@@ -110,7 +110,7 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
 
 
 def _behavior_logprobs(sample: Sample) -> Sequence[float | None] | None:
-    """Null for an origin that nobody sampled, and where `loss_mask` is false."""
+    """None for an origin that is not sampled; entries are None where `loss_mask` is false."""
     completion = sample.completion
     if ORIGINS[sample.origin].sampled == "no":
         return None
@@ -134,9 +134,9 @@ def sft_batch(
 ) -> pa.RecordBatch:
     """N supervised examples as rows of GROUP_SCHEMA with origin sft; every sequence has N entries.
 
-    Row i is its own group, with submission_index `first_index + i` and ids "sft-<submission_index>", unless
-    `prompt_id` gives the prompts names; it has no behavior logprobs, no versions, no scores and no reward,
-    and temperature 1.
+    Row i is a group by itself, with submission_index `first_index + i` and ids "sft-<submission_index>";
+    `prompt_id` gives other names to the prompts. Rows have no behavior logprobs, no versions, no scores and
+    no reward, and temperature 1.
 
     Raises:
         ValueError: the sequences differ in length, or a value does not fit its column.
@@ -184,7 +184,7 @@ def sft_batch(
 
 
 def _all_true_like(lists: pa.ListArray) -> pa.ListArray:
-    """A list<bool> array of the lengths of `lists` (which has no nulls and no offset), all true."""
+    """A list<bool> array with the lengths of `lists` (which has no nulls and no offset), all true."""
     return pa.ListArray.from_arrays(lists.offsets, pa.array(np.ones(len(lists.values), dtype=np.bool_)))
 
 
@@ -200,17 +200,17 @@ def _from_values(columns: _Values, num_rows: int, source: str) -> pa.RecordBatch
         try:
             arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{source}: column {field.name} must hold {field.type}: {error}") from error
+            raise ValueError(f"{source}: column {field.name} must be {field.type}: {error}") from error
     return pa.RecordBatch.from_arrays(arrays, schema=GROUP_SCHEMA)
 
 
 def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
-    """The groups in committed rows as they were journaled: GROUP_SCHEMA, unchanged and in the same order.
+    """The groups in committed rows as they were in the journal: GROUP_SCHEMA, in the same order.
 
-    Rows that were added when the step was taken (replay, sft) are left out, learner columns as well.
+    Rows that were added by the step (replay, sft) and learner columns are left out.
 
     Raises:
-        ValueError: a column of GROUP_SCHEMA is missing or has another type, or the schema version is another.
+        ValueError: a column of GROUP_SCHEMA is missing or has another type, or another schema version.
     """
     batch = to_batch(rows) if isinstance(rows, pa.Table) else rows
     own = batch.select([name for name in GROUP_SCHEMA.names if name in batch.schema.names])
@@ -222,10 +222,10 @@ def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
 def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
     """Committed rows as rows of origin replay, to be trained on again in step `step`.
 
-    parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<the original's>", so
-    that a group drawn by several steps has ids of its own in each. Behavior logprobs, versions, scores,
-    tags, rewards and submission_index stay. Only rows of replayable origins are
-    kept: the sampler of refined ones saw another context, so no ratio to it holds.
+    parent_id is the sample they repeat; sample_id and group_id become "replay-<step>-<original id>", so that
+    a group that several steps replay has different ids in each. Behavior logprobs, versions, scores, tags,
+    rewards and submission_index do not change. Only rows of replayable origins are kept: refined rows were
+    sampled under another context, so there is no importance ratio to their sampler.
 
     Raises:
         ValueError: as `as_group`.
@@ -238,16 +238,16 @@ def as_replay(rows: pa.Table | pa.RecordBatch, step: int) -> pa.RecordBatch:
 
 
 def named_for_step(rows: pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """Rows of origin sft with sample_id and group_id "sft-<step>-<submission_index>", as those of `step`.
+    """Rows of origin sft with sample_id and group_id "sft-<step>-<submission_index>".
 
-    An example that several steps are trained on has ids of its own in each.
+    An example that several steps train on has different ids in each.
     """
     names = _prefixed(f"sft-{step}-", rows.column("submission_index").cast(pa.string()))
     return _with_columns(rows, {"sample_id": names, "group_id": names})
 
 
 def renamed(batch: pa.RecordBatch, run_id: str) -> pa.RecordBatch:
-    """The same rows as rows of the run `run_id`."""
+    """The same rows with another `run_id`."""
     return _with_columns(batch, {"run_id": pa.repeat(pa.scalar(run_id, pa.string()), batch.num_rows)})
 
 
@@ -261,15 +261,16 @@ def _with_columns(batch: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.
 
 
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows in buffers of their own.
+    """A copy of the rows in new buffers.
 
-    A slice keeps its parent's buffers and serialises all of them: call this before one leaves the process.
+    A slice shares its parent's buffers, and all of them are serialized with it: call this before a batch is
+    sent to another process.
     """
     return batch.take(pa.array(np.arange(batch.num_rows, dtype=np.int64)))
 
 
 def to_batch(table: pa.Table) -> pa.RecordBatch:
-    """All rows of `table` as one record batch (a table of zero rows gives an empty one)."""
+    """All rows of `table` as one record batch, which may be empty."""
     columns = []
     for column in table.columns:
         joined = column.combine_chunks()
@@ -278,10 +279,10 @@ def to_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def validate(batch: pa.RecordBatch | pa.Table) -> None:
-    """Check rows against the contract: ROLLOUT_SCHEMA if there is a `step` column, else GROUP_SCHEMA.
+    """Check rows against ROLLOUT_SCHEMA if they have a `step` column, else against GROUP_SCHEMA.
 
     Raises:
-        ValueError: naming the column, and the row with its sample_id, of the first rule broken.
+        ValueError: a rule is broken; the message names the column and the first row, with its sample_id.
     """
     rows = to_batch(batch) if isinstance(batch, pa.Table) else batch
     expected = ROLLOUT_SCHEMA if "step" in rows.schema.names else GROUP_SCHEMA
@@ -302,21 +303,21 @@ def validate(batch: pa.RecordBatch | pa.Table) -> None:
             _fail(rows, name, missing, "must not be null where there is a reward")
 
 
-def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
-    check_version(found.metadata, "rows")
-    if found.equals(expected):
+def _check_schema(schema: pa.Schema, expected: pa.Schema) -> None:
+    check_version(schema.metadata, "rows")
+    if schema.equals(expected):
         return
     for field in expected:
-        if field.name not in found.names:
-            raise ValueError(f"column {field.name} must be present, got columns {found.names}")
-        kind = found.field(field.name).type
+        if field.name not in schema.names:
+            raise ValueError(f"column {field.name} must be present, got columns {schema.names}")
+        kind = schema.field(field.name).type
         if not kind.equals(field.type):
             raise ValueError(f"column {field.name} must have type {field.type}, got {kind}")
-    unknown = [name for name in found.names if name not in expected.names]
+    unknown = [name for name in schema.names if name not in expected.names]
     if unknown:
-        raise ValueError(f"column {unknown[0]} must be one of the row contract's, got an unknown name")
-    if found.names != expected.names:
-        raise ValueError(f"columns must be in the order of rollouts/columns.py, got {found.names}")
+        raise ValueError(f"column {unknown[0]} must be one of rollouts/columns.py, got an unknown name")
+    if schema.names != expected.names:
+        raise ValueError(f"columns must be in the order of rollouts/columns.py, got {schema.names}")
 
 
 def _check_ids(rows: pa.RecordBatch) -> None:
@@ -389,12 +390,12 @@ def _check_spans(rows: pa.RecordBatch, lengths: IntArray) -> None:
 
 
 def _lengths(column: pa.ListArray) -> IntArray:
-    """[N] entries per row, 0 for a null row."""
+    """Entries of each row, int64 [N]; 0 for a null row."""
     return pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
 def _fail(rows: pa.RecordBatch, column: str, wrong: pa.BooleanArray, rule: str) -> None:
-    """Raise for the first true entry of `wrong`, if there is one."""
+    """Raise a ValueError for the first row where `wrong` is true, if there is one."""
     row = pc.index(wrong, True).as_py()
     if row >= 0:
         raise _row_error(rows, column, row, rule)
@@ -402,6 +403,6 @@ def _fail(rows: pa.RecordBatch, column: str, wrong: pa.BooleanArray, rule: str) 
 
 def _row_error(rows: pa.RecordBatch, column: str, row: int, rule: str) -> ValueError:
     value = repr(rows.column(column)[row].as_py())
-    shown = value if len(value) <= 120 else value[:117] + "..."
+    value = value if len(value) <= 120 else value[:117] + "..."
     sample_id = rows.column("sample_id")[row].as_py()
-    return ValueError(f"row {row} (sample_id {sample_id!r}), column {column}: {rule}, got {shown}")
+    return ValueError(f"row {row} (sample_id {sample_id!r}), column {column}: {rule}, got {value}")

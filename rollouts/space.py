@@ -1,7 +1,7 @@
-"""Room on the disk: asked for before a run writes, and recognised when it runs out all the same.
+"""Disk space: checked before a run writes, and recognized in errors when it runs out.
 
-`check_free_space` is called before a run starts and before a checkpoint; `is_disk_full` where an OSError is
-turned into the reason a run stopped.
+`check_free_space` is called before a run starts and before a checkpoint; `is_disk_full` when an OSError has
+stopped a run.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_free_space(path: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise ValueError unless `needed_bytes` can be written under `path` (which need not exist yet)."""
+    """Check that `needed_bytes` can be written under `path`, which need not exist yet.
+
+    Raises:
+        ValueError: there is less free space; the message has both numbers and `purpose`.
+    """
     folder = path.absolute()
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise ValueError(
-            f"{path}: {purpose} needs {_shown(needed_bytes)}, got {_shown(free)} free: "
-            f"make room there, or choose another folder"
+            f"{path}: {purpose} needs {_readable(needed_bytes)}, got {_readable(free)} free: "
+            "make room there, or choose another folder (runs_dir=...)"
         )
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a write failed for want of room: disk full, quota reached, or the file too large for it."""
+    """Whether a write failed for lack of space: disk full, quota reached, or file size limit."""
     return error.errno in _FULL
 
 
-def _shown(num_bytes: int) -> str:
+def _readable(num_bytes: int) -> str:
     """1536 -> '1.5 KiB'."""
     amount, units = float(num_bytes), iter(("bytes", "KiB", "MiB", "GiB"))
     for unit in units:

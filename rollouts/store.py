@@ -1,20 +1,20 @@
-"""The committed store: one folder per step that appears whole, by one rename, and never changes afterwards.
+"""The store of committed steps: one folder per step, which appears by one rename and never changes again.
 
     runs/<name>/rollouts/step=000012/part-0.parquet   all columns of every completion of the step
     runs/<name>/rollouts/step=000012/step.json        metrics, groups used and dropped, collection order
-    runs/<name>/rollouts/step=000012/SHA256SUMS       what the two must be; every reader here checks it
+    runs/<name>/rollouts/step=000012/SHA256SUMS       digests of the two; every reader here checks them
     runs/<name>/eval/step=000010/                     the same for an evaluation
     runs/<name>/metrics.jsonl                         one line per step, rebuilt from the step.json files
 
 `commit_step` is called by the buffer, `commit_eval` and `append_metrics` by the loop, `create_run_dir` by the
-command line, the readers by the viewer and by analyses. The files also open without us; in the run directory:
+command line, the readers by the viewer and by analyses. Other tools can read the files; in the run directory:
 
     duckdb.sql("select step, avg(reward) from 'rollouts/*/*.parquet' group by step order by step")
     polars.scan_parquet("rollouts/*/*.parquet").group_by("step").agg(polars.col("reward").mean())
 
-`step` is both a column and in the path. Polars reads it as an integer; DuckDB takes the path's text,
-'000012', unless given `read_parquet(..., hive_partitioning = false)`. With PyArrow use `read_steps`, or a
-dataset of the files with `partitioning=None`.
+`step` is both a column and part of the path. Polars reads it as an integer; DuckDB uses the text of the path,
+'000012', unless called with `read_parquet(..., hive_partitioning = false)`. With PyArrow use `read_steps`, or
+a dataset of the files with `partitioning=None`.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _STEP_NAME: Final = re.compile(r"step=(\d{6,})")
 
 
 def create_run_dir(runs_dir: Path, name: str, numbered: bool) -> Path:
-    """Claim a run directory that does not exist yet, and return it.
+    """Create a new run directory and return it.
 
-    `numbered` takes the first free of name-1, name-2, ...; otherwise it is `name` itself. Of several
-    drivers that ask at the same time each gets its own, or an error: the claim is one `mkdir`.
+    With `numbered` it is the first free of name-1, name-2, ...; otherwise `name`. If several drivers call
+    this at the same time, each gets a different directory or an error, because `mkdir` is atomic.
 
     Raises:
         ValueError: `name` is not a plain folder name, or (not numbered) the run exists already.
@@ -80,7 +80,11 @@ def create_run_dir(runs_dir: Path, name: str, numbered: bool) -> Path:
 
 
 def check_run_free(path: Path) -> None:
-    """Raise ValueError if `path` has content. A look before a start; the claim is `create_run_dir`'s."""
+    """Check that `path` is new or empty, without claiming it (`create_run_dir` does).
+
+    Raises:
+        ValueError: it has content.
+    """
     if path.is_dir() and os.listdir(path):
         raise _taken(path)
 
@@ -96,7 +100,7 @@ def _claim(path: Path) -> Path:
     make_dir_synced(path)
     check_run_free(path)
     try:
-        # Every run has this folder. Of two drivers on one empty directory, one makes it.
+        # `mkdir` is atomic: of two drivers that see the same empty directory, only one can make this folder.
         os.mkdir(path / "journal")
     except FileExistsError as error:
         raise _taken(path) from error
@@ -104,28 +108,28 @@ def _claim(path: Path) -> Path:
 
 
 def commit_step(run_dir: Path, step: int, table: pa.Table, summary: Mapping[str, Json]) -> None:
-    """Make step `step` durable: its rows and its summary appear together as `rollouts/step=<step>`.
+    """Write step `step` durably: its rows and its summary appear together as `rollouts/step=<step>`.
 
-    `summary["metrics"]`, name -> number, becomes the step's line of metrics.jsonl; values that are not
-    finite are dropped and named under `nonfinite`. The rest of `summary` is stored as it is.
+    `summary["metrics"]`, name -> number, becomes the step's line in metrics.jsonl; values that are not
+    finite are dropped, and their names listed under `nonfinite`. The rest of `summary` is stored unchanged.
 
     Raises:
-        ValueError: the step is committed already, a column has an extension type, `step` disagrees with
-            the rows, or the summary cannot be JSON.
-        OSError: it could not be written; what was begun is removed.
+        ValueError: the step is already committed, a column has an extension type, `step` differs from that
+            of the rows, or the summary cannot be encoded as JSON.
+        OSError: a write failed; partial files are removed.
     """
     _commit(run_dir, "rollouts", step, table, summary)
 
 
 def commit_eval(run_dir: Path, step: int, table: pa.Table, summary: Mapping[str, Json]) -> None:
-    """Like `commit_step`, for an evaluation of step `step`: `eval/step=<step>`."""
+    """As `commit_step`, for an evaluation of step `step`: `eval/step=<step>`."""
     _commit(run_dir, "eval", step, table, summary)
 
 
 def _commit(run_dir: Path, area: str, step: int, table: pa.Table, summary: Mapping[str, Json]) -> None:
     final = step_dir(run_dir, area, step)
     if final.exists():
-        fsync_dir(final.parent)  # the first attempt may have failed between its rename and this
+        fsync_dir(final.parent)  # an earlier call may have failed between its rename and its fsync
         raise ValueError(f"{final}: a step must be committed once, got it again")
     _check_table(table, step)
     record = encode_json(_summary_record(step, table.num_rows, summary), f"{area} {final.name} {SUMMARY}")
@@ -146,7 +150,7 @@ def _commit(run_dir: Path, area: str, step: int, table: pa.Table, summary: Mappi
 
 
 def step_dir(run_dir: Path, area: str, step: int) -> Path:
-    """Where a step of `area` ("rollouts" or "eval") is, or would be."""
+    """The folder of a step of `area` ("rollouts" or "eval"), which need not exist."""
     if step < 0:
         raise ValueError(f"step must be 0 or more, got {step}")
     return run_dir / area / f"step={step:06d}"
@@ -193,7 +197,7 @@ def _split_finite(metrics: Mapping[str, Json]) -> tuple[dict[str, float], list[s
     finite: dict[str, float] = {}
     nonfinite: list[str] = []
     for name, value in metrics.items():
-        if not isinstance(value, Real):  # numpy's numbers are Real too
+        if not isinstance(value, Real):  # includes numpy's numbers
             raise ValueError(f"metric {name} must be a number, got {value!r}")
         number = value if isinstance(value, int) else float(value)
         if math.isfinite(number):
@@ -206,8 +210,8 @@ def _split_finite(metrics: Mapping[str, Json]) -> tuple[dict[str, float], list[s
 def append_metrics(run_dir: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Append one line, {"step": ..., <name>: <value>, ...}, to metrics.jsonl.
 
-    Values that are not finite are dropped and named in the line's `nonfinite` list, so the line stays
-    valid JSON.
+    Values that are not finite are dropped and their names listed under `nonfinite`, so that the line is valid
+    JSON.
     """
     append_line(run_dir / METRICS, _metrics_line(step, *_split_finite(metrics)))
 
@@ -220,13 +224,13 @@ def _metrics_line(step: int, finite: Mapping[str, float], nonfinite: Sequence[st
 
 
 def rebuild_metrics(run_dir: Path, upto: int) -> list[int]:
-    """Replace metrics.jsonl, atomically, by what the step.json files of steps 1 to `upto` say.
+    """Rebuild metrics.jsonl, atomically, from the step.json files of steps 1 to `upto`.
 
     Returns:
         The steps that are left out because their step.json is damaged, ascending.
 
     Raises:
-        ValueError: a step.json has no metrics of the form that `commit_step` writes.
+        ValueError: the metrics of a step.json do not have the form that `commit_step` writes.
     """
     lines, damaged = [], []
     for step in committed_steps(run_dir):
@@ -270,7 +274,7 @@ def verify_step(run_dir: Path, step: int) -> None:
 
     Raises:
         ValueError: the step is not committed.
-        DamagedError: something in its folder is not what was written.
+        DamagedError: a file is missing, unknown or not what was written.
     """
     _verify(step_dir(run_dir, "rollouts", step))
 
@@ -283,17 +287,17 @@ def _verify(folder: Path) -> None:
 
 
 def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one committed step; all columns unless some are named.
+    """The rows of one committed step, with `columns` or all of them.
 
     Raises:
-        ValueError: the step is not committed, a column does not exist, the file is of another schema version.
+        ValueError: the step is not committed, a column does not exist, or another schema version.
         DamagedError: the file is not what was written.
     """
     return _read_part(step_dir(run_dir, "rollouts", step) / PART, columns)
 
 
 def read_eval(run_dir: Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Like `read_step`, for the evaluation of step `step`."""
+    """As `read_step`, for the evaluation of step `step`."""
     return _read_part(step_dir(run_dir, "eval", step) / PART, columns)
 
 
@@ -305,7 +309,7 @@ def read_steps(run_dir: Path, columns: Sequence[str]) -> pa.Table:
     """
     steps = committed_steps(run_dir)
     if not steps:
-        raise ValueError(f"{run_dir}: must hold at least one committed step, got none")
+        raise ValueError(f"{run_dir}: must have at least one committed step, got none")
     return pa.concat_tables([read_step(run_dir, step, columns) for step in steps])
 
 
@@ -320,7 +324,7 @@ def _read_part(path: Path, columns: Sequence[str] | None) -> pa.Table:
                     raise ValueError(f"{path}: column must be one of {', '.join(names)}, got {name!r}")
             table = file.read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"{path}: not a whole Parquet file: {error}") from error
+        raise DamagedError(f"{path}: must be a complete Parquet file: {error}") from error
     return table if columns is None else table.select(list(columns))
 
 

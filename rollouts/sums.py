@@ -1,7 +1,7 @@
-"""Whole folders: a `SHA256SUMS` file beside the files it vouches for, which `sha256sum -c` reads too.
+"""Checksums of a folder: a file `SHA256SUMS` beside the files, in the format of `sha256sum -c`.
 
-Every committed step, evaluation and checkpoint carries one. A folder is whole if the names listed are
-exactly the files present and every digest matches. Written and read by the store and the checkpoints.
+Every committed step, evaluation and checkpoint has one. A folder is intact if the listed names are exactly
+the files present and every digest matches. Written and read by the store and the checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^/\x00-\x1f]+)\n")
 
 
 class DamagedError(ValueError):
-    """Something on disk is not what was written; the text names the file and what is wrong with it."""
+    """Something on disk is not what was written; the message names the file and what is wrong with it."""
 
 
 def digest_bytes(content: Bytes) -> str:
@@ -35,13 +35,13 @@ def digest_file(path: Path) -> str:
 
 
 def write_sums(folder: Path, digests: Mapping[str, str] | None = None) -> None:
-    """Write `SHA256SUMS` over every other file of `folder`, synced; the folder itself is not synced.
+    """Write and fsync `SHA256SUMS` for all other files of `folder`; the folder itself is not synced.
 
-    `digests` (name -> SHA-256 in hex) are those of what the writer meant to write; without them the files
+    `digests` (name -> SHA-256 in hex) are those of the bytes in the writer's memory; without them the files
     are read.
 
     Raises:
-        DamagedError: the folder holds another folder, or other files than `digests` names.
+        DamagedError: the folder contains another folder, or other files than those in `digests`.
     """
     present = _file_names(folder)
     known = digests if digests is not None else {name: digest_file(folder / name) for name in present}
@@ -51,15 +51,20 @@ def write_sums(folder: Path, digests: Mapping[str, str] | None = None) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Raise DamagedError, naming the file, unless `folder` holds exactly what its `SHA256SUMS` says."""
+    """Check that `folder` has exactly the files of its `SHA256SUMS`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DamagedError: a file is missing, unknown or altered; the message names it.
+    """
     listed = _read_sums(folder)
     _check_names(folder, listed, _file_names(folder))
     for name, digest in listed.items():
         try:
-            found = digest_file(folder / name)
+            on_disk = digest_file(folder / name)
         except OSError as error:
             raise DamagedError(f"{folder / name}: cannot be read: {error}") from error
-        _check_digest(folder / name, digest, found)
+        _check_digest(folder / name, digest, on_disk)
 
 
 def read_summed(path: Path) -> bytes:
@@ -104,7 +109,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 
 def _file_names(folder: Path) -> list[str]:
-    """The files of `folder` without its list, ascending; DamagedError for anything that is no plain file."""
+    """The files of `folder` except SHA256SUMS, ascending; DamagedError for anything but a plain file."""
     names = sorted(name for name in os.listdir(folder) if name != SUMS)
     for name in names:
         if not (folder / name).is_file():
@@ -119,6 +124,6 @@ def _check_names(folder: Path, listed: Mapping[str, str], present: list[str]) ->
         raise DamagedError(f"{folder / name}: is not listed in {SUMS}")
 
 
-def _check_digest(path: Path, listed: str, found: str) -> None:
-    if found != listed:
-        raise DamagedError(f"{path}: must have SHA-256 {listed}, got {found} ({path.stat().st_size} bytes)")
+def _check_digest(path: Path, listed: str, digest: str) -> None:
+    if digest != listed:
+        raise DamagedError(f"{path}: must have SHA-256 {listed}, got {digest} ({path.stat().st_size} bytes)")

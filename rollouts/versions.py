@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 NO_VERSION: Final = np.iinfo(np.int64).max
-"""Of a row that no policy sampled."""
+"""The version of a row that no policy sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class _VersionSpans:
-    """The spans of `versions` of all rows laid end to end: row, policy_version and loss tokens of each."""
+    """The spans in `versions` of all rows, concatenated: row, policy_version and loss tokens of each span."""
 
     row: np.ndarray
     version: np.ndarray
@@ -23,7 +23,7 @@ class _VersionSpans:
 
 
 def _version_spans(rows: pa.RecordBatch) -> _VersionSpans:
-    """A span ends where the row's next one begins; tokens that no policy sampled are not counted."""
+    """A span ends where the next one of its row begins. Tokens that no policy sampled are not counted."""
     column = rows.column("versions")
     owner = np.repeat(np.arange(rows.num_rows), pc.list_value_length(column).to_numpy())
     spans = pc.list_flatten(column)
@@ -44,9 +44,9 @@ def _version_spans(rows: pa.RecordBatch) -> _VersionSpans:
 
 
 def row_versions(batch: pa.RecordBatch) -> np.ndarray:
-    """[N] the oldest policy_version of each row's loss tokens, NO_VERSION where there is none.
+    """The oldest policy_version among each row's loss tokens, int64 [N]; NO_VERSION if it has none.
 
-    A row without loss tokens has that of its oldest span.
+    A row without loss tokens has the version of its oldest span.
     """
     spans = _version_spans(batch)
     sampled = np.bincount(spans.row, spans.num_loss_tokens, batch.num_rows)[spans.row]
@@ -57,6 +57,6 @@ def row_versions(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def version_tokens(rows: pa.RecordBatch) -> np.ndarray:
-    """[N] sum over each row's loss tokens of the policy_version that sampled them."""
+    """The sum over each row's loss tokens of their policy_version, int64 [N]."""
     spans = _version_spans(rows)
     return np.bincount(spans.row, spans.version * spans.num_loss_tokens, rows.num_rows).astype(np.int64)

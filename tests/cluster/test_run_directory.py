@@ -192,7 +192,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path) -> N
     """It would start from scratch in silence, or not at all; while one is whole it may go on."""
     run_dir = claimed(config_in(tmp_path))
     damage(save_checkpoint(run_dir, 2) / "manifest.json")
-    with pytest.raises(ValueError, match="must hold a whole checkpoint, got 1 damaged"):
+    with pytest.raises(ValueError, match="must have an intact checkpoint, got 1 damaged"):
         claimed(config_in(tmp_path))
     save_checkpoint(run_dir, 1)
     claimed(config_in(tmp_path))

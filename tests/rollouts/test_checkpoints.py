@@ -59,7 +59,7 @@ def test_newest_passes_over_damage_and_never_starts_from_scratch(tmp_path: Path)
     (checkpoint_dir(tmp_path, 4) / "manifest.json").unlink()
     (checkpoint_dir(tmp_path, 2) / "SHA256SUMS").unlink()
     with pytest.raises(
-        ValueError, match=r"must hold a whole checkpoint, got 3 damaged: .*step-000010.*000004"
+        ValueError, match=r"must have an intact checkpoint, got 3 damaged: .*step-000010.*000004"
     ):
         newest_checkpoint(tmp_path)
 
@@ -67,7 +67,7 @@ def test_newest_passes_over_damage_and_never_starts_from_scratch(tmp_path: Path)
 def test_what_the_learner_did_not_write_is_no_checkpoint(tmp_path: Path) -> None:
     """A file missing, unknown, or not what its writer meant: nothing appears and nothing is left."""
     for change, message in (
-        (lambda staging: (staging / RANK_1).unlink(), "must be a file the learner wrote, got none"),
+        (lambda staging: (staging / RANK_1).unlink(), "must be a file that the learner wrote, got none"),
         (lambda staging: (staging / "x").touch(), "x: is not listed"),
         (lambda staging: damage(staging / RANK_1), "got .* after writing"),
     ):
@@ -79,7 +79,7 @@ def test_what_the_learner_did_not_write_is_no_checkpoint(tmp_path: Path) -> None
         assert not staging.exists()
         assert checkpoint_steps(tmp_path) == []
     staging = stage_checkpoint(tmp_path, 3)
-    with pytest.raises(ValueError, match=r"manifest\.json must hold finite numbers"):
+    with pytest.raises(ValueError, match=r"manifest\.json must have finite numbers"):
         state = {"beta": float("nan")}
         sums = write_state(staging, 3)
         finish_checkpoint(tmp_path, staging, Manifest(step=3, config_hash="x", state=state), sums)

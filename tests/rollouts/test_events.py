@@ -37,7 +37,7 @@ def test_events_that_cannot_be_written(tmp_path: Path) -> None:
     """Names that are taken, and numbers JSON has no words for; nothing is written then."""
     with pytest.raises(ValueError, match="event x: a field must not be named 'at'"):
         append_event(tmp_path, "x", at=1)
-    with pytest.raises(ValueError, match="event x must hold finite numbers"):
+    with pytest.raises(ValueError, match="event x must have finite numbers"):
         append_event(tmp_path, "x", loss=float("nan"))
     assert read_events(tmp_path) == []
 

@@ -161,7 +161,7 @@ def test_atomic_files_keep_the_old_content_when_they_fail(
             with pytest.raises(OSError, match="injected"):
                 write_bytes_atomic(path, b"new content")
         assert path.read_bytes() == before["config.json"]
-    with pytest.raises(ValueError, match=r"config\.json must hold finite numbers"):
+    with pytest.raises(ValueError, match=r"config\.json must have finite numbers"):
         write_json_atomic(path, {"a": float("nan")})
     target = tmp_path / "taken"
     (target / "child").mkdir(parents=True)

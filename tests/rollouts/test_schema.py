@@ -139,7 +139,7 @@ def test_other_columns_or_versions_are_refused() -> None:
     batch = make_batch(0)
     with pytest.raises(ValueError, match="column text must be present"):
         validate(batch.drop_columns(["text"]))
-    with pytest.raises(ValueError, match="column mood must be one of the row contract's"):
+    with pytest.raises(ValueError, match="column mood must be one of rollouts"):
         validate(batch.append_column("mood", pa.array(["a", "b"])))
     position = batch.schema.get_field_index("epoch")
     with pytest.raises(ValueError, match="column epoch must have type int32, got string"):

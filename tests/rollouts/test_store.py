@@ -112,7 +112,7 @@ def test_what_cannot_be_committed(tmp_path: Path) -> None:
         commit_step(tmp_path, 2, rollout_table(make_batch(1), 1), {})
     with pytest.raises(ValueError, match="metric loss must be a number, got 'low'"):
         commit_step(tmp_path, 1, rollout_table(make_batch(1), 1), {"metrics": {"loss": "low"}})
-    with pytest.raises(ValueError, match=r"step\.json must hold finite numbers"):
+    with pytest.raises(ValueError, match=r"step\.json must have finite numbers"):
         commit_step(tmp_path, 1, rollout_table(make_batch(1), 1), {"beta": math.inf})
     with pytest.raises(ValueError, match="step must be 0 or more, got -1"):
         commit_step(tmp_path, -1, rollout_table(make_batch(1), -1), {})
@@ -195,7 +195,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"part-0\.parquet: must have SHA-256"):
         read_step(tmp_path, 1)
     write_sums(part.parent)
-    with pytest.raises(DamagedError, match=r"part-0\.parquet: not a whole Parquet file"):
+    with pytest.raises(DamagedError, match=r"part-0\.parquet: must be a complete Parquet file"):
         read_step(tmp_path, 1)
     pq.write_table(pa.table({"a": [1]}), part)
     write_sums(part.parent)
@@ -213,7 +213,7 @@ def test_read_steps_in_order(tmp_path: Path) -> None:
     table = read_steps(tmp_path, ["step", "group_id"])
     assert table.column("step").to_pylist() == [2, 2, 10, 10, 1_000_000, 1_000_000]
     assert table.column_names == ["step", "group_id"]
-    with pytest.raises(ValueError, match="must hold at least one committed step"):
+    with pytest.raises(ValueError, match="must have at least one committed step"):
         read_steps(tmp_path / "rollouts", ["step"])
 
 

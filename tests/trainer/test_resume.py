@@ -401,7 +401,7 @@ def test_without_a_whole_checkpoint_it_refuses(whole: tuple[Trial, Result], tmp_
         damage(checkpoint_dir(tmp_path, step) / "manifest.json")
     second = Trial(tmp_path, max_lag=reference.max_lag, attempt=2)
     with pytest.raises(
-        ValueError, match=r"must hold a whole checkpoint, got 2 damaged: .*step-000004.*step-000002"
+        ValueError, match=r"must have an intact checkpoint, got 2 damaged: .*step-000004.*step-000002"
     ):
         second.train()
     assert committed_steps(tmp_path) == [1, 2, 3, 4, 5] and checkpoint_steps(tmp_path) == [2, 4]
