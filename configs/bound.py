@@ -25,7 +25,7 @@ CommonT = TypeVar("CommonT", bound=Common)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundEntry(Generic[CommonT]):
-    """One entry: where it stands in the config, what it says, and its kind."""
+    """One entry of a config: its dotted key, its kind and its options."""
 
     key: str
     common: CommonT

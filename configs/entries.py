@@ -73,7 +73,7 @@ class Entry:
 
 
 def role_of(key: str) -> Role | None:
-    """The role of the entry at the dotted `key`, or None where no entry stands."""
+    """The role of the entry at the dotted `key`; None if no entry can be there."""
     section, _, name = key.rpartition(".")
     return NAMED_ENTRIES.get(section) if name and section in NAMED_ENTRIES else SINGLE_ENTRIES.get(key)
 

@@ -123,11 +123,11 @@ def _effect(key: str, flat: Mapping[str, object]) -> Effect:
         return _fields()[key].effect
     entry_key, option = _place(key)
     if not entry_key:
-        return EXPERIMENT  # of another version: what it meant is not known
+        return EXPERIMENT  # a key of another version, whose effect is unknown
     section = entry_key if entry_key in SINGLE_ENTRIES else entry_key.partition(".")[0]
     whole = _fields()[section].effect
-    told = options_of(cls).get(option) if (cls := _owner(entry_key, option, flat)) else None
-    return told.effect if told is not None and EXPERIMENT in whole else whole
+    own = options_of(cls).get(option) if (cls := _owner(entry_key, option, flat)) else None
+    return own.effect if own is not None and EXPERIMENT in whole else whole
 
 
 def _default(key: str, flat: Mapping[str, object]) -> object:

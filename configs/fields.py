@@ -74,8 +74,7 @@ def one_of(*choices: str) -> Rule:
 
 def setting(default: T, effect: Effect, rule: Rule | None = None, *, movable: bool = False) -> T:
     """A field of a section: its default, what another value needs, and which values are right."""
-    told = Setting(effect=effect, rule=rule, movable=movable)
-    return field(default=default, metadata={_KEY: told})
+    return field(default=default, metadata={_KEY: Setting(effect=effect, rule=rule, movable=movable)})
 
 
 def entries(default: Callable[[], dict[str, Any]], effect: Effect) -> dict[str, Any]:
@@ -89,15 +88,15 @@ def option(default: T, rule: Rule | None = None, effect: Effect = EXPERIMENT) ->
 
 
 def options_of(cls: type) -> dict[str, Setting | None]:
-    """By field of a dataclass of options what it says of itself; None where it says nothing."""
+    """The `Setting` of each field of an options class; None for a field without one."""
     return {item.name: item.metadata.get(_KEY) for item in fields(cls)}
 
 
 def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """(dotted key, what it says of itself) of every field of a config that is not a section itself.
+    """(dotted key, `Setting`) of every field of a config that is not a section.
 
     Raises:
-        ValueError: a field says nothing of itself.
+        ValueError: a field has no `Setting`.
     """
     hints = get_type_hints(cls)
     for item in fields(cls):
@@ -107,4 +106,4 @@ def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
         elif _KEY in item.metadata:
             yield key, item.metadata[_KEY]
         else:
-            raise ValueError(f"{key}: must be a `setting`, so that it says what another value of it means")
+            raise ValueError(f"{key}: must be declared with `setting`, which has the effect of a change")

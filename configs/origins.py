@@ -17,17 +17,17 @@ Learned = Literal["by_advantage", "if_right", "always"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginSpec:
-    """What holds of all rows of an origin."""
+    """The properties of all rows of an origin."""
 
     sampled: Sampled
-    """Who sampled the tokens. same_context: a policy of the run, under the row's own prompt: it has behavior
-    logprobs and versions, and a ratio to the sampler holds. other_context: a sampler that saw another prompt:
-    it may have both, and no ratio holds. no: nobody: behavior logprobs are null."""
+    """How the tokens were sampled. same_context: by a policy of the run, under the row's own prompt: the row
+    has behavior logprobs and versions, and importance ratios to the sampler are valid. other_context: under
+    another prompt: the row may have both, but no ratio is valid. no: not sampled, behavior logprobs null."""
     learned: Learned
     """by_advantage: compared with siblings, left out if the group has no signal. if_right: imitated if the
     reward is above 0. always: imitated without a reward."""
     journaled: bool = False
-    """Whether rows are made with their group and kept in the journal; others are added to a step's batch."""
+    """Whether rows are sampled with their group and stored in the journal; others are added to a batch."""
     replayable: bool = False
     """Whether later steps may train on a copy, of origin replay."""
     transformed: bool = False
@@ -37,11 +37,11 @@ class OriginSpec:
     at_training_temperature: bool = False
     """Scored at `rollout.temperature`, whatever they were sampled at."""
     made: bool = True
-    """Whether there is something that makes such rows; `loss` may not name an origin that nothing makes."""
+    """Whether any code makes such rows; `loss` may not name an origin without it."""
 
 
 POLICY: Final = "policy"
-"""What a run is about: its main metrics, bonuses, answer counts and throughput are of these rows alone."""
+"""The run's own samples: main metrics, bonuses, answer counts and throughput are of these rows alone."""
 REPLAY: Final = "replay"
 TEMPERED: Final = "tempered"
 SFT: Final = "sft"
@@ -69,8 +69,8 @@ def origins_where(holds: Callable[[OriginSpec], bool] = lambda spec: True) -> tu
 
 def parts() -> tuple[tuple[str, ...], ...]:
     """Origins whose rows have groups in common, in the order of the table."""
-    found: dict[str, tuple[str, ...]] = {}
+    by_head: dict[str, tuple[str, ...]] = {}
     for name, spec in ORIGINS.items():
         head = spec.group_of or name
-        found[head] = (*found.get(head, ()), name)
-    return tuple(found.values())
+        by_head[head] = (*by_head.get(head, ()), name)
+    return tuple(by_head.values())

@@ -1,4 +1,4 @@
-"""Takes secrets out of a config before it is written or shown.
+"""Removes secrets from a config before it is written or printed.
 
 In: plain containers (dict, list, tuple, scalars). Out: the same shape with `***` in place of secrets. Called
 by `configs.load` for the config that a run keeps and for its hash, and by `configs.errors` for what it shows.
@@ -40,16 +40,16 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(container: object) -> object:
-    """A copy with `***` for secrets: by key name, and by value of secret-looking environment variables.
+    """A copy with `***` in place of secrets. Containers keep their shape.
 
-    Of those, and of the variables that scorers name as their secrets. A value of such a variable is also
-    found inside longer text, such as a URL. Containers keep their shape.
+    A secret is the value of a key with a secret's name, or the value of an environment variable that looks
+    like a secret or that a scorer declares as one, also inside longer text such as a URL.
     """
     return _redact(container, _environment_secrets(_declared(container)))
 
 
 def redact_value(key: str, value: object) -> object:
-    """`redact` of the value that stands under the dotted `key`."""
+    """`redact` for the value of the dotted `key`."""
     *parts, last = key.split(".")
     if len(parts) == 2 and (parts[0], last) == ("scorers", "secrets"):
         return _variable_names(value)
@@ -82,7 +82,7 @@ def _declared(container: object) -> list[str]:
 
 
 def _variable_names(value: object) -> object:
-    """What stands under a scorer's `secrets`: names of variables are shown, anything else may be a secret."""
+    """The value of a scorer's `secrets`: names of variables are kept, anything else may be a secret."""
     if not isinstance(value, list | tuple):
         return _mask(value, text_only=False)
     return [
@@ -102,7 +102,7 @@ def _environment_secrets(declared: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def _redact(value: object, secrets: tuple[str, ...], key: str = "") -> object:
-    """The value that stands under `key`."""
+    """`value`, which is under `key`, without secrets."""
     if isinstance(value, Mapping):
         return {
             name: _redact_named(key, str(name), item, secrets)

@@ -1,4 +1,4 @@
-"""Keys of a config that once had another name. Old keys are refused by name; runs begun with them go on."""
+"""Renamed config keys. Old keys are an error that names the new one; runs begun with them can be resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RENAMED: Final[tuple[tuple[str, str], ...]] = (
 
 
 def new_key(key: str) -> str:
-    """What the dotted `key` is called now; "" if it was not renamed."""
+    """The new name of the dotted `key`; "" if it was not renamed."""
     parts = key.split(".")
     for old, new in RENAMED:
         pattern = old.split(".")

@@ -237,7 +237,7 @@ class ClusterConfig:
     restart_backoff_s: float = setting(1.0, ACTORS, NOT_NEGATIVE)
     """Wait before a replacement starts; doubles with every failure within a step, up to 30 s."""
     hang_timeout_s: float = setting(60.0, ACTORS, POSITIVE)
-    """An actor that gives no sign of life for this long is killed and replaced."""
+    """An actor that does not answer, or makes no progress, for this long is killed and replaced."""
     device: str = setting("auto", ACTORS, one_of("auto", "cpu", "cuda"))
     """auto, cpu or cuda."""
     ready_timeout_s: float = setting(300.0, ACTORS, POSITIVE)

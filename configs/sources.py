@@ -70,10 +70,10 @@ def preset_names() -> list[str]:
 
 
 def find_preset(path: str) -> Path:
-    """The file meant by `path`: a preset name (`debug`), a file, or `configs/debug.yaml` of the package.
+    """The file of `path`: a preset name (`debug`), a file, or `configs/debug.yaml` of the package.
 
     Raises:
-        ConfigError: there is no such file; it names the nearest preset.
+        ConfigError: there is no such file; the message suggests the most similar preset.
     """
     candidates = [Path(path), PRESETS.parent / path, PRESETS / path]
     if Path(path).name == path and not Path(path).suffix:

@@ -1,4 +1,4 @@
-"""The arms of a comparison: what differs between them, and what must not. In: files. Out: a config per run.
+"""The arms of a comparison: the settings that may differ, and those that must not. In: files. Out: configs.
 
 An arm is a YAML file merged over the comparison's config and under the command line's overrides, which apply
 to all arms. The config itself is the arm `control`. Called by `lab.compare`.
@@ -26,12 +26,12 @@ _DEFAULTS: Final = Source(
         "eval": {"every": 1_000_000},  # that is: before the first step and after the last
     },
 )
-"""What a run of a comparison does unless CONFIG, the arm or the command line says else."""
+"""Defaults of a comparison's runs, overridden by CONFIG, the arm and the command line."""
 FIXED: Final[Mapping[str, str]] = {
     "data": "all arms are trained and evaluated on the same prompts",
-    "eval": "all arms are evaluated alike",
+    "eval": "all arms are evaluated in the same way",
     "model": "all arms start from the same model",
-    "num_steps": "all arms make as many steps",
+    "num_steps": "all arms make the same number of steps",
     "rollout.max_tokens": "the evaluation samples under this limit, too",
     "rollout.max_prompt_tokens": "it decides which prompts are evaluated",
     "seed": "the seeds of a comparison are 0 to N - 1 (--seeds N)",
@@ -41,7 +41,7 @@ FIXED: Final[Mapping[str, str]] = {
 }
 """What an arm must not change, and why."""
 _NOT_GIVEN: Final = ("seed", "name", "runs_dir", "resume")
-"""Of those, what the command line must not set either."""
+"""The keys of `FIXED` that the command line must not set either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Arm:
     file: str
     configs: tuple[RunConfig, ...]
     changes: Mapping[str, tuple[object, object]]
-    """key -> (control's value, the arm's); None for a key that is not there."""
+    """key -> (control's value, the arm's value); None for a key that a config does not have."""
 
 
 def load_arms(
@@ -93,9 +93,9 @@ def load_arms(
 
 
 def _refuse_given(file: str) -> None:
-    """Keys that every run is given cannot be set in an arm's own file: they would be passed over silently.
+    """Raise if an arm's own file sets a key that the comparison sets itself, which would have no effect.
 
-    A preset name is allowed, as in any config.
+    `name` is allowed, as in any preset.
     """
     own = read_chain(Path(file))[-1].tree
     _refuse([key for key in _NOT_GIVEN if key != "name" and key in own], file, own)
@@ -119,15 +119,15 @@ def _load(config: str, file: str, overrides: Sequence[str], name: str, folder: P
 
 def _changes(control: Mapping[str, object], arm: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     keys = sorted(control.keys() | arm.keys())
-    found = {key: (control.get(key), arm.get(key)) for key in keys}
-    return {key: pair for key, pair in found.items() if pair[0] != pair[1] and key != "name"}
+    pairs = {key: (control.get(key), arm.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and key != "name"}
 
 
 def _check_changes(file: str, changes: Mapping[str, tuple[object, object]]) -> None:
     if not changes:
         raise ValueError(
             f"{file}: must change something, got the same settings as control "
-            "(an override on the command line applies to all arms, and hides what the file says)"
+            "(an override on the command line applies to all arms, and replaces the value in the file)"
         )
     _refuse([key for key in changes if _reason(key)], file, {key: pair[1] for key, pair in changes.items()})
 

@@ -35,10 +35,10 @@ class ModelShape:
 
 
 def check_shape(shape: ModelShape) -> None:
-    """Refuse sizes that no layer or engine takes.
+    """Check that layers and engines support the sizes.
 
     Raises:
-        ValueError: names the key, the value and the rule.
+        ValueError: they do not; the message has the key, the value and the rule.
     """
     if shape.head_dim not in CPU_HEAD_SIZES:
         raise ValueError(
@@ -82,7 +82,7 @@ def model_config(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3
 
 
 def make_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A fresh fp32 model; one seed and shape, one set of weights. torch's global generator is left alone.
+    """A new fp32 model; the weights depend on seed and shape only. Does not use torch's global generator.
 
     Raises:
         ValueError: see `check_shape`.
@@ -110,6 +110,6 @@ def save_base(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
 
 
 def make_base(shape: ModelShape, folder: Path) -> None:
-    """A fresh model and its tokenizer as a Hugging Face folder: what pretraining and tests start from."""
+    """Write a new model and its tokenizer as a Hugging Face folder, to start pretraining and tests from."""
     tokenizer = make_tokenizer()
     save_base(make_model(shape, tokenizer), tokenizer, folder)

@@ -1,13 +1,13 @@
-"""Intervals for what an evaluation says: which seeds and which prompts it was, resampled. numpy only.
+"""Bootstrap intervals of evaluation metrics, by resampling seeds and prompts. numpy only.
 
 An evaluation is a table X [S, P, C]: for every seed and prompt the C numbers that a metric adds up, such as
 (reward, samples) or counts by format. A metric is a *fold* of their sums over prompts, per seed: a ratio, an
-entropy, a largest share. Its value is the mean over seeds of the folds. What is folded is folded again in
-every replicate, so an entropy of pooled counts gets an interval as a mean does.
+entropy, a largest share. Its value is the mean over seeds of the folds. The fold is applied again in every
+replicate, so an entropy of pooled counts gets an interval in the same way as a mean.
 
-Seeds and prompts are crossed: every seed meets the same prompts. Both are resampled with replacement and
+Seeds and prompts are crossed: every seed has the same prompts. Both are resampled with replacement and
 independently of each other (the pigeonhole bootstrap, A. Owen, arXiv 0712.1111), with percentile intervals.
-Two arms are compared in the same replicates, so what seed and prompt do to both cancels.
+Two arms are compared in the same replicates, so effects of seed and prompt that are common to both cancel.
 
 With S seeds the spread of the resampled mean over seeds is (S - 1) / S of what it should be, and a percentile
 interval of three numbers reaches no further than the numbers: for few seeds it is too narrow, whatever the
@@ -35,9 +35,9 @@ _T_975 = (
 """97.5 % points of Student's t with 1, 2, ... 30 degrees of freedom."""
 _Z_975 = 1.959964
 _ROUNDING = 1e-9
-"""A relative spread below this is that of sums in floating point."""
+"""A relative spread below this is rounding in floating-point sums."""
 _NOTHING = 1e-12
-"""And so is any spread below this: all that is compared is of the order of 1."""
+"""An absolute spread below this is rounding too: all compared values are of the order of 1."""
 
 Fold = Callable[[np.ndarray], np.ndarray]
 """Sums over prompts [..., C] -> the metric [...]; NaN where it is not defined."""
@@ -66,7 +66,7 @@ def entropy(counts: np.ndarray) -> np.ndarray:
 
 
 def largest_share(counts: np.ndarray) -> np.ndarray:
-    """The share of whichever of the C labels is the most frequent here; NaN for no counts."""
+    """The share of the most frequent of the C labels; NaN for no counts."""
     return _shares(counts).max(axis=-1)  # type: ignore[no-any-return]
 
 
@@ -97,13 +97,13 @@ def paired_interval(
     """The interval of value_of(table) - value_of(control), both [S, P, C] of the same seeds and prompts.
 
     Raises:
-        ValueError: they are not of as many seeds and prompts.
+        ValueError: they have different numbers of seeds or prompts.
     """
     if table.shape[:2] != control.shape[:2]:
         raise ValueError(
             f"paired tables must be of the same seeds and prompts, got {table.shape} and {control.shape}"
         )
-    # The weights depend on the shape alone: both tables are resampled alike.
+    # The resampling weights depend on the shape only, so they are the same for both tables.
     return _percentiles(_replicate(table, fold, replicates) - _replicate(control, fold, replicates))
 
 
@@ -116,23 +116,23 @@ def seed_interval(values: Sequence[float], replicates: int = REPLICATES) -> Inte
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """mean +- t x sd / sqrt(S) over one value (or paired difference) per seed; None under two.
+    """mean +- t x sd / sqrt(S) over one value (or paired difference) per seed; None for fewer than two.
 
-    None as well if all are equal, as happens with few seeds and what is counted: a spread that was not seen
-    is not a spread of zero, and an interval without width would claim that.
+    None as well if all values are equal, which happens with few seeds and counted quantities: an interval of
+    width zero would claim that the spread over seeds is zero.
     """
-    found = np.array(values, np.float64)
-    if len(found) < 2 or not np.isfinite(found).all():
+    value_S = np.array(values, np.float64)
+    if len(value_S) < 2 or not np.isfinite(value_S).all():
         return None
-    spread = float(found.std(ddof=1))
-    if spread <= max(_ROUNDING * float(np.abs(found).max()), _NOTHING):
+    spread = float(value_S.std(ddof=1))
+    if spread <= max(_ROUNDING * float(np.abs(value_S).max()), _NOTHING):
         return None
-    half = t_quantile(len(found) - 1) * spread / math.sqrt(len(found))
-    return Interval(float(found.mean()) - half, float(found.mean()) + half)
+    half = t_quantile(len(value_S) - 1) * spread / math.sqrt(len(value_S))
+    return Interval(float(value_S.mean()) - half, float(value_S.mean()) + half)
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % point of Student's t: tabled up to 30, beyond by the first terms of its expansion."""
+    """The 97.5 % point of Student's t: from a table up to 30, beyond by the first terms of its expansion."""
     if freedom < 1:
         raise ValueError(f"degrees of freedom must be 1 or more, got {freedom}")
     if freedom <= len(_T_975):
@@ -147,7 +147,7 @@ def _replicate(table: np.ndarray, fold: Fold, replicates: int) -> np.ndarray:
     seeds, prompts = _drawn(num_seeds, num_prompts, replicates)
     sums = prompts @ table.transpose(1, 0, 2).reshape(num_prompts, -1)
     folds = fold(sums.reshape(replicates, num_seeds, num_columns))
-    # A seed that was not drawn must not count, not even as NaN.
+    # 0 x NaN is NaN: a seed that was not drawn must not make the replicate NaN.
     return np.where(seeds > 0, seeds * folds, 0.0).sum(axis=1) / num_seeds  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,8 @@
-"""`polyphony compare`: the same run with one thing changed at a time, over seeds, on live engines.
+"""`polyphony compare`: train a config and variants of it over seeds, on the same actors, and compare them.
 
-    DIR/runs/<arm>-seed<k>/        an ordinary run each; an interrupted one resumes
-    DIR/results/<arm>_seed<k>.json what is kept of one that has finished; it is not run again
-    DIR/compare.md, compare.html   written again after every finished run
+    DIR/runs/<arm>-seed<k>/        an ordinary run; an interrupted one resumes
+    DIR/results/<arm>_seed<k>.json the result of a finished run, which is not run again
+    DIR/compare.md, compare.html   rewritten after every finished run
 
 Called by the command line.
 """
@@ -32,7 +32,7 @@ FAILED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked on the command line."""
+    """The arguments of the command line."""
 
     config: str
     files: Sequence[str]
@@ -41,7 +41,7 @@ class Request:
     overrides: Sequence[str]
 
     def command(self) -> list[str]:
-        """The words that ask for it, without secrets."""
+        """The command line, without secrets."""
         words = ["polyphony", "compare", self.config, "--arms", *self.files]
         words += ["--seeds", str(self.num_seeds), "--out", str(self.folder)]
         pairs = (text.partition("=") for text in self.overrides)
@@ -49,10 +49,12 @@ class Request:
 
 
 def compare(request: Request, stream: TextIO) -> int:
-    """Run what is missing and write the tables; the exit code: 0, 1 if a run failed, 130 or 143.
+    """Make the runs that are missing and write the tables.
+
+    Returns the exit code: 0, 1 if a run failed, 130 (SIGINT) or 143 (SIGTERM).
 
     Raises:
-        ValueError: an arm cannot be used or compared, or a result in the folder is of other settings; nothing
+        ValueError: an arm cannot be used or compared, or a result in the folder has other settings; nothing
             was started.
     """
     arms = load_arms(request.config, request.files, request.overrides, request.num_seeds, request.folder)
@@ -69,10 +71,10 @@ def compare(request: Request, stream: TextIO) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make `folder`, durably.
+    """Create `folder` durably, unless it exists.
 
     Raises:
-        ValueError: there is a file of that name, or it cannot be made.
+        ValueError: there is a file of that name, or the folder cannot be created.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,30 +84,30 @@ def _make_folder(folder: Path) -> None:
 
 
 def _compare(request: Request, arms: Sequence[Arm], stream: TextIO) -> int:
-    # By seeds first: whatever is finished is a comparison, of as many seeds.
-    wanted = [
+    # All arms of a seed before the next seed: an interrupted comparison then has complete seeds to compare.
+    all_runs = [
         _Run(arm=arm.name, number=number, config=arm.configs[seed])
         for seed in range(request.num_seeds)
         for number, arm in enumerate(arms, start=1)
     ]
-    results = [found for run in wanted if (found := _finished(request.folder, run)) is not None]
+    results = [result for run in all_runs if (result := _finished(request.folder, run)) is not None]
     done = {(each.arm, each.seed) for each in results}
-    runs = [run for run in wanted if (run.arm, run.config.seed) not in done]
-    book = _Book(request, arms, runs, results, stream)
-    book.note(
-        f"{len(results)} of {len(wanted)} runs have finished before" if results else f"{len(wanted)} runs"
+    runs = [run for run in all_runs if (run.arm, run.config.seed) not in done]
+    progress = _Progress(request, arms, runs, results, stream)
+    progress.note(
+        f"{len(results)} of {len(all_runs)} runs have finished before" if results else f"{len(all_runs)} runs"
     )
     if results:
-        book.write()  # what is there can be compared, and shows whether it can
-    code = train_all([run.config for run in runs], book, StepReporter(0, stream))
-    book.write()
-    book.note(f"comparison: {request.folder / 'compare.html'} and compare.md")
-    return code or (FAILED if book.failures else 0)
+        progress.write()  # before any run starts: raises now if the earlier results cannot be compared
+    code = train_all([run.config for run in runs], progress, StepReporter(0, stream))
+    progress.write()
+    progress.note(f"comparison: {request.folder / 'compare.html'} and compare.md")
+    return code or (FAILED if progress.failures else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """A run of the comparison: the seed of an arm, which is the `number`th."""
+    """A run of the comparison: one seed of an arm. `number` is the arm's number, from 1."""
 
     arm: str
     number: int
@@ -113,28 +115,28 @@ class _Run:
 
 
 def _finished(folder: Path, run: _Run) -> RunResult | None:
-    """The result that is kept of a run; None if there is none.
+    """The stored result of a run; None if there is none.
 
     Raises:
-        ValueError: it is of other settings, or damaged.
+        ValueError: it has other settings, or is damaged.
     """
     path = result_path(folder, run.arm, run.config.seed)
     if not path.exists():
         return None
-    found = read_result(path)
-    asked = config_hash(run.config, with_evaluation=True)
-    if (found.config_hash, found.num_steps) != (asked, run.config.num_steps):
-        same = found.config_hash == asked
-        what = f"{found.num_steps} steps, not {run.config.num_steps}" if same else "other settings"
+    result = read_result(path)
+    hashed = config_hash(run.config, with_evaluation=True)
+    if (result.config_hash, result.num_steps) != (hashed, run.config.num_steps):
+        same = result.config_hash == hashed
+        got = f"{result.num_steps} steps, not {run.config.num_steps}" if same else "other settings"
         raise ValueError(
-            f"{path}: must be of what is asked for, it is of {what}: ask for what it was made with, "
-            f"choose another --out, or delete it and {folder / 'runs' / run.config.name} to make it anew"
+            f"{path}: must be a result of these settings, got {got}: use the settings that it was made with, "
+            f"choose another --out, or delete it and {folder / 'runs' / run.config.name} to run it again"
         )
-    return found
+    return result
 
 
-class _Book:
-    """Keeps what the runs of a series give, and writes it up; see `cluster.series.Listener`."""
+class _Progress:
+    """Collects the results of the runs of a series and writes the tables; a `cluster.series.Listener`."""
 
     def __init__(
         self,
@@ -150,13 +152,13 @@ class _Book:
         self.failures: dict[tuple[str, int], str] = {}
 
     def reporter(self, index: int) -> StepReporter:
-        """Lines that begin with the arm and the seed."""
+        """A reporter whose lines begin with the arm and the seed."""
         run = self._runs[index]
         prefix = f"{run.arm} seed {run.config.seed}: "
         return StepReporter(run.config.num_steps, self._stream, prefix)
 
     def note(self, text: str) -> None:
-        """A line of the comparison itself."""
+        """Print a line about the comparison itself."""
         StepReporter(0, self._stream).note(text)
 
     def begins(self, index: int) -> None:
@@ -181,7 +183,7 @@ class _Book:
         self.note(f"{run.arm} seed {run.config.seed} failed: {reason}")
 
     def write(self) -> None:
-        """The tables, of what there is."""
+        """Write the tables of all results so far."""
         order = {arm.name: number for number, arm in enumerate(self._arms)}
         comparison = Comparison(
             command=self._request.command(),

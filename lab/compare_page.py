@@ -70,11 +70,11 @@ def write_pages(folder: Path, comparison: Comparison) -> None:
     write_bytes_atomic(folder / "compare.html", page(comparison, rows).encode("utf-8"))
 
 
-# -- what both say -------------------------------------------------------------------------------------------
+# -- text of both pages --------------------------------------------------------------------------------------
 
 
 def _state(comparison: Comparison) -> list[str]:
-    """Sentences on what was run and what is not there."""
+    """Sentences on the runs that have finished, are missing, or failed."""
     done = len(comparison.results)
     total = comparison.num_seeds * len(comparison.arms)
     sentences = [
@@ -108,20 +108,19 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     seeds = {len(row.seeds) for row in rows} | {len(row.shared_seeds) for row in rows if row.shared_seeds}
     if 1 in seeds:
         sentences.append(
-            "With one seed the bootstrap is over prompts alone: it says nothing of what another seed would "
-            "give."
+            "With one seed the bootstrap resamples prompts only: it does not show how much seeds differ."
         )
     if any(1 < number < _FEW_SEEDS for number in seeds):
         sentences.append(
-            "With so few seeds the bootstrap is too narrow: it sees less than the spread of seeds. For what "
-            "another seed would give, trust the t interval over the seeds' paired differences (- where they "
-            "are all equal); it takes the prompts as given."
+            "With so few seeds the bootstrap interval is too narrow: it underestimates the spread over "
+            "seeds. Prefer the t interval over the seeds' paired differences (- if they are all equal), "
+            "which takes the prompts as given."
         )
     others = [arm.name for arm in comparison.arms if any(key.startswith("scorers.") for key in arm.changes)]
     if others:
         sentences.append(
-            f"Judged by other scorers than control: {', '.join(others)}. Their reward is another quantity, "
-            "and formats, strategies and right answers are as their own scorers tell."
+            f"Scored by other scorers than control: {', '.join(others)}. Their reward is another quantity, "
+            "and their formats, strategies and right answers are those of their own scorers."
         )
     return sentences
 

@@ -28,7 +28,7 @@ from lab.bootstrap import (
 from lab.results import PromptResult, RunResult
 
 Columns = Callable[[PromptResult], tuple[float, float]]
-"""A prompt's two numbers to be added up over prompts and divided."""
+"""Numerator and denominator of one prompt; both are summed over prompts before they are divided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One metric of one arm. What does not exist is NaN or None; the differences are to control."""
+    """One metric of one arm. Missing values are NaN or None; differences are to control."""
 
     metric: Metric
     arm: str
@@ -91,11 +91,12 @@ def contrast(
     pass_at: Sequence[int],
     other_rewards: Sequence[str] = (),
 ) -> tuple[Row, ...]:
-    """A row per metric and arm that has results. The reward of `other_rewards` arms is another quantity than
-    control's, so that they have no difference in it.
+    """A row for each metric and arm that has results.
+
+    The arms in `other_rewards` have other scorers than control, so there is no difference in reward.
 
     Raises:
-        ValueError: the results are not of the same prompts.
+        ValueError: the results do not have the same prompts.
     """
     check_paired(results)
     known = {(each.arm, each.seed): each for each in results}
@@ -113,8 +114,12 @@ def contrast(
 
 
 def check_paired(results: Sequence[RunResult]) -> None:
-    """Raise ValueError unless all results are of the same data, model and held-out prompts, and those of an
-    arm of the same demonstrations and of the same code of the user's own."""
+    """Check that results can be compared.
+
+    Raises:
+        ValueError: their data, model or held-out prompts differ, or the seeds of an arm differ in
+            demonstrations or the user's own code.
+    """
     for one in results[1:]:
         first = results[0]
         here, there = f"{one.arm} seed {one.seed}", f"{first.arm} seed {first.seed}"
@@ -123,8 +128,8 @@ def check_paired(results: Sequence[RunResult]) -> None:
                 f"results must be of one set of training prompts and one model, got others in {here} than in "
                 f"{there}: data or model files changed between the runs; choose another --out"
             )
-        shown = {each.demonstrations_sha256 for each in results if each.arm == one.arm} - {None}
-        if len(shown) > 1:
+        demonstrations = {each.demonstrations_sha256 for each in results if each.arm == one.arm} - {None}
+        if len(demonstrations) > 1:
             raise ValueError(
                 f"results of {one.arm} must be of one set of demonstrations, got another in a seed: "
                 "sft.data changed between the runs; choose another --out"

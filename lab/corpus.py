@@ -54,7 +54,7 @@ class FormatConfig:
 
 @dataclass
 class CorpusConfig:
-    """What the base model reads. Every number that changes a row is here."""
+    """The training text of the base model. Every number that changes a row is here."""
 
     seed: int = 0
     num_rows: int = 98304
@@ -82,10 +82,10 @@ class CorpusRow:
 
 
 def check_corpus(config: CorpusConfig) -> None:
-    """Refuse values that make no corpus.
+    """Check the values of a corpus.
 
     Raises:
-        ValueError: names the key, the value and the rule.
+        ValueError: one is out of range; the message has the key, the value and the rule.
     """
     _require(config.seed >= 0, "corpus.seed", config.seed, "0 or more")
     _require(config.num_rows >= 1, "corpus.num_rows", config.num_rows, "1 or more")
@@ -140,7 +140,7 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
 
 
 def load_demonstrations(options: LabDemonstrationOptions) -> list[Demonstration]:
-    """Solutions of training problems, each problem once per format until all were shown; none is open-ended.
+    """Solutions of training problems; a problem repeats in a format only after all others were used.
 
     Raises:
         ValueError: see `check_corpus`.

@@ -1,4 +1,4 @@
-"""What a base does before any reinforcement: format shares at position 0, sampled accuracy of each.
+"""Measure a base model before reinforcement learning: its shares of formats and the accuracy of each.
 
 Inputs: a model, its tokenizer and held-out prompts. Outputs: a `BaseReport`. Called by `lab.pretrain`.
 """
@@ -27,20 +27,20 @@ _PROMPTS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class BaseReport:
-    """Shares are of all samples or of all probability; `accuracy` is of a format's samples (0 if none)."""
+    """Shares are of all samples or of all probability; `accuracy` is among a format's samples (0 if none)."""
 
     first_token_share: dict[str, float]
     """Exact probability of each format's first token, mean over the held-out prompts."""
     sampled_share: dict[str, float]
-    """Of the formats, ``mixed`` and ``none``."""
+    """Share of samples by format, including ``mixed`` and ``none``."""
     accuracy: dict[str, float]
     reward: float
     format_entropy: float
-    """Of `first_token_share`, made to add up to 1, over ln of the number of formats."""
+    """Entropy of `first_token_share`, normalized to sum to 1, over ln of the number of formats: in [0, 1]."""
     creative_share: float
-    """Of answers to open-ended prompts: those of syllables only."""
+    """Share of the answers to open-ended prompts that have syllables only."""
     mean_tokens: float
-    """Completion tokens of the arithmetic samples, end token included."""
+    """Mean completion tokens of the arithmetic samples, including the end token."""
 
 
 def measure_base(

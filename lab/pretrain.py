@@ -1,7 +1,7 @@
-"""Make a base from a recipe: corpus rows as sft rows, trained by the learner of every run, and measured.
+"""Train a base model from a recipe, with the learner of ordinary runs, and measure it.
 
-Inputs: a recipe and overrides. Outputs: a Hugging Face folder with a manifest.json that says what went in and
-what came out. Called by the command line. No second trainer: rows have origin sft and the loss is nll.
+Inputs: a recipe and overrides. Outputs: a Hugging Face folder, with a manifest.json that has the recipe and
+the measurements. Called by the command line. The corpus is rows of origin sft, and the loss is nll.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a base model is made from: corpus, model, training and measuring, read from one YAML file.
+"""The recipe of a base model: corpus, model, training and measurement, read from one YAML file.
 
 Inputs: a recipe file such as `lab/bases/voices.yaml` and `key.sub=value` overrides. Outputs: a checked
 `Recipe` and its hash. Called by `lab.pretrain`.
@@ -23,7 +23,7 @@ from lab.corpus import CorpusConfig, check_corpus
 
 @dataclass
 class TrainingConfig:
-    """One pass of AdamW over the corpus and again: linear warm-up, then cosine down to `min_lr_ratio`."""
+    """AdamW over the corpus, in repeated passes: linear warm-up, then cosine decay to `min_lr_ratio`."""
 
     seed: int = 0
     num_updates: int = 6000
@@ -70,7 +70,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"a recipe must be an existing YAML file, got {path!r}")
     try:
         written = OmegaConf.load(path)
-        if "recipe_sha256" in written:  # a base's own manifest.json says how to make it again
+        if "recipe_sha256" in written:  # the manifest.json of a base, which contains its recipe
             written = OmegaConf.select(written, "recipe")
         # A recipe's formats are all there are: merging into the defaults would add the missing ones.
         defaults = OmegaConf.structured(Recipe)

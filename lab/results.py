@@ -1,4 +1,4 @@
-"""What is kept of a finished run of a comparison: one small JSON per arm and seed.
+"""The stored result of a finished run of a comparison: one small JSON file per arm and seed.
 
 In: a run directory. Out: `results/<arm>_seed<k>.json`, written at once or not at all, with curves of the main
 metrics, their means over the last steps, and the last evaluation prompt by prompt: enough to draw the whole
@@ -37,7 +37,7 @@ CURVES: Final = {
     "KL to base": "kl/k3_policy_vs_base",
     LEADING: "format/leading_share",
 }
-"""Name -> the metric of a step that is kept under it."""
+"""Name of a curve -> the metric of a step that it has."""
 _LAST_SHARE: Final = 0.1
 _LAST_AT_LEAST: Final = 5
 _DIGITS: Final = 6
@@ -56,7 +56,7 @@ class PromptResult:
     formats: Mapping[str, int]
     strategies: Mapping[str, int]
     answer_entropy: float | None
-    """In nats; None where no scorer gives answers."""
+    """In nats; None if no scorer returns answers."""
 
     def pass_at(self, k: int) -> float:
         """pass@k of these samples."""
@@ -73,9 +73,9 @@ class RunResult:
     num_steps: int
     source_sha256: str
     demonstrations_sha256: str | None
-    """Empty without any, None where a version of before kept none."""
+    """"" without demonstrations; None if written by a version that did not store it."""
     code_sha256: str | None
-    """Of the user's own code that decided what was trained; likewise."""
+    """Digest of the user's own code; "" and None as above."""
     steps: tuple[int, ...]
     curves: Mapping[str, tuple[float, ...]]
     last: Mapping[str, float]
@@ -85,7 +85,7 @@ class RunResult:
 
 
 def result_path(folder: Path, arm: str, seed: int) -> Path:
-    """Where the result of an arm's seed is kept."""
+    """The file of the result of an arm's seed."""
     return folder / "results" / f"{arm}_seed{seed}.json"
 
 
@@ -97,7 +97,7 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
     """
     run = read_run(run_dir)
     if config.num_steps not in committed_evals(run_dir):
-        raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, found none")
+        raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, got none")
     steps = tuple(step for step in run.steps if step <= config.num_steps)  # the run may have continued since
     curves = {name: run.curve(metric)[: len(steps)] for name, metric in CURVES.items()}
     num_last = min(len(steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(steps))))
@@ -207,36 +207,37 @@ def _or_null(value: float) -> float | None:
 
 
 def read_result(path: Path) -> RunResult:
-    """A result as it was kept.
+    """Read a stored result.
 
     Raises:
-        ValueError: it is damaged, or of another version.
+        ValueError: it is damaged, or has another format.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format must be {FORMAT}, got {found['format']!r}")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format must be {FORMAT}, got {record['format']!r}")
         return RunResult(
-            arm=str(found["arm"]),
-            seed=int(found["seed"]),
-            config_hash=str(found["config_hash"]),
-            num_steps=int(found["num_steps"]),
-            source_sha256=str(found["source_sha256"]),
-            demonstrations_sha256=found.get("demonstrations_sha256"),
-            code_sha256=found.get("code_sha256"),
-            steps=tuple(int(step) for step in found["steps"]),
+            arm=str(record["arm"]),
+            seed=int(record["seed"]),
+            config_hash=str(record["config_hash"]),
+            num_steps=int(record["num_steps"]),
+            source_sha256=str(record["source_sha256"]),
+            demonstrations_sha256=record.get("demonstrations_sha256"),
+            code_sha256=record.get("code_sha256"),
+            steps=tuple(int(step) for step in record["steps"]),
             curves={
-                str(name): tuple(_or_nan(value) for value in curve) for name, curve in found["curves"].items()
+                str(name): tuple(_or_nan(value) for value in curve)
+                for name, curve in record["curves"].items()
             },
-            last={str(name): _or_nan(value) for name, value in found["last"].items()},
-            num_last=int(found["num_last"]),
-            wall_s=float(found["wall_s"]),
-            prompts=tuple(_read_prompt(each) for each in found["prompts"]),
+            last={str(name): _or_nan(value) for name, value in record["last"].items()},
+            num_last=int(record["num_last"]),
+            wall_s=float(record["wall_s"]),
+            prompts=tuple(_read_prompt(each) for each in record["prompts"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: must be the result of a run, found it damaged ({error!r}): delete it, and the same "
-            "command makes it again from the run's folder"
+            f"{path}: must be the result of a run, got a damaged file ({error!r}): delete it, and run the "
+            "same command to write it again from the run's folder"
         ) from error
 
 

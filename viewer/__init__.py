@@ -1,1 +1,1 @@
-"""Looking at a run directory: terminal and HTML. No torch, no ray."""
+"""Output about runs: lines in the terminal, and the HTML report. Imports no torch and no ray."""

@@ -165,7 +165,7 @@ PANELS = (
     ),
     Panel(
         section=SOUND,
-        title="Completions and groups that teach nothing (share)",
+        title="Completions and groups without a learning signal (share)",
         caption="Groups whose rewards are all equal, completions without a reward, completions cut off.",
         metrics=(
             ("group/zero_std_share", "equal rewards"),
@@ -246,7 +246,7 @@ def _label(panel: Panel, key: str) -> str:
 def _lines(
     panel: Panel, found: Mapping[str, str], curves: Mapping[str, Curve], tags: list[str]
 ) -> tuple[tuple[Line, ...], list[str]]:
-    """The lines to draw and what to say of those left out. A format has one colour in all its charts."""
+    """The lines to draw, and remarks about those left out. A format has the same colour in all charts."""
     keys = sorted(found, key=_natural) if panel.prefix and not panel.metrics else list(found)
     remarks: list[str] = []
     if len(keys) > NUM_COLOURS:
@@ -272,7 +272,7 @@ def _lines(
 
 
 def _absent_is_none(lines: list[Line]) -> list[Line]:
-    """A band without a value in a step that has others was not seen there: its part is 0, not unknown."""
+    """Fill missing values of bands: in a step where other bands have one, a missing band has share 0."""
     seen = [any(math.isfinite(line.values[at]) for line in lines) for at in range(len(lines[0].values))]
     return [
         replace(
@@ -301,7 +301,7 @@ def _natural(key: str) -> tuple[int, str]:
 
 
 def _rest(panel: Panel, lines: list[Line], dropped: list[Curve], curves: Mapping[str, Curve]) -> Line | None:
-    """What the bands lack to their total, as a band; None when that is nothing (under half a percent)."""
+    """The difference of the bands to their total, as a band; None if it is under half a percent."""
     num_steps = len(lines[0].values)
     totals = (1.0,) * num_steps if panel.total == "1" else curves.get(panel.total, (math.nan,) * num_steps)
     values: list[float] = []

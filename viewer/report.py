@@ -104,7 +104,7 @@ def _change(curve: Curve, size: int, show: Callable[[float], str]) -> str:
 
 
 def _unrewarded(run: RunData) -> str:
-    """Steps in which no completion had a reward: nothing could be learned from them."""
+    """A note on steps in which no completion had a reward, so that nothing could be learned from them."""
     shares = zip(run.steps, run.curve("reward/null_share"), strict=True)
     steps = [f"{step:,}" for step, share in shares if share == 1.0]
     if not steps:
@@ -115,7 +115,7 @@ def _unrewarded(run: RunData) -> str:
         which = f"No completion of step {', '.join(steps[:_MAX_NOTES])} has a reward."
         if len(steps) > _MAX_NOTES:
             which = f"{which[:-1]}, nor of {len(steps) - _MAX_NOTES:,} other steps."
-    why = "Rows without one are never trained on. The scorers' logs in logs/ say why."
+    why = "Rows without one are never trained on. The scorers' logs in logs/ have the reasons."
     return f'<div class="notes"><b>{which}</b> {why}</div>'
 
 

@@ -1,9 +1,9 @@
-"""What a run directory says, read once and made plain: metric curves, evaluations, a few samples, the config.
+"""Read a run directory for the report: metric curves, evaluations, a few samples, the config.
 
-In: runs/<name>/ with config.yaml, metrics.jsonl, rollouts/step=N/, eval/step=N/, any of which may be short,
-absent or damaged. Out: one `RunData`; what could not be read is a sentence in `notes`, never an exception, so
-a crashed run can be looked at. Only a folder that is no run at all is a ValueError. Called by
-`viewer.report`.
+In: runs/<name>/ with config.yaml, metrics.jsonl, rollouts/step=N/, eval/step=N/, any of which may be
+incomplete, absent or damaged. Out: one `RunData`. What cannot be read becomes a sentence in `notes` and not
+an exception, so that a crashed run has a report too. Only a folder that is not a run is a ValueError. Called
+by `viewer.report`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Curve = tuple[float, ...]
 SAMPLES_PER_STEP = 8
 _STEP_FOLDER = re.compile(r"step=(\d{1,18})")
 _LARGEST = 1e30
-"""Beyond this a value is a broken one: it would flatten every chart and overflow an axis."""
+"""A larger value is treated as missing: it would flatten every chart and overflow an axis."""
 _MAX_STEP = 10**12
 _COLUMNS = ("prompt_id", "origin", "text", "format_tag", "reward", "entropy_mean", "answer_ok")
 
@@ -89,7 +89,7 @@ def read_run(run_dir: Path) -> RunData:
             f"run directory must be a folder with config.yaml and metrics.jsonl, got {run_dir}: no folder"
         )
     if not (run_dir / "config.yaml").is_file() and not (run_dir / "metrics.jsonl").is_file():
-        raise ValueError(f"run directory must hold config.yaml or metrics.jsonl, got {run_dir} with neither")
+        raise ValueError(f"run directory must have config.yaml or metrics.jsonl, got {run_dir} with neither")
     notes: list[str] = []
     config_text = _read_text(run_dir / "config.yaml", notes)
     records = _read_metrics(run_dir, notes)
@@ -118,7 +118,7 @@ def _read_text(path: Path, notes: list[str]) -> str:
 
 
 def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]]:
-    """Step -> metrics, from metrics.jsonl or, where that has nothing, from the step.json files behind it."""
+    """Step -> metrics, from metrics.jsonl or, if that has none, from the step.json files."""
     path = run_dir / "metrics.jsonl"
     records: dict[int, dict[str, float]] = {}
     lines = _read_text(path, notes).splitlines() if path.is_file() else []
@@ -149,7 +149,7 @@ def _parse_object(text: str) -> dict[str, object]:
     """The JSON object in `text`; an empty one when it holds anything else."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # a line cut short by a crash, or nonsense: the caller says so
+    except (ValueError, RecursionError):  # an incomplete or damaged line, which the caller reports
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -273,7 +273,7 @@ def _probe_tolerance(config_text: str, notes: list[str]) -> float:
     try:
         config = yaml.safe_load(config_text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        notes.append("config.yaml is not valid YAML: shown as it is")
+        notes.append("config.yaml is not valid YAML: its text is shown unchanged")
         return math.nan
     sync, model = _mapping(config, "sync"), _mapping(config, "model")
     try:

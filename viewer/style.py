@@ -63,7 +63,7 @@ def _variables(colours: tuple[str, ...]) -> str:
 
 
 def style_sheet() -> str:
-    """The whole CSS text; holds no characters that end a style element."""
+    """The whole CSS text. It has no characters that would end a style element."""
     classes = "".join(
         f".stroke{at}{{stroke:var(--c{at})}}.fill{at}{{fill:var(--c{at})}}" for at in range(REST + 1)
     )

@@ -28,7 +28,7 @@ _HEADER_EVERY = 20
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """One value of a step. `rank` says which columns go first when the terminal is narrow: the highest."""
+    """One value of a step. If the terminal is narrow, columns of the highest `rank` are left out first."""
 
     name: str
     heading: str
@@ -92,18 +92,18 @@ class StepReporter:
         )
 
     def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None:
-        """Says where the run writes and what it trains; `num_parameters` 0 leaves the size out."""
+        """Print where the run writes and which model it trains; the size is left out if 0."""
         size = f" ({format_size(num_parameters)} parameters)" if num_parameters else ""
         place, name = one_line(str(run_dir), 120), one_line(model, 80)
         self._line(f"run {place} | model {name}{size} | {self._num_steps} steps", "bold")
 
     def note(self, text: str) -> None:
-        """A message of ours or about the run; may hold model output, and takes as many lines as it has."""
+        """Print a message, which may have several lines and contain model output."""
         for line in clean(text).splitlines() or [""]:
             self._line(line, "dim")
 
     def phase(self, step: int, name: str) -> None:
-        """Nothing: the lines of the steps show what the run does."""
+        """Print nothing: the lines of the steps are enough."""
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """One line for the step numbered `metrics["step"]` (without that key: the next one). Absent values
@@ -139,7 +139,7 @@ class StepReporter:
             self._console.print(Text(self._encodable(text), style=style), soft_wrap=True)
 
     def _encodable(self, text: str) -> str:
-        """`text` with question marks for what the stream's encoding lacks: LANG=C must not end a run."""
+        """`text` with question marks for characters that the stream cannot encode, as under LANG=C."""
         encoding = self._stream.encoding or "utf-8"
         return text.encode(encoding, "replace").decode(encoding)
 

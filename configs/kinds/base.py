@@ -41,7 +41,7 @@ class Options:
     def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
         """(dotted key, rule in words) for what cannot work with the rest of the run.
 
-        `key` is where the entry with these options stands, such as ``advantage`` or ``loss.policy``.
+        `key` is the key of the entry with these options, such as ``advantage`` or ``loss.policy``.
         """
         return iter(())
 
@@ -69,7 +69,7 @@ class ControllerOptions(Options):
 
 @dataclass
 class OwnOptions(Options):
-    """Options of a user's own "module:attr" kind, passed on as they are."""
+    """Options of a user's own "module:attr" kind, passed on unchanged."""
 
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -104,13 +104,13 @@ class Kind:
     needs_ratios: bool = False
     """Losses only: it differs from ppo_clip only where ratios are not 1."""
     in_proportion: bool = True
-    """Losses only: what a token teaches is in proportion to its advantage."""
+    """Losses only: a token's gradient is proportional to its advantage."""
     masks: bool = False
-    """Token advantages only: it scales or drops what a token teaches, so the loss must be `in_proportion`."""
+    """Token advantages only: it scales or drops a token's gradient, so the loss must be `in_proportion`."""
     compares_siblings: bool = False
     """Advantages and bonuses only: it compares a row with those of its group, so one alone gets nothing."""
     only_success: bool = False
-    """Advantages only: it sees of a reward only whether it is a success."""
+    """Advantages only: it uses only whether a reward is a success."""
     reference: bool = False
     """Reward shapes only: it needs the reference's logprobs, which the learner then scores."""
     answers: bool = False
@@ -149,15 +149,15 @@ def load_target(target: str) -> Callable[..., Any]:
         raise TargetError(f"{rule}: {_why_not_imported(module_name, error)}") from error
     if not hasattr(module, attribute):
         place = getattr(module, "__file__", None) or "built in"
-        found = f"module {module_name!r} ({place}) has no attribute {attribute!r}"
-        raise TargetError(f"{rule}: {found}{_hint(attribute, vars(module))}")
+        reason = f"module {module_name!r} ({place}) has no attribute {attribute!r}"
+        raise TargetError(f"{rule}: {reason}{_hint(attribute, vars(module))}")
     return getattr(module, attribute)  # type: ignore[no-any-return]
 
 
 def _why_not_imported(name: str, error: ImportError) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing is None or not (name == missing or name.startswith(f"{missing}.")):
-        # the module itself is there, what it imports is not
+        # The module itself exists; something that it imports does not.
         return f"{raised_at(error, (__file__,))}: {type(error).__name__}: {error}"
     parent = missing.rpartition(".")[0]
     folders = list(sys.modules[parent].__path__) if parent else [os.getcwd()]

@@ -142,8 +142,8 @@ class OwnControllerOptions(OwnOptions, ControllerOptions):
     """A user's own controller says what it moves in `options: {settings: {<key>: [<low>, <high>]}}`."""
 
     def check(self) -> Iterator[Broken]:
-        found = self.options.get("settings")
-        if not found or not isinstance(found, Mapping) or not all(map(_is_pair, found.values())):
+        bounds = self.options.get("settings")
+        if not bounds or not isinstance(bounds, Mapping) or not all(map(_is_pair, bounds.values())):
             yield "options", "must say under settings what it moves, as {key: [low, high]}"
 
     def moves(self) -> Mapping[str, tuple[float, float]]:

@@ -22,17 +22,17 @@ def _controllers(run: BoundRun) -> Iterator[Broken]:
         named = entry.options.SETTING
         for setting, bounds in entry.options.moves().items():
             where = f"{entry.key}.{named}" if named else entry.key
-            told = "" if named else f", got {setting!r}"
+            got = "" if named else f", got {setting!r}"
             if not _is_movable(run, setting):
                 if new := new_key(setting):
-                    yield where, f"was renamed to {new}{told}"
+                    yield where, f"was renamed to {new}{got}"
                     continue
                 places = ", ".join(f"{section}.<name>" for section in MOVABLE_ENTRIES)
-                yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{told}"
+                yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{got}"
             else:
                 yield from _out_of_range(run, entry, setting, bounds)
             if setting in taken:
-                yield where, f"must move another setting than {taken[setting]}{told}"
+                yield where, f"must move another setting than {taken[setting]}{got}"
             taken[setting] = entry.key
 
 
@@ -53,7 +53,7 @@ def _movable_option(run: BoundRun, setting: str) -> tuple[Any, str] | None:
 def _out_of_range(
     run: BoundRun, controller: BoundEntry[Any], setting: str, bounds: tuple[float, float]
 ) -> Iterator[Broken]:
-    """Bounds between which the setting would have a value that its own rule refuses."""
+    """Bounds of a controller that would allow a value which the setting's own rule forbids."""
     rule = _rule_of(run, setting)
     wrong = [bound for bound in bounds if rule is not None and not rule.holds(bound)]
     if rule is None or not wrong:
@@ -67,9 +67,9 @@ def _out_of_range(
 
 
 def _rule_of(run: BoundRun, setting: str) -> Rule | None:
-    found = _movable_option(run, setting)
-    told = options_of(type(found[0]))[found[1]] if found else dict(settings_of(RunConfig))[setting]
-    return told.rule if told is not None else None
+    option = _movable_option(run, setting)
+    own = options_of(type(option[0]))[option[1]] if option else dict(settings_of(RunConfig))[setting]
+    return own.rule if own is not None else None
 
 
 CONTROLLER_RULES = (_controllers,)

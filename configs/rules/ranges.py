@@ -22,9 +22,9 @@ def ruled_values(run: BoundRun) -> Iterator[tuple[str, object, Rule]]:
             yield key, attrgetter(key)(run.config), setting.rule
     for entry in run.entries():
         for owner in (entry.common, entry.options):
-            for name, told in options_of(type(owner)).items():
-                if told is not None and told.rule is not None:
-                    yield f"{entry.key}.{name}", getattr(owner, name), told.rule
+            for name, own in options_of(type(owner)).items():
+                if own is not None and own.rule is not None:
+                    yield f"{entry.key}.{name}", getattr(owner, name), own.rule
 
 
 def broken_ranges(run: BoundRun, values: Mapping[str, object]) -> Iterator[tuple[str, Rule]]:

@@ -27,13 +27,13 @@ def _groups(run: BoundRun) -> Iterator[Broken]:
 
 
 def _dynamic_sampling(run: BoundRun) -> Iterator[Broken]:
-    """Leaving groups out needs an advantage that says nothing of them; refilling needs their rewards."""
+    """Dropping groups needs an advantage that is 0 for them; refilling needs their rewards."""
     rollout, advantage, key = run.config.rollout, run.advantage, "rollout.zero_variance_groups"
     if rollout.zero_variance_groups == "keep":
         return
     if not advantage.is_own and not advantage.kind.compares_siblings:
         rule = f"must be keep with advantage {advantage.kind_name}: it compares no siblings"
-        yield key, f"{rule}, so equal rewards teach"
+        yield key, f"{rule}, so equal-reward groups still give gradient"
     policy = run.losses.get(POLICY)
     if policy is None or policy.kind.supervised:
         unused = policy.kind_name if policy is not None else "nll"

@@ -48,7 +48,10 @@ def test_few_checkpoints_and_two_evaluations_unless_the_config_says_else(tmp_pat
     ("text", "said"),
     [
         ("klx: {coef: 1}", "klx.coef = 1: unknown key (did you mean kl.coef?)"),
-        ("eval: {num_prompts: 7}", "eval.num_prompts = 7: must not differ: all arms are evaluated alike"),
+        (
+            "eval: {num_prompts: 7}",
+            "eval.num_prompts = 7: must not differ: all arms are evaluated in the same way",
+        ),
         (
             "data: {train: {kind: lab, split: heldout}}",
             "must not differ: all arms are trained and evaluated on",

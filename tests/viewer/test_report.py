@@ -148,7 +148,7 @@ def test_steps_without_a_reward_are_told(tmp_path: Path, shares: list[float], to
     records = [{"step": step, "reward/null_share": share} for step, share in enumerate(shares, 1)]
     _, page = report(make_run(tmp_path / "demo", records))
     assert (told in page.text) if told else "No completion of" not in page.text
-    assert ("The scorers' logs in logs/ say why." in page.text) == bool(told)
+    assert ("The scorers' logs in logs/ have the reasons." in page.text) == bool(told)
 
 
 def test_whole_run(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_fewer_prompts_than_a_step_may_ask_for() -> None:
         (
             ["rollout.zero_variance_groups=drop", "advantage.kind=reinforce"],
             "rollout.zero_variance_groups",
-            "equal rewards teach",
+            "equal-reward groups still give gradient",
         ),
         (
             ["rollout.zero_variance_groups=drop", "loss.policy={kind: nll}"],
