@@ -127,7 +127,7 @@ def _check_changes(file: str, changes: Mapping[str, tuple[object, object]]) -> N
     if not changes:
         raise ValueError(
             f"{file}: must change something, got the same settings as control "
-            "(an override on the command line applies to all arms, and replaces the value in the file)"
+            "(an override on the command line applies to all arms, and hides the value in the file)"
         )
     _refuse([key for key in changes if _reason(key)], file, {key: pair[1] for key, pair in changes.items()})
 
