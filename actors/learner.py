@@ -87,7 +87,7 @@ class LearnerRank:
             )
         return self._built[key]
 
-    def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
+    def compute_logprobs(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
         """Compute logprobs and exact entropies of every completion token, and the anchors' logprobs.
 
         A forward pass only. Returns one row per shard row, keyed by sample_id; see

@@ -185,6 +185,8 @@ class Imported:
 
     problem: str
     modules: Mapping[str, tuple[str, str]]
+    in_actor: bool = False
+    """Whether it is of a form that runs in the scorer's own process (`rewards.target_forms`)."""
 
 
 TargetUse = tuple[str, UserCall]
@@ -222,7 +224,7 @@ def _import_result(child: _Child, secrets: Secrets) -> Imported:
         child.wait_ready()
     except SandboxError as failure:
         return Imported(secrets.mask(str(failure)).removeprefix(_STARTING), {})
-    return Imported("", child.modules)
+    return Imported("", child.modules, child.wants_actor)
 
 
 def _opening(

@@ -190,13 +190,13 @@ async def learning(bench: Bench) -> tuple[Rounds, int]:
     """Rounds of score and update, and the completion tokens they learn from."""
     batch = await fill_batch(bench)
     learner = bench.roles.learner
-    columns = align(batch.index, await learner.score(batch))
+    columns = align(batch.index, await learner.compute_logprobs(batch))
     learnable = with_advantages(batch, columns, bind(bench.config), 0)
     await write_update(bench, batch, learnable)
 
     async def system() -> Seconds:
         began = time.perf_counter()
-        await learner.score(batch)
+        await learner.compute_logprobs(batch)
         scored = time.perf_counter()
         await learner.update(batch, learnable)
         return {"score": scored - began, "update": time.perf_counter() - scored}

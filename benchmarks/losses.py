@@ -91,7 +91,7 @@ class Arm:
     def step(self) -> dict[str, float]:
         """Score and update once; CPU seconds of each."""
         began = time.process_time()
-        self._rank.score(self._shard, self._update.microbatches)
+        self._rank.compute_logprobs(self._shard, self._update.microbatches)
         scored = time.process_time()
         self._rank.update(self._update)
         ended = time.process_time()

@@ -116,7 +116,9 @@ class ActorPool:
         actors, size = renewed
         self._fleet.watch()
         scorers = (
-            scorer_set(resolved.run, actors.scorer_pools) if samples else ScorerSet(scorers={}, commons={})
+            scorer_set(resolved.run, actors.scorer_pools)
+            if samples
+            else ScorerSet(scorers={}, common_keys={})
         )
         roles = Roles(
             generator=actors.generator,
@@ -202,7 +204,12 @@ class ActorPool:
         if config.cluster.spawn == "ray":
             group = await reserve(resolved.placement, config.cluster.ready_timeout_s)
         self._site = Site(
-            run=resolved.run, placement=resolved.placement, group=group, log_dir=claim.log_dir, report=report
+            run=resolved.run,
+            placement=resolved.placement,
+            group=group,
+            log_dir=claim.log_dir,
+            report=report,
+            in_actor=resolved.code.in_actor,
         )
         resolved.reporter.note(f"starting actors; their logs are in {claim.log_dir}")
         return self._site
@@ -235,6 +242,7 @@ class ActorPool:
         """The engines and ranks of `before`, with this run's own scorers and buffer; those are ready."""
         # `site` is shared with actors that stay: what they start or report from now on belongs to this run.
         site.run, site.log_dir, site.report = resolved.run, claim.log_dir, report
+        site.in_actor = resolved.code.in_actor
         scorer_pools = spawn_scorers(site, before.scorer_pools)
         buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
         actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, buffer_actor=buffer_actor)

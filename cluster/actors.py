@@ -24,9 +24,8 @@ from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
 from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, ReportEvent, Supervised
-from configs.bound import BoundRun
-from configs.kinds.base import OwnOptions
-from configs.kinds.scorers import CustomOptions
+from configs.bound import BoundEntry, BoundRun
+from configs.kinds.scorers import CustomOptions, ScorerCommon
 from configs.schema import RunConfig
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
@@ -48,6 +47,8 @@ class Site:
     group: PlacementGroup | None
     log_dir: Path
     report: ReportEvent
+    in_actor: frozenset[str] = frozenset()
+    """Own scorers that run in no sandbox (`cluster.user_code.UserCode`)."""
 
     @property
     def config(self) -> RunConfig:
@@ -170,16 +171,23 @@ def spawn_engines(site: Site) -> list[Supervised]:
     ]
 
 
-def score_limit_s(config: RunConfig, options: object, concurrency: int = 1) -> float:
-    """Seconds that a scorer may take for a group: enough for every sample to reach the scorer's own limit.
+def score_limit_s(
+    config: RunConfig, entry: BoundEntry[ScorerCommon], in_actor: frozenset[str] = frozenset()
+) -> float:
+    """Seconds that a scorer may take for a group: `rollout.score_timeout_s`, more only in a sandbox.
 
-    Concurrent groups may wait for the same child processes, so the limit grows with `concurrency`.
+    There each sample has a limit of its own, `limit_s`, and a killed process takes up to 5 s to replace, so a
+    group has at least group_size x (limit_s + 5) x concurrency: concurrent groups may wait for the same child
+    process. An own kind in `in_actor` (async, a class or batched) runs in no sandbox.
     """
-    per_sample = getattr(options, "limit_s", 0.0)
-    if isinstance(options, OwnOptions):
-        per_sample = options.options.get("limit_s", CustomOptions().limit_s)
-    slowest = config.rollout.group_size * (float(per_sample) + _RESTART_S) if per_sample else 0.0
-    return max(config.rollout.score_timeout_s, slowest * concurrency)
+    least, options = config.rollout.score_timeout_s, entry.options
+    if entry.is_own and entry.kind_name not in in_actor:
+        per_sample = float(options.options.get("limit_s", CustomOptions().limit_s))
+    elif entry.kind.isolated:
+        per_sample = options.limit_s
+    else:
+        return least
+    return max(least, config.rollout.group_size * (per_sample + _RESTART_S) * entry.common.concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +211,7 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
         common, options = entry.common, entry.options
         secrets = secrets_of(site.config, name)
         inline = site.config.cluster.spawn == "local"
-        limit_s = score_limit_s(site.config, options, common.concurrency)
+        limit_s = score_limit_s(site.config, entry, site.in_actor)
         if inline and entry.own_code():
             limit_s = math.inf  # it may stop at a breakpoint
         # Weight and combination are applied by the driver: a replica need not be rebuilt for another.
@@ -246,7 +254,7 @@ def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerS
     """The scorers as a role, with the weights of this run."""
     return ScorerSet(
         scorers={name: scorer_pools[name].role for name in run.scorers},
-        commons={name: entry.common for name, entry in run.scorers.items()},
+        common_keys={name: entry.common for name, entry in run.scorers.items()},
     )
 
 

@@ -138,20 +138,34 @@ class Attempt:
         config = run.config
         roles, reports, claim = actors.roles, self._reports(), self._claim
         order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
-        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
+        producer = Producer(
+            config,
+            order,
+            roles.generator,
+            roles.scorers,
+            roles.buffer,
+            reports.phase,
+            self._resolved.prompts.encode,
+        )
         held_out = self._resolved.prompts.held_out
         evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
-        on_policy = self._job.rollouts_of is None
+        generates = self._job.rollouts_of is None
         demonstrations = self._resolved.prompts.demonstrations
-        return Run(run, roles, producer, evaluator, checkpoints, reports, on_policy, demonstrations)
+        return Run(run, roles, producer, evaluator, checkpoints, reports, generates, demonstrations)
 
     async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
         self._reporter.header(run_dir=run_dir, model=config.model.path)
         order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
-            config, order, samplers.generator, samplers.scorers, samplers.buffer, self._reporter.phase
+            config,
+            order,
+            samplers.generator,
+            samplers.scorers,
+            samplers.buffer,
+            self._reporter.phase,
+            self._resolved.prompts.encode,
         )
         try:
             await collect(config, producer, samplers.buffer, self._claim.attempt, self._reports())

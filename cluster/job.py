@@ -20,9 +20,10 @@ from configs.bound import BoundRun
 from configs.schema import RunConfig
 from rollouts.records import Prompt
 from trainer.data.demonstrations import demonstration_rows
-from trainer.data.encode import load_tokenizer, load_vocab_size, named_rows, row_of
+from trainer.data.encode import load_tokenizer, load_vocab_size, named_rows, row_of, text_encoder
 from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.model.checkpoint_format import check_model
+from trainer.rollout.rollouter import no_tokenizer
 from trainer.token_advantages.transforms import start_transforms
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -76,6 +77,8 @@ class Prompts:
     train: Sequence[TokenPrompt]
     held_out: Sequence[TokenPrompt]
     demonstrations: pa.RecordBatch
+    encode: Callable[[str], tuple[int, ...]] = no_tokenizer
+    """Text to token ids by the tokenizer of the model, without special tokens; for rollouters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,12 @@ def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:
         if too_long:
             note(_too_long_note(key, too_long, len(dataset), limit))
     demonstrations = demonstration_rows(run, tokenizer, vocab_size, note)
-    return Prompts(train=prompts["train"], held_out=prompts["eval"], demonstrations=demonstrations)
+    return Prompts(
+        train=prompts["train"],
+        held_out=prompts["eval"],
+        demonstrations=demonstrations,
+        encode=text_encoder(tokenizer),
+    )
 
 
 def _too_long_note(key: str, too_long: Sequence[Prompt], num_prompts: int, limit: int) -> str:

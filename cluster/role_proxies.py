@@ -362,12 +362,12 @@ class LearnerGroup:
         """As `each`, with the same arguments for every rank."""
         return await self.each(method, [arguments] * len(self._handles))
 
-    async def score(self, batch: Batch) -> pa.Table:
+    async def compute_logprobs(self, batch: Batch) -> pa.Table:
         plan = batch.plan
         ranks = range(len(self._handles))
         shards = await asyncio.gather(*(self._buffer.shard(plan.rows_of(rank)) for rank in ranks))
         arguments = [(shards[rank], local_microbatches(plan, rank)) for rank in ranks]
-        parts = await self.each(LearnerRank.score, arguments)
+        parts = await self.each(LearnerRank.compute_logprobs, arguments)
         return pa.Table.from_batches(parts)
 
     async def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:

@@ -46,6 +46,8 @@ class UserCode:
 
     digests: Mapping[str, str]
     files: Mapping[str, str]
+    in_actor: frozenset[str] = frozenset()
+    """Targets of scorers that run in the scorer's own process, not in a sandbox: async, classes, batched."""
 
 
 NO_CODE: Final = UserCode({}, {})
@@ -113,4 +115,5 @@ def check_user_code(
     return UserCode(
         digests={name: digest for name, (_, digest) in sorted(modules.items())},
         files={name: path for name, (path, _) in modules.items()},
+        in_actor=frozenset(target for key, target in targets.items() if imported[uses[key]].in_actor),
     )

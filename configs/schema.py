@@ -74,7 +74,10 @@ class RolloutConfig:
     max_lag: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
     """Steps a sample may be older than the weights it trains; 1 or more generates while the learner works."""
     group_timeout_s: float = setting(300.0, NOTHING, POSITIVE)
-    """Limit of one group from submission to scores; does not count while engines are paused."""
+    """Limit of one group from submission to scores, waiting for a free scorer included.
+
+    It does not count while engines are paused.
+    """
     score_timeout_s: float = setting(60.0, NOTHING, POSITIVE)
     """Limit of one scorer on one group; past it the group's scores are null with status timeout."""
 

@@ -30,11 +30,12 @@ The column "another value" says what changing the key of an existing run require
 
 - *new run*: with another value it is another experiment, which cannot resume the run;
 - *other evaluations*: the run resumes, but its later evaluations are not comparable with the earlier ones;
-- *new actors*: engines and learner ranks are built with it, so a series of runs starts new ones.
+- *new actors*: engines and learner ranks are built with it, so a series of runs starts new ones;
+- empty: nothing; the run resumes with any value, and its results stay comparable.
 
 A controller can move a key marked ↕, and every number with a decimal point among the options of losses,
 transforms (`token_advantage`), reward shapes, bonuses and prompt weights.
-An empty cell means that the key has no rule, or that a run resumes with any value.
+An empty cell of "must" means that every value of the type is right.
 """
 
 
@@ -93,12 +94,30 @@ def setting_rows(cls: type, prefix: str) -> Iterator[Sequence[str]]:
             yield key, default_of(field), rule_words(setting), effect_words(setting.effect), meaning
 
 
-def option_rows(cls: type) -> Iterator[Sequence[str]]:
-    """One row per option."""
-    docs, told = attribute_docs(cls), options_of(cls)
+def option_rows(cls: type, places: Sequence[str]) -> Iterator[Sequence[str]]:
+    """One row per option of entries at `places`."""
+    docs, options = attribute_docs(cls), options_of(cls)
     for field in fields(cls):
-        meaning = docs.get(field.name, "")
-        yield f"`{field.name}`", default_of(field), rule_words(told[field.name]), meaning
+        own = options[field.name]
+        yield (
+            f"`{field.name}`",
+            default_of(field),
+            rule_words(own),
+            option_effect(own, places),
+            docs.get(field.name, ""),
+        )
+
+
+def option_effect(own: Setting | None, places: Sequence[str]) -> str:
+    """What another value of an option takes, as `configs.experiment` has it; by place where they differ."""
+    sections = dict(settings_of(RunConfig))
+    effects = {}
+    for place in places:
+        whole = sections[place].effect
+        effects[place] = effect_words(own.effect if own and EXPERIMENT in whole else whole)
+    if len(set(effects.values())) == 1:
+        return effects[places[0]]
+    return "; ".join(f"`{place}`: {words}" for place, words in effects.items())
 
 
 def rule_words(setting: Setting | None) -> str:
@@ -118,13 +137,14 @@ def kind_tables() -> Iterator[str]:
     roles = NAMED_ENTRIES | SINGLE_ENTRIES
     for key, role in roles.items():
         places.setdefault(id(role.table), []).append(f"{key}.<name>" if key in NAMED_ENTRIES else key)
-    columns = ("option", "default", "must", "meaning")
+    columns = ("option", "default", "must", "another value", "meaning")
     for role in {id(role.table): role for role in roles.values()}.values():
         title = " and ".join(f"`{place}`" for place in places[id(role.table)])
-        shared = table(columns, option_rows(role.common))
+        sections = [place.removesuffix(".<name>") for place in places[id(role.table)]]
+        shared = table(columns, option_rows(role.common, sections))
         yield f"## Kinds of {title}\n\nWhatever its kind, an entry takes:\n\n{shared}"
         for name, kind in role.table.items():
-            options = table(columns, option_rows(kind.options))
+            options = table(columns, option_rows(kind.options, sections))
             yield f"### `{name}`\n\n{about(kind.options)}\n" + (f"\n{options}" if options else "")
 
 

@@ -15,14 +15,14 @@ from rollouts.records import Completion, Judgement, Sample, Span
 _COMBINES = ("sum", "multiply", "gate")
 
 
-def check_tags(commons: Mapping[str, ScorerCommon]) -> None:
+def check_tags(common_keys: Mapping[str, ScorerCommon]) -> None:
     """Check that no two scorers set the same tag, as far as their kinds declare it; called before a run.
 
     Raises:
         ValueError: two do; the message names both scorers and the tag.
     """
     scorer_of: dict[str, str] = {}
-    for name, common in commons.items():
+    for name, common in common_keys.items():
         for tag in SCORERS[common.kind].tags if common.kind in SCORERS else ():
             if tag in scorer_of:
                 raise _clash(tag, scorer_of[tag], name)
@@ -32,7 +32,7 @@ def check_tags(commons: Mapping[str, ScorerCommon]) -> None:
 def combine(
     completion: Completion,
     judgements: Mapping[str, Judgement],
-    commons: Mapping[str, ScorerCommon],
+    common_keys: Mapping[str, ScorerCommon],
     origin: str = POLICY,
 ) -> Sample:
     """reward = gate x product(multiply) x sum(weight x score), over scorers in config order.
@@ -47,9 +47,9 @@ def combine(
     Raises:
         ValueError: the mappings have different scorers, or a `combine` is unknown.
     """
-    if judgements.keys() != commons.keys():
-        raise ValueError(f"judgements must be of scorers {list(commons)}, got {list(judgements)}")
-    ordered = {name: judgements[name] for name in commons}
+    if judgements.keys() != common_keys.keys():
+        raise ValueError(f"judgements must be of scorers {list(common_keys)}, got {list(judgements)}")
+    ordered = {name: judgements[name] for name in common_keys}
     vector = tuple(judgement.score for judgement in ordered.values())
     answer, answer_ok = _first_answer(ordered)
     return Sample(
@@ -62,15 +62,15 @@ def combine(
         answer=answer,
         answer_ok=answer_ok,
         reward_vector=vector,
-        reward=_reward(ordered, commons),
+        reward=_reward(ordered, common_keys),
     )
 
 
-def _reward(judgements: Mapping[str, Judgement], commons: Mapping[str, ScorerCommon]) -> float | None:
+def _reward(judgements: Mapping[str, Judgement], common_keys: Mapping[str, ScorerCommon]) -> float | None:
     gate, product = 1.0, 1.0
     terms: list[float] = []
     num_factors = 0
-    for name, common in commons.items():
+    for name, common in common_keys.items():
         if common.combine not in _COMBINES:
             raise ValueError(f"scorers.{name}.combine must be one of {_COMBINES}, got {common.combine!r}")
         if common.combine == "sum" and common.weight == 0:

@@ -74,7 +74,7 @@ class Run:
     """One run: calls the roles in order. A `RunState` has the state that it keeps from step to step.
 
     It starts, and restarts after the learner died, from the newest valid checkpoint. The groups of later
-    steps return to the buffer and are trained on without being generated again. `on_policy` is false for a
+    steps return to the buffer and are trained on without being generated again. `generates` is false for a
     run on the rollouts of another run, which may be of any age and other weights. `demonstrations` are all
     rows of origin sft that steps draw from.
     """
@@ -87,13 +87,13 @@ class Run:
         evaluator: Evaluator,
         checkpoints: Checkpoints,
         reports: Reports,
-        on_policy: bool = True,
+        generates: bool = True,
         demonstrations: pa.RecordBatch | None = None,
     ) -> None:
         config = run.config
         self._run, self._config, self._roles, self._producer = run, config, roles, producer
         self._evaluator, self._checkpoints, self._reports = evaluator, checkpoints, reports
-        self._on_policy = on_policy
+        self._generates = generates
         self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
         self._state = RunState(run, reports)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
@@ -131,7 +131,7 @@ class Run:
                 return False
 
     async def _make_probes(self, prompts: Sequence[TokenPrompt]) -> None:
-        wanted = prompts if self._on_policy else ()
+        wanted = prompts if self._generates else ()
         self._probes = await make_probes(self._config, wanted, self._roles.generator)
 
     async def _restore(self) -> int:
@@ -229,14 +229,14 @@ class Run:
         """Score, compute the credit, update. Returns the learner's columns in row order, and the credit."""
         config, learner = self._config, self._roles.learner
         report.learning_begins(self._producer.generating_s())
-        columns = align(batch.index, await learner.score(batch))
+        columns = align(batch.index, await learner.compute_logprobs(batch))
         report.lap("learn_score")
         learnable = with_advantages(
             batch, columns, self._run, step, training_settings(settings), self._state.history
         )
         report.add_rows(batch, columns, learnable, version=step)
         report.add_sampling(batch, config.rollout, self._reports, step + 1)
-        if self._on_policy:
+        if self._generates:
             check_mismatch(report.metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         report.lap("advantages")
         updates = await learner.update(batch, learnable)
@@ -249,7 +249,7 @@ class Run:
     async def _take(self, step: int, settings: Mapping[str, float]) -> pa.Table:
         """The step's rows; groups missing in the buffer (damaged on disk, or too old) are sampled again."""
         config, buffer = self._config, self._roles.buffer
-        oldest = step - config.rollout.max_lag if self._on_policy else 0
+        oldest = step - config.rollout.max_lag if self._generates else 0
         demonstrations = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         picks = choose(config, step)
         while (index := await buffer.take(self._producer.num_groups, oldest, picks, demonstrations)) is None:

@@ -52,7 +52,7 @@ class Scorer(Protocol):
 class Learner(Protocol):
     """All ranks of the learner."""
 
-    async def score(self, batch: Batch) -> pa.Table:
+    async def compute_logprobs(self, batch: Batch) -> pa.Table:
         """Columns of `trainer.model.rows.score_columns` for all rows, keyed by sample_id."""
         ...
 

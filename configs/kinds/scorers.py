@@ -61,7 +61,9 @@ class MathOptions(Options):
     """math-verify in a process that is killed after `limit_s` seconds on one sample."""
 
     limit_s: float = option(5.0, POSITIVE)
-    num_processes: int = option(1, POSITIVE)
+    """Seconds for one sample. Past it the score is null, so another limit may give other scores."""
+    num_processes: int = option(1, POSITIVE, NOTHING)
+    """Sandbox processes of each replica."""
     max_chars: int = option(8192, POSITIVE)
 
 
@@ -108,7 +110,9 @@ class CustomOptions(Options):
 
     function: str = option("", NOT_EMPTY)
     limit_s: float = option(10.0, POSITIVE)
-    num_processes: int = option(1, POSITIVE)
+    """Seconds for one sample. Past it the score is null, so another limit may give other scores."""
+    num_processes: int = option(1, POSITIVE, NOTHING)
+    """Sandbox processes of each replica."""
     options: dict[str, Any] = field(default_factory=dict)
 
     def own_code(self) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from fake_actors import FakeHandle
 
 from cluster import actors
-from cluster.actors import Site, spawn_scorers
+from cluster.actors import Site, score_limit_s, spawn_scorers
 from cluster.placement import plan
 from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
 from cluster.train import dry_run, train
@@ -159,3 +159,26 @@ def test_scorers_of_the_run_before_stay_if_they_were_built_alike(monkeypatch: py
     assert again("scorers.judge.replicas=1", "scorers.other.seed=2") == ["judge", "other"]
     monkeypatch.setenv("OTHER_API_KEY", "a-renewed-secret")
     assert again() == ["other"]
+
+
+LIMITS: list[tuple[str, float]] = [
+    ("{kind: length}", 60.0),  # runs in the scorer's process: rollout.score_timeout_s
+    ("{kind: math, limit_s: 1}", 60.0),  # 8 x (1 + 5) x 1 = 48 is less
+    ("{kind: math, limit_s: 5}", 80.0),  # 8 x (5 + 5) x 1
+    ('{kind: custom, function: "mine:f", limit_s: 7, concurrency: 2}', 192.0),  # 8 x (7 + 5) x 2
+    ('{kind: "mine:plain", concurrency: 2}', 240.0),  # 8 x (10 + 5) x 2, the limit of `custom`
+    ('{kind: "mine:plain", options: {limit_s: 4}}', 72.0),
+    ('{kind: "mine:judge", concurrency: 16}', 60.0),  # async: no limit per sample
+    ('{kind: "mine:judge", options: {limit_s: 30}, concurrency: 16}', 60.0),
+]
+
+
+@pytest.mark.parametrize(("scorer", "limit_s"), LIMITS)
+def test_the_limit_of_a_group(scorer: str, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sandbox the limit of every sample comes first; all else has rollout.score_timeout_s."""
+    config = load_config("debug", [f"scorers.mine={scorer}", "allow=[mine]", "rollout.group_size=8"])
+    in_actor = frozenset({"mine:judge"})
+    assert score_limit_s(config, bind(config).scorers["mine"], in_actor) == limit_s
+    spawned = Spawned(monkeypatch, config)
+    spawned.site.in_actor = in_actor
+    assert spawn_scorers(spawned.site)["mine"].role.limit_s == limit_s

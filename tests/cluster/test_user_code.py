@@ -244,3 +244,20 @@ def test_every_kind_of_the_users_own_is_tried(folder: Path) -> None:
         "data.train.kind",
     ]
     assert own_targets(load_config("debug", [])) == {}
+
+
+def test_forms_that_need_the_scorers_own_process_are_known(folder: Path) -> None:
+    """Async functions, classes and what is batched; a plain function runs in a sandbox."""
+    (folder / "mine_forms.py").write_text(
+        "from rewards.target_forms import batched\n"
+        "def plain(prompt, completions, options): ...\n"
+        "async def judge(prompt, completions, options): ...\n"
+        "@batched\ndef many(items, options): ...\n"
+        "class Model:\n"
+        "    def __init__(self, options): ...\n"
+        "    def score(self, prompt, completions): ...\n"
+    )
+    names = ("plain", "judge", "many", "Model")
+    forms = [f'scorers.{name.lower()}={{kind: "mine_forms:{name}"}}' for name in names]
+    code = check_user_code(load_config("debug", [*forms, "allow=[mine_forms]"]), lambda text: None)
+    assert code.in_actor == {f"mine_forms:{name}" for name in names[1:]}

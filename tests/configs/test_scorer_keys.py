@@ -91,3 +91,13 @@ def test_the_page_has_every_key_with_its_default() -> None:
         for name, value in defaults.items()
     }
     assert rows == shown
+
+
+def test_where_samples_are_scored_is_no_other_experiment() -> None:
+    """The number of sandbox processes changes no score; a limit may, as a sample past it has none."""
+    given = 'scorers.mine={kind: custom, function: "mine:f"%s}'
+    first, more, longer = (
+        config_hash(load_config("debug", [given % other, "allow=[mine]"]))
+        for other in ("", ", num_processes: 4", ", limit_s: 20")
+    )
+    assert first == more != longer

@@ -249,8 +249,8 @@ class ThreadedRank:
         self._thread = ThreadPoolExecutor(1)
         self._rank = self._thread.submit(LearnerRank, run, place).result()
 
-    def score(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
-        return self._thread.submit(self._rank.score, shard, microbatches).result()
+    def compute_logprobs(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
+        return self._thread.submit(self._rank.compute_logprobs, shard, microbatches).result()
 
     def update(self, batch: RankUpdate) -> list[dict[str, float]]:
         return self._thread.submit(self._rank.update, batch).result()

@@ -250,7 +250,7 @@ class Ranks:
         index = index_of(rows)
         lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
         batch = case.cut(collate(index, config), lengths)
-        columns = asyncio.run(self.group(rows).score(batch))
+        columns = asyncio.run(self.group(rows).compute_logprobs(batch))
         return batch, align(index, columns)
 
     def update(self, batch: Batch, learnable: Learnable) -> list[dict[str, float]]:

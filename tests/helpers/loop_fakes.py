@@ -119,7 +119,7 @@ class TokenScorer(FakeScorer):
 def scorers(scorer: FakeScorer | None = None) -> ScorerSet:
     """One scorer, `correct`, of weight 1."""
     common = ScorerCommon(kind="lab_answer", weight=1.0)
-    return ScorerSet(scorers={"correct": scorer or FakeScorer()}, commons={"correct": common})
+    return ScorerSet(scorers={"correct": scorer or FakeScorer()}, common_keys={"correct": common})
 
 
 def _masks(index: pa.Table) -> list[list[bool]]:
@@ -143,8 +143,8 @@ class FakeLearner:
     nonfinite_steps: frozenset[int] = frozenset()
     learned: list[Learnable] = field(default_factory=list)
 
-    async def score(self, batch: Batch) -> pa.Table:
-        self.calls.append("score")
+    async def compute_logprobs(self, batch: Batch) -> pa.Table:
+        self.calls.append("compute_logprobs")
         names, num_rows = batch.index.column("sample_id"), batch.index.num_rows
         counts = batch.index.column("num_tokens").to_pylist()
         floats = pa.array([[LOGPROB] * count for count in counts], pa.list_(pa.float32()))

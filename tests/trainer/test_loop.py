@@ -113,7 +113,14 @@ def step_calls(step: int) -> list[str]:
     """The calls of `step` (from 0) at lag 0: its groups first, the commit last, after the new weights."""
     first, second = 2 * step, 2 * step + 1
     made = [f"generate {first:08d}", f"generate {second:08d}", f"add {first}", f"add {second}"]
-    learned = [f"take 2 from {step}", "score", "update", f"publish {step + 1}", f"load {step + 1}", "resume"]
+    learned = [
+        f"take 2 from {step}",
+        "compute_logprobs",
+        "update",
+        f"publish {step + 1}",
+        f"load {step + 1}",
+        "resume",
+    ]
     return [*made, *learned, f"commit {step + 1}"]
 
 

@@ -6,7 +6,7 @@ template or vocabulary becomes one ValueError that names the row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from configs.schema import ModelConfig
@@ -30,6 +30,11 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)  # type: ignore[no-any-return]
     except Exception as error:  # the tokenizers library raises plain `Exception` for a damaged file
         raise ValueError(f"model.path must hold a tokenizer, got {model.path!r}: {error}") from error
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], tuple[int, ...]]:
+    """text -> its token ids without special tokens; what a rollouter calls as `RolloutTools.encode`."""
+    return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def load_vocab_size(model: ModelConfig) -> int:

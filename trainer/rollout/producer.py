@@ -22,7 +22,13 @@ from trainer.roles import Buffer, Generator
 from trainer.rollout import tempered
 from trainer.rollout.dynamic_sampling import asked_for, max_rounds, submissions_per_step
 from trainer.rollout.pausable_clock import Clock
-from trainer.rollout.rollouter import RolloutTools, ScorerSet, bound_rollouter, make_submission
+from trainer.rollout.rollouter import (
+    RolloutTools,
+    ScorerSet,
+    bound_rollouter,
+    make_submission,
+    no_tokenizer,
+)
 from trainer.rollout.tempered import as_tempered, temperature_of
 
 TEMPERATURE: Final = "rollout.temperature"
@@ -46,6 +52,7 @@ class Producer:
         scorers: ScorerSet,
         buffer: Buffer,
         phase: Callable[[int, str], None] = lambda step, name: None,
+        encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
     ) -> None:
         self._config, self._order = config, order
         self._generator, self._scorers, self._buffer = _TimedGenerator(generator), scorers, buffer
@@ -56,6 +63,7 @@ class Producer:
         self._rollouter = bound_rollouter(config)
         self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
+        self._encode = encode
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stride = submissions_per_step(config)
@@ -185,6 +193,7 @@ class Producer:
             longest=self._longest,
             limit_s=rollout.group_timeout_s,
             clock=self._clock,
+            encode=self._encode,
         )
         try:
             group = await self._rollouter.roll_out(submission, tools)

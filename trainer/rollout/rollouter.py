@@ -7,7 +7,7 @@ producer; evaluations always use `single_turn`. Runs in the driver, so it should
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ class ScorerSet:
     """The scorers by their names in the config, and the options of how their scores combine."""
 
     scorers: Mapping[str, Scorer]
-    commons: Mapping[str, ScorerCommon]
+    common_keys: Mapping[str, ScorerCommon]
 
 
 class Rollouter(Protocol):
@@ -43,6 +43,15 @@ class Rollouter(Protocol):
     async def __call__(self, submission: Submission, tools: RolloutTools, options: Any) -> Group: ...
 
 
+def no_tokenizer(text: str) -> tuple[int, ...]:
+    """What `RolloutTools.encode` does where no tokenizer was given.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"encode must have a tokenizer, got none for the text {text[:40]!r}")
+
+
 class RolloutTools:
     """The functions that a rollouter may call for one submission. All of them end at the group's deadline."""
 
@@ -55,6 +64,7 @@ class RolloutTools:
         longest: int,
         limit_s: float,
         clock: Clock,
+        encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
     ) -> None:
         """`longest` is the largest number of tokens of a context and its completion; `limit_s` counts from
         now, by `clock`."""
@@ -62,6 +72,14 @@ class RolloutTools:
         self._longest, self._clock = longest, clock
         self._deadline = clock.now() + limit_s
         self._asked: set[tuple[int, int]] = set()
+        self._encode = encode
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text, such as what a tool answered, by the model's tokenizer.
+
+        Without special tokens: those of a chat template are part of the text.
+        """
+        return self._encode(text)
 
     def remaining_s(self) -> float:
         """Seconds until the deadline; time during which the engines are paused does not count."""
@@ -172,7 +190,7 @@ class RolloutTools:
         behavior_prompt_ids: tuple[int, ...] | None = None,
     ) -> Sample:
         """A `Sample` of the completion, with its judgements combined into a reward."""
-        sample = combine(completion, judgements, self._scorers.commons, origin)
+        sample = combine(completion, judgements, self._scorers.common_keys, origin)
         return replace(sample, parent_id=parent_id, behavior_prompt_ids=behavior_prompt_ids)
 
 

@@ -94,7 +94,7 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
     lines: list[Mapping[str, float]] = []
     reports = Reports(step=lines.append, note=lambda text: None)
     checkpoints = Checkpoints(mine, CONFIG, "experiment", 1, reports.event)
-    run = Run(bind(CONFIG), roles, producer, evaluator, checkpoints, reports, on_policy=False)
+    run = Run(bind(CONFIG), roles, producer, evaluator, checkpoints, reports, generates=False)
     assert buffer.actor.adopt(str(tmp_path / "theirs")) == 6
     assert asyncio.run(run.train(token_prompts(5)))
     assert committed_steps(mine) == [1, 2, 3] and learner.version == 3

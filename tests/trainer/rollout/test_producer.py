@@ -170,7 +170,7 @@ def test_a_missing_score_is_data(tmp_path: Path) -> None:
         assert index.column("reward").to_pylist() == [1.0, 0.0, None, 0.0]
         assert dict(index.column("score_status").to_pylist()[2]) == {"correct": "timeout"}
         batch = collate(index, config)
-        columns = align(index, await FakeLearner().score(batch))
+        columns = align(index, await FakeLearner().compute_logprobs(batch))
         learnable = with_advantages(batch, columns, bind(config), 0)
         assert learnable.advantage_N.tolist() == pytest.approx([1.1547, -0.5774, 0.0, -0.5774], abs=1e-4)
         assert learnable.row_weight_N.tolist() == pytest.approx([1 / 9, 1 / 9, 0.0, 1 / 9])

@@ -25,7 +25,7 @@ from rollouts.store import committed_evals, read_eval, read_step, read_summary
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import Producer
-from trainer.rollout.rollouter import RolloutTools, make_submission
+from trainer.rollout.rollouter import BoundRollouter, RolloutTools, make_submission
 from trainer.rollout.single_turn import single_turn
 
 TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
@@ -316,3 +316,33 @@ def test_an_answer_that_the_prompt_begins_is_judged_whole() -> None:
     begun = asyncio.run(group_of(("user", "1+2?"), ("assistant", "It is ")))
     assert seen == [f"It is {text}" for text in sampled]
     assert [sample.completion.text for sample in begun.samples] == sampled
+
+
+def test_a_rollouter_can_encode_what_a_tool_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the producer's tokenizer; without one the message names the text."""
+    config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=1))
+    order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
+    told: list[tuple[int, ...]] = []
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    async def reads(submission: Submission, tools: RolloutTools, options: object) -> Group:
+        told.append(tools.encode("42"))
+        return await single_turn(submission, tools)
+
+    async def produce() -> None:
+        producer = Producer(config, order, FakeGenerator(), scorers(), buffer, encode=encode)
+        producer.top_up(0)
+        await producer.settle(0)
+
+    mine = BoundRollouter(kind="mine", function=reads, options=None)
+    monkeypatch.setattr("trainer.rollout.producer.bound_rollouter", lambda config: mine)
+    asyncio.run(produce())
+    assert told == [(52, 50)]
+
+    async def without() -> None:
+        tools_for(submission_of()).encode("hello")
+
+    with pytest.raises(ValueError, match="must have a tokenizer, got none for the text 'hello'"):
+        asyncio.run(without())
