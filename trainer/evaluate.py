@@ -53,6 +53,8 @@ def eval_metrics(groups: Sequence[Group], pass_at: Sequence[int]) -> dict[str, f
     rewards = [sample.reward for sample in samples if sample.reward is not None]
     if rewards:
         metrics["eval/reward"] = float(np.mean(rewards))
+    if len(rewards) < len(samples):
+        metrics["eval/null_share"] = 1.0 - len(rewards) / len(samples)
     tags = [sample.tags.get("format") for sample in samples]
     if any(tags):
         flat = np.array([ok for group in passes for ok in group])

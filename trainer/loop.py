@@ -213,6 +213,8 @@ class Run:
         report.metrics |= await self._reset_reference(number, report.metrics)
         self._reports.phase(number, "publishing")
         report.metrics |= await self._publish(number)
+        if number == 1:
+            self._note_unproven(report.metrics)
         report.lap("publish")
         report.add_times()
         self._reports.phase(number, "committing")
@@ -290,12 +292,15 @@ class Run:
             self._config,
         )
         await self._producer.resume()
-        if metrics.get("sync/proven") == 0.0 and version == 1:
+        return metrics
+
+    def _note_unproven(self, metrics: Mapping[str, float]) -> None:
+        """Note that the first step could not show that new weights arrived. Without rewards it moved none."""
+        if metrics.get("sync/proven") == 0.0 and metrics.get("reward/null_share") != 1.0:
             self._reports.note(
                 "the first step moved the probes too little to detect stale weights "
                 f"({metrics['sync/probe_power']:.1e} nats); sync/proven says which later steps did"
             )
-        return metrics
 
     async def _evaluate(self, step: int) -> None:
         if not self._evaluator.due(step):
@@ -304,7 +309,9 @@ class Run:
         results = ", ".join(
             f"{name.removeprefix('eval/')} {metrics[name]:.3f}" for name in metrics if "@" in name
         )
-        self._reports.note(f"evaluation after step {step}: {results}")
+        missing = metrics.get("eval/null_share", 0.0)
+        warning = f"; {missing:.0%} of its completions have no reward" if missing else ""
+        self._reports.note(f"evaluation after step {step}: {results}{warning}")
 
     async def _checkpoint(self, step: int) -> None:
         """Write a checkpoint of the state after `step`, and delete old ones."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop_fakes import (
@@ -40,7 +42,7 @@ from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
 from trainer.update_watch import NonFiniteError
-from trainer.weights.weight_sync import WeightSyncError
+from trainer.weights.weight_sync import WeightSyncError, publish
 
 
 @dataclass
@@ -255,6 +257,33 @@ def test_evaluations(tmp_path: Path) -> None:
     assert trial.notes[0] == "evaluation after step 0: pass@1 0.500, pass@2 1.000"
     evals = [number for number, call in enumerate(trial.calls) if call.startswith("generate eval")]
     assert [trial.calls[number - 1] for number in evals] == ["rewind 0", "commit 2", "commit 3"]
+
+
+def test_an_evaluation_says_how_many_rewards_are_missing(tmp_path: Path) -> None:
+    """Its pass@k counts a completion without a reward as wrong."""
+    fails = FakeScorer(fails=lambda completion: completion.sample_id.startswith("eval"))
+    trial = Trial(tmp_path, eval_every=3, scorer=fails)
+    trial.train()
+    note = "evaluation after step 0: pass@1 0.000, pass@2 0.000; 100% of its completions have no reward"
+    assert trial.notes[0] == note
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_step_without_rewards_need_not_move_the_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    """With rewards it is noted that the first step could not show that new weights arrived."""
+
+    async def unproven(*arguments: Any) -> tuple[object, dict[str, float]]:
+        published, metrics = await publish(*arguments)
+        return published, metrics | {"sync/proven": 0.0}
+
+    monkeypatch.setattr("trainer.loop.publish", unproven)
+    trial = Trial(tmp_path, num_steps=4, scorer=FakeScorer(fails=lambda completion: failing))
+    with suppress(NoRewardError):
+        trial.train()
+    told = ["moved the probes too little" in note for note in trial.notes]
+    assert sum(told) == (0 if failing else 1)
 
 
 def test_nonfinite_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:

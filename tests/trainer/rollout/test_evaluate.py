@@ -48,6 +48,7 @@ def test_metrics_by_hand() -> None:
             "eval/pass@1": 0.25,
             "eval/pass@2": 0.5,
             "eval/reward": 2 / 3,
+            "eval/null_share": 1 / 4,
             "eval/format_share/code": 0.5,
             "eval/format_accuracy/code": 0.5,
             "eval/format_share/prose": 0.25,
