@@ -132,7 +132,7 @@ def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytes
         *("scorer-correct-0", "scorer-format-0", "scorer-judge-0", "scorer-judge-1", "scorer-other-0")
     ]
     setup, blueprint, asked = made["scorer-judge-1"]
-    assert blueprint.arguments[2:] == (4, setup.secrets)
+    assert blueprint.arguments[2:] == (4, setup.secrets, False)
     assert setup.secrets.values["JUDGE_API_KEY"] == VALUE
     assert setup.foreign_secrets == ("JUDGE_API_KEY", "JUDGE_URL", "OTHER_API_KEY")
     assert (asked["num_cpus"], asked["num_gpus"], asked["group"], asked["limit_s"]) == (0, 0, None, None)
