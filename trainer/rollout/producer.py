@@ -36,6 +36,10 @@ SAMPLING_SETTINGS: Final = (TEMPERATURE, tempered.TEMPERATURE)
 """Settings of the sampling that controllers may change."""
 
 
+GRACE_S: Final = 10.0
+"""Seconds after `rollout.group_timeout_s` at which a rollouter that has not returned is given up."""
+
+
 class Producer:
     """Fills the buffer. Step `s` (from 0) begins at submission s x submissions_per_step.
 
@@ -196,7 +200,10 @@ class Producer:
             encode=self._encode,
         )
         try:
-            group = await self._rollouter.roll_out(submission, tools)
+            # The tools end at the deadline, when late scorers give nulls. The grace is for a rollouter that
+            # waits for anything else.
+            async with self._clock.timeout_at(self._clock.now() + rollout.group_timeout_s + GRACE_S):
+                group = await self._rollouter.roll_out(submission, tools)
         except TimeoutError as error:
             raise TimeoutError(
                 f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import quick_of
 
 from configs.bound import bind
 from configs.errors import ConfigError
@@ -199,7 +200,12 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = [f"{loss} with grpo" for loss in ("ppo_clip", "gspo", "gppo", "kl_cov")]
+QUICK += [f"ppo_clip with {advantage}" for advantage in ("reinforce_pp", "pass_at_k")]
+"""One loss per form of ratio, and the advantages that divide."""
+
+
+@pytest.mark.parametrize("name", quick_of(list(CONFIGS), QUICK))
 @settings(max_examples=20, deadline=None)
 @given(groups=rows(), seed=st.integers(0, 2**16))
 def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], seed: int) -> None:

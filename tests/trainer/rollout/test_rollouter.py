@@ -17,6 +17,7 @@ from rollouters import ENVIRONMENT, FEEDBACK
 from test_resume import NUM_STEPS, Killed, Trial
 
 from configs.errors import ConfigError
+from configs.kinds.base import OwnOptions
 from configs.load import load_config
 from configs.origins import ORIGINS
 from configs.schema import RolloutConfig, RunConfig
@@ -287,6 +288,31 @@ def test_a_later_turn_that_is_stuck_ends_with_the_group(tmp_path: Path) -> None:
     async def run() -> None:
         producer.top_up(0)
         await producer.settle(0)
+
+    with pytest.raises(TimeoutError, match=r"group 0 \(prompt p0\).*group_timeout_s = 0\.05"):
+        asyncio.run(run())
+
+
+async def hangs(submission: Submission, tools: RolloutTools, options: OwnOptions) -> Group:
+    """Waits for something that is no tool, for ever."""
+    await asyncio.Event().wait()
+    raise AssertionError("nothing ends the wait")
+
+
+def test_a_rollouter_that_hangs_outside_its_tools_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tools have nothing to end; the producer does, a little after the group's limit."""
+    monkeypatch.setattr("trainer.rollout.producer.GRACE_S", 0.05)
+    rollout = RolloutConfig(group_size=2, groups_per_step=1, group_timeout_s=0.05)
+    kind = {"kind": "test_rollouter:hangs", "options": {}}
+    config = RunConfig(rollout=rollout, rollouter=kind, allow=("test_rollouter",))
+    order = PromptOrder(token_prompts(1), 0, shuffle=False)
+    producer = Producer(config, order, FakeGenerator(), scorers(), FileBuffer(tmp_path, 1))
+
+    async def run() -> None:
+        producer.top_up(0)
+        await asyncio.wait_for(producer.settle(0), 20.0)
 
     with pytest.raises(TimeoutError, match=r"group 0 \(prompt p0\).*group_timeout_s = 0\.05"):
         asyncio.run(run())
