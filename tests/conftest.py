@@ -17,6 +17,8 @@ settings.register_profile("polyphony", deadline=None, print_blob=True)
 settings.load_profile("polyphony")
 
 
+# First, because xdist reads the groups in a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep on one worker what shares live engines, and begin with it: those tests take longest.
 
