@@ -66,7 +66,7 @@ debug: setup
 	exec $(BIN)/python -m polyphony train configs/debug.yaml name=debug-$$n $(ARGS)
 
 # Workers side by side. Tests that share live engines stay on one worker (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-quick: setup
 	$(PYTEST) -m "not engine and not long" $(ARGS)

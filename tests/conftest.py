@@ -17,17 +17,24 @@ settings.register_profile("polyphony", deadline=None, print_blob=True)
 settings.load_profile("polyphony")
 
 
-# First, because xdist reads the groups in a hook of the same name.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker what shares live engines, and begin with it: those tests take longest.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `-n 2`: each file on one worker, and all tests of the learner's ranks on one, which they share.
 
-    With `-n 2 --dist loadgroup` one worker then runs the learner's tests, the other those of the engines.
+    One worker then runs the learner's tests, the other those of the engines. xdist's own `loadgroup` does not
+    see groups under pytest 9.
     """
-    for item in items:
-        if item.get_closest_marker("engine") is not None:
-            shared = "learner" if "bench" in getattr(item, "fixturenames", ()) else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(shared))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngine(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "learner" if path.startswith("tests/engine/test_learner") else path
+
+    return ByEngine(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the engines' tests: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is None)
 
 

@@ -168,7 +168,7 @@ def test_an_existing_run_and_a_cluster_too_small_are_refused_in_words(finished: 
     run, _ = finished
     again = _train(run.parent, "whole", *WHOLE[:3])
     assert again.returncode == 2 and "Traceback" not in again.stderr
-    assert "learner.updates_per_step: the run has 2, asked for 1" in again.stderr
+    assert "learner.updates_per_step: the run has 2, this config has 1" in again.stderr
     same = _train(run.parent, "whole", *WHOLE)
     assert same.returncode == 0 and "has made its 4 steps" in same.stdout, same.stderr[-2000:]
     greedy = _train(
