@@ -17,6 +17,7 @@ settings.register_profile("polyphony", deadline=None, print_blob=True)
 settings.load_profile("polyphony")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """With `-n 2`: each file on one worker, and all tests of the learner's ranks on one, which they share.
 
