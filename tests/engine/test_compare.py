@@ -132,7 +132,8 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
     assert compare(_request(tmp_path), io.StringIO()) == 0
     ran = _replace_runs(monkeypatch)
     with pytest.raises(
-        ValueError, match=r"control_seed0.json: .* of other settings: .* choose another --out"
+        ValueError,
+        match=r"control_seed0.json: .* must be a result of these settings, .* choose another --out",
     ):
         compare(_request(tmp_path, "learner.lr=0.1"), io.StringIO())
     with pytest.raises(ValueError, match="of 2 steps, not 3"):
@@ -231,7 +232,7 @@ def test_the_page_is_well_formed_and_runs_nothing(tmp_path: Path) -> None:
     assert text.count('class="spread fill0"') == 5, "control has two seeds, so its band is drawn in each"
     rows = [tag for tag, _ in found.tags].count("tr")
     assert rows == 1 + 1 + 1 + 2 * 9, "two headings, a setting, and nine metrics of two arms"
-    assert "With so few seeds the bootstrap is too narrow" in found.text
+    assert "With so few seeds the bootstrap interval is too narrow" in found.text
     written = markdown(comparison, comparison.rows())
     prose = [line for line in written.splitlines() if not line.startswith("    ")]
     assert "<script" not in "\n".join(prose) and "| anchor | " in written

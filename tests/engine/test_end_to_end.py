@@ -175,7 +175,7 @@ def test_an_existing_run_and_a_cluster_too_small_are_refused_in_words(finished: 
         run.parent, "greedy", "cluster.device=cuda", "learner.num_ranks=8", "generator.num_engines=8"
     )
     assert greedy.returncode == 2 and "Traceback" not in greedy.stderr, greedy.stderr[-2000:]
-    assert "asked" in greedy.stderr and "GPU" in greedy.stderr
+    assert "needed" in greedy.stderr and "GPU" in greedy.stderr
     assert not (run.parent / "greedy").exists()
 
 
