@@ -136,7 +136,7 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pyte
         match=r"control_seed0.json: must be a result of these settings, .* choose another --out",
     ):
         compare(_request(tmp_path, "learner.lr=0.1"), io.StringIO())
-    with pytest.raises(ValueError, match="of 2 steps, not 3"):
+    with pytest.raises(ValueError, match="got 2 steps, not 3"):
         compare(_request(tmp_path, "num_steps=3"), io.StringIO())
     result_path(tmp_path / "out", "anchor", 1).write_text("{")
     with pytest.raises(ValueError, match=r"anchor_seed1.json: .*damaged.*delete it"):
