@@ -41,7 +41,7 @@ def test_every_field_says_what_another_value_means() -> None:
     class Silent:
         lr: float = 1.0
 
-    with pytest.raises(ValueError, match="lr: must be a `setting`"):
+    with pytest.raises(ValueError, match="lr: must be declared with `setting`"):
         list(settings_of(Silent))
 
 

@@ -64,7 +64,7 @@ def test_other_rows_are_refused_and_nothing_is_taken(tmp_path: Path) -> None:
     buffer, rows = make_buffer(tmp_path), make_demonstrations(1)
     with pytest.raises(ValueError, match="run_id must be 'run-a' in every row, got \\['other'\\]"):
         buffer.take(1, 0, (), renamed(rows, "other"))
-    with pytest.raises(ValueError, match=r"must be of origin sft, got \['policy'\]"):
+    with pytest.raises(ValueError, match=r"must have origin sft, got \['policy'\]"):
         buffer.take(1, 0, (), make_batch(7))
     with pytest.raises(ValueError, match="column text must be present"):
         buffer.take(1, 0, (), rows.drop_columns(["text"]))

@@ -90,7 +90,7 @@ def test_a_controller_of_ones_own_says_what_it_moves(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="steady:Mute must have observe, reasons, state, restore"):
         make_controllers(bind(mute))
     for wrong, rule in (
-        (own.replace("kl.coef", "kl.cof"), "controllers.own = "),
+        (own.replace("kl.coef", "kl.cof"), "controllers.own: "),
         (own.replace("[0, 1]", "1"), "must say under settings what it moves, as {key: [low, high]}"),
         (
             "controllers.own={kind: 'steady:Steady'}",
