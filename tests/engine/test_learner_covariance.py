@@ -85,9 +85,7 @@ def test_cut_ranks_and_order_change_nothing(
     found = distance(outcome, wanted, bench.start)
     print(case, found, [len(keys) for keys in expected.chosen])
     assert found.loss < 1e-4 and found.norm < 1e-4, found
-    # Adam divides by the gradient's size, which magnifies the rounding of components near 0: which tokens are
-    # selected moves this bound, while loss and norm agree to 1e-5.
-    assert found.weights_max < 2e-5 and found.update_l2 < 2e-4, found
+    assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
     metrics = update_metrics(sums)
     num_chosen, num_tokens = sum(map(len, expected.chosen)), sum(map(len, tables))
     assert metrics["clip/cov"] == pytest.approx(num_chosen / num_tokens)
