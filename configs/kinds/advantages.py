@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from configs.errors import Broken
 from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE, one_of, option
-from configs.kinds.base import Kind, Options
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
+from configs.kinds.base import Kind, Options, RunView
 
 
 @dataclass
@@ -44,7 +40,7 @@ class ReinforcePpOptions(Options):
     """group (REINFORCE++-baseline: first subtract the group's mean) or none (only the step's statistics)."""
     eps: float = option(1.0e-8, NOT_NEGATIVE)
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if self.baseline == "group" and run.config.rollout.group_size == 1:
             rule = "must be at least 2: reinforce_pp with baseline group compares siblings"
             yield "rollout.group_size", rule
@@ -60,7 +56,7 @@ class PassAtKOptions(Options):
     """A reward of at least this is a success. For rewards other than 0 and 1, the differences are lost."""
     eps: float = option(1.0e-6, NOT_NEGATIVE)
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if self.k > (size := run.config.rollout.group_size):
             yield f"{key}.k", f"must not be above rollout.group_size ({size})"
 

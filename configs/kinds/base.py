@@ -12,12 +12,10 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from configs.errors import Broken, nearest, raised_at
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
+from configs.schema import RunConfig
 
 
 @dataclass
@@ -31,6 +29,41 @@ class Common:
         return iter(())
 
 
+class EntryView(Protocol):
+    """What `Options.check_run` may read of an entry (`configs.bound.BoundEntry`)."""
+
+    @property
+    def kind_name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def options(self) -> Any: ...
+
+
+class RunView(Protocol):
+    """What `Options.check_run` may read of the run: a part of `configs.bound.BoundRun`."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def single(self) -> Mapping[str, EntryView]: ...
+
+    @property
+    def advantage(self) -> EntryView: ...
+
+    @property
+    def losses(self) -> Mapping[str, EntryView]: ...
+
+    @property
+    def scorers(self) -> Mapping[str, EntryView]: ...
+
+    @property
+    def token_advantages(self) -> Mapping[str, EntryView]: ...
+
+
 class Options:
     """What every dataclass of options can say of its values, beside the rule of each field."""
 
@@ -38,7 +71,7 @@ class Options:
         """(option, rule in words) for each value that is wrong beside the others."""
         return iter(())
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         """(dotted key, rule in words) for what cannot work with the rest of the run.
 
         `key` is the key of the entry with these options, such as ``advantage`` or ``loss.policy``.

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, option
-from configs.kinds.base import Kind, Options
+from configs.kinds.base import Kind, Options, RunView
 from configs.origins import SFT
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
 
 
 @dataclass
@@ -36,7 +32,7 @@ class LabDemonstrationOptions(Options):
     )
     """Share of the rows by format, over the sum of all; a format that is not named has none."""
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if SFT in run.losses and run.single["data.train"].kind_name != "lab":
             rule = "must be given: the lab's demonstrations answer the prompts of data.train lab"
             yield f"{key}.kind", rule

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from configs.errors import Broken
 from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, Rule, one_of, option
-from configs.kinds.base import Common, Kind, Options
+from configs.kinds.base import Common, Kind, Options, RunView
 from configs.origins import POLICY, origins_where
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
 
 _RATIO_TO: Final = one_of("proximal", "behavior")
 _DUAL_CLIP: Final = Rule(lambda value: value == 0 or value > 1, "must be 0 (off) or above 1")
@@ -42,7 +39,7 @@ class RatioOptions(Options):
 
     ratio_to: str
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         origin = key.rpartition(".")[2]
         loss, num_updates = run.losses[origin], run.config.learner.updates_per_step
         other_context = origins_where(lambda spec: spec.sampled != "same_context")
@@ -169,7 +166,7 @@ class KlCovOptions(RatioOptions):
     ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip, for the ratio and for the term."""
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         yield from super().check_run(key, run)
         rollout, learner = run.config.rollout, run.config.learner
         is_own = self.ratio_to == "proximal" or (key == f"loss.{POLICY}" and rollout.max_lag == 0)

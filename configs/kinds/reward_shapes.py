@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from configs.errors import Broken
 from configs.fields import NOT_NEGATIVE, POSITIVE, option
-from configs.kinds.base import Kind, Options
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
+from configs.kinds.base import Kind, Options, RunView
 
 
 @dataclass
@@ -40,7 +36,7 @@ class OverlongOptions(Options):
         if self.penalty == 0 and not self.filter:
             yield "penalty", "must be above 0, or filter true: this shape changes nothing"
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         longest = run.config.rollout.max_tokens
         if self.penalty > 0 and self.max_tokens - self.cache_tokens >= longest:
             limit = longest + self.cache_tokens
@@ -59,7 +55,7 @@ class MaraOptions(Options):
     threshold: float = 1.0
     """Reward from which a completion is good (the paper's tau)."""
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if run.advantage.kind.only_success:
             seen = f"advantage {run.advantage.kind_name} sees only which rewards are a success"
             yield f"{key}.kind", f"must not be mara: {seen}"

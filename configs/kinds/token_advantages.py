@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from configs.errors import Broken
 from configs.fields import (
@@ -22,12 +22,9 @@ from configs.fields import (
     one_of,
     option,
 )
-from configs.kinds.base import Kind, Options
+from configs.kinds.base import Kind, Options, RunView
 from configs.kinds.losses import RatioOptions
 from configs.origins import POLICY
-
-if TYPE_CHECKING:
-    from configs.bound import BoundRun
 
 _KAPPA: Final = Rule(lambda value: value > 1, "must be above 1: no advantage may change its sign")
 _TAIL: Final = Rule(lambda value: 0 < value <= 0.5, "must be above 0 and at most 0.5")
@@ -106,7 +103,7 @@ class SamplerCorrection(Options):
         """Whether it does with these options."""
         return True
 
-    def check_run(self, key: str, run: BoundRun) -> Iterator[Broken]:
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if not self.weighs():
             return
         own_name = key.rpartition(".")[2]

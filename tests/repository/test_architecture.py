@@ -11,8 +11,9 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,29 @@ def floor_breaks(package: str, tree: ast.Module) -> list[str]:
         if name == "ray.data" or name.startswith("ray.data."):
             found.append(f"{line}: nothing imports ray.data")
     return found
+
+
+def import_circle(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Modules that import each other in a circle; imports under TYPE_CHECKING count."""
+    imports = {
+        name: {
+            imported
+            for _, dotted in imported_modules(tree)
+            for imported in (dotted, dotted.rpartition(".")[0])
+            if imported in modules and imported != name
+        }
+        for name, tree in modules.items()
+    }
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def module_name(path: str) -> str:
+    """The dotted name of the module in a file."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def unsafe_uses(tree: ast.Module) -> list[str]:
@@ -201,6 +225,19 @@ def test_imports_point_down() -> None:
     assert broken == []
 
 
+def test_circle_rule_sees_an_import_for_types_alone() -> None:
+    """The second module imports the first only for a type checker, which closes the circle."""
+    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from one import Thing"
+    circle = {"one": ast.parse("import two"), "two": ast.parse(guarded), "three": ast.parse("import one")}
+    assert set(import_circle(circle)) == {"one", "two"}
+    assert import_circle({**circle, "two": ast.parse("import json")}) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Each module can be read after those that it imports."""
+    assert import_circle({module_name(path): parse(path) for path in tracked_files()}) == []
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -282,11 +319,7 @@ def test_functions_are_short() -> None:
 @pytest.mark.parametrize("package", ["configs", "rollouts", "rewards", "viewer", "polyphony"])
 def test_light_packages_import_no_heavy_library(package: str) -> None:
     """`polyphony --help` answers at once and a killed reward process is cheap to start: no torch, no ray."""
-    modules = [
-        path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for path in tracked_files()
-        if path.startswith(f"{package}/")
-    ]
+    modules = [module_name(path) for path in tracked_files() if path.startswith(f"{package}/")]
     if package == "polyphony":
         modules = ["polyphony.cli"]  # its verbs import what they need when they are used
     assert heavy_imports_of(modules) == []
