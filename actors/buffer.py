@@ -44,6 +44,9 @@ _INDEX_COLUMNS: Final = (
     "spans",
     "scores",
     "score_status",
+    "partition_id",
+    "partition_size",
+    "numbers",
 )
 _REQUIRED: Final = ("sample_id", "proximal_logprobs", "entropy", "advantage")
 LOCK_WAIT_S: Final = 60.0

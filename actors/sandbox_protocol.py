@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import reprlib
 import struct
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import get_args
 
 from configs.kinds.base import load_target
 from rewards.custom import finite_or_none, one_element
-from rollouts.records import Completion, Judgement, Prompt, Span, Status
+from rollouts.records import Completion, Judgement, Partition, Prompt, Span, Status
 
 HEADER = struct.Struct(">I")
 """The number of bytes of JSON that follow."""
@@ -86,6 +87,11 @@ def encode_judgement(judgement: Judgement) -> JsonObject:
         "spans": [[span.label, span.start, span.end] for span in judgement.spans],
         "answer": judgement.answer,
         "answer_ok": judgement.answer_ok,
+        "partition": [judgement.partition.partition_id, judgement.partition.size]
+        if judgement.partition
+        else None,
+        "numbers": dict(judgement.numbers),
+        "texts": dict(judgement.texts),
         "detail": judgement.detail[:MAX_DETAIL_CHARS],
     }
 
@@ -103,6 +109,7 @@ def decode_judgement(fields: object) -> Judgement:
         return _INVALID
     try:
         decoded = tuple(Span(label=label, start=start, end=end) for label, start, end in spans)
+        partition = _decode_partition(fields.get("partition"))
     except (TypeError, ValueError):
         return _INVALID
     judgement = Judgement(
@@ -111,8 +118,20 @@ def decode_judgement(fields: object) -> Judgement:
         spans=decoded,
         answer=fields.get("answer"),
         answer_ok=fields.get("answer_ok"),
+        partition=partition,
+        numbers=fields.get("numbers", {}),
+        texts=fields.get("texts", {}),
     )
     return check_judgements([judgement], 1)[0]
+
+
+def _decode_partition(given: object) -> Partition | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 2:
+        raise ValueError(f"a partition must be [partition_id, size], got {given!r}")
+    partition_id, size = given
+    return Partition(partition_id=partition_id, size=size)
 
 
 def check_judgements(results: object, count: int) -> list[Judgement]:
@@ -146,6 +165,10 @@ def _quoted(value: object) -> str:
 def _checked(result: object) -> Judgement:
     if not isinstance(result, Judgement):
         return _invalid(f"the scorer returned {_quoted(result)}; expected a Judgement")
+    if not _extras_ok(result):
+        return _invalid(
+            f"the scorer returned a partition, numbers or texts of a wrong type: {_quoted(result)}"
+        )
     if result.score is None:
         known = result.status in get_args(Status)
         if not known:
@@ -165,15 +188,39 @@ def _checked(result: object) -> Judgement:
     return dataclasses.replace(result, score=score, answer_ok=None if verdict is None else bool(verdict))
 
 
+def _extras_ok(judgement: Judgement) -> bool:
+    """Whether `partition`, `numbers` and `texts` can be stored: whole numbers, finite numbers, Unicode."""
+    partition, numbers, texts = judgement.partition, judgement.numbers, judgement.texts
+    if partition is not None and not (
+        isinstance(partition, Partition)
+        and all(
+            type(value) is int and 0 <= value <= MAX_SPAN_END
+            for value in (partition.partition_id, partition.size)
+        )
+    ):
+        return False
+    if not (isinstance(numbers, Mapping) and isinstance(texts, Mapping)):
+        return False
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
+        return False
+    strings = [*numbers, *texts, *texts.values()]
+    return all(isinstance(each, str) for each in strings) and _is_unicode("".join(strings))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which Arrow cannot store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_storable(judgement: Judgement) -> bool:
     """Whether its texts are Unicode and its spans fit a row's columns."""
     texts = [judgement.answer or "", *judgement.tags, *judgement.tags.values()]
     texts += [span.label for span in judgement.spans]
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return all(span.end <= MAX_SPAN_END for span in judgement.spans)
+    return _is_unicode("".join(texts)) and all(span.end <= MAX_SPAN_END for span in judgement.spans)
 
 
 def _is_span(span: object) -> bool:

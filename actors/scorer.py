@@ -169,6 +169,8 @@ class ScorerActor:
         mask = self._secrets.mask
         if not self._secrets.values:
             return judgement
+        texts = {mask(name): mask(value) for name, value in judgement.texts.items()}
+        judgement = replace(judgement, texts=texts)
         if judgement.score is None:
             return replace(judgement, detail=mask(judgement.detail))
         answer = None if judgement.answer is None else mask(judgement.answer)

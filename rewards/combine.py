@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.origins import POLICY
 from rollouts.records import Completion, Judgement, Sample, Span
 
+Value = TypeVar("Value")
 _COMBINES = ("sum", "multiply", "gate")
 
 
@@ -40,7 +42,7 @@ def combine(
     A gate is 0 if its score is 0, else 1. Without a scorer in the sum, the sum is 1 if there is a gate or a
     factor, and 0 otherwise. A null score of any scorer in the reward makes the reward null, and so does an
     overflow; a scorer with combine=sum and weight 0 is not in the reward. `reward_vector` has the score of
-    every scorer, in config order.
+    every scorer, in config order. The partition is that of the first scorer that has one.
 
     If two scorers set the same tag, that of the later one is stored as `<scorer>.<tag>`.
 
@@ -63,7 +65,15 @@ def combine(
         answer_ok=answer_ok,
         reward_vector=vector,
         reward=_reward(ordered, common_keys),
+        partition=next((each.partition for each in ordered.values() if each.partition), None),
+        numbers=_prefixed({name: judgement.numbers for name, judgement in ordered.items()}),
+        texts=_prefixed({name: judgement.texts for name, judgement in ordered.items()}),
     )
+
+
+def _prefixed(values: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """The values of all scorers in one mapping, each as "<scorer>/<name>"."""
+    return {f"{scorer}/{name}": value for scorer, own in values.items() for name, value in own.items()}
 
 
 def _reward(judgements: Mapping[str, Judgement], common_keys: Mapping[str, ScorerCommon]) -> float | None:

@@ -15,10 +15,10 @@ from typing import Final
 import pyarrow as pa
 
 VERSION_KEY: Final = b"polyphony.schema_version"
-SCHEMA_VERSION: Final = 3
-READABLE_VERSIONS: Final = (2, SCHEMA_VERSION)
-"""Versions that can be read. In version 2 the column `advantage_with_bonus`, which no code here reads, was
-named token_advantage."""
+SCHEMA_VERSION: Final = 4
+READABLE_VERSIONS: Final = (2, 3, SCHEMA_VERSION)
+"""Versions that can be read. Version 4 added the columns `numbers` and `texts`, see `with_added_columns`. In
+version 2 the column `advantage_with_bonus`, which no code here reads, was named token_advantage."""
 METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 IDS: Final = pa.list_(pa.int32())
@@ -70,6 +70,8 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("critique_kind", pa.string()),
     pa.field("critique_verdict", pa.string()),
     pa.field("critique_leak", pa.bool_()),
+    pa.field("numbers", SCORE_MAP),  # what scorers and rollouters store beside scores; null if nothing
+    pa.field("texts", TEXT_MAP),
 )
 
 LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
@@ -104,6 +106,23 @@ SCORED_COLUMNS: Final = ("proximal_logprobs", "entropy")
 """Learner columns that every row with a reward must have."""
 
 
+ADDED_COLUMNS: Final = ("numbers", "texts")
+"""Columns that rows of older versions lack."""
+
+
+def with_added_columns(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of any readable version with the columns added since, null, and the metadata of this version."""
+    if (rows.schema.metadata or {}).get(VERSION_KEY) == METADATA[VERSION_KEY]:
+        return rows
+    place = rows.schema.get_field_index("critique_leak") + 1
+    for name in ADDED_COLUMNS:
+        if name not in rows.schema.names:
+            field = GROUP_SCHEMA.field(name)
+            rows = rows.add_column(place, field, pa.nulls(rows.num_rows, field.type))
+        place += 1
+    return rows.replace_schema_metadata(METADATA)
+
+
 def check_version(metadata: dict[bytes, bytes] | None, source: str) -> None:
     """Check that `metadata` has a schema version that this code can read.
 
@@ -113,5 +132,5 @@ def check_version(metadata: dict[bytes, bytes] | None, source: str) -> None:
     version = (metadata or {}).get(VERSION_KEY)
     if version not in [str(readable).encode() for readable in READABLE_VERSIONS]:
         text = version.decode(errors="replace") if version is not None else "none"
-        known = " or ".join(map(str, READABLE_VERSIONS))
+        known = f"{', '.join(map(str, READABLE_VERSIONS[:-1]))} or {READABLE_VERSIONS[-1]}"
         raise ValueError(f"{source}: {VERSION_KEY.decode()} must be {known}, got {text}")

@@ -17,7 +17,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from rollouts.columns import check_version
+from rollouts.columns import check_version, with_added_columns
 from rollouts.files import PARTIAL_SUFFIX, fsync_dir, make_dir_synced, write_bytes_atomic
 from rollouts.sums import DamagedError
 
@@ -78,7 +78,7 @@ class Journal:
             _only_group(submission_index, batch)
         except ValueError as error:
             raise CorruptJournalError(f"{path}: {error}") from error
-        return batch
+        return with_added_columns(batch)
 
     def indexes(self) -> list[int]:
         """The submission indexes that have a file, ascending."""

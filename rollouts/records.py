@@ -131,9 +131,33 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """The part of its group that a completion belongs to: those that a scorer holds equivalent."""
+
+    partition_id: int
+    """From 0, in the order in which the group's completions first enter a part."""
+    size: int
+    """Completions in the part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critique:
+    """What was said about a completion, and led to a refined one."""
+
+    text: str
+    kind: str
+    verdict: str = ""
+    """What the critique concludes, such as ``wrong``; empty if it concludes nothing."""
+    leaked: bool = False
+    """Whether the reference answer is in the critique."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """One scorer's result for one completion. `score` is None exactly when `status` is not ``ok``.
 
+    `numbers` and `texts` are stored beside the score, as "<scorer>/<name>": the tokens that a judge took, the
+    reason that it gave. They must not depend on timing, so that a repeated run stores the same rows.
     `detail` is the reason why there is no score, for the scorer's log; it is not stored.
     """
 
@@ -143,6 +167,9 @@ class Judgement:
     spans: tuple[Span, ...] = ()
     answer: str | None = None
     answer_ok: bool | None = None
+    partition: Partition | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     detail: str = ""
 
     def __post_init__(self) -> None:
@@ -170,6 +197,12 @@ class Sample:
     """The sample_id of the sample that this one refines."""
     behavior_prompt_ids: tuple[int, ...] | None = None
     """The context it was sampled under, if that is not the submission's prompt."""
+    partition: Partition | None = None
+    critique: Critique | None = None
+    """What the context of a refined sample said about its parent."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Of scorers, as "<scorer>/<name>", and of rollouters."""
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from rollouts.columns import (
     SCORED_COLUMNS,
     TOKEN_COLUMNS,
     check_version,
+    with_added_columns,
 )
 from rollouts.records import Group, Sample
 
@@ -106,6 +107,14 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
         "spans": [[{"label": p.label, "start": p.start, "end": p.end} for p in s.spans] for s in samples],
         "answer": [s.answer for s in samples],
         "answer_ok": [s.answer_ok for s in samples],
+        "partition_id": [s.partition.partition_id if s.partition else None for s in samples],
+        "partition_size": [s.partition.size if s.partition else None for s in samples],
+        "critique": [s.critique.text if s.critique else None for s in samples],
+        "critique_kind": [s.critique.kind if s.critique else None for s in samples],
+        "critique_verdict": [(s.critique.verdict or None) if s.critique else None for s in samples],
+        "critique_leak": [s.critique.leaked if s.critique else None for s in samples],
+        "numbers": [list(s.numbers.items()) or None for s in samples],
+        "texts": [list(s.texts.items()) or None for s in samples],
     }
 
 
@@ -213,6 +222,8 @@ def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
         ValueError: a column of GROUP_SCHEMA is missing or has another type, or another schema version.
     """
     batch = to_batch(rows) if isinstance(rows, pa.Table) else rows
+    check_version(batch.schema.metadata, "rows")
+    batch = with_added_columns(batch)
     own = batch.select([name for name in GROUP_SCHEMA.names if name in batch.schema.names])
     _check_schema(own.schema, GROUP_SCHEMA)
     kept = own.filter(pc.is_in(own.column("origin"), value_set=_JOURNALED))

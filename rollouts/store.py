@@ -32,7 +32,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollouts.columns import METADATA, check_version
+from rollouts.columns import ADDED_COLUMNS, GROUP_SCHEMA, METADATA, check_version
 from rollouts.files import (
     Json,
     append_line,
@@ -319,10 +319,15 @@ def _read_part(path: Path, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(pa.BufferReader(content)) as file:
             check_version(file.schema_arrow.metadata, str(path))
             names = file.schema_arrow.names
+            # Rows written before these columns existed have none of their values.
+            missing = [name for name in ADDED_COLUMNS if name not in names]
             for name in columns or ():
-                if name not in names:
+                if name not in [*names, *missing]:
                     raise ValueError(f"{path}: column must be one of {', '.join(names)}, got {name!r}")
             table = file.read(columns=None if columns is None else list(columns))
+            for name in missing:
+                kind = GROUP_SCHEMA.field(name).type
+                table = table.append_column(name, pa.nulls(table.num_rows, kind))
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"{path}: must be a complete Parquet file: {error}") from error
     return table if columns is None else table.select(list(columns))

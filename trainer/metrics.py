@@ -35,7 +35,7 @@ def _put_mean(metrics: dict[str, float], name: str, values: np.ndarray) -> None:
 
 
 def reward_metrics(batch: Batch) -> dict[str, float]:
-    """reward/*, score/*, failed/*, group/*: means over the rows that have a value, and counts of failures."""
+    """reward/*, score/*, scorer/*, failed/*, group/*: means over rows with a value; counts of failures."""
     metrics: dict[str, float] = {"reward/null_share": float(np.isnan(batch.reward_N).mean())}
     _put_mean(metrics, "reward/mean", batch.reward_N)
     scores = batch.index.column("scores").to_pylist()
@@ -47,6 +47,7 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
         )
     failed = Counter(f"failed/{name}/{status}" for row in statuses for name, status in row if status != "ok")
     metrics |= {name: float(count) for name, count in failed.items()}
+    metrics |= _number_metrics(batch)
     groups = [batch.reward_N[batch.group_N == group] for group in range(int(batch.group_N.max()) + 1)]
     zero_std = [
         not rewards_differ(float(np.nanmin(rewards)), float(np.nanmax(rewards)))
@@ -55,6 +56,15 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     ]
     metrics["group/zero_std_share"] = float(np.mean(zero_std)) if zero_std else 1.0
     return metrics
+
+
+def _number_metrics(batch: Batch) -> dict[str, float]:
+    """scorer/<scorer>/<number>: the mean of each number that scorers store, over the rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in batch.index.column("numbers").to_pylist():
+        for name, value in row or ():
+            values.setdefault(name, []).append(value)
+    return {f"scorer/{name}": float(np.mean(values[name])) for name in sorted(values)}
 
 
 def _format_metrics(tags: Sequence[str | None], reward_N: np.ndarray) -> dict[str, float]:

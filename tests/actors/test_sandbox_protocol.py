@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 from rollout_rows import make_group, make_sample
 
-from actors.sandbox_protocol import decode_completion, decode_prompt, encode_group
+from actors.sandbox_protocol import (
+    check_judgements,
+    decode_completion,
+    decode_judgement,
+    decode_prompt,
+    encode_group,
+    encode_judgement,
+)
+from rollouts.records import Judgement, Partition
 
 
 @pytest.mark.parametrize("mask", [None, (True, False, True)])
@@ -19,3 +27,32 @@ def test_a_completion_there_and_back(mask: tuple[bool, ...] | None) -> None:
     sent = json.loads(json.dumps(encode_group(prompt, [completion])))
     assert decode_completion(sent["completions"][0]) == completion
     assert decode_prompt(sent["prompt"]) == prompt
+
+
+def test_what_is_stored_beside_a_score_there_and_back() -> None:
+    """A partition, numbers and texts."""
+    judgement = Judgement(
+        score=0.5, partition=Partition(partition_id=2, size=3), numbers={"n": 2.0}, texts={"why": "so"}
+    )
+    assert decode_judgement(json.loads(json.dumps(encode_judgement(judgement)))) == judgement
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"partition": (1, 2)},
+        {"partition": Partition(partition_id=-1, size=1)},
+        {"partition": Partition(partition_id=True, size=1)},
+        {"numbers": {"n": float("nan")}},
+        {"numbers": {"n": "2"}},
+        {"numbers": [1]},
+        {"texts": {"why": 1}},
+        {"texts": {"why": "\ud800"}},
+    ],
+)
+def test_what_cannot_be_stored_is_invalid(extras: dict[str, object]) -> None:
+    """Whether there is a score or not."""
+    for judgement in (Judgement(score=1.0), Judgement(score=None, status="error")):
+        (found,) = check_judgements([replace(judgement, **extras)], 1)
+        assert (found.score, found.status) == (None, "invalid") and "of a wrong type" in found.detail
+        assert check_judgements([judgement], 1) == [judgement]

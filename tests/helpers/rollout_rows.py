@@ -12,7 +12,17 @@ import pytest
 from hypothesis import strategies as st
 
 from configs.origins import ORIGINS
-from rollouts.records import Completion, Group, Prompt, Sample, Sampling, Span, Submission
+from rollouts.records import (
+    Completion,
+    Critique,
+    Group,
+    Partition,
+    Prompt,
+    Sample,
+    Sampling,
+    Span,
+    Submission,
+)
 from rollouts.schema import group_to_batch, named_for_step, sft_batch
 
 RUN = "run-a"
@@ -101,6 +111,7 @@ def learner_columns(rows: pa.RecordBatch, *, entropy: float = 0.25) -> pa.Table:
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 LOGPROBS = st.floats(min_value=-50, max_value=0, width=32)
+COUNTS = st.integers(0, 2**31 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -135,6 +146,12 @@ def samples(draw: st.DrawFn, sample_id: str) -> Sample:
         answer_ok=draw(st.none() | st.booleans()),
         reward_vector=tuple(scores.values()),
         reward=draw(st.none() | FINITE),
+        partition=draw(st.none() | st.builds(Partition, partition_id=COUNTS, size=COUNTS)),
+        critique=draw(
+            st.none() | st.builds(Critique, text=TEXT, kind=TEXT, verdict=TEXT, leaked=st.booleans())
+        ),
+        numbers=draw(st.dictionaries(TEXT, FINITE, max_size=2)),
+        texts=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
     )
 
 

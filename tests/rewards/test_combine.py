@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.kinds.scorers import ScorerCommon
 from rewards.combine import check_tags, combine
-from rollouts.records import Completion, Judgement, Sample, Span
+from rollouts.records import Completion, Judgement, Partition, Sample, Span
 
 COMPLETION = Completion(
     sample_id="s0",
@@ -115,6 +115,19 @@ def test_answer_comes_from_the_first_that_gives_one() -> None:
     order = ("tags", "math", "rule")
     swapped = combine(COMPLETION, judgements, {name: commons[name] for name in order})
     assert (swapped.answer, swapped.answer_ok) == ("7", True)
+
+
+def test_what_is_stored_beside_scores_carries_the_scorers_name() -> None:
+    """Also of a scorer whose score is null: a judge that failed was paid for. The first partition counts."""
+    part = Partition(partition_id=0, size=2)
+    judgements = {
+        "a": Judgement(score=None, status="error", numbers={"tokens": 5.0}, texts={"reason": "late"}),
+        "b": Judgement(score=1.0, numbers={"tokens": 7.0}, partition=part),
+        "c": Judgement(score=1.0, partition=Partition(partition_id=1, size=1)),
+    }
+    sample = combine(COMPLETION, judgements, {name: ScorerCommon(kind="x") for name in judgements})
+    assert sample.numbers == {"a/tokens": 5.0, "b/tokens": 7.0}
+    assert sample.texts == {"a/reason": "late"} and sample.partition == part
 
 
 def test_clashing_tags_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given
 from rollout_rows import RUN, groups, make_batch, make_group, make_sample
 
-from rollouts.columns import GROUP_SCHEMA, ROLLOUT_SCHEMA, SCHEMA_VERSION
-from rollouts.journal import encode_batch
-from rollouts.records import Group
+from rollouts.columns import GROUP_SCHEMA, ROLLOUT_SCHEMA, SCHEMA_VERSION, VERSION_KEY, with_added_columns
+from rollouts.journal import Journal, encode_batch
+from rollouts.records import Critique, Group, Partition
 from rollouts.schema import (
     as_group,
     as_replay,
@@ -33,7 +34,7 @@ prompt_ids behavior_prompt_ids token_ids loss_mask text finish_reason
 behavior_logprobs proximal_logprobs ref_logprobs base_logprobs versions temperature top_p max_tokens
 entropy entropy_mean entropy_mean_t1 format_tag tags scores score_status reward_vector reward advantage
 advantage_with_bonus spans answer answer_ok partition_id partition_size
-critique critique_kind critique_verdict critique_leak visit_count
+critique critique_kind critique_verdict critique_leak numbers texts visit_count
 """.split()  # noqa: SIM905 - reads like the page it is copied from
 )
 
@@ -144,7 +145,7 @@ def test_other_columns_or_versions_are_refused() -> None:
     position = batch.schema.get_field_index("epoch")
     with pytest.raises(ValueError, match="column epoch must have type int32, got string"):
         validate(batch.set_column(position, "epoch", pa.array(["0", "0"])))
-    with pytest.raises(ValueError, match="schema_version must be 2 or 3, got 99"):
+    with pytest.raises(ValueError, match="schema_version must be 2, 3 or 4, got 99"):
         validate(batch.replace_schema_metadata({"polyphony.schema_version": "99"}))
 
 
@@ -324,6 +325,43 @@ def test_rows_of_the_version_before_are_read() -> None:
     validate(old)
     joined = pa.concat_batches([old, new])
     assert as_group(joined).schema.equals(GROUP_SCHEMA) and as_group(old).num_rows == old.num_rows
+
+
+@pytest.mark.parametrize("version", [b"2", b"3"])
+def test_groups_of_older_versions_get_the_added_columns(version: bytes, tmp_path: Path) -> None:
+    """In the journal and in committed rows: numbers and texts are null there, and the rest as it was."""
+    new = make_batch(4)
+    old = new.drop_columns(["numbers", "texts"]).replace_schema_metadata({VERSION_KEY: version})
+    for found in (as_group(old), as_group(pa.Table.from_batches([old]))):
+        validate(found)
+        assert found.equals(new) and found.schema.equals(GROUP_SCHEMA, check_metadata=True)
+    journal = Journal(tmp_path)
+    journal.append(4, old)
+    assert journal.read(4).equals(new)
+    assert with_added_columns(new) is new
+
+
+def test_what_scorers_store_beside_scores() -> None:
+    """Each in its column; null where nothing is stored."""
+    sample = replace(
+        make_sample("a", 2),
+        partition=Partition(partition_id=1, size=3),
+        critique=Critique(text="line 2 is wrong", kind="rule", verdict="wrong", leaked=True),
+        numbers={"judge/tokens": 17.0},
+        texts={"judge/reason": "no"},
+    )
+    rows = group_to_batch(make_group(0, (sample, make_sample("b", 2))), "run").to_pylist()
+    names = (
+        "partition_id",
+        "partition_size",
+        "critique",
+        "critique_kind",
+        "critique_verdict",
+        "critique_leak",
+    )
+    assert [rows[0][name] for name in names] == [1, 3, "line 2 is wrong", "rule", "wrong", True]
+    assert (rows[0]["numbers"], rows[0]["texts"]) == ([("judge/tokens", 17.0)], [("judge/reason", "no")])
+    assert [rows[1][name] for name in (*names, "numbers", "texts")] == [None] * 8
 
 
 def test_a_mask_says_which_tokens_were_sampled() -> None:

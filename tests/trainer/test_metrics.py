@@ -28,6 +28,10 @@ def step_rows(domains: tuple[str, ...] = ("math",) * 4, origins: tuple[str, ...]
                 [[("ok", "ok")], [("ok", "ok")], [("ok", "ok")], [("ok", "timeout")]],
                 pa.map_(pa.string(), pa.string()),
             ),
+            "numbers": pa.array(
+                [[("judge/tokens", 10.0)], None, [("judge/tokens", 20.0)], None],
+                pa.map_(pa.string(), pa.float64()),
+            ),
             "format_tag": ["code", "code", "prose", None],
             "answer": ["3", "4", "5", "5"],
             "num_tokens": [2, 1, 1, 4],
@@ -80,6 +84,7 @@ def test_step_metrics_by_hand() -> None:
             "reward/mean": 2 / 3,
             "reward/null_share": 0.25,
             "score/ok": 2 / 3,
+            "scorer/judge/tokens": 15.0,
             "failed/ok/timeout": 1.0,
             "group/zero_std_share": 0.5,
             "format/leading_share": 0.5,

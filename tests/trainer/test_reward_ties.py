@@ -36,7 +36,7 @@ def test_the_share_of_groups_without_spread() -> None:
     empty = pa.array([[]] * 4, pa.map_(pa.string(), pa.float64()))
     statuses = pa.array([[]] * 4, pa.map_(pa.string(), pa.string()))
     batch = Batch(
-        index=pa.table({"scores": empty, "score_status": statuses}),
+        index=pa.table({"scores": empty, "score_status": statuses, "numbers": empty}),
         plan=BatchPlan(microbatches=()),
         group_N=np.array([0, 0, 1, 1]),
         update_N=np.zeros(4, np.int64),
