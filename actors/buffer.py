@@ -345,19 +345,13 @@ class BufferActor:
             return time.perf_counter() - began
         table = _join(self._open_rows(), columns, step)
         validate(table)
-        used = [held.record(index) for index, held in self._taken.items()]
-        commit_step(
-            self._run_dir,
-            step,
-            table,
-            {
-                **summary,
-                "groups_used": used,
-                "groups_dropped": self._dropped,
-                "collection_order": list(self._taken),
-            },
-        )
         committed = list(self._taken)
+        groups: dict[str, Json] = {
+            "groups_used": [held.record(index) for index, held in self._taken.items()],
+            "groups_dropped": self._dropped,
+            "collection_order": committed,
+        }
+        commit_step(self._run_dir, step, table, {**summary, **groups})
         self._taken, self._taken_rows, self._dropped = {}, None, []
         self._cursor = step * self._submissions_per_step
         self._seen = {index: name for index, name in self._seen.items() if index >= self._cursor}

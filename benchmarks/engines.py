@@ -351,7 +351,7 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     prompts, _ = tokenize_prompts(
         load_dataset(bind_entry(config.data.train, "data.train")), tokenizer, vocab_size, limit
     )
-    placement = plan(config, "cpu")
+    placement = plan(bind(config), "cpu")
     check(placement)
     group = await reserve(placement, config.cluster.ready_timeout_s)
     logs = folder / "logs"

@@ -1,7 +1,7 @@
 """Checks before anything starts that scorers can read the reference answers of a run's prompts.
 
-In: a config and its prompts. Out: notes, or one ValueError if no completion could have a reward.
-Called by `cluster.train` and `cluster.series`.
+In: a bound run and its prompts. Out: notes, or one ValueError if no completion could have a reward.
+Called by `cluster.checks`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Final
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
 from actors.scorer_targets import open_target
-from configs.bound import BoundEntry, bind
+from configs.bound import BoundEntry, BoundRun
 from configs.kinds.scorers import ScorerCommon
-from configs.schema import RunConfig
 from rollouts.records import Completion, Judgement, Prompt
 from trainer.data.encode import named_rows, row_of
 
@@ -31,7 +30,7 @@ _TRIAL: Final = Completion(
 )
 
 
-def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[str], None]) -> None:
+def check_answers(run: BoundRun, prompts: Sequence[Prompt], note: Callable[[str], None]) -> None:
     """Note how many prompts cannot be scored, and the first of their rows, for each scorer in the reward.
 
     Each such scorer is tried on an empty completion of up to 32 prompts, spread evenly over all that have an
@@ -40,7 +39,7 @@ def check_answers(config: RunConfig, prompts: Sequence[Prompt], note: Callable[[
     Raises:
         ValueError: a scorer can score none of them, so that no completion would have a reward.
     """
-    for entry in bind(config).scorers.values():
+    for entry in run.scorers.values():
         key = f"{entry.key} ({entry.kind_name})"
         if entry.options.own_code() and (without := [each for each in prompts if not _has_truth(each)]):
             note(

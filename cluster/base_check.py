@@ -18,10 +18,10 @@ def check_without_engines(config: RunConfig) -> str:
         ValueError: the folder cannot be claimed, or a scorer's code, a dataset or the demonstrations cannot
             be used.
     """
-    # The user's code in other sections may import torch, which is not installed here.
-    check_user_code(config, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
-    check_claimable(config)
     run = bind(config)
+    # The user's code in other sections may import torch, which is not installed here.
+    check_user_code(run, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
+    check_claimable(config)
     counts = [f"{len(load_dataset(run.single['data.train']))} training prompts"]
     if config.eval.every:
         counts.append(f"{len(load_dataset(run.single['data.eval']))} evaluation prompts")

@@ -1,6 +1,6 @@
 """What a driver has to do, and its inputs: the model's folder and the tokenized prompts.
 
-In: a config. Out: the same with a local model folder, and tokenized prompts. Called by `cluster.train`.
+In: a bound run. Out: the same with a local model folder, and tokenized prompts. Called by `cluster.checks`.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class ResolvedRun:
         return self.run.config
 
 
-def local_model(config: RunConfig) -> RunConfig:
-    """The config with an absolute path to its model, and to the files named by token-advantage transforms.
+def local_model(run: BoundRun) -> BoundRun:
+    """The run with an absolute path to its model, and to the files named by token-advantage transforms.
 
     A relative `model.path` is searched in the working directory, then beside the packages, then on the
     Hugging Face hub, from which a snapshot is downloaded.
@@ -112,13 +112,14 @@ def local_model(config: RunConfig) -> RunConfig:
         ValueError: there is no such folder and no such model on the hub, or a transform's file cannot be
             used.
     """
-    transforms = start_transforms(config)
+    run = start_transforms(run)
+    model = run.config.model
     packages = Path(__file__).resolve().parent.parent
-    folders = [root / config.model.path for root in (Path.cwd(), packages)]
+    folders = [root / model.path for root in (Path.cwd(), packages)]
     path = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
     if path is None:
-        path = _from_hub(config.model.path, folders[0])
-    return replace(config, model=replace(config.model, path=str(path)), token_advantage=transforms)
+        path = _from_hub(model.path, folders[0])
+    return replace(run, config=replace(run.config, model=replace(model, path=str(path))))
 
 
 def _from_hub(name: str, folder: Path) -> Path:

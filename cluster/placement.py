@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from configs.bound import bind
+from configs.bound import BoundRun
 from configs.schema import RunConfig
 
 
@@ -46,16 +46,16 @@ class Placement:
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
 
 
-def plan(config: RunConfig, device: str) -> Placement:
+def plan(run: BoundRun, device: str) -> Placement:
     """The placement of a run on `device`.
 
     With `cluster.schedule: take_turns`, engine k and rank k share a bundle, each with half of its CPU or GPU.
     With `overlap`, or if an engine spans several GPUs, each has its own bundle. Each replica of a scorer with
     `num_cpus` or `num_gpus` has its own bundle too.
     """
-    placement = _plan_training(config, device)
+    placement = _plan_training(run.config, device)
     bundles, scorers = list(placement.bundles), {}
-    for name, entry in bind(config).scorers.items():
+    for name, entry in run.scorers.items():
         common = entry.common
         if not (common.num_cpus or common.num_gpus):
             continue

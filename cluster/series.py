@@ -14,20 +14,15 @@ from typing import Protocol
 import ray
 
 from cluster.actor_pool import ActorPool
-from cluster.answers import check_answers
 from cluster.attempt import Attempt, RunError, claimed
+from cluster.checks import CheckedRun, InputChecks, device_without_cluster
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
-from cluster.job import Job, Prompts, Reporter, ResolvedRun, load_prompts, local_model
-from cluster.placement import check, plan
+from cluster.job import Reporter, ResolvedRun
+from cluster.placement import check
 from cluster.run_directory import is_finished
 from cluster.secrets import secret_names
-from cluster.train import check_startable
-from cluster.user_code import UserCode, check_user_code, own_targets
-from configs.bound import bind
-from configs.origins import SFT
 from configs.schema import RunConfig
-from trainer.model.checkpoint_format import check_cpu_attention
 
 
 class Listener(Protocol):
@@ -60,69 +55,27 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     """
     if not configs:
         return 0
-    codes = _check_code(configs, reporter)
-    local = [local_model(config) for config in configs]
-    runs = [bind(config) for config in local]
-    # Arms of a comparison mostly share prompts and scorers: each combination is loaded and checked once.
-    loaded: dict[str, Prompts] = {}
-    checked: set[str] = set()
-    prompts = []
-    for given, config, run, code in zip(configs, local, runs, codes, strict=True):
-        check_startable(given, run, code)
-        key = repr((config.data, config.model, config.rollout, config.eval.every == 0, _sft_key(config)))
-        if key not in loaded:
-            loaded[key] = load_prompts(run, reporter.note)
-        prompts.append(loaded[key])
-        if (scored_key := repr((key, config.scorers))) not in checked:
-            checked.add(scored_key)
-            check_answers(config, [each.prompt for each in loaded[key].train], reporter.note)
-    clustered = any(config.cluster.spawn == "ray" for config in local)
+    checks = InputChecks(reporter.note)
+    runs = [checks.check(config) for config in configs]
+    clustered = [config for config in configs if config.cluster.spawn == "ray"]
     if clustered:
-        connect({name for config in local for name in secret_names(config)})
+        connect({name for config in configs for name in secret_names(config)})
     try:
-        resolved_runs = []
-        for index, config in enumerate(local):
-            if _device(config) == "cpu":
-                check_cpu_attention(config.model)
-            resolved = ResolvedRun(
-                given=configs[index],
-                run=runs[index],
-                prompts=prompts[index],
-                placement=plan(config, _device(config)),
-                reporter=listener.reporter(index),
-                job=Job(),
-                code=codes[index],
-            )
-            if config.cluster.spawn == "ray":
-                check(resolved.placement)
-            resolved_runs.append(resolved)
+        resolved_runs = [_place(run, listener.reporter(index)) for index, run in enumerate(runs)]
         return asyncio.run(interruptible(_Series(resolved_runs, listener), reporter))
     finally:
         if clustered:
             ray.shutdown()
 
 
-def _check_code(configs: Sequence[RunConfig], reporter: Reporter) -> list[UserCode]:
-    """The user's own code of each run; what several runs share is imported once."""
-    known: dict[str, UserCode] = {}
-    codes = []
-    for config in configs:
-        key = repr((sorted(own_targets(config).items()), config.allow))
-        if key not in known:
-            known[key] = check_user_code(config, reporter.note)
-        codes.append(known[key])
-    return codes
-
-
-def _sft_key(config: RunConfig) -> object:
-    """What a run's demonstrations depend on, apart from model and rollout; None without demonstrations."""
-    return (config.name, config.sft) if SFT in config.loss else None
-
-
-def _device(config: RunConfig) -> str:
-    if config.cluster.spawn == "ray":
-        return pick_device(config.cluster.device)
-    return "cuda" if config.cluster.device == "cuda" else "cpu"
+def _place(run: CheckedRun, reporter: Reporter) -> ResolvedRun:
+    """The run on its device; its placement is checked if it uses the cluster."""
+    cluster = run.given.cluster
+    if cluster.spawn != "ray":
+        return run.on(device_without_cluster(run.given), reporter)
+    resolved = run.on(pick_device(cluster.device), reporter)
+    check(resolved.placement)
+    return resolved
 
 
 class _Series:

@@ -15,23 +15,18 @@ import ray
 
 from cluster.actor_pool import ActorPool
 from cluster.actors import note_inline
-from cluster.answers import check_answers
 from cluster.attempt import Attempt, RunError, claimed
+from cluster.checks import InputChecks, device_without_cluster
 from cluster.connect import connect, pick_device
 from cluster.interrupts import interruptible
-from cluster.job import Job, Reporter, ResolvedRun, check_job, load_prompts, local_model
-from cluster.placement import check, plan
-from cluster.run_directory import check_claimable, check_space, is_finished, reading
-from cluster.secrets import check_secrets, secret_names
-from cluster.setting_notes import note_settings
-from cluster.user_code import NO_CODE, UserCode, check_user_code
-from configs.bound import BoundRun, bind
+from cluster.job import Job, Reporter, ResolvedRun
+from cluster.placement import check
+from cluster.run_directory import is_finished
+from cluster.secrets import secret_names
 from configs.load import dump_yaml
 from configs.schema import RunConfig
-from rewards.combine import check_tags
-from trainer.model.checkpoint_format import check_cpu_attention
 
-__all__ = ["Job", "Outcome", "RunError", "check_startable", "dry_run", "train"]
+__all__ = ["Job", "Outcome", "RunError", "dry_run", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,40 +51,19 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
         notes.append(text)
         reporter.note(text)
 
-    code = check_user_code(config, note)
-    given, config = config, local_model(config)
-    run = bind(config)
-    check_startable(given, run, code)
-    prompts = load_prompts(run, note)
-    note_settings(run, note)
-    check_answers(config, [each.prompt for each in prompts.train], note)
+    checked = InputChecks(note).check(config)
     # A dry run joins no cluster, so "auto" cannot be resolved; it is checked as CPU, which allows less.
-    device = "cuda" if config.cluster.device == "cuda" else "cpu"
-    if device == "cpu":
-        check_cpu_attention(config.model)
-    asked = ", ".join(
-        f"{amount:g} {name}" for name, amount in plan(config, device).totals().items() if amount
-    )
-    sys.stdout.write(dump_yaml(config))
+    resolved = checked.on(device_without_cluster(config), reporter)
+    placement = resolved.placement
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in placement.totals().items() if amount)
+    sys.stdout.write(dump_yaml(resolved.config))
     for text in notes:  # again, because the config takes more lines than a screen has
         reporter.note(text)
     if address := os.environ.get("RAY_ADDRESS"):
         reporter.note(f"cluster: RAY_ADDRESS={address}, not contacted by --dry-run")
-    reporter.note(f"{len(prompts.train)} training prompts; on {device} the run asks for {asked}")
+    num_prompts = len(resolved.prompts.train)
+    reporter.note(f"{num_prompts} training prompts; on {placement.device} the run asks for {asked}")
     return 0
-
-
-def check_startable(given: RunConfig, run: BoundRun, code: UserCode = NO_CODE) -> None:
-    """Check that a run could start.
-
-    Raises:
-        ValueError: its folder cannot be claimed, the disk has no room, a secret is missing, or two scorers
-            use the same tag.
-    """
-    check_claimable(given, code)
-    check_space(run.config)
-    check_secrets(run.config)
-    check_tags({name: entry.common for name, entry in run.scorers.items()})
 
 
 def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outcome:
@@ -106,39 +80,13 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
             f"{run_dir} has made its {config.num_steps} steps already; set a higher num_steps to continue it"
         )
         return Outcome(exit_code=0, run_dir=run_dir)
-    code = check_user_code(config, reporter.note)
-    given, config = config, local_model(config)
-    check_job(config, job)
-    run = bind(config)
-    check_startable(given, run, code)
-    if job.rollouts_of is not None:
-        with reading(job.rollouts_of):  # fails now, not after the actors have started
-            pass
-    prompts = load_prompts(run, reporter.note)
-    note_settings(run, reporter.note)
-    if job.rollouts_of is None:
-        check_answers(config, [each.prompt for each in prompts.train], reporter.note)
-
-    def on(device: str) -> ResolvedRun:
-        if device == "cpu":
-            check_cpu_attention(config.model)
-        placement = plan(config, device)
-        return ResolvedRun(
-            given=given,
-            run=run,
-            prompts=prompts,
-            placement=placement,
-            reporter=reporter,
-            job=job,
-            code=code,
-        )
-
+    checked = InputChecks(reporter.note).check(config, job)
     if config.cluster.spawn == "local":
-        note_inline(run, reporter.note)
-        return asyncio.run(_train(on("cuda" if config.cluster.device == "cuda" else "cpu")))
+        note_inline(checked.run, reporter.note)
+        return asyncio.run(_train(checked.on(device_without_cluster(config), reporter)))
     connect(secret_names(config))
     try:
-        resolved = on(pick_device(config.cluster.device))
+        resolved = checked.on(pick_device(config.cluster.device), reporter)
         check(resolved.placement)
         return asyncio.run(_train(resolved))
     finally:

@@ -1,7 +1,7 @@
 """Checks of the user's own code before anything starts: import it in a killable process, hash its files.
 
-In: a config. Out: the digests of the modules that decide what is trained, or one ValueError that lists every
-target that cannot be imported. Called by `cluster.train`.
+In: a bound run. Out: the digests of the modules that decide what is trained, or one ValueError that lists
+every target that cannot be imported. Called by `cluster.checks`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from actors.sandbox import TargetUse, import_targets
 from actors.secrets import NO_SECRETS, Secrets
 from actors.user_calls import UserCall, custom_call, scorer_call
 from cluster.secrets import secrets_of
-from configs.bound import BoundEntry, bind
+from configs.bound import BoundEntry, BoundRun
 from configs.kinds.scorers import CustomOptions
-from configs.schema import RunConfig
 
 _OF_ROWS: Final = UserCall(("rows", "options"))
 _CALLS: Final = {
@@ -53,21 +52,17 @@ class UserCode:
 NO_CODE: Final = UserCode({}, {})
 
 
-def own_targets(config: RunConfig) -> dict[str, str]:
-    """The user's own functions in a config: dotted key -> "module:attr"."""
+def own_targets(run: BoundRun) -> dict[str, str]:
+    """The user's own functions that a run names: dotted key -> "module:attr"."""
     return {
-        f"{entry.key}.{name}": target
-        for entry in bind(config).entries()
-        for name, target in entry.own_code().items()
+        f"{entry.key}.{name}": target for entry in run.entries() for name, target in entry.own_code().items()
     }
 
 
-def _calls(config: RunConfig) -> dict[str, UserCall]:
+def _calls(run: BoundRun) -> dict[str, UserCall]:
     """Dotted key -> how it is called, of everything in `own_targets`."""
     return {
-        f"{entry.key}.{name}": _call_of(entry, name)
-        for entry in bind(config).entries()
-        for name in entry.own_code()
+        f"{entry.key}.{name}": _call_of(entry, name) for entry in run.entries() for name in entry.own_code()
     }
 
 
@@ -79,7 +74,7 @@ def _call_of(entry: BoundEntry[Any], name: str) -> UserCall:
 
 
 def check_user_code(
-    config: RunConfig, note: Callable[[str], None], sections: tuple[str, ...] = ("",)
+    run: BoundRun, note: Callable[[str], None], sections: tuple[str, ...] = ("",)
 ) -> UserCode:
     """Import the user's functions whose keys begin with one of `sections`, and hash the modules' files.
 
@@ -89,10 +84,10 @@ def check_user_code(
         ValueError: a function cannot be imported, not within the time limit, or does not take the arguments
             that it will get. One line for each, with the most similar name that exists.
     """
-    targets = {key: target for key, target in own_targets(config).items() if key.startswith(sections)}
+    targets = {key: target for key, target in own_targets(run).items() if key.startswith(sections)}
     if not targets:
         return NO_CODE
-    calls = _calls(config)
+    calls, config = _calls(run), run.config
     uses: dict[str, TargetUse] = {key: (target, calls[key]) for key, target in targets.items()}
     secrets: dict[TargetUse, Secrets] = {}
     # A module may read its scorer's secrets while it is imported, so the trial import must have them too.

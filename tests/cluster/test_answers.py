@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster.answers import check_answers
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import Json
@@ -60,13 +61,13 @@ def test_what_could_never_have_a_reward_is_refused(
 ) -> None:
     """With how many rows, the first of them, and the scorer's own reason."""
     with pytest.raises(ValueError, match=message):
-        check_answers(config_with(scorer), prompts(*answers), pytest.fail)
+        check_answers(bind(config_with(scorer)), prompts(*answers), pytest.fail)
 
 
 def test_some_rows_are_noted() -> None:
     """Those without an answer and those whose answer cannot be read; the run may start."""
     notes: list[str] = []
-    check_answers(config_with(LAB), prompts("7", None, "8", GSM8K), notes.append)
+    check_answers(bind(config_with(LAB)), prompts("7", None, "8", GSM8K), notes.append)
     assert notes[0] == (
         "scorers.mine (lab_answer): 1 of 4 prompts of data.train lack an answer in text or a number to "
         "compare with (train.jsonl, line 2); their completions have no reward and are not trained on"
@@ -81,15 +82,15 @@ def test_a_function_without_any_truth_is_noted() -> None:
     """It may need none, so this is no error; a structured truth is one."""
     notes: list[str] = []
     custom = config_with('{kind: custom, function: "mine:f", weight: 1.0}')
-    check_answers(custom, prompts(None, None), notes.append)
+    check_answers(bind(custom), prompts(None, None), notes.append)
     assert notes == [
         "scorers.mine (custom): 2 of 2 rows of data.train have no answer (train.jsonl, lines 1, 2); "
         "the function gets ground_truth=None"
     ]
-    check_answers(custom, prompts(None, truth=["7"]), pytest.fail)
+    check_answers(bind(custom), prompts(None, truth=["7"]), pytest.fail)
     entry = '{kind: custom, function: "mine:f"}, other: {kind: length, weight: 1.0}'
     recorded = load_config("debug", ["scorers.correct=null", f"scorers={{mine: {entry}}}", "allow=[mine]"])
-    check_answers(recorded, prompts("7", None), notes.append)
+    check_answers(bind(recorded), prompts("7", None), notes.append)
     assert "scorers.mine (custom): 1 of 2 rows of data.train have no answer (train.jsonl, line 2)" in notes[1]
 
 
@@ -102,7 +103,7 @@ def test_a_function_without_any_truth_is_noted() -> None:
 )
 def test_what_can_be_scored_is_not_talked_about(scorer: str, given: list[Prompt]) -> None:
     """Nor is a scorer that needs no answer."""
-    check_answers(config_with(scorer), given, pytest.fail)
+    check_answers(bind(config_with(scorer)), given, pytest.fail)
 
 
 def test_a_scorer_that_does_not_enter_the_reward_may_lack_answers() -> None:
@@ -110,7 +111,7 @@ def test_a_scorer_that_does_not_enter_the_reward_may_lack_answers() -> None:
     recorded = load_config(
         "debug", ["scorers.correct={kind: lab_answer, weight: 0}", "scorers.len={kind: length, weight: 1.0}"]
     )
-    check_answers(recorded, prompts(None), pytest.fail)
+    check_answers(bind(recorded), prompts(None), pytest.fail)
 
 
 def test_few_of_many_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,7 @@ def test_few_of_many_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         return score
 
     monkeypatch.setattr("configs.bound.load_target", load)
-    check_answers(config_with(LAB), prompts(*["7"] * 1000), pytest.fail)
+    check_answers(bind(config_with(LAB)), prompts(*["7"] * 1000), pytest.fail)
     assert len(tried) == 32 and tried[0] == "p0" and tried[-1] == "p992"
 
 
@@ -152,7 +153,7 @@ def test_every_form_of_a_kind_is_tried(target: object, monkeypatch: pytest.Monke
     """A coroutine function is awaited, a class is constructed; what it says of an answer is noted."""
     monkeypatch.setattr("configs.bound.load_target", lambda name: target)
     notes: list[str] = []
-    check_answers(config_with(LAB), prompts("7", "?"), notes.append)
+    check_answers(bind(config_with(LAB)), prompts("7", "?"), notes.append)
     assert (
         len(notes) == 1
         and "1 of 2 that were tried (train.jsonl, line 2); the reason for the first" in notes[0]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.job import local_model
 from cluster.placement import plan, table
 from cluster.role_proxies import add_sums, local_microbatches
-from cluster.train import local_model
+from configs.bound import bind
 from configs.schema import RunConfig
 from trainer.model.batch_plan import plan_batch
 
@@ -26,9 +27,9 @@ def _config(**generator: int) -> RunConfig:
 
 def test_engines_and_ranks_take_turns_on_a_bundle() -> None:
     """Two engines and two ranks: two bundles of one CPU, on GPUs also of one GPU, each half of both."""
-    placement = plan(_config(num_engines=2), "cpu")
+    placement = plan(bind(_config(num_engines=2)), "cpu")
     assert placement.totals() == {"CPU": 2.0, "GPU": 0.0}
-    on_gpu = plan(_config(num_engines=2), "cuda")
+    on_gpu = plan(bind(_config(num_engines=2)), "cuda")
     assert on_gpu.totals() == {"CPU": 2.0, "GPU": 2.0}
     assert [(share.bundle, share.num_gpus) for share in on_gpu.engines] == [(0, 0.5), (1, 0.5)]
     assert [(share.bundle, share.num_gpus) for share in on_gpu.ranks] == [(0, 0.5), (1, 0.5)]
@@ -36,7 +37,7 @@ def test_engines_and_ranks_take_turns_on_a_bundle() -> None:
 
 def test_a_wide_engine_has_gpus_of_its_own() -> None:
     """Tensor parallel 4 beside one rank: bundles of four GPUs and of one."""
-    placement = plan(_config(tensor_parallel=4), "cuda")
+    placement = plan(bind(_config(tensor_parallel=4)), "cuda")
     assert placement.totals()["GPU"] == 5.0
     assert placement.engines[0].num_gpus == 4.0 and placement.ranks[0].bundle == 1
 
@@ -48,7 +49,7 @@ def test_scorers_that_ask_have_bundles_of_their_own() -> None:
         "model": {"kind": "lab_preference", "replicas": 2, "num_gpus": 0.25, "num_cpus": 1.0},
         "cpu": {"kind": "math", "num_cpus": 0.5},
     }
-    placement = plan(replace(_config(num_engines=2), scorers=scorers), "cuda")
+    placement = plan(bind(replace(_config(num_engines=2), scorers=scorers)), "cuda")
     assert placement.totals() == {"CPU": 4.5, "GPU": 2.5}
     assert placement.bundles[2:] == ({"CPU": 1.0, "GPU": 0.25}, {"CPU": 1.0, "GPU": 0.25}, {"CPU": 0.5})
     shares = {
@@ -56,7 +57,7 @@ def test_scorers_that_ask_have_bundles_of_their_own() -> None:
         for name, of_scorer in placement.scorers.items()
     }
     assert shares == {"model": [(2, 1.0, 0.25), (3, 1.0, 0.25)], "cpu": [(4, 0.5, 0.0)]}
-    assert replace(placement, scorers={}).engines == plan(_config(num_engines=2), "cuda").engines
+    assert replace(placement, scorers={}).engines == plan(bind(_config(num_engines=2)), "cuda").engines
 
 
 def test_the_table_names_what_is_asked_and_there() -> None:
@@ -70,15 +71,15 @@ def test_a_model_is_found_here_or_beside_the_packages(
     """The committed base is found from any folder; a folder here comes first; neither is a clear refusal."""
     monkeypatch.chdir(tmp_path)
     packages = Path(__file__).resolve().parents[2]
-    assert local_model(RunConfig()).model.path == str(packages / "lab/bases/voices")
+    assert local_model(bind(RunConfig())).config.model.path == str(packages / "lab/bases/voices")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     config = RunConfig()
     own = replace(config, model=replace(config.model, path="mine"))
-    assert local_model(own).model.path == str(tmp_path / "mine")
+    assert local_model(bind(own)).config.model.path == str(tmp_path / "mine")
     for path in ("absent/model", "/absent", "a b"):
         with pytest.raises(ValueError, match=r"model\.path = .*: no such folder in "):
-            local_model(replace(config, model=replace(config.model, path=path)))
+            local_model(bind(replace(config, model=replace(config.model, path=path))))
 
 
 def test_a_rank_numbers_its_rows_as_its_shard_holds_them() -> None:

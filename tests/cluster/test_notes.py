@@ -67,16 +67,16 @@ def test_scorers_in_this_process_are_noted() -> None:
 def test_long_prompts_are_named(folder: Path) -> None:
     """With the key, the row and what to do; all of them too long is an error."""
     notes: list[str] = []
-    config = local_model(load_config("debug", [FILE, "eval.every=0"]))
-    load_prompts(bind(config), notes.append)
-    limit = config.rollout.max_prompt_tokens
+    run = local_model(bind(load_config("debug", [FILE, "eval.every=0"])))
+    load_prompts(run, notes.append)
+    limit = run.config.rollout.max_prompt_tokens
     assert notes == [
         f"data.train: 1 of 3 prompts is longer than rollout.max_prompt_tokens = {limit} and was left out "
         "(train.jsonl, line 2); raise it to keep it"
     ]
     short = load_config("debug", [FILE, "eval.every=0", "rollout.max_prompt_tokens=1"])
     with pytest.raises(ValueError, match=r"data\.train: all 3 prompts .* \(train\.jsonl, lines 1, 2, 3\)"):
-        load_prompts(bind(local_model(short)), notes.append)
+        load_prompts(local_model(bind(short)), notes.append)
 
 
 def test_a_missing_file_is_named_with_the_nearest(folder: Path) -> None:
@@ -93,14 +93,14 @@ def test_a_missing_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError) as error:
-        local_model(load_config("debug", ["model.path=nomodel"]))
+        local_model(bind(load_config("debug", ["model.path=nomodel"])))
     wanted = f"model.path = 'nomodel': no such folder in {folder}, and the hub could not be reached"
     assert str(error.value) == wanted
     with pytest.raises(ValueError, match=r"model\.path = '\./no': no such folder in [^ ]*$"):
-        local_model(load_config("debug", ["model.path=./no"]))
+        local_model(bind(load_config("debug", ["model.path=./no"])))
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"model\.path = 'empty': the folder has no config\.json"):
-        local_model(load_config("debug", ["model.path=empty"]))
+        local_model(bind(load_config("debug", ["model.path=empty"])))
 
 
 def test_a_dry_run_repeats_its_notes_after_the_config(

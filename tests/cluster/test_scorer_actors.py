@@ -87,11 +87,11 @@ def test_a_missing_variable_is_refused_before_anything_starts(
 def test_a_users_module_has_them_while_it_is_tried() -> None:
     """One that reads its key at import: with the key it loads, without it the run is refused by that name."""
     entry = "scorers.mine={kind: 'needs_key:score', weight: 1.0, secrets: [JUDGE_API_KEY]}"
-    code = check_user_code(load_config("debug", [entry, "allow=[needs_key]"]), lambda text: None)
+    code = check_user_code(bind(load_config("debug", [entry, "allow=[needs_key]"])), lambda text: None)
     assert list(code.digests) == ["needs_key"]
     without = load_config("debug", [entry.replace("JUDGE_API_KEY", "OTHER_API_KEY"), "allow=[needs_key]"])
     with pytest.raises(ValueError, match="JUDGE_API_KEY"):
-        check_user_code(without, lambda text: None)
+        check_user_code(bind(without), lambda text: None)
 
 
 def test_hidden_variables_come_back() -> None:
@@ -116,7 +116,7 @@ class Spawned:
         group: Any = object()
         self.site = Site(
             run=bind(config),
-            placement=plan(config, "cpu"),
+            placement=plan(bind(config), "cpu"),
             group=group,
             log_dir=Path("logs"),
             report=lambda kind, actor, **fields: None,

@@ -32,7 +32,7 @@ def _order(folder: Path, name: str, *overrides: str) -> ResolvedRun:
         given=config,
         run=bind(config),
         prompts=Prompts(train=[], held_out=[], demonstrations=no_demonstrations()),
-        placement=plan(config, "cpu"),
+        placement=plan(bind(config), "cpu"),
         reporter=Told(),
         job=Job(),
     )

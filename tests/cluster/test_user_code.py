@@ -14,6 +14,7 @@ import actors.sandbox
 from cluster.base_check import check_without_engines
 from cluster.train import dry_run, train
 from cluster.user_code import check_user_code, own_targets
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 
@@ -83,7 +84,7 @@ def config_with(function: str, *overrides: str) -> RunConfig:
 def test_a_name_that_cannot_be_used_is_told(folder: Path, function: str, told: str) -> None:
     """One line with the key, the value and the reason; the driver imports nothing."""
     with pytest.raises(ValueError) as error:
-        check_user_code(config_with(function), pytest.fail)
+        check_user_code(bind(config_with(function)), pytest.fail)
     message = str(error.value)
     assert message.startswith(f"scorers.mine.function = {function!r}: ") and told in message
     assert message.count(repr(function)) == 1
@@ -97,7 +98,7 @@ def test_an_import_that_hangs_ends_at_the_limit(folder: Path, monkeypatch: pytes
     notes: list[str] = []
     began = time.monotonic()
     with pytest.raises(ValueError, match="its import did not end within 2 s"):
-        check_user_code(config_with("mine_hanging:f"), notes.append)
+        check_user_code(bind(config_with("mine_hanging:f")), notes.append)
     assert time.monotonic() - began < 10.0
     assert notes == ["importing mine_hanging:f (at most 2 s)"]
 
@@ -187,14 +188,14 @@ def test_a_signature_that_cannot_be_called_is_told(folder: Path, entry: str, nam
     (folder / "mine_rewards.py").write_text(FORMS)
     config = load_config("debug", ["allow=[mine_rewards]", entry.format(name)])
     with pytest.raises(ValueError) as error:
-        check_user_code(config, pytest.fail)
+        check_user_code(bind(config), pytest.fail)
     assert told in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("entry", "name"), ACCEPTED_CALLS)
 def test_a_signature_that_can_be_called_passes(folder: Path, entry: str, name: str) -> None:
     (folder / "mine_rewards.py").write_text(FORMS)
-    check_user_code(load_config("debug", ["allow=[mine_rewards]", entry.format(name)]), pytest.fail)
+    check_user_code(bind(load_config("debug", ["allow=[mine_rewards]", entry.format(name)])), pytest.fail)
 
 
 @pytest.mark.parametrize("start", [dry_run, train])
@@ -211,18 +212,18 @@ def test_the_base_install_tries_scorers_and_datasets(folder: Path) -> None:
     config = config_with("mine_rewards:compute_scor", f"runs_dir={folder}/runs")
     with pytest.raises(ValueError, match=r"did you mean compute_score\?"):
         check_without_engines(config)
-    found = check_user_code(config, pytest.fail, sections=("data.",))
+    found = check_user_code(bind(config), pytest.fail, sections=("data.",))
     assert found.digests == {}
 
 
 def test_the_files_of_the_users_code_are_hashed(folder: Path) -> None:
     """The function's module and those of the user's that it imports, by content; none of the others."""
-    code = check_user_code(config_with("mine_rewards:compute_score"), pytest.fail)
+    code = check_user_code(bind(config_with("mine_rewards:compute_score")), pytest.fail)
     wanted = {name: (folder / f"{name}.py").read_bytes() for name in ("helpers_of_mine", "mine_rewards")}
     assert code.digests == {name: hashlib.sha256(content).hexdigest() for name, content in wanted.items()}
     assert code.files["mine_rewards"] == str(folder / "mine_rewards.py")
     (folder / "helpers_of_mine.py").write_text("A = 2\n")
-    again = check_user_code(config_with("mine_rewards:compute_score"), pytest.fail)
+    again = check_user_code(bind(config_with("mine_rewards:compute_score")), pytest.fail)
     changed = [name for name in code.digests if again.digests[name] != code.digests[name]]
     assert changed == ["helpers_of_mine"]
 
@@ -231,19 +232,19 @@ def test_every_kind_of_the_users_own_is_tried(folder: Path) -> None:
     """Scorers, losses, datasets, ...: all under their keys, and all that is wrong in one message."""
     config = config_with("mine_rewards:compute_score", "data.train={kind: 'mine_rewards:rows'}")
     config = replace(config, loss=config.loss | {"replay": {"kind": "mine_rewards:los", "weight": 1.0}})
-    targets = own_targets(config)
+    targets = own_targets(bind(config))
     assert targets == {
         "scorers.mine.function": "mine_rewards:compute_score",
         "data.train.kind": "mine_rewards:rows",
         "loss.replay.kind": "mine_rewards:los",
     }
     with pytest.raises(ValueError) as error:
-        check_user_code(config, pytest.fail)
+        check_user_code(bind(config), pytest.fail)
     assert [line.partition(" = ")[0] for line in str(error.value).splitlines()] == [
         "loss.replay.kind",
         "data.train.kind",
     ]
-    assert own_targets(load_config("debug", [])) == {}
+    assert own_targets(bind(load_config("debug", []))) == {}
 
 
 def test_forms_that_need_the_scorers_own_process_are_known(folder: Path) -> None:
@@ -259,5 +260,5 @@ def test_forms_that_need_the_scorers_own_process_are_known(folder: Path) -> None
     )
     names = ("plain", "judge", "many", "Model")
     forms = [f'scorers.{name.lower()}={{kind: "mine_forms:{name}"}}' for name in names]
-    code = check_user_code(load_config("debug", [*forms, "allow=[mine_forms]"]), lambda text: None)
+    code = check_user_code(bind(load_config("debug", [*forms, "allow=[mine_forms]"])), lambda text: None)
     assert code.in_actor == {f"mine_forms:{name}" for name in names[1:]}

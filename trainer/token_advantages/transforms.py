@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.bound import BoundRun, bind
+from configs.bound import BoundRun
 from configs.kinds.base import Kind, load_target
 from configs.kinds.token_advantages import PositiveReweightOptions, RepoOptions, RepoROptions
 from configs.origins import origins_where
-from configs.schema import RunConfig
 from trainer.losses.batch_statistics import Gather, Prepared, TokenTable, gather_tokens
 from trainer.losses.per_token import LossInputs
 
@@ -55,21 +54,27 @@ def bound_transforms(run: BoundRun) -> dict[str, BoundTransform]:
     }
 
 
-def start_transforms(config: RunConfig) -> dict[str, Any]:
-    """The entries of `token_advantage` after each kind's `start`: files are checked, paths are absolute.
+def start_transforms(run: BoundRun) -> BoundRun:
+    """The run after the `start` of each kind under `token_advantage`: files are checked, paths are absolute.
 
     Raises:
         ValueError: a file cannot be used; the message names the entry.
     """
-    entries = dict(config.token_advantage)
-    for name, transform in bound_transforms(bind(config)).items():
-        if transform.kind.start:
+    plain, bound = dict(run.config.token_advantage), dict(run.token_advantages)
+    for name, entry in run.token_advantages.items():
+        if entry.kind.start:
             try:
-                started = load_target(transform.kind.start)(transform.options)
+                started = load_target(entry.kind.start)(entry.options)
             except ValueError as error:
-                raise ValueError(f"token_advantage.{name}: {error}") from error
-            entries[name] = {**entries[name], **asdict(started)}
-    return entries
+                raise ValueError(f"{entry.key}: {error}") from error
+            bound[name] = replace(entry, options=started)
+            plain[name] = {**plain[name], **asdict(started)}
+    # `config` has the plain entries, which the run directory keeps.
+    return replace(
+        run,
+        config=replace(run.config, token_advantage=plain),
+        named={**run.named, "token_advantage": bound},
+    )
 
 
 def apply_transforms(

@@ -20,6 +20,7 @@ from planning_cases import KNOWN
 from rollout_rows import make_batch
 
 from cluster.job import local_model
+from configs.bound import bind
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES, HicraOptions
 from configs.load import load_config
 from polyphony.cli import main
@@ -240,7 +241,9 @@ def test_a_run_finds_out_at_its_start(
         )
     monkeypatch.chdir(path.parent)
     config = load_config("debug", ["token_advantage.plan={kind: hicra, path: grams.json}"])
-    assert local_model(config).token_advantage["plan"]["path"] == str(path)
+    run = local_model(bind(config))
+    assert run.config.token_advantage["plan"]["path"] == str(path)
+    assert run.token_advantages["plan"].options.path == str(path)
     assert config.token_advantage["plan"]["path"] == "grams.json"
     assert locate_grams(HicraOptions(path="grams.json", alpha=0.5)) == HicraOptions(str(path), 0.5)
 
