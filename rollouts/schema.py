@@ -154,9 +154,25 @@ def sft_batch(
     names = [f"sft-{index}" for index in range(first_index, first_index + num_rows)]
     given = {"prompt_ids": prompt_ids, "text": text, "domain": domain, "format_tag": format_tag}
     given["prompt_id"] = names if prompt_id is None else prompt_id
-    for name, values in given.items():
-        if len(values) != num_rows:
-            raise ValueError(f"{name} must have {num_rows} entries like token_ids, got {len(values)}")
+    _check_lengths(given, num_rows)
+    tokens = pa.array(token_ids, GROUP_SCHEMA.field("token_ids").type)
+    ids = pa.array(names, pa.string())
+    columns: dict[str, Sequence[object] | pa.Array] = {
+        **_sft_constants(run_id, epoch, num_rows),
+        **given,
+        "submission_index": pa.array(np.arange(first_index, first_index + num_rows, dtype=np.int64)),
+        "group_id": ids,
+        "sample_id": ids,
+        "token_ids": tokens,
+        "loss_mask": _all_true_like(tokens),
+        "max_tokens": pc.list_value_length(tokens),
+        "tags": [[] if tag is None else [("format", tag)] for tag in format_tag],
+    }
+    return _from_values(columns, num_rows, "sft rows")
+
+
+def _sft_constants(run_id: str, epoch: int, num_rows: int) -> dict[str, Sequence[object] | pa.Array]:
+    """The columns that have the same value in every supervised row."""
     constants: dict[str, object] = {
         "run_id": run_id,
         "epoch": epoch,
@@ -166,30 +182,18 @@ def sft_batch(
         "temperature": 1.0,
         "top_p": 1.0,
     }
-    empty: Sequence[object] = [[]] * num_rows
-    tokens = pa.array(token_ids, GROUP_SCHEMA.field("token_ids").type)
-    ids = pa.array(names, pa.string())
-    tagged = [[] if tag is None else [("format", tag)] for tag in format_tag]
-    columns: dict[str, Sequence[object] | pa.Array] = {
-        **{
-            name: pa.repeat(pa.scalar(value, GROUP_SCHEMA.field(name).type), num_rows)
-            for name, value in constants.items()
-        },
-        "submission_index": pa.array(np.arange(first_index, first_index + num_rows, dtype=np.int64)),
-        "group_id": ids,
-        "sample_id": ids,
-        **given,
-        "token_ids": tokens,
-        "loss_mask": _all_true_like(tokens),
-        "versions": empty,
-        "max_tokens": pc.list_value_length(tokens),
-        "tags": tagged,
-        "scores": empty,
-        "score_status": empty,
-        "reward_vector": empty,
-        "spans": empty,
+    columns = {
+        name: pa.repeat(pa.scalar(value, GROUP_SCHEMA.field(name).type), num_rows)
+        for name, value in constants.items()
     }
-    return _from_values(columns, num_rows, "sft rows")
+    empty: Sequence[object] = [[]] * num_rows
+    return columns | dict.fromkeys(("versions", "scores", "score_status", "reward_vector", "spans"), empty)
+
+
+def _check_lengths(given: Mapping[str, Sequence[object]], num_rows: int) -> None:
+    for name, values in given.items():
+        if len(values) != num_rows:
+            raise ValueError(f"{name} must have {num_rows} entries like token_ids, got {len(values)}")
 
 
 def _all_true_like(lists: pa.ListArray) -> pa.ListArray:

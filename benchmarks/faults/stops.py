@@ -181,33 +181,7 @@ def _watch_sequences(watch: _Watch) -> None:
     from trainer.evaluate import Evaluator
     from trainer.loop import Run
 
-    def inside(owner: Any, method: str, name: Callable[[Mapping[str, Any]], str]) -> None:
-        really = getattr(owner, method)
-        signature = inspect.signature(really)
-
-        def begin(*given: Any, **named: Any) -> bool:
-            return watch.enter(name(signature.bind(*given, **named).arguments))
-
-        @functools.wraps(really)
-        async def call_async(*given: Any, **named: Any) -> Any:
-            mine = begin(*given, **named)
-            try:
-                return await really(*given, **named)
-            finally:
-                if mine:
-                    watch.leave()
-
-        @functools.wraps(really)
-        def call(*given: Any, **named: Any) -> Any:
-            mine = begin(*given, **named)
-            try:
-                return really(*given, **named)
-            finally:
-                if mine:
-                    watch.leave()
-
-        setattr(owner, method, call_async if inspect.iscoroutinefunction(really) else call)
-
+    inside = functools.partial(_watch_method, watch)
     inside(cluster.attempt, "claim_run", lambda given: "claim")
     inside(cluster.attempt, "write_config", lambda given: "config")
     inside(BufferActor, "add", lambda given: f"journal@{given['batch'].column('submission_index')[0]}")
@@ -218,3 +192,32 @@ def _watch_sequences(watch: _Watch) -> None:
     inside(Run, "_checkpoint", lambda given: f"checkpoint@{given['step']}")
     inside(Evaluator, "evaluate", lambda given: f"eval@{given['step']}")
     inside(LearnerRank, "export", lambda given: "export")
+
+
+def _watch_method(watch: _Watch, owner: Any, method: str, name: Callable[[Mapping[str, Any]], str]) -> None:
+    """Wrap a method so that each call of it is a sequence, named by `name` from its arguments."""
+    really = getattr(owner, method)
+    signature = inspect.signature(really)
+
+    def begin(*given: Any, **named: Any) -> bool:
+        return watch.enter(name(signature.bind(*given, **named).arguments))
+
+    @functools.wraps(really)
+    async def call_async(*given: Any, **named: Any) -> Any:
+        mine = begin(*given, **named)
+        try:
+            return await really(*given, **named)
+        finally:
+            if mine:
+                watch.leave()
+
+    @functools.wraps(really)
+    def call(*given: Any, **named: Any) -> Any:
+        mine = begin(*given, **named)
+        try:
+            return really(*given, **named)
+        finally:
+            if mine:
+                watch.leave()
+
+    setattr(owner, method, call_async if inspect.iscoroutinefunction(really) else call)
