@@ -12,6 +12,7 @@ from typing import Any, Final
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, Rule, one_of, option
 from configs.kinds.base import Common, Kind, Options
+from configs.kinds.text_scorers import TEXT_SCORERS
 from configs.redact import VARIABLE_NAME
 
 _VARIABLES: Final = Rule(
@@ -134,6 +135,7 @@ SCORERS: dict[str, Kind] = {
     "length": Kind(LengthOptions, "rewards.simple:length"),
     "random": Kind(RandomOptions, "rewards.simple:random"),
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
+    **TEXT_SCORERS,
     # It answers by what it returns as `pred` and `acc`.
     "custom": Kind(
         CustomOptions, "rewards.custom:custom", answers=True, isolated=True, warm_up="rewards.custom:warm_up"

@@ -369,7 +369,7 @@ def test_base_install_is_light_and_engines_exclude_each_other() -> None:
     """Viewing and submitting need no torch or vllm; the two engines share an import name, so never both."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     base = {distribution(line) for line in project["project"]["dependencies"]}
-    assert base == {"numpy", "omegaconf", "pyarrow", "pyyaml", "ray", "rich"}
+    assert base == {"jsonschema", "numpy", "omegaconf", "pyarrow", "pyyaml", "ray", "referencing", "rich"}
     assert project["tool"]["uv"]["conflicts"] == [[{"extra": "cpu"}, {"extra": "gpu"}]]
 
 
