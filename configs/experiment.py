@@ -18,7 +18,7 @@ from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, complete
 from configs.fields import EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of
 from configs.kinds.base import find_kind
 from configs.redact import redact
-from configs.renamed import new_key
+from configs.renamed import new_key, new_metric
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
@@ -94,12 +94,19 @@ def _as_json(tree: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with_new_names(known: Mapping[str, object]) -> dict[str, object]:
-    """Settings of an earlier version under the names that they have now; controllers name settings, too."""
-    renamed = {new_key(key) or key: value for key, value in known.items()}
-    return {
-        key: (new_key(value) or value) if key.endswith(".setting") and isinstance(value, str) else value
-        for key, value in renamed.items()
-    }
+    """Settings of an earlier version under the names that they have now.
+
+    Controllers and the reference's plateau name settings and metrics in their values.
+    """
+    return {(new := new_key(key) or key): _renamed_value(new, value) for key, value in known.items()}
+
+
+def _renamed_value(key: str, value: object) -> object:
+    if isinstance(value, str) and key.endswith(".setting"):
+        return new_key(value) or value
+    if isinstance(value, str) and key.endswith("metric"):
+        return new_metric(value) or value
+    return value
 
 
 @cache

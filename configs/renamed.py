@@ -1,4 +1,4 @@
-"""Renamed config keys. Old keys are an error that names the new one; runs begun with them can be resumed."""
+"""Renamed config keys and metrics: an old name is an error with the new one; runs with old names resume."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ RENAMED: Final[tuple[tuple[str, str], ...]] = (
     ("cluster.scorer_replicas", "scorers.<name>.replicas"),
 )
 """(old, new) dotted keys, and all that is under them; * is any name, the same in both."""
+RENAMED_METRICS: Final[tuple[tuple[str, str], ...]] = (
+    ("sampling/degenerate_share", "sampling/zero_variance_share"),
+    ("clip/shape.", "clip/token_advantage."),
+    ("prepare/shape.", "prepare/token_advantage."),
+)
+"""(old, new) metrics; one that ends in a dot stands for all that begin with it."""
 
 
 def new_key(key: str) -> str:
@@ -24,4 +30,12 @@ def new_key(key: str) -> str:
         ):
             names = iter(part for wanted, part in zip(pattern, head, strict=True) if wanted == "*")
             return ".".join([*(next(names) if part == "*" else part for part in new.split(".")), *rest])
+    return ""
+
+
+def new_metric(metric: str) -> str:
+    """The new name of `metric`; "" if it was not renamed."""
+    for old, new in RENAMED_METRICS:
+        if metric == old or (old.endswith(".") and metric.startswith(old)):
+            return new + metric.removeprefix(old)
     return ""

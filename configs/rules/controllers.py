@@ -1,4 +1,4 @@
-"""What controllers may move, and between which values. Called by `configs.rules`."""
+"""What controllers may move, between which values, and metrics they watch. Called by `configs.rules`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from configs.bound import MOVABLE, BoundEntry, BoundRun
 from configs.errors import Broken
 from configs.fields import Rule, options_of, settings_of
-from configs.renamed import new_key
+from configs.renamed import new_key, new_metric
 from configs.schema import RunConfig
 
 MOVABLE_ENTRIES: Final = ("loss", "token_advantage", "reward_shape", "bonus", "prompt_weight")
@@ -34,6 +34,17 @@ def _controllers(run: BoundRun) -> Iterator[Broken]:
             if setting in taken:
                 yield where, f"must move another setting than {taken[setting]}{got}"
             taken[setting] = entry.key
+
+
+def _metrics(run: BoundRun) -> Iterator[Broken]:
+    """Metrics that are named by a name which they no longer have."""
+    watched = {"reference.plateau_metric": run.config.reference.plateau_metric}
+    for entry in run.controllers.values():
+        if not any(entry.options.check()):  # otherwise what it watches may not be readable
+            watched |= {f"{entry.key}.{option}": metric for option, metric in entry.options.watches().items()}
+    for key, metric in watched.items():
+        if new := new_metric(metric):
+            yield key, f"was renamed to {new}"
 
 
 def _is_movable(run: BoundRun, setting: str) -> bool:
@@ -72,4 +83,4 @@ def _rule_of(run: BoundRun, setting: str) -> Rule | None:
     return own.rule if own is not None else None
 
 
-CONTROLLER_RULES = (_controllers,)
+CONTROLLER_RULES = (_controllers, _metrics)

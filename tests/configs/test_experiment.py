@@ -13,7 +13,7 @@ from configs import experiment
 from configs.errors import ConfigError
 from configs.experiment import config_hash, differences
 from configs.load import load_config
-from configs.renamed import RENAMED, new_key
+from configs.renamed import RENAMED, new_key, new_metric
 from configs.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,9 +90,23 @@ def test_a_mapping_is_at_its_default_only_as_a_whole() -> None:
             "controllers.c={kind: adaptive_setting, setting: shape.p.beta, high: 1}",
             "controllers.c.setting = 'shape.p.beta': was renamed to token_advantage.p.beta",
         ),
+        (
+            "controllers.c={kind: adaptive_setting, setting: entropy.coef, high: 1, "
+            "metric: sampling/degenerate_share}",
+            "controllers.c.metric = 'sampling/degenerate_share': was renamed to sampling/zero_variance_share",
+        ),
+        (
+            "controllers.c={kind: entropy_bands, bands: {b: {metric: clip/shape.few/low, low: 1}}, "
+            "actuators: {a: {setting: entropy.coef, bands: [b], high: 1}}}",
+            "bands.b.metric = 'clip/shape.few/low': was renamed to clip/token_advantage.few/low",
+        ),
+        (
+            "reference.plateau_metric=sampling/degenerate_share",
+            "reference.plateau_metric = 'sampling/degenerate_share': was renamed to",
+        ),
     ],
 )
-def test_an_old_key_is_refused_by_its_new_name(override: str, line: str) -> None:
+def test_an_old_name_is_refused_by_its_new_one(override: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("debug", [override])
     assert len(str(caught.value).splitlines()) == 1 and line in str(caught.value)
@@ -103,6 +117,17 @@ def test_new_names() -> None:
     assert new_key("shape.a.b") == "token_advantage.a.b" and new_key("loss.x.old") == "loss.x.ratio_to"
     assert [new_key(key) for key in ("shapes", "loss.old", "loss.x.older", "rollout")] == [""] * 4
     assert all(new_key(old.replace("*", "x")) for old, _ in RENAMED)
+    assert new_metric("prepare/shape.few/kept") == "prepare/token_advantage.few/kept"
+    assert [new_metric(metric) for metric in ("sampling/degenerate_shares", "clip/shapes", "")] == [""] * 3
+
+
+def test_a_run_that_watches_a_renamed_metric_resumes() -> None:
+    """Its description has the old name, in controllers and for the reference."""
+    watched = "controllers.c={kind: threshold, metric: sampling/zero_variance_share}"
+    config = load_config("debug", [watched, "loss.sft={kind: nll}", "sft.share=0.1"])
+    known = experiment.experiment(config) | {"controllers.c.metric": "sampling/degenerate_share"}
+    assert differences(known, config) == []
+    assert differences(known | {"controllers.c.metric": "reward/mean"}, config) != []
 
 
 def test_the_page_of_keys_is_up_to_date() -> None:

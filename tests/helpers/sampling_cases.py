@@ -120,7 +120,7 @@ def check_sampling_metrics() -> None:
     assert sampling_metrics(rows_of(groups, 12), KEEP) == {}
     for rollout, rounds in ((REFILL, 3.0), (DROP, 1.0)):
         found = sampling_metrics(rows_of(groups, 12), rollout)
-        assert abs(found.pop("sampling/degenerate_share") - 2 / 3) < 1e-12
+        assert abs(found.pop("sampling/zero_variance_share") - 2 / 3) < 1e-12
         assert found == {"sampling/kept_groups": 1.0, "sampling/rounds": rounds}
 
 

@@ -111,7 +111,7 @@ def sampling_metrics(rows: pa.Table, rollout: RolloutConfig) -> dict[str, float]
     num_kept = pc.count_distinct(submissions.filter(pa.array(varies_N))).as_py()
     rounds = asked_for(rows, pc.min(submissions).as_py(), rollout)
     return {
-        "sampling/degenerate_share": 1.0 - num_kept / num_groups,
+        "sampling/zero_variance_share": 1.0 - num_kept / num_groups,
         "sampling/kept_groups": float(num_kept),
         "sampling/rounds": float(rounds.num_rounds),
     }

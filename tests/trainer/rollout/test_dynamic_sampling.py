@@ -101,7 +101,7 @@ def test_kept_groups_are_spread_evenly() -> None:
 
 
 @given(GROUPS, st.sampled_from(["token_mean", "sequence_mean", "sequence_sum"]))
-def test_degenerate_groups_give_zeros_never_nan(groups: list[list[float | None]], aggregate: str) -> None:
+def test_zero_variance_groups_give_zeros_never_nan(groups: list[list[float | None]], aggregate: str) -> None:
     """Against plain loops over groups and rows: weight and advantage of every row, in any order of rows."""
     config = replace(CONFIG, loss={"policy": {"kind": "ppo_clip", "aggregate": aggregate}})
     used = [
@@ -137,7 +137,7 @@ def test_degenerate_groups_give_zeros_never_nan(groups: list[list[float | None]]
 def test_metrics_are_finite(groups: list[list[float | None]]) -> None:
     """For any rewards: shares within 0 and 1, and never more groups kept than sampled."""
     found = sampling_metrics(rows_of(groups, 6), DROP)
-    assert 0 <= found["sampling/degenerate_share"] <= 1 and found["sampling/rounds"] == 1
+    assert 0 <= found["sampling/zero_variance_share"] <= 1 and found["sampling/rounds"] == 1
     assert found["sampling/kept_groups"] == sum(map(reference_teaches, groups))
     assert asked_for(rows_of(groups, 6), 6, DROP).num_groups == 2
 

@@ -64,7 +64,7 @@ def test_every_step_has_its_groups(whole: tuple[Trial, Result]) -> None:
             sampled, rounds = sampled + asked, rounds + 1
         assert sorted(pairs) == list(range(6 * step, 6 * step + sampled))
         assert line["sampling/kept_groups"] == kept and line["sampling/rounds"] == rounds
-        assert line["sampling/degenerate_share"] == pytest.approx(1 - kept / sampled)
+        assert line["sampling/zero_variance_share"] == pytest.approx(1 - kept / sampled)
         assert line["reward/mean"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))
         rounds_seen.add(rounds)
         if kept < 2:
@@ -179,7 +179,7 @@ def test_nothing_to_learn_from_ends_each_step_with_its_reason(tmp_path: Path) ->
     result = result_of(trial)
     assert trial.events == [f"groups_short step={step} kept=0 wanted=2 rounds=3" for step in range(1, 7)]
     assert [table.num_rows for table in result.steps] == [12] * 6
-    assert {line["sampling/degenerate_share"] for line in result.metrics} == {1.0}
+    assert {line["sampling/zero_variance_share"] for line in result.metrics} == {1.0}
     assert all(not learned.row_weight_N.any() for learned in trial.learner.learned)
     assert all(not learned.advantage_N.any() for learned in trial.learner.learned)
 
