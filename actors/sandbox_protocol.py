@@ -59,7 +59,11 @@ def encode_group(prompt: Prompt, completions: Sequence[Completion]) -> JsonObjec
     return {
         "prompt": {each.name: getattr(prompt, each.name) for each in dataclasses.fields(prompt)}
         | {"extra": dict(prompt.extra)},
-        "completions": [dataclasses.asdict(completion) for completion in completions],
+        "completions": [
+            dataclasses.asdict(completion)
+            | {"judgements": {name: dataclasses.asdict(each) for name, each in completion.judgements.items()}}
+            for completion in completions
+        ],
     }
 
 
@@ -72,10 +76,23 @@ def decode_prompt(fields: JsonObject) -> Prompt:
 
 def decode_completion(fields: JsonObject) -> Completion:
     """The inverse of `encode_group` for one completion. The sender is trusted."""
-    versions = fields.pop("versions")
-    assert isinstance(versions, list)
+    versions, judgements = fields.pop("versions"), fields.pop("judgements", {})
+    assert isinstance(versions, list) and isinstance(judgements, dict)
+    said = {name: _decode_earlier(each) for name, each in judgements.items()}
     flat = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return Completion(versions=tuple((start, version) for start, version in versions), **flat)  # type: ignore[arg-type]
+    spans = tuple((start, version) for start, version in versions)
+    return Completion(versions=spans, judgements=said, **flat)  # type: ignore[arg-type]
+
+
+def _decode_earlier(fields: JsonObject) -> Judgement:
+    """The inverse of `dataclasses.asdict` for a judgement that was checked before. The sender is trusted."""
+    spans, partition = fields.pop("spans"), fields.pop("partition")
+    assert isinstance(spans, list)
+    return Judgement(
+        spans=tuple(Span(**span) for span in spans),
+        partition=Partition(**partition) if isinstance(partition, dict) else None,
+        **fields,  # type: ignore[arg-type]
+    )
 
 
 def encode_judgement(judgement: Judgement) -> JsonObject:

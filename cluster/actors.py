@@ -255,6 +255,7 @@ def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerS
     return ScorerSet(
         scorers={name: scorer_pools[name].role for name in run.scorers},
         common_keys={name: entry.common for name, entry in run.scorers.items()},
+        after=run.scored_after(),
     )
 
 

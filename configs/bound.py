@@ -93,6 +93,13 @@ class BoundRun:
     def controllers(self) -> Mapping[str, BoundEntry[Common]]:
         return self.named["controllers"]
 
+    def scored_after(self) -> Mapping[str, tuple[str, ...]]:
+        """Scorer -> the scorers whose judgements it gets, which therefore run before it."""
+        return {
+            name: tuple(dict.fromkeys((*entry.common.after, *entry.options.reads().values())))
+            for name, entry in self.scorers.items()
+        }
+
     def entries(self) -> Iterator[BoundEntry[Any]]:
         """All of them."""
         for section in self.named.values():

@@ -99,6 +99,8 @@ class Completion:
     `versions` has (first token position, policy_version) spans, in order, starting at 0.
     `loss_mask` [T] is false at tokens that no policy sampled (those of an environment, between turns), whose
     `behavior_logprobs` are ignored; None means that every token was sampled.
+    `judgements` has what other scorers said of it, by their names: a scorer gets those of the scorers that it
+    runs after, and nothing else gets any.
     """
 
     sample_id: str
@@ -109,6 +111,7 @@ class Completion:
     behavior_logprobs: tuple[float, ...]
     versions: tuple[tuple[int, int], ...]
     loss_mask: tuple[bool, ...] | None = None
+    judgements: Mapping[str, Judgement] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         assert self.loss_mask is None or len(self.loss_mask) == len(self.token_ids), (
@@ -135,7 +138,7 @@ class Partition:
     """The part of its group that a completion belongs to: those that a scorer holds equivalent."""
 
     partition_id: int
-    """From 0, in the order in which the group's completions first enter a part."""
+    """From 0; the scorer says in which order."""
     size: int
     """Completions in the part."""
 

@@ -82,6 +82,10 @@ class Options:
         """option -> the user's own "module:attr" that it names."""
         return {}
 
+    def reads(self) -> Mapping[str, str]:
+        """Scorers only: option -> the scorer that it names, whose judgements this one gets."""
+        return {}
+
 
 class ControllerOptions(Options):
     """What options of a controller say as well."""

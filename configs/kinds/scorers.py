@@ -12,6 +12,7 @@ from typing import Any, Final
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, Rule, one_of, option
 from configs.kinds.base import Common, Kind, Options
+from configs.kinds.partition import PartitionOptions
 from configs.kinds.text_scorers import TEXT_SCORERS
 from configs.redact import VARIABLE_NAME
 
@@ -39,6 +40,9 @@ class ScorerCommon(Common):
     """CPUs that each replica asks the cluster for; 0 reserves none."""
     secrets: tuple[str, ...] = option((), _VARIABLES, NOTHING)
     """Environment variables of the driver that its processes receive, and no other does."""
+
+    after: tuple[str, ...] = ()
+    """Scorers that run before this one, which finds what they said in `Completion.judgements`."""
 
     def check(self) -> Iterator[Broken]:
         if self.num_gpus > 1 and self.num_gpus % 1:
@@ -136,6 +140,7 @@ SCORERS: dict[str, Kind] = {
     "random": Kind(RandomOptions, "rewards.simple:random"),
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     **TEXT_SCORERS,
+    "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer"),
     # It answers by what it returns as `pred` and `acc`.
     "custom": Kind(
         CustomOptions, "rewards.custom:custom", answers=True, isolated=True, warm_up="rewards.custom:warm_up"

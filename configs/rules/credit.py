@@ -5,7 +5,7 @@ Called by `configs.rules` with the bound run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from configs.bound import BoundRun
 from configs.errors import Broken
@@ -20,6 +20,30 @@ def _reward(run: BoundRun) -> Iterator[Broken]:
     unrewarded = origins_where(lambda spec: spec.learned == "always")
     if set(run.losses) - set(unrewarded) and not has_effect:
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
+
+
+def _order(run: BoundRun) -> Iterator[Broken]:
+    """A scorer that runs after others needs those others, and none of them may wait for it."""
+    earlier = run.scored_after()
+    for name, entry in run.scorers.items():
+        named = {option: [other] for option, other in entry.options.reads().items()}
+        for option, others in {"after": list(entry.common.after), **named}.items():
+            for other in others:
+                if other not in earlier:
+                    yield f"{entry.key}.{option}", f"must name a scorer of this config: {', '.join(earlier)}"
+                elif name in _ancestors(other, earlier):
+                    yield f"{entry.key}.{option}", f"must not name {other}, which runs after {name}"
+
+
+def _ancestors(name: str, earlier: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """The scorer itself and all that run before it."""
+    found, waiting = set[str](), [name]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            waiting += earlier.get(each, ())
+    return found
 
 
 def _only_success(run: BoundRun) -> Iterator[Broken]:
@@ -51,4 +75,4 @@ def _siblings(run: BoundRun) -> Iterator[Broken]:
             yield f"{entry.key}.kind", rule
 
 
-CREDIT_RULES = (_reward, _only_success, _answers, _siblings)
+CREDIT_RULES = (_reward, _order, _only_success, _answers, _siblings)

@@ -16,7 +16,7 @@ from actors.sandbox_protocol import (
     encode_group,
     encode_judgement,
 )
-from rollouts.records import Judgement, Partition
+from rollouts.records import Judgement, Partition, Span
 
 
 @pytest.mark.parametrize("mask", [None, (True, False, True)])
@@ -27,6 +27,30 @@ def test_a_completion_there_and_back(mask: tuple[bool, ...] | None) -> None:
     sent = json.loads(json.dumps(encode_group(prompt, [completion])))
     assert decode_completion(sent["completions"][0]) == completion
     assert decode_prompt(sent["prompt"]) == prompt
+
+
+def test_what_other_scorers_said_there_and_back() -> None:
+    """For a scorer that runs after others: scores, statuses, spans and partitions."""
+    said = {
+        "correct": Judgement(
+            score=1.0,
+            tags={"format": "code"},
+            spans=(Span(label="answer", start=1, end=2),),
+            answer="2",
+            answer_ok=True,
+            partition=Partition(partition_id=1, size=2),
+        ),
+        "late": Judgement(score=None, status="timeout", detail="why"),
+    }
+    sent = json.loads(
+        json.dumps(
+            encode_group(
+                make_group(0, ()).submission.prompt,
+                [replace(make_sample("a", 3).completion, judgements=said)],
+            )
+        )
+    )
+    assert decode_completion(sent["completions"][0]).judgements == said
 
 
 def test_what_is_stored_beside_a_score_there_and_back() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from configs.bound import bind_entry
@@ -29,6 +29,8 @@ class ScorerSet:
 
     scorers: Mapping[str, Scorer]
     common_keys: Mapping[str, ScorerCommon]
+    after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Scorer -> the scorers whose judgements it gets (`configs.bound.BoundRun.scored_after`)."""
 
 
 class Rollouter(Protocol):
@@ -157,11 +159,22 @@ class RolloutTools:
         """Every scorer's judgement of each completion, by the scorer's name. Scorers get the `text`.
 
         `prompt` defaults to the submission's. A scorer that is not done by the deadline gives null scores
-        with status timeout.
+        with status timeout. Scorers run at the same time, except that one which reads the judgements of
+        others waits for them and gets them in `Completion.judgements`.
         """
-        names = list(self._scorers.scorers)
-        judgements = await asyncio.gather(*(self._score_with(name, completions, prompt) for name in names))
-        return [{name: judgements[k][i] for k, name in enumerate(names)} for i in range(len(completions))]
+        tasks: dict[str, asyncio.Task[list[Judgement]]] = {}
+
+        async def judge(name: str) -> list[Judgement]:
+            earlier = {other: await tasks[other] for other in self._scorers.after.get(name, ())}
+            given = [
+                replace(each, judgements={other: found[at] for other, found in earlier.items()})
+                for at, each in enumerate(completions)
+            ]
+            return await self._score_with(name, given if earlier else completions, prompt)
+
+        tasks |= {name: asyncio.create_task(judge(name)) for name in self._scorers.scorers}
+        judgements = await asyncio.gather(*tasks.values())
+        return [{name: judgements[k][i] for k, name in enumerate(tasks)} for i in range(len(completions))]
 
     async def _score_with(
         self, name: str, completions: Sequence[Completion], prompt: Prompt | None

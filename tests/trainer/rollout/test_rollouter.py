@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from test_resume import NUM_STEPS, Killed, Trial
 
 from configs.errors import ConfigError
 from configs.kinds.base import OwnOptions
+from configs.kinds.scorers import ScorerCommon
 from configs.load import load_config
 from configs.origins import ORIGINS
 from configs.schema import RolloutConfig, RunConfig
@@ -26,7 +27,7 @@ from rollouts.store import committed_evals, read_eval, read_step, read_summary
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import Producer
-from trainer.rollout.rollouter import BoundRollouter, RolloutTools, make_submission
+from trainer.rollout.rollouter import BoundRollouter, RolloutTools, ScorerSet, make_submission
 from trainer.rollout.single_turn import single_turn
 
 TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
@@ -62,6 +63,60 @@ def tools_for(
         limit_s=60.0,
         clock=Clock(),
     )
+
+
+@dataclass
+class Reader(FakeScorer):
+    """Scores by what others said; counts the scorers that have ended when it begins."""
+
+    ended: list[str] = field(default_factory=list)
+    seen: list[dict[str, Judgement]] = field(default_factory=list)
+    name: str = ""
+    delay_s: float = 0.0
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        await asyncio.sleep(self.delay_s)
+        self.seen += [dict(each.judgements) for each in completions]
+        self.ended.append(self.name)
+        return [
+            Judgement(score=sum((j.score or 0.0) for j in each.judgements.values()) + 1.0)
+            for each in completions
+        ]
+
+
+async def scored_by(
+    readers: dict[str, Reader], after: dict[str, tuple[str, ...]], limit_s: float = 60.0
+) -> Group:
+    """A group of two that these scorers have judged."""
+    submission = submission_of()
+    common = {name: ScorerCommon(kind="constant", weight=1.0) for name in readers}
+    sets = ScorerSet(scorers=readers, common_keys=common, after=after)
+    tools = RolloutTools(submission, FakeGenerator(), sets, longest=16, limit_s=limit_s, clock=Clock())
+    return await single_turn(submission, tools)
+
+
+def test_a_scorer_gets_what_those_before_it_said() -> None:
+    """a and b run at once, c after both, d after c; nobody else sees a judgement, and none is stored."""
+    ended: list[str] = []
+    names = {"d": 0.0, "c": 0.0, "b": 0.01, "a": 0.02}
+    readers = {name: Reader(ended=ended, name=name, delay_s=delay_s) for name, delay_s in names.items()}
+    group = asyncio.run(scored_by(readers, {"c": ("a", "b"), "d": ("c",)}))
+    assert ended == ["b", "a", "c", "d"]
+    assert readers["a"].seen == readers["b"].seen == [{}, {}]
+    assert [sorted(each) for each in readers["c"].seen] == [["a", "b"]] * 2
+    assert [{name: each.score for name, each in seen.items()} for seen in readers["d"].seen] == [
+        {"c": 3.0}
+    ] * 2
+    assert [sample.scores for sample in group.samples] == [{"d": 4.0, "c": 3.0, "b": 1.0, "a": 1.0}] * 2
+    assert all(not sample.completion.judgements for sample in group.samples)
+
+
+def test_a_late_scorer_is_late_for_those_after_it_too() -> None:
+    """The one after it gets a null judgement, and has to say what that means for its own."""
+    readers = {"slow": Reader(name="slow", delay_s=5.0), "after": Reader(name="after")}
+    group = asyncio.run(scored_by(readers, {"after": ("slow",)}, limit_s=0.05))
+    late = {"slow": "timeout", "after": "timeout"}
+    assert [sample.score_status for sample in group.samples] == [late] * 2
 
 
 def submission_of(index: int = 3, num_samples: int = 2) -> Submission:
