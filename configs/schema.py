@@ -45,6 +45,7 @@ class ModelConfig:
     dtype: str = setting("fp32", EXPERIMENT | ACTORS, one_of("fp32", "bf16"))
     """Compute type of learner and engine: fp32 or bf16 (the learner keeps fp32 master weights)."""
     trust_remote_code: bool = setting(False, EXPERIMENT | ACTORS)
+    """Let transformers and vLLM run the Python code that is in the model folder."""
 
 
 @dataclass
@@ -52,8 +53,11 @@ class DataConfig:
     """Where prompts come from: a kind and its options (see configs/kinds/datasets.py)."""
 
     train: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "train"}, EXPERIMENT)
+    """The prompts to train on: {kind, ...options}."""
     eval: dict[str, Any] = entries(lambda: {"kind": "lab", "split": "heldout"}, EVALUATION)
+    """The prompts of evaluations: {kind, ...options}."""
     shuffle: bool = setting(True, EXPERIMENT)
+    """Draw training prompts in a new random order each epoch; false keeps the order of the data."""
 
 
 @dataclass
@@ -61,11 +65,17 @@ class RolloutConfig:
     """How completions are sampled."""
 
     group_size: int = setting(8, EXPERIMENT, POSITIVE)
+    """Completions of each prompt, which make one group."""
     groups_per_step: int = setting(16, EXPERIMENT, POSITIVE)
+    """Groups that a step trains on."""
     temperature: float = setting(1.0, EXPERIMENT, POSITIVE, movable=True)
+    """Divides the logits before sampling; the learner divides by it too."""
     top_p: float = setting(1.0, EXPERIMENT, SHARE_ABOVE_ZERO)
+    """Sample from the most likely tokens whose probabilities sum to this; 1.0 uses all."""
     max_tokens: int = setting(40, EXPERIMENT | ACTORS, POSITIVE)
+    """Maximum length of a completion, in tokens."""
     max_prompt_tokens: int = setting(64, EXPERIMENT | ACTORS, POSITIVE)
+    """Maximum length of a prompt, in tokens; longer prompts are left out, with a note."""
     zero_variance_groups: str = setting("keep", EXPERIMENT, one_of("keep", "drop", "refill"))
     """Groups whose rewards are all equal, or with fewer than two: keep (learned from as the rest is), drop
     (weight 0), refill (weight 0, and further groups are sampled in their place)."""
@@ -87,9 +97,13 @@ class GeneratorConfig:
     """The vLLM engines."""
 
     num_engines: int = setting(1, ACTORS, POSITIVE)
+    """vLLM engines, each with a copy of the model."""
     tensor_parallel: int = setting(1, ACTORS, POSITIVE)
+    """GPUs that share the weights of one engine."""
     max_num_seqs: int = setting(256, ACTORS, POSITIVE)
+    """Sequences that an engine generates at the same time."""
     gpu_memory_utilization: float = setting(0.45, ACTORS, SHARE_ABOVE_ZERO)
+    """Share of a GPU's memory for vLLM: weights and KV cache."""
     kv_cache_bytes: int = setting(268_435_456, ACTORS, POSITIVE)
     """CPU runs only: bytes of KV cache per engine."""
 
@@ -99,21 +113,31 @@ class LearnerConfig:
     """The DeepSpeed ranks."""
 
     num_ranks: int = setting(1, ACTORS, POSITIVE)
+    """Training processes, one for each GPU; each has a part of the rows."""
     zero_stage: int = setting(1, ACTORS, _ZERO_STAGE)
+    """DeepSpeed ZeRO: what ranks share; 1 optimizer state, 2 gradients too, 3 weights too."""
     lr: float = setting(3.0e-4, EXPERIMENT, POSITIVE)
+    """Highest learning rate of AdamW."""
     min_lr_ratio: float = setting(1.0, EXPERIMENT, SHARE)
     """Final learning rate over `lr`; 1.0 keeps it constant after the warm-up."""
     warmup_steps: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    """Steps over which the learning rate grows linearly to `lr`; a cosine follows."""
     weight_decay: float = setting(0.0, EXPERIMENT | ACTORS, NOT_NEGATIVE)
+    """Decoupled weight decay of AdamW."""
     betas: tuple[float, float] = setting((0.9, 0.99), EXPERIMENT | ACTORS, _BETAS)
+    """Decay rates of the two moments of AdamW."""
     eps: float = setting(1.0e-8, EXPERIMENT | ACTORS, POSITIVE)
+    """Added to the root of AdamW's second moment."""
     max_grad_norm: float = setting(1.0, EXPERIMENT | ACTORS, POSITIVE)
+    """Gradients with a larger L2 norm over all weights are scaled down to it."""
     updates_per_step: int = setting(1, EXPERIMENT, POSITIVE)
+    """Optimizer updates that the rows of a step are divided into."""
     microbatch_tokens: int = setting(8192, NOTHING, POSITIVE)
     """Padded tokens (rows x longest row, prompt included) in one forward of one rank."""
     logit_chunk_tokens: int = setting(1024, ACTORS, POSITIVE)
     """Rows of the [tokens, V] logit matrix that exist at a time."""
     max_nonfinite_updates: int = setting(3, NOTHING, POSITIVE)
+    """Skipped updates in a row (loss or gradient not finite) after which the run stops."""
     base_logprobs: bool = setting(True, EXPERIMENT)
     """Score every sample under the model of step 0 too (one more forward); false leaves that column null."""
     offload_anchor: bool = setting(False, ACTORS)
@@ -125,6 +149,7 @@ class ReplayConfig:
     """Groups of earlier steps mixed into each batch as origin replay; `loss.replay` says how they train."""
 
     groups_per_step: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    """Replayed groups added to each step; 0 replays none."""
     max_age: int = setting(8, EXPERIMENT, POSITIVE)
     """Steps back from which groups are drawn."""
 
@@ -134,6 +159,7 @@ class TemperedConfig:
     """Groups of each step sampled at another temperature, of origin tempered; `loss.tempered` trains them."""
 
     groups_per_step: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    """Tempered groups added to each step; 0 samples none."""
     temperature: float = setting(1.2, EXPERIMENT, POSITIVE, movable=True)
     """Above `rollout.temperature` they raise the policy's entropy, below they lower it."""
 
@@ -157,7 +183,9 @@ class KLConfig:
     """
 
     estimator: str = setting("k3", EXPERIMENT, one_of("k1", "k2", "k3"))
+    """k1, k2 or k3, as above."""
     coef: float = setting(0.0, EXPERIMENT, NOT_NEGATIVE, movable=True)
+    """Factor of the KL term; 0 leaves it out."""
     place: str = setting("loss", EXPERIMENT, one_of("loss", "reward"))
     """loss (a term per token) or reward (the sum over the row's tokens, subtracted before the baseline)."""
 
@@ -178,7 +206,9 @@ class ReferenceConfig:
     0 never does. Counted anew after every reset.
     """
     plateau_metric: str = setting("reward/mean", EXPERIMENT)
+    """The metric of `plateau_steps`, by its name in metrics.jsonl."""
     plateau_gain: float = setting(0.0, EXPERIMENT)
+    """Gain, in units of the metric, that still counts as a plateau."""
     reset_optimizer: bool = setting(False, EXPERIMENT)
     """Whether a reset clears Adam's moments and step as well."""
 
@@ -207,9 +237,13 @@ class EvalConfig:
     every: int = setting(0, EVALUATION, NOT_NEGATIVE)
     """Steps between evaluations; 0 evaluates never. Step 0 and the last step are included."""
     num_prompts: int = setting(64, EVALUATION, POSITIVE)
+    """Prompts of `data.eval` in an evaluation, the first ones."""
     num_samples: int = setting(8, EVALUATION, POSITIVE)
+    """Completions of each prompt."""
     pass_at: tuple[int, ...] = setting((1, 4, 8), EVALUATION, _PASS_AT)
+    """The values of k for which pass@k is estimated."""
     temperature: float = setting(1.0, EVALUATION, POSITIVE)
+    """As `rollout.temperature`, for evaluations."""
     timeout_s: float = setting(1800.0, NOTHING, POSITIVE)
     """Limit of one whole evaluation."""
 
@@ -223,6 +257,7 @@ class SyncConfig:
     """The check that engine and learner have the same weights."""
 
     num_probes: int = setting(16, ACTORS, POSITIVE)
+    """Prompts whose logprobs engine and learner compare after each weight transfer."""
     tolerance: float = setting(0.0, NOTHING, NOT_NEGATIVE)
     """Largest mean |engine - learner| logprob on the probes, nats; 0 takes PROBE_TOLERANCE of the dtype."""
 
@@ -244,7 +279,9 @@ class ClusterConfig:
     device: str = setting("auto", ACTORS, one_of("auto", "cpu", "cuda"))
     """auto, cpu or cuda."""
     ready_timeout_s: float = setting(300.0, ACTORS, POSITIVE)
+    """Limit for actors to start and load the model, in seconds."""
     call_timeout_s: float = setting(600.0, ACTORS, POSITIVE)
+    """Limit of one call to an actor, in seconds, such as one update of the learner."""
 
 
 @dataclass
@@ -256,6 +293,7 @@ class CheckpointConfig:
     keep: int = setting(2, NOTHING, POSITIVE)
     """Checkpoints kept; an old one is deleted only after the newer ones were read back and verified."""
     export_last: bool = setting(True, NOTHING)
+    """Write the final model to `export` in the run directory."""
 
 
 @dataclass
@@ -263,9 +301,13 @@ class RunConfig:
     """One run. `scorers` maps a name of the user's choice to {kind, weight, combine, ...its options}."""
 
     name: str = setting("run", NOTHING, _NAME)
+    """Name of the run, and of its folder under `runs_dir`."""
     runs_dir: str = setting("runs", NOTHING, NOT_EMPTY)
+    """Folder of all runs."""
     seed: int = setting(0, EXPERIMENT, NOT_NEGATIVE)
+    """Seed of everything that is drawn: order of prompts, samples, demonstrations."""
     num_steps: int = setting(100, NOTHING, POSITIVE)
+    """Steps to train. A higher number continues a finished run."""
     resume: str = setting("auto", NOTHING, one_of("auto", "never", "changed_code"))
     """auto resumes a run of this name and experiment; never refuses a name that is taken; changed_code
     resumes it even if files of your own code (a reward function) have changed since it began."""
@@ -277,7 +319,9 @@ class RunConfig:
     rollouter: dict[str, Any] = entries(lambda: {"kind": "single_turn"}, EXPERIMENT)
     """Makes the scored group of a prompt: {kind, ...options}. Evaluations always take one turn."""
     scorers: dict[str, Any] = entries(dict, EXPERIMENT)
+    """What scores a completion: {name: {kind, weight, combine, ...options}}."""
     advantage: dict[str, Any] = entries(lambda: {"kind": "grpo"}, EXPERIMENT)
+    """How rewards become advantages: {kind, ...options}."""
     loss: dict[str, Any] = entries(lambda: {"policy": {"kind": "ppo_clip"}}, EXPERIMENT)
     """By origin: {policy: {kind, weight, aggregate, ...options}, sft: {...}}."""
     token_advantage: dict[str, Any] = entries(dict, EXPERIMENT)

@@ -15,6 +15,7 @@ class GrpoOptions(Options):
     """(r - mean) / (std + eps) over the group, std with the n - 1 divisor."""
 
     eps: float = option(1.0e-6, NOT_NEGATIVE)
+    """Added to the standard deviation."""
 
 
 @dataclass
@@ -39,6 +40,7 @@ class ReinforcePpOptions(Options):
     baseline: str = option("group", one_of("group", "none"))
     """group (REINFORCE++-baseline: first subtract the group's mean) or none (only the step's statistics)."""
     eps: float = option(1.0e-8, NOT_NEGATIVE)
+    """Added to the standard deviation."""
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if self.baseline == "group" and run.config.rollout.group_size == 1:
@@ -55,6 +57,7 @@ class PassAtKOptions(Options):
     threshold: float = 0.5
     """A reward of at least this is a success. For rewards other than 0 and 1, the differences are lost."""
     eps: float = option(1.0e-6, NOT_NEGATIVE)
+    """Added to the standard deviation."""
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if self.k > (size := run.config.rollout.group_size):
@@ -79,6 +82,7 @@ class QuantileOptions(Options):
     """The paper's K, cited from memory. Groups with more than 1 - K right rows learn from their wrong rows
     only, all others from their right rows only."""
     eps: float = option(1.0e-6, NOT_NEGATIVE)
+    """Added to the standard deviation."""
 
 
 ADVANTAGES: dict[str, Kind] = {

@@ -24,8 +24,11 @@ class Band:
     """Where a metric is to be, as multiples of its initial value; 0 is no bound."""
 
     metric: str = ""
+    """Name of the metric in metrics.jsonl."""
     low: float = 0.0
+    """Lower bound, as a multiple."""
     high: float = 0.0
+    """Upper bound, as a multiple."""
     margin: float = 0.05
     """How far inside a bound the loop begins to act."""
 
@@ -40,7 +43,9 @@ class Actuator:
     bands: list[str] = field(default_factory=list)
     """Names of bands; where they disagree, one that is too low wins: what is lost is harder to get back."""
     low: float = 0.0
+    """Lowest value of the setting."""
     high: float = 0.0
+    """Highest value of the setting."""
     rest: float = 0.0
     """Where it starts, and goes back to while nothing is wrong."""
     raises: bool = True
@@ -52,9 +57,13 @@ class Change:
     """From `step` on (the first step is 1) the band has these bounds."""
 
     step: int = 0
+    """The first step with these bounds."""
     band: str = ""
+    """Name of the band."""
     low: float = 0.0
+    """As in `Band`."""
     high: float = 0.0
+    """As in `Band`."""
 
 
 def _usual_bands() -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Common:
     """Keys that an entry takes whatever its kind; a role may have more of them."""
 
     kind: str = ""
+    """Name of a built-in kind, or your own "module:attr"."""
 
     def check(self) -> Iterator[Broken]:
         """(key, rule in words) for each value that is wrong beside the others."""

@@ -18,6 +18,7 @@ class UcbOptions(Options):
     """coef min(1, N^-1/2) with N the earlier samples of the prompt with the row's answer."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
+    """Factor of the bonus, in units of advantage."""
 
 
 @dataclass
@@ -25,6 +26,7 @@ class UcbMeanOptions(Options):
     """The same, minus the mean over the other rows of the group."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
+    """As in ucb."""
 
 
 @dataclass
@@ -32,6 +34,7 @@ class UcbConOptions(Options):
     """The same, minus a constant, so that answers seen often are pushed down."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
+    """As in ucb."""
     constant: float = 0.5
     """The paper's b_0: at 0.5 an answer is pushed down once it was seen more than four times."""
 
@@ -41,6 +44,7 @@ class BatchOptions(Options):
     """Minus the share of other rows in the group with the row's answer; needs no counts."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
+    """As in ucb."""
 
 
 BONUSES: dict[str, Kind] = {

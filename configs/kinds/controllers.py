@@ -37,8 +37,11 @@ class AdaptiveEntropyOptions(_WithinBounds):
     delta: float = 1.0e-4
     """Added to the coefficient after a step below the target, subtracted after one above."""
     low: float = 0.0
+    """Lowest value of entropy.coef."""
     high: float = 5.0e-3
+    """Highest value of entropy.coef."""
     initial: float = 0.0
+    """Value of entropy.coef in the first step."""
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {"entropy.coef": (self.low, self.high)}
@@ -62,7 +65,9 @@ class ProjectedBandOptions(_WithinBounds):
     initial: float = 2.0e-4
     """The released recipe's coefficient."""
     low: float = 0.0
+    """Lowest value of the setting."""
     high: float = 5.0e-3
+    """Highest value of the setting."""
 
     def check(self) -> Iterator[Broken]:
         yield from super().check()
@@ -85,9 +90,11 @@ class AdaptiveSettingOptions(_WithinBounds):
     """entropy.coef, kl.coef, kl_base.coef, sft.share, tempered.temperature, loss.<origin>.<option>, or
     <section>.<name>.<option> with section token_advantage, reward_shape, bonus or prompt_weight."""
     metric: str = "entropy/token_mean"
+    """The metric to watch, by its name in metrics.jsonl."""
     target: float = 0.0
     """A value of the metric, or with `relative` a multiple of its value in the first step."""
     relative: bool = False
+    """Whether `target` is a multiple of the metric's first value."""
     raise_below: bool = True
     """Whether the setting goes up (true) or down (false) while the metric is below the target."""
     delta: float = 0.0
@@ -95,8 +102,11 @@ class AdaptiveSettingOptions(_WithinBounds):
     factor: float = 2.0
     """Multiplied or divided by after each step (REPO-R's controller doubles and halves, arXiv 2603.11682)."""
     initial: float = 0.0
+    """Value of the setting in the first step."""
     low: float = 0.0
+    """Lowest value of the setting."""
     high: float = 0.0
+    """Highest value of the setting."""
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {self.setting: (self.low, self.high)}
@@ -116,14 +126,17 @@ class ThresholdOptions(ControllerOptions):
     setting: str = "sft.share"
     """As in adaptive_setting."""
     metric: str = "entropy/format"
+    """As in adaptive_setting."""
     target: float = 0.8
     """A value of the metric, or with `relative` a multiple of its value in the first step."""
     relative: bool = True
+    """Whether `target` is a multiple of the metric's first value."""
     below: bool = True
     """Which side acts: below the target (true) or above it (false)."""
     value: float = 0.125
     """Of the setting, in the step after one whose metric was on that side."""
     otherwise: float = 0.0
+    """Value of the setting in all other steps."""
     BOUNDS: ClassVar[tuple[str, ...]] = ("value", "otherwise")
 
     def check(self) -> Iterator[Broken]:

@@ -18,6 +18,7 @@ class LabOptions(Options):
     split: str = option("train", one_of("train", "heldout", "creative"))
     """train, heldout or creative."""
     corpus_seed: int = 0
+    """Seed of the set of problems."""
     limit: int = option(0, NOT_NEGATIVE)
     """Keep the first `limit` prompts; 0 keeps all."""
 
@@ -27,8 +28,11 @@ class FileOptions(Options):
     """A .jsonl or .parquet file: `prompt` (text or chat), and `answer`, `solution` or `reward_model`."""
 
     path: str = option("", NOT_EMPTY)
+    """The file, relative to the working directory."""
     domain: str = ""
+    """Domain of all rows, for metrics; empty takes `data_source` or `domain` of each row."""
     limit: int = option(0, NOT_NEGATIVE)
+    """Keep the first `limit` rows; 0 keeps all."""
 
 
 DATASETS: dict[str, Kind] = {

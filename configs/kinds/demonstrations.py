@@ -25,6 +25,7 @@ class LabDemonstrationOptions(Options):
     corpus_seed: int = 0
     """As in `data`: with another one, held-out problems would be demonstrated."""
     num_rows: int = option(4096, POSITIVE)
+    """Number of demonstrations."""
     error_rate: float = option(0.0, SHARE)
     """Probability, per step, that the written result is wrong."""
     formats: dict[str, float] = field(
@@ -46,8 +47,11 @@ class FileDemonstrationOptions(Options):
     """
 
     path: str = option("", NOT_EMPTY)
+    """The file, relative to the working directory."""
     domain: str = ""
+    """As in `data`."""
     limit: int = option(0, NOT_NEGATIVE)
+    """Keep the first `limit` rows; 0 keeps all."""
 
 
 DEMONSTRATIONS: dict[str, Kind] = {

@@ -55,7 +55,9 @@ class PpoClipOptions(RatioOptions):
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A); PPO, arXiv 1707.06347."""
 
     clip_low: float = option(0.2, POSITIVE)
+    """The ratio is clipped below 1 - clip_low."""
     clip_high: float = option(0.2, POSITIVE)
+    """The ratio is clipped above 1 + clip_high."""
     ratio_to: str = option("proximal", _RATIO_TO)
     """What the ratio is taken to: proximal (the policy before this step's updates) or behavior (the sampler).
 
@@ -73,7 +75,9 @@ class GspoOptions(RatioOptions):
     """
 
     clip_low: float = option(3e-4, POSITIVE)
+    """The sequence's ratio is clipped below 1 - clip_low."""
     clip_high: float = option(4e-4, POSITIVE)
+    """The sequence's ratio is clipped above 1 + clip_high."""
     ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
@@ -87,7 +91,9 @@ class CispoOptions(RatioOptions):
     """
 
     clip_low: float = option(1.0, POSITIVE)
+    """The ratio is held above 1 - clip_low."""
     clip_high: float = option(4.0, POSITIVE)
+    """The ratio is held below 1 + clip_high."""
     ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip."""
 
@@ -100,7 +106,9 @@ class GppoOptions(RatioOptions):
     """
 
     clip_low: float = option(0.2, POSITIVE)
+    """As in ppo_clip."""
     clip_high: float = option(0.2, POSITIVE)
+    """As in ppo_clip."""
     dual_clip: float = option(10.0, _DUAL_CLIP)
     """As in ppo_clip."""
     ratio_to: str = option("proximal", _RATIO_TO)
@@ -115,7 +123,9 @@ class CeGppoOptions(RatioOptions):
     """
 
     clip_low: float = option(0.2, POSITIVE)
+    """As in ppo_clip."""
     clip_high: float = option(0.2, POSITIVE)
+    """As in ppo_clip."""
     beta_low: float = option(0.5, NOT_NEGATIVE)
     """Of tokens with A < 0 below the bound: a larger one lowers entropy."""
     beta_high: float = option(1.0, NOT_NEGATIVE)
@@ -141,9 +151,11 @@ class ClipCovOptions(RatioOptions):
     fraction: float = option(2e-4, SHARE_ABOVE_ZERO)
     """Share of the update's tokens that get no gradient."""
     lower: float = 1.0
+    """Lowest covariance of a token that may be selected; see `upper`."""
     upper: float = 5.0
     """Tokens are selected between these covariances; both depend on the model and the reward's scale."""
     clip_low: float = option(1.0, POSITIVE)
+    """As in ppo_clip; see `clip_high`."""
     clip_high: float = option(1.0, POSITIVE)
     """The ratio's own clip: [0, 2] in the runs, on purpose; the paper's other methods have 0.2."""
     ratio_to: str = option("proximal", _RATIO_TO)
@@ -162,7 +174,9 @@ class KlCovOptions(RatioOptions):
     """
 
     fraction: float = option(2e-4, SHARE_ABOVE_ZERO)
+    """Share of the update's tokens that get the penalty."""
     beta: float = option(1.0, POSITIVE)
+    """Factor of the penalty |log ratio|."""
     ratio_to: str = option("proximal", _RATIO_TO)
     """As in ppo_clip, for the ratio and for the term."""
 

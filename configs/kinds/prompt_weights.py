@@ -20,9 +20,11 @@ class PassAtKValueOptions(Options):
     """
 
     k: int = option(8, POSITIVE)
+    """The k of pass@k."""
     prior_successes: float = option(1.0, POSITIVE)
     """Pseudo-counts of the Beta prior of a prompt's success probability (a and b)."""
     prior_failures: float = option(1.0, POSITIVE)
+    """See `prior_successes`."""
     normalise: bool = True
     """Whether weights have mean 1 over the groups of a step (replayed groups separately)."""
 

@@ -52,6 +52,7 @@ class MaraOptions(Options):
     """
 
     beta: float = option(0.1, POSITIVE)
+    """Coefficient of the KL term whose target is made equal (the paper's beta)."""
     threshold: float = 1.0
     """Reward from which a completion is good (the paper's tau)."""
 

@@ -59,6 +59,7 @@ class LabPreferenceOptions(Options):
     """The open-ended domain's fixed preference function, in [0, 1]."""
 
     table_seed: int = 7
+    """Seed of the weights of pairs of syllables."""
 
 
 @dataclass
@@ -70,6 +71,7 @@ class MathOptions(Options):
     num_processes: int = option(1, POSITIVE, NOTHING)
     """Sandbox processes of each replica."""
     max_chars: int = option(8192, POSITIVE)
+    """Characters at the end of a completion that are searched for the answer."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class FormatTagsOptions(Options):
     """Tags each text with the one format whose whole grammar it matches; scores 1 if there is one, else 0."""
 
     grammars: tuple[str, ...] = option(("code", "prose", "symbolic", "tagged"), NOT_EMPTY)
+    """Names of the formats, in rewards/formats.py."""
 
 
 @dataclass
@@ -84,7 +87,9 @@ class LengthOptions(Options):
     """Linear from 1 at `target_tokens` or fewer down to 0 at `max_tokens`."""
 
     target_tokens: int = option(32, POSITIVE)
+    """Length up to which the score is 1, in tokens."""
     max_tokens: int = option(64, POSITIVE)
+    """Length from which the score is 0, in tokens."""
 
     def check(self) -> Iterator[Broken]:
         if not self.target_tokens < self.max_tokens:
@@ -96,7 +101,9 @@ class RandomOptions(Options):
     """A coin flip per sample, a pure function of (seed, the sample's seed): the control without a gain."""
 
     seed: int = 0
+    """With another seed other samples score 1."""
     probability: float = option(0.5, SHARE)
+    """Probability of a 1."""
 
 
 @dataclass
@@ -104,6 +111,7 @@ class ConstantOptions(Options):
     """The same score for every completion."""
 
     value: float = 1.0
+    """The score."""
 
 
 @dataclass
@@ -114,11 +122,13 @@ class CustomOptions(Options):
     """
 
     function: str = option("", NOT_EMPTY)
+    """The function or class, as "module:attr"."""
     limit_s: float = option(10.0, POSITIVE)
     """Seconds for one sample. Past it the score is null, so another limit may give other scores."""
     num_processes: int = option(1, POSITIVE, NOTHING)
     """Sandbox processes of each replica."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments that the function gets beside those of verl."""
 
     def own_code(self) -> Mapping[str, str]:
         return {"function": self.function} if self.function else {}

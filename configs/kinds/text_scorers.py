@@ -109,6 +109,7 @@ class RegexOptions(Options):
     negate: bool = False
     """Score 1 - score: a text is to be without the pattern."""
     ignore_case: bool = False
+    """Whether the pattern ignores the case of letters."""
     multiline: bool = False
     """^ and $ match at every line."""
     dotall: bool = False

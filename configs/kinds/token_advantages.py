@@ -46,6 +46,7 @@ class RepoOptions(Options):
     """REPO, arXiv 2603.11682: A - beta log pi. The default is ours, a tenth of a reward at log pi = -10."""
 
     beta: float = option(0.01, NOT_NEGATIVE)
+    """Advantage added per nat of -log pi."""
 
 
 @dataclass
@@ -53,6 +54,7 @@ class RepoROptions(Options):
     """REPO-R, arXiv 2603.11682: A - zeta |A| log pi. The default is ours; the paper doubles and halves it."""
 
     zeta: float = option(0.01, NOT_NEGATIVE)
+    """Multiple of |A| added per nat of -log pi."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ class EntropyAdvantageOptions(Options):
     alpha: float = option(0.4, NOT_NEGATIVE)
     """The paper takes 0.1 with PPO."""
     kappa: float = option(2.0, _KAPPA)
+    """The addition is at most |A| / kappa."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ class TopEntropyOptions(Options):
     """Forking tokens ("80/20"), arXiv 2506.01939: gradient only on the tokens of highest entropy."""
 
     fraction: float = option(0.2, SHARE_ABOVE_ZERO)
+    """Share of the update's tokens that keep their gradient."""
 
 
 @dataclass
@@ -78,6 +82,7 @@ class HicraOptions(Options):
     path: str = option("", NOT_EMPTY)
     """The n-grams: a file of `polyphony mine`; relative to the folder you start in."""
     alpha: float = option(0.2, SHARE_BELOW_ONE)
+    """Multiple of |A| added on planning tokens."""
     mask: str = option("mined", one_of("mined", "random"))
     """mined, or random: as many tokens of every row, drawn at random, which is the control."""
 
@@ -131,6 +136,7 @@ class TisOptions(SamplerCorrection):
     level: str = option("token", one_of("token", "sequence"))
     """token, or sequence: the product over the row, which is unbiased up to the cap and varies much more."""
     cap: float = option(2.0, at_least(1))
+    """Largest ratio that is applied."""
 
 
 @dataclass
@@ -138,7 +144,9 @@ class IcepopOptions(SamplerCorrection):
     """IcePop, arXiv 2510.18855: tokens whose proximal / behavior is out of bounds have no gradient."""
 
     low: float = option(0.5, SHARE)
+    """Lowest ratio of a token that keeps its gradient."""
     high: float = option(5.0, at_least(1))
+    """Highest ratio of a token that keeps its gradient."""
     weigh: bool = True
     """Whether kept tokens are weighted by their ratio, as published, or only the others are dropped."""
 
@@ -154,7 +162,9 @@ class RejectionOptions(Options):
     """
 
     low: float = option(0.999, SHARE)
+    """Lowest ratio of a row that keeps its gradient."""
     high: float = option(1.001, at_least(1))
+    """Highest ratio of a row that keeps its gradient."""
 
 
 TOKEN_ADVANTAGES: dict[str, Kind] = {

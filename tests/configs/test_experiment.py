@@ -130,6 +130,13 @@ def test_a_run_that_watches_a_renamed_metric_resumes() -> None:
     assert differences(known | {"controllers.c.metric": "reward/mean"}, config) != []
 
 
+def test_every_key_says_what_it_means() -> None:
+    """The last column of the page is the docstring below the field."""
+    rows = [line for line in (ROOT / "docs" / "config.md").read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) > 200
+    assert [line for line in rows if not line.rsplit(" | ", 1)[-1].strip(" |")] == []
+
+
 def test_the_page_of_keys_is_up_to_date() -> None:
     """`make docs` writes it."""
     check = [sys.executable, str(ROOT / "docs" / "config_page.py"), "--check"]
