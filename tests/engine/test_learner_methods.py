@@ -51,8 +51,7 @@ def test_cut_and_ranks_change_nothing(
     first, second = trained(bench, whole), trained(bench, replace(whole, num_ranks=2, rows_per_microbatch=1))
     found = distance(first, second, bench.start)
     print(kind, aggregate, found)
-    assert found.loss < 1e-4 and found.norm < 1e-4, found
-    assert found.weights_max < 2e-5 and found.update_l2 < 1e-4, found
+    found.check()
 
 
 def test_kinds_and_transforms_reach_the_learner(bench: Bench) -> None:
