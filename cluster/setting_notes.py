@@ -14,6 +14,8 @@ _LAB = "lab"
 
 def note_settings(run: BoundRun, note: Callable[[str], None]) -> None:
     """Note an evaluation on other data than the training, or by a scorer that the reward leaves out."""
+    for name in sorted(run.models.keys() - run.used_models()):
+        note(f"models.{name}: no option names it, so it is not started")
     if not run.config.eval.every:
         return
     if run.single["data.train"].kind_name != _LAB and run.single["data.eval"].kind_name == _LAB:

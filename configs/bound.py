@@ -11,16 +11,17 @@ from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, typed, with_value
+from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, NoCommon, typed, with_value
 from configs.fields import settings_of
 from configs.kinds.base import Common, Kind, load_target
 from configs.kinds.losses import LossCommon
+from configs.kinds.models import ModelOptions
 from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
 
 MOVABLE = tuple(sorted(key for key, setting in settings_of(RunConfig) if setting.movable))
 """The settings outside of entries that a controller may move."""
-CommonT = TypeVar("CommonT", bound=Common)
+CommonT = TypeVar("CommonT", bound=Common | NoCommon)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,8 @@ class BoundEntry(Generic[CommonT]):
 
     @property
     def kind_name(self) -> str:
-        """The kind as the config calls it."""
-        return self.common.kind
+        """The kind as the config calls it; "" where entries have none."""
+        return self.common.kind if isinstance(self.common, Common) else ""
 
     @property
     def is_own(self) -> bool:
@@ -99,6 +100,15 @@ class BoundRun:
             name: tuple(dict.fromkeys((*entry.common.after, *entry.options.reads().values())))
             for name, entry in self.scorers.items()
         }
+
+    @property
+    def models(self) -> Mapping[str, ModelOptions]:
+        """The frozen models, by name."""
+        return {name: entry.options for name, entry in self.named["models"].items()}
+
+    def used_models(self) -> set[str]:
+        """Names of the models that some option names."""
+        return {name for entry in self.entries() for name in entry.options.models().values()}
 
     def entries(self) -> Iterator[BoundEntry[Any]]:
         """All of them."""

@@ -22,6 +22,7 @@ from configs.kinds.controllers import CONTROLLERS, OwnControllerOptions
 from configs.kinds.datasets import DATASETS
 from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
+from configs.kinds.models import ModelOptions
 from configs.kinds.prompt_weights import PROMPT_WEIGHTS
 from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.rollouters import ROLLOUTERS
@@ -33,14 +34,28 @@ from configs.sources import Provenance, Tree
 ASSIGN_ERRORS = (OmegaConfBaseException, ValueError, TypeError, OverflowError)
 
 
+@dataclass
+class NoCommon(Options):
+    """The common keys of entries without a kind: none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     """What an entry may say: the kinds of its table and the keys that every kind takes."""
 
     table: Mapping[str, Kind]
-    common: type[Common] = Common
+    common: type[Common] | type[NoCommon] = Common
     own: type[Options] = OwnOptions
     """The options of a user's own kind."""
+    only: Kind | None = None
+    """Entries without a key `kind` are all of this one; then `table` is empty."""
+
+    def kind_of(self, name: object) -> Kind | None:
+        """The kind that an entry names with the key `kind`; None if there is none of that name."""
+        if self.only is not None:
+            return self.only
+        known = isinstance(name, str) and (name in self.table or ":" in name)
+        return find_kind(self.table, str(name), self.own) if known else None
 
 
 NAMED_ENTRIES: dict[str, Role] = {
@@ -51,6 +66,7 @@ NAMED_ENTRIES: dict[str, Role] = {
     "bonus": Role(BONUSES),
     "prompt_weight": Role(PROMPT_WEIGHTS),
     "controllers": Role(CONTROLLERS, own=OwnControllerOptions),
+    "models": Role({}, NoCommon, only=Kind(ModelOptions, "")),
 }
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
@@ -120,10 +136,9 @@ def parse_entry(
     entry: Mapping[str, object], role: Role, key: str, provenance: Provenance
 ) -> tuple[Entry | None, list[Problem]]:
     """The entry at the dotted `key`, or None and what is wrong with it."""
-    name = entry.get("kind")
-    if not isinstance(name, str) or not (name in role.table or ":" in name):
+    kind = role.kind_of(entry.get("kind"))
+    if kind is None:
         return None, [_kind_problem(entry, role, key, provenance)]
-    kind = find_kind(role.table, name, role.own)
     parsed = Entry(OmegaConf.structured(role.common), OmegaConf.structured(kind.options), kind)
     problems = []
     for option, value in entry.items():
@@ -198,7 +213,7 @@ def describe(hint: object) -> str:
     return words.get(hint, "a mapping")
 
 
-def typed(entry: Mapping[str, object], key: str) -> tuple[Common, Options, Kind]:
+def typed(entry: Mapping[str, object], key: str) -> tuple[Common | NoCommon, Options, Kind]:
     """(common keys, options of the kind, kind) of the entry at the dotted `key`.
 
     Raises:
@@ -210,7 +225,7 @@ def typed(entry: Mapping[str, object], key: str) -> tuple[Common, Options, Kind]
     raise_if_any(problems)
     assert parsed is not None, "an entry without problems is parsed"
     return (
-        cast(Common, OmegaConf.to_object(parsed.common)),
+        cast(Common | NoCommon, OmegaConf.to_object(parsed.common)),
         cast(Options, OmegaConf.to_object(parsed.options)),
         parsed.kind,
     )
@@ -230,7 +245,8 @@ def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[
     if option in own:
         return assign(parsed.options, option, value, own[option]), ""
     valid = [*common, *own]
-    return f"unknown key; this kind takes {', '.join(valid)}", nearest(option, valid)
+    owner = "an entry here" if role.only is not None else "this kind"
+    return f"unknown key; {owner} takes {', '.join(valid)}", nearest(option, valid)
 
 
 def _kind_problem(entry: Mapping[str, object], role: Role, key: str, provenance: Provenance) -> Problem:

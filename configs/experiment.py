@@ -16,7 +16,6 @@ from typing import Final, cast
 
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, complete
 from configs.fields import EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of
-from configs.kinds.base import find_kind
 from configs.redact import redact
 from configs.renamed import new_key, new_metric
 from configs.schema import RunConfig
@@ -173,6 +172,7 @@ def _owner(entry_key: str, option: str, flat: Mapping[str, object]) -> type | No
     usual = _usual() if entry_key in SINGLE_ENTRIES else {}
     name = str(flat.get(f"{entry_key}.kind", usual.get(f"{entry_key}.kind", "")))
     role = SINGLE_ENTRIES.get(entry_key) or NAMED_ENTRIES[entry_key.partition(".")[0]]
-    if not name or not (":" in name or name in role.table):
+    kind = role.kind_of(name)
+    if kind is None:
         return None
-    return role.common if option in options_of(role.common) else find_kind(role.table, name, role.own).options
+    return role.common if option in options_of(role.common) else kind.options

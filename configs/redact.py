@@ -21,7 +21,7 @@ _URL_CREDENTIALS = re.compile(r"(\w://)[^/@\s]+@")
 WORKING_FOLDERS = frozenset({"PWD", "OLDPWD"})
 """Variables of every shell whose names look like passwords: masking their values would mask paths."""
 NAMED = frozenset(
-    {"scorers", "loss", "token_advantage", "controllers", "reward_shape", "bonus", "prompt_weight"}
+    {"scorers", "loss", "token_advantage", "controllers", "reward_shape", "bonus", "prompt_weight", "models"}
     | {"bands", "actuators", "changes"}
 )
 """Keys under which names that a user chose lead to mappings: a band called `token` is no secret."""

@@ -332,6 +332,8 @@ class RunConfig:
     """What is added to the policy rows' advantages outside the answer: {name: {kind, ...options}}."""
     prompt_weight: dict[str, Any] = entries(dict, EXPERIMENT)
     """Factors on the advantages of a prompt's rows: {name: {kind, ...options}}."""
+    models: dict[str, Any] = entries(dict, EXPERIMENT)
+    """Frozen models that scorers and refiners use: {name: {path, task, ...}}."""
     controllers: dict[str, Any] = entries(dict, EXPERIMENT)
     """What moves a setting from step to step: {name: {kind, ...options}}."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)

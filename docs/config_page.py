@@ -141,6 +141,10 @@ def kind_tables() -> Iterator[str]:
     for role in {id(role.table): role for role in roles.values()}.values():
         title = " and ".join(f"`{place}`" for place in places[id(role.table)])
         sections = [place.removesuffix(".<name>") for place in places[id(role.table)]]
+        if role.only is not None:
+            options = table(columns, option_rows(role.only.options, sections))
+            yield f"## {title}\n\n{about(role.only.options)}\n\n{options}"
+            continue
         shared = table(columns, option_rows(role.common, sections))
         yield f"## Kinds of {title}\n\nWhatever its kind, an entry takes:\n\n{shared}"
         for name, kind in role.table.items():

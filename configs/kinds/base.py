@@ -87,6 +87,14 @@ class Options:
         """Scorers only: option -> the scorer that it names, whose judgements this one gets."""
         return {}
 
+    def models(self) -> Mapping[str, str]:
+        """option -> the frozen model under `models` that it names."""
+        return {}
+
+    def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
+        """option of `models` -> the tasks that its model may have; any if the option is not in it."""
+        return {}
+
 
 class ControllerOptions(Options):
     """What options of a controller say as well."""

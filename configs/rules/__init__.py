@@ -16,13 +16,14 @@ from configs.errors import Broken, Problem, nearest, raise_if_any
 from configs.rules.actors import ACTOR_RULES
 from configs.rules.controllers import CONTROLLER_RULES
 from configs.rules.credit import CREDIT_RULES
+from configs.rules.models import MODEL_RULES
 from configs.rules.objective import OBJECTIVE_RULES
 from configs.rules.ranges import broken_options, broken_ranges
 from configs.rules.sampling import SAMPLING_RULES
 from configs.schema import RunConfig
 from configs.sources import Provenance
 
-RULES = (*SAMPLING_RULES, *OBJECTIVE_RULES, *CREDIT_RULES, *ACTOR_RULES, *CONTROLLER_RULES)
+RULES = (*SAMPLING_RULES, *OBJECTIVE_RULES, *CREDIT_RULES, *ACTOR_RULES, *CONTROLLER_RULES, *MODEL_RULES)
 """Each takes the bound run and yields (dotted key, rule in words) for what is broken."""
 
 

@@ -1,0 +1,36 @@
+"""Frozen models: that the models which options name are there and have the right task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.bound import BoundRun
+from configs.errors import Broken, nearest
+from configs.kinds.models import RESERVED
+
+
+def _names(run: BoundRun) -> Iterator[Broken]:
+    for name in run.models:
+        if name in RESERVED:
+            yield f"models.{name}", "must have another name: it stands for the model that is trained"
+
+
+def _used(run: BoundRun) -> Iterator[Broken]:
+    """Every model that an option names is under `models`, with a task that the option can use."""
+    for entry in run.entries():
+        tasks = entry.options.model_tasks()
+        for option, name in entry.options.models().items():
+            key, allowed = f"{entry.key}.{option}", tasks.get(option, ())
+            if name in RESERVED:
+                yield key, "must name a frozen model under models: the policy itself cannot be used here"
+            elif name not in run.models:
+                known = ", ".join(run.models) or "none"
+                close = nearest(name, run.models)
+                hint = f" (did you mean {close}?)" if close else ""
+                yield key, f"must name a model under models (there: {known}){hint}"
+            elif allowed and run.models[name].task not in allowed:
+                has = run.models[name].task
+                yield key, f"must name a model with task {' or '.join(allowed)}; models.{name} has {has}"
+
+
+MODEL_RULES = (_names, _used)
