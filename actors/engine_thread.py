@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from vllm import PoolingParams, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
@@ -30,7 +30,7 @@ _GATHER_S = 0.003
 """Time that an idle engine waits for further requests after the first (see `EngineThread._turn`)."""
 _CLOSE_S = 10.0
 
-Output = RequestOutput | PoolingRequestOutput[Any]
+Output: TypeAlias = RequestOutput | PoolingRequestOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,13 @@ class ModelOptions(Options):
     """generate (text), classify (logits of a sequence classifier, reward models and cross-encoders among
     them) or embed (one vector per text)."""
     backend: str = option("vllm", one_of("vllm", "transformers"))
-    """transformers runs classifiers that vLLM does not have, slower (`AutoModelForSequenceClassification`)."""
+    """transformers runs classifiers that vLLM does not have (`AutoModelForSequenceClassification`)."""
     dtype: str = option("fp32", one_of("fp32", "bf16"))
     """Compute type: fp32 or bf16."""
     max_model_len: int = option(0, NOT_NEGATIVE)
     """Longest input, with its generated text, in tokens; 0 takes the model's own limit."""
-    pooling: str = option("", one_of("", "mean", "cls", "last"))
-    """Of embedders: how a text's vector is made of those of its tokens; empty takes what the folder says."""
+    pooling: str = option("auto", one_of("auto", "mean", "cls", "last"))
+    """Of embedders: how a text's vector is made of those of its tokens; auto does as the folder says."""
     trust_remote_code: bool = option(False)
     replicas: int = option(1, POSITIVE, NOTHING)
     """Processes that serve the model. Requests go to the one with the fewest in flight."""
@@ -63,5 +63,5 @@ class ModelOptions(Options):
             yield "backend", f"must be vllm with task {self.task}: transformers serves classifiers only"
         if self.backend == "transformers" and self.num_gpus > 1:
             yield "num_gpus", "must be at most 1 with backend transformers"
-        if self.pooling and self.task != EMBED:
-            yield "pooling", f"must be empty with task {self.task}: only embedders pool"
+        if self.pooling != "auto" and self.task != EMBED:
+            yield "pooling", f"must be auto with task {self.task}: only embedders pool"
