@@ -159,6 +159,8 @@ class Kind:
     """Advantages only: it uses only whether a reward is a success."""
     reference: bool = False
     """Reward shapes only: it needs the reference's logprobs, which the learner then scores."""
+    needs_verdicts: bool = False
+    """Reward shapes only: it needs a scorer that says which answers are right."""
     answers: bool = False
     """Scorers only: it can say which answer a text gives and whether it is right."""
     needs_answer: bool = False

@@ -62,7 +62,44 @@ class MaraOptions(Options):
             yield f"{key}.kind", f"must not be mara: {seen}"
 
 
+@dataclass
+class CosineLengthOptions(Options):
+    """Cosine length reward, arXiv 2502.03373: short right answers gain, short wrong ones lose most.
+
+    Added to the reward: with a scorer of 1 and 0 the defaults give the values of Open-R1.
+    """
+
+    max_tokens: int = option(40, POSITIVE)
+    """Length from which the values for long answers hold."""
+    right_short: float = 0.0
+    """Added to a right answer of no length."""
+    right_long: float = -0.5
+    """Added to a right answer of `max_tokens` or more."""
+    wrong_short: float = -1.0
+    """Added to a wrong answer of no length."""
+    wrong_long: float = -0.5
+    """Added to a wrong answer of `max_tokens` or more."""
+
+
+@dataclass
+class RelativeLengthOptions(Options):
+    """Length reward of Kimi k1.5, arXiv 2501.12599: answers shorter than their siblings' gain."""
+
+    coef: float = option(1.0, POSITIVE)
+    """Half of it is the most that is added or subtracted."""
+
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        if run.config.rollout.group_size == 1:
+            yield f"{key}.kind", "must not be relative_length: it compares siblings, of which there are none"
+
+
 REWARD_SHAPES: dict[str, Kind] = {
     "overlong": Kind(OverlongOptions, "trainer.credit.reward_shapes:overlong"),
     "mara": Kind(MaraOptions, "trainer.credit.reward_shapes:mara", reference=True),
+    "cosine_length": Kind(
+        CosineLengthOptions, "trainer.credit.reward_shapes:cosine_length", needs_verdicts=True
+    ),
+    "relative_length": Kind(
+        RelativeLengthOptions, "trainer.credit.reward_shapes:relative_length", needs_verdicts=True
+    ),
 }

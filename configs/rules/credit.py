@@ -57,13 +57,16 @@ def _only_success(run: BoundRun) -> Iterator[Broken]:
 
 
 def _answers(run: BoundRun) -> Iterator[Broken]:
-    """Bonuses and prompt weights need answers to count, and advantages to change."""
+    """Bonuses, prompt weights and some shapes need answers; the first two also advantages to change."""
     answered = any(entry.kind.answers or entry.is_own for entry in run.scorers.values())
+    able = ", ".join(sorted(name for name, kind in SCORERS.items() if kind.answers))
+    for entry in run.named["reward_shape"].values():
+        if entry.kind.needs_verdicts and not answered:
+            yield f"{entry.key}.kind", f"must have a scorer that reads answers: {able} or your own"
     for section in ("bonus", "prompt_weight"):
         if not run.named[section]:
             continue
         if not answered:
-            able = ", ".join(sorted(name for name, kind in SCORERS.items() if kind.answers))
             yield section, f"must have a scorer that reads answers: {able} or your own"
         yield from uses_advantages(run, section)
 

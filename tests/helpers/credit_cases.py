@@ -24,7 +24,12 @@ from configs.kinds.advantages import (
 )
 from configs.kinds.bonuses import BatchOptions, UcbConOptions, UcbMeanOptions, UcbOptions
 from configs.kinds.prompt_weights import PassAtKValueOptions
-from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
+from configs.kinds.reward_shapes import (
+    CosineLengthOptions,
+    MaraOptions,
+    OverlongOptions,
+    RelativeLengthOptions,
+)
 from trainer.credit.advantage_inputs import RewardedRows, group_bounds, group_sums
 from trainer.credit.advantages import (
     dr_grpo,
@@ -38,7 +43,7 @@ from trainer.credit.advantages import (
 )
 from trainer.credit.bonuses import batch, ucb, ucb_con, ucb_mean
 from trainer.credit.prompt_weights import pass_at_k_value
-from trainer.credit.reward_shapes import mara, overlong
+from trainer.credit.reward_shapes import cosine_length, mara, overlong, relative_length
 from trainer.reward_ties import exceeds, reaches, rewards_differ, tolerance
 
 Check = Callable[[], None]
@@ -343,7 +348,46 @@ def check_mara() -> None:
         mara(rewarded([1.0], [0]), MaraOptions())
 
 
-REWARD_SHAPE_CHECKS: dict[str, tuple[Check, ...]] = {"overlong": (check_overlong,), "mara": (check_mara,)}
+def check_cosine_length() -> None:
+    """Open-R1's values: right 1 to 1/2, wrong -1 to -1/2; a third of the way cos is 1/2, so 3/4 short.
+
+    Half-way both are in the middle, and from `max_tokens` on nothing changes. None: nobody checked.
+    """
+    tokens = [0, 4, 6, 12, 24]
+    right = rewarded([1.0] * 5, [0] * 5, tokens=tokens, right=[True] * 5)
+    wrong = rewarded([0.0] * 5, [0] * 5, tokens=tokens, right=[False] * 5)
+    options = CosineLengthOptions(max_tokens=12)
+    assert cosine_length(right, options).tolist() == pytest.approx([1.0, 0.875, 0.75, 0.5, 0.5])
+    assert cosine_length(wrong, options).tolist() == pytest.approx([-1.0, -0.875, -0.75, -0.5, -0.5])
+    unchecked = rewarded([0.25], [0], tokens=[4], right=[None])
+    assert cosine_length(unchecked, options).tolist() == [0.25]
+
+
+def check_relative_length() -> None:
+    """Group 0 has 10 to 30 tokens: x is 1/2, 0, -1/2, 1/2, -1/4; wrong rows never gain. Group 1 is even.
+
+    A refined row of 50 tokens is as bad as the longest sample and does not move it; unchecked rows keep r.
+    """
+    rows = rewarded(
+        [1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.5],
+        [0, 0, 0, 0, 0, 1, 1, 0, 0],
+        origins=["policy"] * 7 + ["refined", "policy"],
+        tokens=[10, 20, 30, 10, 25, 7, 7, 50, 15],
+        right=[True, True, True, False, False, True, True, True, None],
+    )
+    found = relative_length(rows, RelativeLengthOptions())
+    assert found.tolist() == pytest.approx([1.5, 1.0, 0.5, 0.0, -0.25, 1.0, 1.0, 0.5, 0.5])
+    found = relative_length(rows, RelativeLengthOptions(coef=0.5))
+    assert found.tolist() == pytest.approx([1.25, 1.0, 0.75, 0.0, -0.125, 1.0, 1.0, 0.75, 0.5])
+
+
+REWARD_SHAPE_CHECKS: dict[str, tuple[Check, ...]] = {
+    "overlong": (check_overlong,),
+    "mara": (check_mara,),
+    "cosine_length": (check_cosine_length,),
+    "relative_length": (check_relative_length,),
+    "_verdicts": (check_cosine_length, check_relative_length),
+}
 """The same for `trainer.credit.reward_shapes`."""
 
 

@@ -75,6 +75,22 @@ def overlong(reward: float, tokens: int, longest: int, cache: int, penalty: floa
     return reward - penalty
 
 
+def cosine_length(reward: float, right: bool, tokens: int, longest: int) -> float:
+    """Open-R1's cosine_scaled_reward with its defaults, less its accuracy of 1 or 0, up to `longest`."""
+    cosine = math.cos(min(tokens, longest) / longest * math.pi)
+    low, high = (0.5, 1.0) if right else (-0.5, -1.0)
+    return reward + low + 0.5 * (high - low) * (1.0 + cosine) - float(right)
+
+
+def relative_length(reward: float, right: bool, tokens: int, of_group: Sequence[int]) -> float:
+    """arXiv 2501.12599, section 2.3.3: lambda for a right answer, min(0, lambda) for a wrong one."""
+    shortest, longest = min(of_group), max(of_group)
+    if shortest == longest:
+        return reward
+    value = 0.5 - (tokens - shortest) / (longest - shortest)
+    return reward + (value if right else min(0.0, value))
+
+
 def mara(rewards: Floats, ref: Floats, me: int, beta: float, threshold: float) -> float:
     """arXiv 2510.20817: R(z) + beta (log ref(z) - log ref(y)) for good y, z = argmax ref among the good."""
     good = [row for row, reward in enumerate(rewards) if reward >= threshold]

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 
 from configs.bound import bind
 from configs.errors import ConfigError
-from configs.kinds.reward_shapes import MaraOptions, OverlongOptions
+from configs.kinds.reward_shapes import (
+    CosineLengthOptions,
+    MaraOptions,
+    OverlongOptions,
+    RelativeLengthOptions,
+)
 from configs.load import load_config
-from trainer.credit.reward_shapes import mara, overlong
+from trainer.credit.reward_shapes import cosine_length, mara, overlong, relative_length
 
 ROWS = st.lists(
     st.tuples(
@@ -40,6 +45,21 @@ def test_overlong_against_the_paper(rows: list[Row], longest: int, cache: int, p
     options = OverlongOptions(max_tokens=longest, cache_tokens=cache, penalty=penalty)
     found = overlong(rewarded(rewards, groups, tokens=tokens), options)
     wanted = [papers.overlong(r, n, longest, cache, penalty) for r, n in zip(rewards, tokens, strict=True)]
+    assert found.tolist() == pytest.approx(wanted)
+
+
+@given(ROWS, st.integers(1, 18))
+def test_lengths_against_open_r1(rows: list[Row], longest: int) -> None:
+    """Right where the reward is 1 or more; groups of any sizes."""
+    rewards, groups, _, tokens = (list(column) for column in zip(*rows, strict=True))
+    right = [reward >= 1.0 for reward in rewards]
+    given = rewarded(rewards, groups, tokens=tokens, right=right)
+    found = cosine_length(given, CosineLengthOptions(max_tokens=longest))
+    each = list(zip(rewards, right, tokens, strict=True))
+    assert found.tolist() == pytest.approx([papers.cosine_length(r, ok, n, longest) for r, ok, n in each])
+    found = relative_length(given, RelativeLengthOptions())
+    of_group = [[n for n, at in zip(tokens, groups, strict=True) if at == group] for group in groups]
+    wanted = [papers.relative_length(*row, lengths) for row, lengths in zip(each, of_group, strict=True)]
     assert found.tolist() == pytest.approx(wanted)
 
 
@@ -105,6 +125,15 @@ def test_which_runs_score_the_reference() -> None:
         (["reward_shape.x={kind: overlong, cache_tokens: 0}"], "must be above 0"),
         (["reward_shape.x={kind: overlong, penalty: 0}"], "this shape changes nothing"),
         (["reward_shape.x={kind: mara, beta: -1}"], "must be above 0"),
+        (["reward_shape.x={kind: cosine_length, max_tokens: 0}"], "must be above 0"),
+        (
+            ["reward_shape.x={kind: relative_length}", "rollout.group_size=1", "advantage.kind=reinforce"],
+            "it compares siblings",
+        ),
+        (
+            ["reward_shape.x={kind: cosine_length}", "scorers={correct: {kind: constant, weight: 1.0}}"],
+            "must have a scorer that reads answers",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], rule: str) -> None:
