@@ -19,6 +19,7 @@ from cluster.user_code import UserCode, check_user_code, own_targets
 from configs.bound import BoundRun, bind
 from configs.origins import SFT
 from configs.schema import RunConfig
+from configs.sources import NO_SOURCES, Provenance
 from rewards.combine import check_tags
 from trainer.model.checkpoint_format import check_cpu_attention
 
@@ -62,13 +63,20 @@ class InputChecks:
         self._prompts: dict[str, Prompts] = {}
         self._scored: set[str] = set()
 
-    def check(self, given: RunConfig, job: Job | None = None) -> CheckedRun:
+    def check(self, given: RunConfig, job: Job | None = None, sources: Provenance = NO_SOURCES) -> CheckedRun:
         """Check a run's code, folder, secrets, disk space, model and data.
 
         Raises:
-            ValueError: something cannot be used; nothing was started or written.
+            ValueError: something cannot be used; nothing was started or written. The message names the key,
+                and the file of `sources` that set it.
         """
-        job, bound = job or Job(), bind(given)
+        try:
+            return self._check(given, job or Job())
+        except ValueError as error:
+            raise ValueError(sources.name_in(str(error))) from error
+
+    def _check(self, given: RunConfig, job: Job) -> CheckedRun:
+        bound = bind(given)
         code = self._check_code(bound)
         run = local_model(bound)
         check_job(given, job)

@@ -23,6 +23,7 @@ from cluster.placement import check
 from cluster.run_directory import is_finished
 from cluster.secrets import secret_names
 from configs.schema import RunConfig
+from configs.sources import NO_SOURCES, Provenance
 
 
 class Listener(Protocol):
@@ -45,10 +46,16 @@ class Listener(Protocol):
         ...
 
 
-def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Reporter) -> int:
+def train_all(
+    configs: Sequence[RunConfig],
+    listener: Listener,
+    reporter: Reporter,
+    sources: Sequence[Provenance] | None = None,
+) -> int:
     """Run all configs in order; returns the exit code: 0, 130 (SIGINT) or 143 (SIGTERM).
 
-    Runs that are already finished are not repeated.
+    Runs that are already finished are not repeated. `sources` has an entry for each config: which file set a
+    key, for messages.
 
     Raises:
         ValueError: bad input, or a cluster too small; nothing was started.
@@ -56,7 +63,8 @@ def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: Report
     if not configs:
         return 0
     checks = InputChecks(reporter.note)
-    runs = [checks.check(config) for config in configs]
+    given = zip(configs, sources or [NO_SOURCES] * len(configs), strict=True)
+    runs = [checks.check(config, sources=each) for config, each in given]
     clustered = [config for config in configs if config.cluster.spawn == "ray"]
     if clustered:
         connect({name for config in configs for name in secret_names(config)})

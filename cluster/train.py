@@ -25,6 +25,7 @@ from cluster.run_directory import is_finished
 from cluster.secrets import secret_names
 from configs.load import dump_yaml
 from configs.schema import RunConfig
+from configs.sources import NO_SOURCES, Provenance
 
 __all__ = ["Job", "Outcome", "RunError", "dry_run", "train"]
 
@@ -37,10 +38,11 @@ class Outcome:
     run_dir: Path
 
 
-def dry_run(config: RunConfig, reporter: Reporter) -> int:
+def dry_run(config: RunConfig, reporter: Reporter, sources: Provenance = NO_SOURCES) -> int:
     """Check a run without starting it: config, user code, model, prompts and disk space.
 
-    Prints the resolved config and notes the resources that the run needs. Returns exit code 0.
+    Prints the resolved config and notes the resources that the run needs. Returns exit code 0. Messages name
+    the file that `sources` has for a key.
 
     Raises:
         ValueError: something cannot be used.
@@ -51,7 +53,7 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
         notes.append(text)
         reporter.note(text)
 
-    checked = InputChecks(note).check(config)
+    checked = InputChecks(note).check(config, sources=sources)
     # A dry run joins no cluster, so "auto" cannot be resolved; it is checked as CPU, which allows less.
     resolved = checked.on(device_without_cluster(config), reporter)
     placement = resolved.placement
@@ -66,8 +68,10 @@ def dry_run(config: RunConfig, reporter: Reporter) -> int:
     return 0
 
 
-def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outcome:
-    """Train to the end, or resume a run that was interrupted.
+def train(
+    config: RunConfig, reporter: Reporter, job: Job | None = None, sources: Provenance = NO_SOURCES
+) -> Outcome:
+    """Train to the end, or resume a run that was interrupted. Messages name files as `sources` has them.
 
     Raises:
         ValueError: bad input, or a cluster too small (`PlacementError`); nothing was started.
@@ -80,7 +84,7 @@ def train(config: RunConfig, reporter: Reporter, job: Job | None = None) -> Outc
             f"{run_dir} has made its {config.num_steps} steps already; set a higher num_steps to continue it"
         )
         return Outcome(exit_code=0, run_dir=run_dir)
-    checked = InputChecks(reporter.note).check(config, job)
+    checked = InputChecks(reporter.note).check(config, job, sources)
     if config.cluster.spawn == "local":
         note_inline(checked.run, reporter.note)
         return asyncio.run(_train(checked.on(device_without_cluster(config), reporter)))

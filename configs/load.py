@@ -42,13 +42,23 @@ from configs.sources import (
     value_problem,
 )
 
-__all__ = ["ConfigError", "dump_yaml", "load_config", "preset_names"]
+__all__ = ["ConfigError", "dump_yaml", "load_config", "load_with_sources", "preset_names"]
 
 
 def load_config(
     path: str, overrides: Sequence[str] = (), more: Sequence[Path] = (), defaults: Sequence[Source] = ()
 ) -> RunConfig:
     """The checked config that `path` (a file or a preset name) and the overrides describe.
+
+    For `more`, `defaults` and errors see `load_with_sources`.
+    """
+    return load_with_sources(path, overrides, more, defaults)[0]
+
+
+def load_with_sources(
+    path: str, overrides: Sequence[str] = (), more: Sequence[Path] = (), defaults: Sequence[Source] = ()
+) -> tuple[RunConfig, Provenance]:
+    """The same, and which file or override set each key.
 
     `more` are files merged over `path`, each with its bases; `defaults` hold where none of them says else.
 
@@ -67,7 +77,7 @@ def load_config(
     provenance = Provenance(sources, merged)
     config = _build(merged, provenance)
     check(config, provenance)
-    return config
+    return config, provenance
 
 
 def dump_yaml(config: RunConfig) -> str:

@@ -26,6 +26,8 @@ ALLOWED_RESOLVERS = frozenset({"oc.env"})
 """Resolvers run while a config loads; reading an environment variable is the only thing one may do."""
 INTERPOLATION = re.compile(r"\$\{([^:}$]*)([:}$]?)")
 """Opening of ${key}, ${resolver:...} or ${${nested}...}: the name, and the character that ends it."""
+_KEY_OF_LINE = re.compile(r"([a-z_]+(?:\.[\w-]+)+)(?= = |: | \()")
+"""A dotted key at the beginning of a message, and what follows it: a value, a rule, or a kind."""
 READ_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError, OSError)
 
 
@@ -52,6 +54,19 @@ class Provenance:
                     return source.name
         files = [source.name for source in self.sources if source.name != COMMAND_LINE]
         return f"{files[-1]} (class default)" if files else "config"
+
+    def name_in(self, message: str) -> str:
+        """`message` with the name of the source before each line that begins with a key of the config."""
+        return "\n".join(self._name_in_line(line) for line in message.split("\n"))
+
+    def _name_in_line(self, line: str) -> str:
+        found = _KEY_OF_LINE.match(line)
+        is_key = found is not None and self.merged is not None and has_key(self.merged, found[1])
+        return f"{self.of(found[1])}: {line}" if found is not None and is_key else line
+
+
+NO_SOURCES = Provenance()
+"""Of a config that was made in code."""
 
 
 def has_key(tree: Mapping[str, object], key: str) -> bool:

@@ -14,9 +14,9 @@ from typing import Final
 
 from configs.errors import COMMAND_LINE, ConfigError, Problem
 from configs.experiment import settings
-from configs.load import load_config
+from configs.load import load_with_sources
 from configs.schema import RunConfig
-from configs.sources import Source, has_key, read_chain, read_overrides
+from configs.sources import NO_SOURCES, Provenance, Source, has_key, read_chain, read_overrides
 
 CONTROL: Final = "control"
 _DEFAULTS: Final = Source(
@@ -53,6 +53,8 @@ class Arm:
     configs: tuple[RunConfig, ...]
     changes: Mapping[str, tuple[object, object]]
     """key -> (control's value, the arm's value); None for a key that a config does not have."""
+    sources: Provenance = NO_SOURCES
+    """Which file or override set each key."""
 
 
 def load_arms(
@@ -78,15 +80,16 @@ def load_arms(
     for file in files:
         _refuse_given(file)
     for name, file in zip(names, ["", *files], strict=True):
-        configs = tuple(
+        loaded = [
             _load(config, file, [*overrides, f"seed={seed}"], f"{name}-seed{seed}", folder)
             for seed in range(num_seeds)
-        )
+        ]
+        configs = tuple(each for each, _ in loaded)
         control = settings(arms[0].configs[0] if arms else configs[0])
         changes = _changes(control, settings(configs[0]))
         if arms:
             _check_changes(file, changes)
-        arms.append(Arm(name=name, file=file, configs=configs, changes=changes))
+        arms.append(Arm(name=name, file=file, configs=configs, changes=changes, sources=loaded[0][1]))
     if arms[0].configs[0].eval.every == 0:
         raise ValueError("eval.every must be above 0: without held-out prompts there is nothing to compare")
     return tuple(arms)
@@ -112,9 +115,11 @@ def _arm_name(file: str) -> str:
     return path.stem
 
 
-def _load(config: str, file: str, overrides: Sequence[str], name: str, folder: Path) -> RunConfig:
-    loaded = load_config(config, overrides, [Path(file)] if file else [], [_DEFAULTS])
-    return replace(loaded, name=name, runs_dir=str(folder / "runs"), resume="auto")
+def _load(
+    config: str, file: str, overrides: Sequence[str], name: str, folder: Path
+) -> tuple[RunConfig, Provenance]:
+    loaded, sources = load_with_sources(config, overrides, [Path(file)] if file else [], [_DEFAULTS])
+    return replace(loaded, name=name, runs_dir=str(folder / "runs"), resume="auto"), sources
 
 
 def _changes(control: Mapping[str, object], arm: Mapping[str, object]) -> dict[str, tuple[object, object]]:

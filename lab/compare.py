@@ -19,6 +19,7 @@ from cluster.series import train_all
 from configs.experiment import config_hash
 from configs.redact import redact_value
 from configs.schema import RunConfig
+from configs.sources import Provenance
 from lab.arms import Arm, load_arms
 from lab.compare_page import Comparison, write_pages
 from lab.contrast import check_paired
@@ -86,7 +87,7 @@ def _make_folder(folder: Path) -> None:
 def _compare(request: Request, arms: Sequence[Arm], stream: TextIO) -> int:
     # All arms of a seed before the next seed: an interrupted comparison then has complete seeds to compare.
     all_runs = [
-        _Run(arm=arm.name, number=number, config=arm.configs[seed])
+        _Run(arm=arm.name, number=number, config=arm.configs[seed], sources=arm.sources)
         for seed in range(request.num_seeds)
         for number, arm in enumerate(arms, start=1)
     ]
@@ -99,7 +100,8 @@ def _compare(request: Request, arms: Sequence[Arm], stream: TextIO) -> int:
     )
     if results:
         progress.write()  # before any run starts: raises now if the earlier results cannot be compared
-    code = train_all([run.config for run in runs], progress, StepReporter(0, stream))
+    sources = [run.sources for run in runs]
+    code = train_all([run.config for run in runs], progress, StepReporter(0, stream), sources)
     progress.write()
     progress.note(f"comparison: {request.folder / 'compare.html'} and compare.md")
     return code or (FAILED if progress.failures else 0)
@@ -112,6 +114,7 @@ class _Run:
     arm: str
     number: int
     config: RunConfig
+    sources: Provenance
 
 
 def _finished(folder: Path, run: _Run) -> RunResult | None:

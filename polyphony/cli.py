@@ -61,27 +61,27 @@ def print_config(config_path: str, overrides: Sequence[str]) -> int:
 
 def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train; or only sample (`--rollout-only`), only learn (`--train-only RUN`), only check (`--dry-run`)."""
-    from configs.load import load_config
+    from configs.load import load_with_sources
 
-    config = load_config(arguments.config, overrides)
+    config, sources = load_with_sources(arguments.config, overrides)
     if missing := _missing_packages():
         checked = ""
         if arguments.dry_run:
             from cluster.base_check import check_without_engines
 
-            checked = f" ({check_without_engines(config)})"
+            checked = f" ({check_without_engines(config, sources)})"
         raise _must_install("train", missing, checked)
     from cluster.train import Job, RunError, dry_run, train
     from viewer.terminal import StepReporter
 
     reporter = StepReporter(config.num_steps, sys.stdout)
     if arguments.dry_run:
-        return dry_run(config, reporter)
+        return dry_run(config, reporter, sources)
     source = Path(arguments.train_only) if arguments.train_only else None
     if source is not None and not source.is_dir():
         raise ValueError(f"--train-only must name a run directory, such as runs/debug-1, got {source}")
     try:
-        outcome = train(config, reporter, Job(learns=not arguments.rollout_only, rollouts_of=source))
+        outcome = train(config, reporter, Job(learns=not arguments.rollout_only, rollouts_of=source), sources)
     except RunError as error:
         print(f"polyphony: the run was stopped: {error}", file=sys.stderr)
         with suppress(OSError):  # a full disk may be what stopped it

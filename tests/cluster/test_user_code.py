@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from cluster.base_check import check_without_engines
 from cluster.train import dry_run, train
 from cluster.user_code import check_user_code, own_targets
 from configs.bound import bind
-from configs.load import load_config
+from configs.load import load_config, load_with_sources
 from configs.schema import RunConfig
 
 REWARD = """
@@ -205,6 +206,22 @@ def test_nothing_is_claimed_for_a_name_that_is_wrong(folder: Path, start: object
     with pytest.raises(ValueError, match=r"did you mean compute_score\?"):
         start(config, Notes())  # type: ignore[operator]
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("start", [dry_run, train])
+def test_a_wrong_name_is_told_with_the_file_that_has_it(folder: Path, start: Any) -> None:
+    """Or with the command line, where the name is given there; each line of a message has its own."""
+    (folder / "mine.yaml").write_text(
+        "base: debug\nallow: [mine_rewards]\n"
+        "scorers: {mine: {kind: custom, function: 'mine_rewards:compute_scor', weight: 1.0}}\n"
+    )
+    config, sources = load_with_sources("mine.yaml", ["loss.policy={kind: 'mine_rewards:los'}"])
+    with pytest.raises(ValueError) as error:
+        start(config, Notes(), sources=sources)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("mine.yaml: scorers.mine.function = 'mine_rewards:compute_scor': must name")
+    assert lines[1].startswith("command line: loss.policy.kind = 'mine_rewards:los': must name")
+    assert len(lines) == 2
 
 
 def test_the_base_install_tries_scorers_and_datasets(folder: Path) -> None:

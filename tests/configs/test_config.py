@@ -21,11 +21,13 @@ from configs.load import (
     ConfigError,
     dump_yaml,
     load_config,
+    load_with_sources,
     preset_names,
 )
 from configs.redact import MASK, NAMED, redact, redact_value
 from configs.rules import check
 from configs.schema import RunConfig
+from configs.sources import NO_SOURCES
 
 CORRECT = "scorers: {correct: {kind: lab_answer, weight: 1.0}}\n"
 
@@ -521,3 +523,21 @@ def test_credentials_inside_a_url_are_masked() -> None:
         "path": "https://***@host/x",
         "plain": "https://host/a@b",
     }
+
+
+def test_a_message_is_given_the_files_of_its_keys(tmp_path: Path) -> None:
+    """Line by line, where a line begins with a key of the config; other lines and prose are left alone."""
+    (tmp_path / "mine.yaml").write_text("base: debug\nmodel: {path: none}\nscorers: {mine: {kind: length}}\n")
+    _, sources = load_with_sources(str(tmp_path / "mine.yaml"), ["data.train.limit=3"])
+    message = (
+        "model.path = 'none': no such folder\ndata.train: all 3 prompts are too long\n"
+        "scorers.mine (length): no answer\nmodel.json: no key\nruns_dir and name: a folder"
+    )
+    assert sources.name_in(message).splitlines() == [
+        f"{tmp_path}/mine.yaml: model.path = 'none': no such folder",
+        "command line: data.train: all 3 prompts are too long",
+        f"{tmp_path}/mine.yaml: scorers.mine (length): no answer",
+        "model.json: no key",
+        "runs_dir and name: a folder",
+    ]
+    assert NO_SOURCES.name_in(message) == message

@@ -48,7 +48,7 @@ def _replace_runs(
     """Runs that finish at once, but for those that fail; the list of names grows as they are asked for."""
     ran: list[str] = []
 
-    def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: object) -> int:
+    def train_all(configs: Sequence[RunConfig], listener: Listener, reporter: object, sources: object) -> int:
         for index, config in enumerate(configs):
             listener.begins(index)
             ran.append(config.name)
@@ -115,7 +115,7 @@ def test_data_that_changed_meanwhile_spoil_nothing(tmp_path: Path, monkeypatch: 
     _replace_runs(monkeypatch, failing=["anchor-seed1"])
     assert compare(_request(tmp_path), io.StringIO()) == 1
     monkeypatch.setattr(
-        lab.compare, "train_all", lambda configs, listener, reporter: listener.finished(0, tmp_path)
+        lab.compare, "train_all", lambda configs, listener, *rest: listener.finished(0, tmp_path)
     )
     made = lab.compare.gather
     monkeypatch.setattr(lab.compare, "gather", lambda *given: replace(made(*given), source_sha256="else"))

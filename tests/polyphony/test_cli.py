@@ -118,12 +118,12 @@ def test_train_hands_over_the_config_and_the_flag(
     (run_dir / "config.yaml").write_text("{}\n")
     save_step(run_dir, 1)
 
-    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job, sources: object) -> SimpleNamespace:
         assert job == Job()
         calls.append((config.num_steps, False))
         return SimpleNamespace(exit_code=3, run_dir=run_dir)
 
-    def check_only(config: RunConfig, reporter: object) -> int:
+    def check_only(config: RunConfig, reporter: object, sources: object) -> int:
         calls.append((config.num_steps, True))
         return 3
 
@@ -148,7 +148,7 @@ def test_one_half_of_the_work_can_be_asked_for(
     (tmp_path / "saved").mkdir()
     jobs: list[Job] = []
 
-    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job, sources: object) -> SimpleNamespace:
         jobs.append(job)
         return SimpleNamespace(exit_code=0, run_dir=tmp_path)
 
@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_says_why_and_exits_1(
 ) -> None:
     """One message without a traceback: the reason is the run's, not the program's."""
 
-    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job, sources: object) -> SimpleNamespace:
         raise RuntimeError("engine 0 and learner differ")
 
     replace_training(monkeypatch, train)
@@ -246,7 +246,7 @@ def test_an_interrupt_before_the_run_exits_130(
 ) -> None:
     """Ctrl-C while things are still being loaded: one line, no traceback."""
 
-    def train(config: RunConfig, reporter: object, job: Job) -> SimpleNamespace:
+    def train(config: RunConfig, reporter: object, job: Job, sources: object) -> SimpleNamespace:
         raise KeyboardInterrupt
 
     replace_training(monkeypatch, train)
