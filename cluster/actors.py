@@ -21,17 +21,14 @@ from cluster.actor_process import Blueprint, ProcessSetup, host_environment
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, blueprint
 from cluster.placement import Cores, Placement, Share, split_cores
 from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
+from cluster.score_limits import score_limit_s
 from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, ReportEvent, Supervised
-from configs.bound import BoundEntry, BoundRun
-from configs.kinds.scorers import CustomOptions, ScorerCommon
+from configs.bound import BoundRun
 from configs.schema import RunConfig
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
-
-_RESTART_S = 5.0
-"""Time that an isolated scorer may need to replace a killed process, for each sample."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,25 +166,6 @@ def spawn_engines(site: Site) -> list[Supervised]:
         site.supervise(f"generator-{k}", partial(_start_engine, site, k, cores[k] if cores else None))
         for k in range(len(site.placement.engines))
     ]
-
-
-def score_limit_s(
-    config: RunConfig, entry: BoundEntry[ScorerCommon], in_actor: frozenset[str] = frozenset()
-) -> float:
-    """Seconds that a scorer may take for a group: `rollout.score_timeout_s`, more only in a sandbox.
-
-    There each sample has a limit of its own, `limit_s`, and a killed process takes up to 5 s to replace, so a
-    group has at least group_size x (limit_s + 5) x concurrency: concurrent groups may wait for the same child
-    process. An own kind in `in_actor` (async, a class or batched) runs in no sandbox.
-    """
-    least, options = config.rollout.score_timeout_s, entry.options
-    if entry.is_own and entry.kind_name not in in_actor:
-        per_sample = float(options.options.get("limit_s", CustomOptions().limit_s))
-    elif entry.kind.isolated:
-        per_sample = options.limit_s
-    else:
-        return least
-    return max(least, config.rollout.group_size * (per_sample + _RESTART_S) * entry.common.concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

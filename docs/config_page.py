@@ -6,17 +6,16 @@ words are those of the schema's docstrings.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import cast, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from configs.describe import about, attribute_docs, default_of  # noqa: E402
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES  # noqa: E402
 from configs.fields import ACTORS, EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of  # noqa: E402
 from configs.schema import RunConfig  # noqa: E402
@@ -37,29 +36,6 @@ A controller can move a key marked ↕, and every number with a decimal point am
 transforms (`token_advantage`), reward shapes, bonuses and prompt weights.
 An empty cell of "must" means that every value of the type is right.
 """
-
-
-def attribute_docs(cls: type) -> dict[str, str]:
-    """Field -> the string literal below it, on one line."""
-    docs: dict[str, str] = {}
-    for owner in reversed([each for each in cls.__mro__ if is_dataclass(each)]):
-        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-                docs[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
-    return docs
-
-
-def default_of(field: Any) -> str:
-    """The default as a config would write it."""
-    value = field.default_factory() if field.default is MISSING else field.default
-    if isinstance(value, bool) or value is None:
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        value = list(value)
-    return f"`{value}`" if value != "" else '`""`'
 
 
 def effect_words(effect: Effect) -> str:
@@ -123,12 +99,6 @@ def option_effect(own: Setting | None, places: Sequence[str]) -> str:
 def rule_words(setting: Setting | None) -> str:
     """Which values are right, to go on from "must"."""
     return setting.rule.words.removeprefix("must ") if setting and setting.rule else ""
-
-
-def about(cls: Any) -> str:
-    """The docstring, a line for each paragraph."""
-    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def kind_tables() -> Iterator[str]:

@@ -95,6 +95,10 @@ class Options:
         """option of `models` -> the tasks that its model may have; any if the option is not in it."""
         return {}
 
+    def reads_tokens(self) -> bool:
+        """Scorers only: whether a score depends on token ids, which a file of texts lacks."""
+        return False
+
 
 class ControllerOptions(Options):
     """What options of a controller say as well."""

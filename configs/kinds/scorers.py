@@ -95,6 +95,9 @@ class LengthOptions(Options):
         if not self.target_tokens < self.max_tokens:
             yield "target_tokens", f"must be below max_tokens ({self.max_tokens})"
 
+    def reads_tokens(self) -> bool:
+        return True
+
 
 @dataclass
 class RandomOptions(Options):

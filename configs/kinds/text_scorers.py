@@ -76,6 +76,9 @@ class RepetitionOptions(Options):
     unit: str = option("words", one_of("words", "tokens", "characters"))
     """words (lower-cased, Open-R1), tokens (those sampled, TRL) or characters (for text without spaces)."""
 
+    def reads_tokens(self) -> bool:
+        return self.unit == "tokens"
+
 
 @dataclass
 class LanguageOptions(Options):

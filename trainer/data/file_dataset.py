@@ -49,7 +49,7 @@ def load_file(options: FileOptions) -> list[Prompt]:
     prompts: list[Prompt] = []
     places: dict[str, str] = {}
     for row in read_rows(options.path, options.limit, "data"):
-        prompt = _to_prompt(row, options.domain)
+        prompt = to_prompt(row, options.domain)
         if prompt.prompt_id in places:
             rule = f"unique, but {places[prompt.prompt_id]} has the same"
             raise row.error("prompt_id", rule, prompt.prompt_id)
@@ -58,7 +58,12 @@ def load_file(options: FileOptions) -> list[Prompt]:
     return prompts
 
 
-def _to_prompt(row: Row, domain: str) -> Prompt:
+def to_prompt(row: Row, domain: str = "") -> Prompt:
+    """The prompt of a row; `domain` replaces the row's own if it is not empty.
+
+    Raises:
+        ValueError: the row is invalid; the message names file, row and key.
+    """
     source, messages = prompt_messages(row)
     id_key, prompt_id = row_id(row)
     domain_key, own_domain = row_domain(row)
