@@ -334,7 +334,7 @@ def start_system(site: Site, run_dir: Path) -> System:
     learner, generator = spawn_learner(site, buffer), Engines(engines)
     roles = Roles(
         generator=generator,
-        scorers=scorer_set(site.run, scorers),
+        scorers=scorer_set(site.run, scorers, print),
         learner=learner,
         transport=HostTransport(learner, generator),
         buffer=buffer,

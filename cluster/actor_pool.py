@@ -116,7 +116,7 @@ class ActorPool:
         actors, size = renewed
         self._fleet.watch()
         scorers = (
-            scorer_set(resolved.run, actors.scorer_pools)
+            scorer_set(resolved.run, actors.scorer_pools, resolved.reporter.note)
             if samples
             else ScorerSet(scorers={}, common_keys={})
         )
@@ -133,7 +133,7 @@ class ActorPool:
         """The actors of a run that only samples, ready and watched. They are not kept for the next run."""
         await self.close()
         site = await self._open(resolved, claim, report)
-        engines, scorer_pools = spawn_engines(site), spawn_scorers(site)
+        engines, scorer_pools, note = spawn_engines(site), spawn_scorers(site), resolved.reporter.note
         buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
         self._scorers = tuple(
             replica for scorer_pool in scorer_pools.values() for replica in scorer_pool.replicas
@@ -143,7 +143,7 @@ class ActorPool:
         await wait_ready((*engines, *self._scorers, buffer_actor), site.config.cluster.ready_timeout_s)
         self._fleet.watch()
         return SamplingActors(
-            generator=Engines(engines), scorers=scorer_set(site.run, scorer_pools), buffer=buffer
+            generator=Engines(engines), scorers=scorer_set(site.run, scorer_pools, note), buffer=buffer
         )
 
     def scorer_log(self, name: str) -> str:

@@ -27,6 +27,7 @@ from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, ReportEvent, Supervised
 from configs.bound import BoundRun
 from configs.schema import RunConfig
+from trainer.reward_watch import FirstFailures
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
 
@@ -228,12 +229,15 @@ def _start_scorer(site: Site, name: str, k: int, plan: Blueprint, secrets: Secre
     return site.spawn(f"scorer-{name}-{k}", plan, share=share, limited=False, secrets=secrets)
 
 
-def scorer_set(run: BoundRun, scorer_pools: Mapping[str, ScorerPool]) -> ScorerSet:
-    """The scorers as a role, with the weights of this run."""
+def scorer_set(
+    run: BoundRun, scorer_pools: Mapping[str, ScorerPool], note: Callable[[str], None]
+) -> ScorerSet:
+    """The scorers as a role, with the weights of this run; `note` gets the first reason of each failure."""
     return ScorerSet(
         scorers={name: scorer_pools[name].role for name in run.scorers},
         common_keys={name: entry.common for name, entry in run.scorers.items()},
         after=run.scored_after(),
+        observe=FirstFailures(note, lambda name: scorer_pools[name].log).observe,
     )
 
 

@@ -27,7 +27,7 @@ from cluster.supervise import (
 )
 from configs.bound import BoundRun
 from rollouts.files import Json
-from rollouts.records import Completion, Judgement, Prompt, Status, Submission
+from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.roles import LearnerLostError
 from trainer.step_records import Batch, BatchPlan, Learnable, Pick, Probe, Restored
 from trainer.weights.packed import PackedWeights
@@ -145,8 +145,10 @@ class ScorerReplicas:
     async def _score(
         self, replica: _Replica, prompt: Prompt, completions: Sequence[Completion]
     ) -> list[Judgement]:
-        status: Status = "crashed"
         actor, limit_s = replica.actor, self.limit_s
+        failed = Judgement(
+            score=None, status="crashed", detail=f"{actor.label} died {_SCORE_ATTEMPTS} times while it scored"
+        )
         for _ in range(_SCORE_ATTEMPTS):
             life = await actor.settled()  # the limit covers scoring, not the start of a replacement
             try:
@@ -155,11 +157,11 @@ class ScorerReplicas:
             except (TimeoutError, CallStuckError):
                 replica.stuck = f"{actor.label} took more than {limit_s:g} s for a group and cannot stop it"
                 replica.stuck_life = life
-                status = "timeout"
+                failed = Judgement(score=None, status="timeout", detail=replica.stuck)
                 break
             except ActorLostError:
                 continue
-        return [Judgement(score=None, status=status) for _ in completions]
+        return [failed for _ in completions]
 
 
 class NoEngines:

@@ -1,17 +1,47 @@
-"""Reports completions without a reward, and stops a run without any. Used by the loop and by `collect`."""
+"""Reports why scores are missing, and stops a run without any reward.
+
+Used by the loop, by `collect` and, for each score, by `trainer.rollout.rollouter`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from rollouts.records import Judgement
+
 MAX_UNREWARDED_STEPS: Final = 3
+_MAX_REASON_CHARS: Final = 300
 FAILED: Final = "failed/"
 """Metrics failed/<scorer>/<status> count the scores that a scorer could not give."""
 
 
 class NoRewardError(RuntimeError):
     """Several steps in a row, or all steps of a run, had no reward at all."""
+
+
+class FirstFailures:
+    """Notes the first reason of each scorer and status for which there is no score, with the scorer's log.
+
+    `log_of` returns the log file of a scorer by its name. The metrics count all failures.
+    """
+
+    def __init__(self, note: Callable[[str], None], log_of: Callable[[str], str]) -> None:
+        self._note, self._log_of = note, log_of
+        self._noted: set[tuple[str, str]] = set()
+
+    def observe(self, scorer: str, judgement: Judgement) -> None:
+        """Look at a judgement of `scorer`; does nothing if it has a score."""
+        if judgement.status == "ok" or (scorer, judgement.status) in self._noted:
+            return
+        self._noted.add((scorer, judgement.status))
+        detail = " ".join(judgement.detail.split()) or "no reason was given"
+        shown = detail if len(detail) <= _MAX_REASON_CHARS else f"{detail[:_MAX_REASON_CHARS]}..."
+        self._note(
+            f"scorer {scorer} could not score a completion ({judgement.status}): {shown}. "
+            f"Others with this status are only counted, in {FAILED}{scorer}/{judgement.status}; "
+            f"log: {self._log_of(scorer)}"
+        )
 
 
 class RewardWatch:

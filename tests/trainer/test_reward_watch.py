@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.reward_watch import NoRewardError, RewardWatch
+from rollouts.records import Judgement
+from trainer.reward_watch import FirstFailures, NoRewardError, RewardWatch
 
 NOTHING = {"reward/null_share": 1.0, "failed/mine/invalid": 6.0, "failed/mine/error": 2.0}
 HALF = {"reward/null_share": 0.5, "failed/mine/invalid": 3.0, "failed/other/timeout": 1.0}
@@ -27,6 +28,24 @@ def test_who_failed_is_told_with_the_logs() -> None:
         "step 3: 100% of completions have no reward (mine/invalid 6, mine/error 2; the reasons are in "
         "logs/mine.log)",
     ]
+
+
+def test_the_first_reason_of_each_scorer_and_status_is_told() -> None:
+    """Once, on one line, with the log; scores that are there are not talked about."""
+    notes: list[str] = []
+    failures = FirstFailures(notes.append, lambda name: f"logs/{name}.log")
+    for detail in ("mine.py:12 in f:\n KeyError: 'answer'", "mine.py:13 in f: ValueError: other"):
+        failures.observe("mine", Judgement(score=None, status="error", detail=detail))
+    failures.observe("mine", Judgement(score=1.0))
+    failures.observe("mine", Judgement(score=None, status="timeout"))
+    failures.observe("other", Judgement(score=None, status="error", detail="x" * 1000))
+    assert notes[0] == (
+        "scorer mine could not score a completion (error): mine.py:12 in f: KeyError: 'answer'. "
+        "Others with this status are only counted, in failed/mine/error; log: logs/mine.log"
+    )
+    assert notes[1].startswith("scorer mine could not score a completion (timeout): no reason was given. ")
+    assert "x" * 300 + "..." in notes[2] and "x" * 301 not in notes[2]
+    assert len(notes) == 3
 
 
 @pytest.mark.parametrize(("num_steps", "last"), [(1, 1), (2, 2), (3, 3), (4, 3), (100, 3)])

@@ -21,7 +21,7 @@ from configs.schema import RolloutConfig, RunConfig
 from rollouts.columns import GROUP_SCHEMA
 from rollouts.records import Demonstration
 from rollouts.schema import named_for_step, sft_batch
-from trainer.data.encode import check_ids, prompt_ids, row_of
+from trainer.data.encode import check_ids, named_rows, prompt_ids, row_of
 from trainer.data.file_dataset import is_text, prompt_messages, row_domain, row_id
 from trainer.data.row_files import Row, check_file, first_given, is_given, read_rows, to_messages, to_text
 from trainer.seeds import derive_seed
@@ -100,15 +100,15 @@ def tokenize_demonstrations(
     vocab_size: int,
     rollout: RolloutConfig,
     run_id: str,
-) -> tuple[pa.RecordBatch, int]:
-    """Rows of GROUP_SCHEMA with origin sft, and the number of demonstrations dropped as too long.
+) -> tuple[pa.RecordBatch, str]:
+    """Rows of GROUP_SCHEMA with origin sft, and a sentence about demonstrations that are too long, or "".
 
     Prompts are encoded as for an engine. The end-of-sequence token that an engine would sample is appended to
     completions. Row i has submission_index i; `draw` sets the ids of a step.
 
     Raises:
         ValueError: the tokenizer has no end token, a demonstration cannot be encoded, or every one is longer
-            than rollout.max_prompt_tokens or rollout.max_tokens.
+            than rollout.max_prompt_tokens or rollout.max_tokens; the message names the first rows.
     """
     end = tokenizer.eos_token_id
     if end is None:
@@ -118,7 +118,14 @@ def tokenize_demonstrations(
     prompts = [prompt_ids(each, tokenizer, vocab_size) for each in demonstrations]
     for each, ids in zip(demonstrations, completions, strict=True):
         check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
-    kept = _short_enough(prompts, completions, rollout)
+    lengths = [
+        (len(prompt), len(completion)) for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    limits = (rollout.max_prompt_tokens, rollout.max_tokens)
+    kept = [n for n, (own, said) in enumerate(lengths) if own <= limits[0] and said <= limits[1]]
+    left_out = _left_out([row_of(each) for each in demonstrations], lengths, kept, limits)
+    if not kept:
+        raise ValueError(left_out)
     rows = sft_batch(
         run_id,
         prompt_ids=[prompts[number] for number in kept],
@@ -128,24 +135,25 @@ def tokenize_demonstrations(
         format_tag=[demonstrations[number].format_tag for number in kept],
         prompt_id=[demonstrations[number].prompt_id for number in kept],
     )
-    return rows, len(demonstrations) - len(kept)
+    return rows, left_out
 
 
-def _short_enough(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], rollout: RolloutConfig
-) -> list[int]:
-    """The indexes of the demonstrations within the limits of `rollout`; ValueError if there are none."""
-    kept = [
-        number
-        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        if len(prompt) <= rollout.max_prompt_tokens and len(completion) <= rollout.max_tokens
-    ]
-    if not kept:
-        raise ValueError(
-            "every demonstration is longer than rollout.max_prompt_tokens "
-            f"({rollout.max_prompt_tokens}) or rollout.max_tokens ({rollout.max_tokens})"
-        )
-    return kept
+def _left_out(
+    rows: Sequence[str], lengths: Sequence[tuple[int, int]], kept: Sequence[int], limits: tuple[int, int]
+) -> str:
+    """Which rows are longer than the limits of prompt and completion, and what would keep them, or ""."""
+    long = sorted({*range(len(rows))} - {*kept})
+    if not long:
+        return ""
+    names = ("rollout.max_prompt_tokens", "rollout.max_tokens")
+    longest = [max(lengths[number][side] for number in long) for side in (0, 1)]
+    needed = [f"{names[side]}={longest[side]}" for side in (0, 1) if longest[side] > limits[side]]
+    verb = "is" if len(long) == 1 else "are"
+    return (
+        f"sft.data: {len(long)} of {len(rows)} demonstrations {verb} longer than {names[0]} = {limits[0]} or "
+        f"{names[1]} = {limits[1]} and left out ({named_rows([rows[number] for number in long])}); "
+        f"to keep all, set {' '.join(needed)}"
+    )
 
 
 def no_demonstrations() -> pa.RecordBatch:
@@ -167,14 +175,16 @@ def demonstration_rows(
         return no_demonstrations()
     config = run.config
     demonstrations = load_demonstrations(run.single["sft.data"])
-    rows, too_long = tokenize_demonstrations(
+    rows, left_out = tokenize_demonstrations(
         demonstrations, tokenizer, vocab_size, config.rollout, config.name
     )
-    if too_long:
-        limits = "rollout.max_prompt_tokens or rollout.max_tokens"
-        note(f"sft.data: {too_long} demonstrations are longer than {limits} and were left out")
+    if left_out:
+        note(left_out)
     if rows.num_rows < (wanted := num_drawn(config, config.sft.share)):
-        note(f"sft.data: every step has all {rows.num_rows} demonstrations, fewer than {wanted}")
+        note(
+            f"sft.data: a step draws {wanted} demonstrations (sft.share), but only {rows.num_rows} can be "
+            "used, so every step trains on all of them; add rows or lower sft.share"
+        )
     return rows
 
 

@@ -31,6 +31,12 @@ class ScorerSet:
     common_keys: Mapping[str, ScorerCommon]
     after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Scorer -> the scorers whose judgements it gets (`configs.bound.BoundRun.scored_after`)."""
+    observe: Callable[[str, Judgement], None] = lambda name, judgement: None
+    """Called with every judgement and its scorer's name (`trainer.reward_watch.FirstFailures`)."""
+
+
+_LATE = Judgement(score=None, status="timeout", detail="the group reached rollout.group_timeout_s")
+_SPAN_BEYOND = Judgement(score=None, status="invalid", detail="a span ends beyond the completion")
 
 
 class Rollouter(Protocol):
@@ -186,13 +192,16 @@ class RolloutTools:
                     prompt or self._submission.prompt, completions
                 )
         except TimeoutError:
-            return [Judgement(score=None, status="timeout") for _ in completions]
-        return [
-            Judgement(score=None, status="invalid")
+            judgements = [_LATE for _ in completions]
+        checked = [
+            _SPAN_BEYOND
             if any(span.end > len(completion.token_ids) for span in judgement.spans)
             else judgement
             for judgement, completion in zip(judgements, completions, strict=True)
         ]
+        for judgement in checked:
+            self._scorers.observe(name, judgement)
+        return checked
 
     def combined(
         self,

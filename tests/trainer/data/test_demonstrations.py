@@ -182,11 +182,11 @@ def test_the_lab_s_options() -> None:
 def test_tokens_are_those_that_the_base_was_pretrained_on() -> None:
     """Prompt under the chat template, completion with the end token: as `lab.pretrain` makes them."""
     tokenizer, found = make_tokenizer(), load_lab(LabDemonstrationOptions(num_rows=40))
-    rows, too_long = tokenize_demonstrations(found, tokenizer, len(tokenizer), RolloutConfig(), "run")
+    rows, left_out = tokenize_demonstrations(found, tokenizer, len(tokenizer), RolloutConfig(), "run")
     validate(rows)
     corpus = [CorpusRow(each.messages[0][1], each.completion, "", "") for each in found]
     expected = tokenize_rows(corpus, tokenizer)
-    assert too_long == 0
+    assert left_out == ""
     assert rows.column("prompt_ids").to_pylist() == expected.prompts
     assert rows.column("token_ids").to_pylist() == expected.responses
     assert rows.column("submission_index").to_pylist() == list(range(40))
@@ -210,10 +210,14 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
     limits = RolloutConfig(max_prompt_tokens=8, max_tokens=3)
     tokenizer, size = make_tokenizer(), len(make_tokenizer())
     found = [longer[0], kept, longer[1]]
-    rows, too_long = tokenize_demonstrations(found, tokenizer, size, limits, "run")
-    assert too_long == 2 and rows.column("text").to_pylist() == ["so 3"]
+    rows, left_out = tokenize_demonstrations(found, tokenizer, size, limits, "run")
+    assert left_out == (
+        "sft.data: 2 of 3 demonstrations are longer than rollout.max_prompt_tokens = 8 or rollout.max_tokens "
+        "= 3 and left out (prompts p, p); to keep all, set rollout.max_prompt_tokens=10 rollout.max_tokens=4"
+    )
+    assert rows.column("text").to_pylist() == ["so 3"]
     assert rows.column("submission_index").to_pylist() == [0]
-    with pytest.raises(ValueError, match=r"every demonstration is longer than rollout.max_prompt_tokens"):
+    with pytest.raises(ValueError, match=r"2 of 2 demonstrations are longer than rollout.max_prompt_tokens"):
         tokenize_demonstrations(longer, tokenizer, size, limits, "run")
     plain = make_tokenizer()
     plain.eos_token = None
@@ -227,7 +231,9 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None:
     )
     notes: list[str] = []
     assert demonstration_rows(bind(config), tokenizer, size, notes.append).num_rows == 1
-    assert "1 demonstrations are longer" in notes[0] and "all 1 demonstrations, fewer than 2" in notes[1]
+    assert "1 of 2 demonstrations is longer than" in notes[0]
+    assert notes[0].endswith(f"({file.path}, line 1); to keep all, set rollout.max_prompt_tokens=10")
+    assert "a step draws 2 demonstrations (sft.share), but only 1 can be used" in notes[1]
 
 
 # -- which rows ----------------------------------------------------------------------------------------------

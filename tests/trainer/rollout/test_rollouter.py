@@ -22,7 +22,7 @@ from configs.kinds.scorers import ScorerCommon
 from configs.load import load_config
 from configs.origins import ORIGINS
 from configs.schema import RolloutConfig, RunConfig
-from rollouts.records import Completion, Group, Judgement, Prompt, Sampling, Submission
+from rollouts.records import Completion, Group, Judgement, Prompt, Sampling, Span, Submission
 from rollouts.store import committed_evals, read_eval, read_step, read_summary
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
@@ -117,6 +117,36 @@ def test_a_late_scorer_is_late_for_those_after_it_too() -> None:
     group = asyncio.run(scored_by(readers, {"after": ("slow",)}, limit_s=0.05))
     late = {"slow": "timeout", "after": "timeout"}
     assert [sample.score_status for sample in group.samples] == [late] * 2
+
+
+def test_every_judgement_is_observed_with_its_scorer() -> None:
+    """Those that the group's deadline or a wrong span made null too, each with a reason."""
+    seen: list[tuple[str, str, str]] = []
+
+    class Beyond(FakeScorer):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+            return [
+                Judgement(score=1.0, spans=(Span(label="answer", start=0, end=10_000),)) for _ in completions
+            ]
+
+    readers = {"good": Reader(name="good"), "slow": Reader(name="slow", delay_s=5.0), "beyond": Beyond()}
+    sets = replace(
+        scorers(), scorers=readers, observe=lambda name, each: seen.append((name, each.status, each.detail))
+    )
+
+    async def score() -> int:
+        tools = RolloutTools(submission_of(), FakeGenerator(), sets, longest=16, limit_s=0.05, clock=Clock())
+        completions = await tools.generate()
+        await tools.score(completions)
+        return len(completions)
+
+    num_completions = asyncio.run(score())
+    assert sorted(set(seen)) == [
+        ("beyond", "invalid", "a span ends beyond the completion"),
+        ("good", "ok", ""),
+        ("slow", "timeout", "the group reached rollout.group_timeout_s"),
+    ]
+    assert len(seen) == 3 * num_completions
 
 
 def submission_of(index: int = 3, num_samples: int = 2) -> Submission:
