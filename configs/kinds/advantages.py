@@ -85,6 +85,20 @@ class QuantileOptions(Options):
     """Added to the standard deviation."""
 
 
+@dataclass
+class UcpoOptions(Options):
+    """UCPO, arXiv 2605.00365: right rows weigh the more the less likely they are among each other."""
+
+    base: str = option("grpo", one_of("grpo", "dr_grpo", "rloo"))
+    """The advantage that is weighted."""
+    tau: float = option(0.2, SHARE)
+    """The released code's value: 0 is `base`, 1 weighs right rows by 1 / q alone."""
+    threshold: float = 0.5
+    """A row is right from this reward on."""
+    per_token: bool = True
+    """Compare mean logprobs per token, as the released code does, not those of whole completions."""
+
+
 ADVANTAGES: dict[str, Kind] = {
     "grpo": Kind(GrpoOptions, "trainer.credit.advantages:grpo", compares_siblings=True),
     "dr_grpo": Kind(DrGrpoOptions, "trainer.credit.advantages:dr_grpo", compares_siblings=True),
@@ -96,4 +110,5 @@ ADVANTAGES: dict[str, Kind] = {
     ),
     "w_reinforce": Kind(WReinforceOptions, "trainer.credit.advantages:w_reinforce", only_success=True),
     "quantile": Kind(QuantileOptions, "trainer.credit.advantages:quantile", compares_siblings=True),
+    "ucpo": Kind(UcpoOptions, "trainer.credit.diversity:ucpo", compares_siblings=True),
 }

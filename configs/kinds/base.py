@@ -159,6 +159,8 @@ class Kind:
     """Token advantages only: it scales or drops a token's gradient, so the loss must be `in_proportion`."""
     compares_siblings: bool = False
     """Advantages and bonuses only: it compares a row with those of its group, so one alone gets nothing."""
+    needs_answers: bool = True
+    """Bonuses and prompt weights only: it counts answers, which a scorer must read."""
     only_success: bool = False
     """Advantages only: it uses only whether a reward is a success."""
     reference: bool = False
@@ -169,6 +171,8 @@ class Kind:
     """Scorers only: it can say which answer a text gives and whether it is right."""
     needs_answer: bool = False
     """Scorers only: its score is null for a prompt without an answer that it can read."""
+    partitions: bool = False
+    """Scorers only: it puts the completions of a group into classes (`Judgement.partition`)."""
     isolated: bool = False
     """Scorers only: code we cannot trust to end, run one sample at a time in processes that can be killed.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.errors import Broken
-from configs.fields import NOT_NEGATIVE, POSITIVE, option
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, one_of, option
 from configs.kinds.base import Kind, Options, RunView
 
 
@@ -93,6 +93,30 @@ class RelativeLengthOptions(Options):
             yield f"{key}.kind", "must not be relative_length: it compares siblings, of which there are none"
 
 
+@dataclass
+class VpoOptions(Options):
+    """Vector Policy Optimization, arXiv 2605.22817: the best candidate, for random weights of its scores.
+
+    The numbers of draws and candidates are not published where we could read them: the defaults are ours.
+    """
+
+    components: tuple[str, ...] = option((), NOT_EMPTY)
+    """The scorers whose scores are weighted; their weights in the config do not count."""
+    over: str = option("candidates", one_of("candidates", "group"))
+    """candidates (those within a row) or group (ours: what the group's best loses without the row)."""
+    scale: str = option("none", one_of("none", "group"))
+    """group: map every score to [0, 1] over the group, so that none dominates by its range."""
+    num_draws: int = option(64, POSITIVE)
+    concentration: float = option(1.0, POSITIVE)
+    """Parameter of the symmetric Dirichlet distribution; the paper's is 1, uniform over all weights."""
+    seed: int = 0
+
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        if unknown := [name for name in self.components if name not in run.scorers]:
+            known = ", ".join(run.scorers)
+            yield f"{key}.components", f"must name scorers of this config ({known}), got {unknown[0]}"
+
+
 REWARD_SHAPES: dict[str, Kind] = {
     "overlong": Kind(OverlongOptions, "trainer.credit.reward_shapes:overlong"),
     "mara": Kind(MaraOptions, "trainer.credit.reward_shapes:mara", reference=True),
@@ -102,4 +126,5 @@ REWARD_SHAPES: dict[str, Kind] = {
     "relative_length": Kind(
         RelativeLengthOptions, "trainer.credit.reward_shapes:relative_length", needs_verdicts=True
     ),
+    "vpo": Kind(VpoOptions, "trainer.credit.diversity:vpo"),
 }

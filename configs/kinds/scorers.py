@@ -153,7 +153,7 @@ SCORERS: dict[str, Kind] = {
     "random": Kind(RandomOptions, "rewards.simple:random"),
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     **TEXT_SCORERS,
-    "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer"),
+    "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer", partitions=True),
     # It answers by what it returns as `pred` and `acc`.
     "custom": Kind(
         CustomOptions, "rewards.custom:custom", answers=True, isolated=True, warm_up="rewards.custom:warm_up"

@@ -66,7 +66,7 @@ def _answers(run: BoundRun) -> Iterator[Broken]:
     for section in ("bonus", "prompt_weight"):
         if not run.named[section]:
             continue
-        if not answered:
+        if not answered and any(entry.kind.needs_answers for entry in run.named[section].values()):
             yield section, f"must have a scorer that reads answers: {able} or your own"
         yield from uses_advantages(run, section)
 

@@ -6,7 +6,7 @@ Used by the tests of each and by the check that these numbers notice every chang
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +61,10 @@ def rewarded(
     tokens: Sequence[int] | None = None,
     finish: Sequence[str] | None = None,
     ref: Sequence[float] | None = None,
+    logprobs: Sequence[float] | None = None,
+    classes: Sequence[int] | None = None,
+    scores: Sequence[Mapping[str, float | None]] | None = None,
+    numbers: Sequence[Mapping[str, float]] | None = None,
     visits: Sequence[int] | None = None,
     successes: Sequence[int] | None = None,
     failures: Sequence[int] | None = None,
@@ -87,6 +91,10 @@ def rewarded(
         num_tokens_N=integers(tokens, 1),
         finish_reason_N=objects(finish, "stop"),
         ref_logprob_N=np.array([np.nan] * num_rows if ref is None else ref, np.float64),
+        logprob_N=np.array([0.0] * num_rows if logprobs is None else logprobs, np.float64),
+        partition_N=integers(classes, -1),
+        scores_N=objects(scores, {}),
+        numbers_N=objects(numbers, {}),
         visits_N=integers(visits),
         successes_N=integers(successes),
         failures_N=integers(failures),
@@ -416,6 +424,8 @@ def check_pass_at_k_value() -> None:
 
 PROMPT_WEIGHT_CHECKS: dict[str, tuple[Check, ...]] = {"pass_at_k_value": (check_pass_at_k_value,)}
 """The same for `trainer.credit.prompt_weights`."""
+
+
 CHECKS = {
     "trainer.reward_ties": TIES_CHECKS,
     "trainer.credit.advantage_inputs": INPUT_CHECKS,

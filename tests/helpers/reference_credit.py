@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
 Floats = Sequence[float]
 
 
@@ -98,6 +100,47 @@ def mara(rewards: Floats, ref: Floats, me: int, beta: float, threshold: float) -
         return rewards[me]
     z = max(good, key=lambda row: (ref[row], rewards[row]))
     return rewards[z] + beta * (ref[z] - ref[me])
+
+
+def ucpo(base: Floats, logprobs: Floats, is_right: Sequence[bool], me: int, tau: float) -> float:
+    """arXiv 2605.00365: the advantage of row `me` times n w, for the right rows of a group."""
+    if not is_right[me]:
+        return base[me]
+    right = [row for row, good in enumerate(is_right) if good]
+    total = math.fsum(math.exp(logprobs[row]) for row in right)
+    q = {row: math.exp(logprobs[row]) / total for row in right}
+    weight = (1 - tau) / len(right) + tau * (1 / q[me]) / math.fsum(1 / q[row] for row in right)
+    return base[me] * len(right) * weight
+
+
+def set_diversity(classes: Sequence[int], measure: str) -> float:
+    """Of a set of rows, by its kernel: 1 for two rows of a class, else 0."""
+    size = len(classes)
+    if size == 0:
+        return 0.0
+    kernel = np.array([[float(a == b) for b in classes] for a in classes])
+    if measure == "distinct":
+        return float(np.linalg.matrix_rank(kernel))
+    if measure == "vendi":
+        shares = [value for value in np.linalg.eigvalsh(kernel / size) if value > 1e-9]
+        return math.exp(-math.fsum(value * math.log(value) for value in shares))
+    pairs = list(itertools.combinations(range(size), 2))
+    return math.fsum(1 - kernel[a, b] for a, b in pairs) / len(pairs) if pairs else 0.0
+
+
+def setpo(classes: Sequence[int], me: int, measure: str) -> float:
+    """arXiv 2602.01062: the diversity of the set less that of the set without row `me`."""
+    rest = [each for row, each in enumerate(classes) if row != me]
+    return set_diversity(classes, measure) - set_diversity(rest, measure)
+
+
+def vpo(candidates: Sequence[Floats], draws: Sequence[Floats]) -> float:
+    """arXiv 2605.22817: the mean over weights of the best candidate's weighted score."""
+    best = [
+        max(math.fsum(w * s for w, s in zip(draw, each, strict=True)) for each in candidates)
+        for draw in draws
+    ]
+    return math.fsum(best) / len(best)
 
 
 def pass_at_k_value(k: int, right: float, wrong: float, steps: int = 20000) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import FunctionType
 
 import credit_cases
+import diversity_cases
 import loss_cases
 import mask_cases
 import numpy as np
@@ -64,6 +65,7 @@ CASES = [
         ("trainer.token_advantages.strategic_ngrams", planning_cases.GRAM_CHECKS),
         ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
         *credit_cases.CHECKS.items(),
+        ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
         ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
         ("trainer.losses.normalize", REDUCE_CHECKS),
         ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
@@ -105,6 +107,7 @@ def test_the_functions_with_tables() -> None:
     } == shape_cases.OFF_POLICY_CHECKS.keys()
     complete = {
         **credit_cases.CHECKS,
+        "trainer.credit.diversity": diversity_cases.DIVERSITY_CHECKS,
         "trainer.losses.normalize": REDUCE_CHECKS,
         "trainer.losses.clamping": loss_cases.CLAMPING_CHECKS,
         "trainer.loss_tokens": mask_cases.MASK_CHECKS,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from configs.bound import bind
 from configs.schema import KLConfig, LearnerConfig, RunConfig
-from rollouts.columns import SPANS
+from rollouts.columns import SCORE_MAP, SPANS
 from trainer.collate import collate, with_advantages
 from trainer.step_records import Batch
 
@@ -38,6 +38,9 @@ def make_index(groups: Sequence[tuple[int, str, Sequence[float | None]]]) -> pa.
             "answer_ok": pa.nulls(len(rows), pa.bool_()),
             "finish_reason": ["stop"] * len(rows),
             "spans": pa.array([[]] * len(rows), SPANS),
+            "scores": pa.array([[]] * len(rows), SCORE_MAP),
+            "numbers": pa.nulls(len(rows), SCORE_MAP),
+            "partition_id": pa.nulls(len(rows), pa.int32()),
             "num_prompt_tokens": [2] * len(rows),
             "num_tokens": [3] * len(rows),
             "num_loss_tokens": [3] * len(rows),

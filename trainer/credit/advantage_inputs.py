@@ -37,6 +37,14 @@ class RewardedRows:
     """str; ``length`` means truncated at the token limit."""
     ref_logprob_N: np.ndarray
     """float64 in nats, the completion's logprob under the reference; NaN where it was not computed."""
+    logprob_N: np.ndarray
+    """float64 in nats, its logprob under the policy at the start of the step; NaN where not computed."""
+    partition_N: np.ndarray
+    """int64, the class of the row within its group (`rollouts.records.Partition`); -1 for none."""
+    scores_N: np.ndarray
+    """dict: scorer -> score, None where it is null."""
+    numbers_N: np.ndarray
+    """dict: what scorers ("<scorer>/<name>") and the rollouter stored beside the scores."""
     visits_N: np.ndarray
     """int64, earlier samples of the prompt with this answer."""
     successes_N: np.ndarray

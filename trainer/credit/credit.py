@@ -117,18 +117,29 @@ def _all_rows(
         answer_ok_N=objects("answer_ok"),
         num_tokens_N=index.column("num_loss_tokens").to_numpy(),
         finish_reason_N=objects("finish_reason"),
-        ref_logprob_N=_reference_logprobs(columns, len(reward_N)),
+        ref_logprob_N=_logprobs(columns, "ref_logprobs", len(reward_N)),
+        logprob_N=_logprobs(columns, "proximal_logprobs", len(reward_N)),
+        partition_N=index.column("partition_id").cast(pa.int64()).fill_null(-1).to_numpy(),
+        scores_N=_mappings(index, "scores"),
+        numbers_N=_mappings(index, "numbers"),
         visits_N=before.visits_N,
         successes_N=before.successes_N,
         failures_N=before.failures_N,
     )
 
 
-def _reference_logprobs(columns: pa.Table, num_rows: int) -> np.ndarray:
-    """Logprob of each row's loss tokens under the reference, float64 [N]; NaN where it was not computed."""
-    if "ref_logprobs" not in columns.column_names:
+def _mappings(index: pa.Table, name: str) -> np.ndarray:
+    """A map column as dicts, object [N]; empty where it is null."""
+    rows = np.empty(index.num_rows, dtype=object)
+    rows[:] = [dict(pairs or ()) for pairs in index.column(name).to_pylist()]
+    return rows
+
+
+def _logprobs(columns: pa.Table, name: str, num_rows: int) -> np.ndarray:
+    """Sum of the column `name` over each row's loss tokens, float64 [N]; NaN where it was not computed."""
+    if name not in columns.column_names:
         return np.full(num_rows, np.nan)
-    return masked_sum(columns, "ref_logprobs")
+    return masked_sum(columns, name)
 
 
 def _less_kl(rows: RewardedRows, columns: pa.Table, run: BoundRun) -> RewardedRows:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs.bound import bind
 from configs.schema import KLConfig, LearnerConfig, RunConfig
-from rollouts.columns import SPANS
+from rollouts.columns import SCORE_MAP, SPANS
 from trainer.collate import collate, learner_columns, with_advantages
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.history import AnswerHistory
@@ -44,6 +44,9 @@ def make_index(
             "answer_ok": pa.array(list(right) or [None] * size, pa.bool_()),
             "finish_reason": list(finish) or ["stop"] * size,
             "spans": pa.array([[{"label": "answer", "start": 2, "end": 3}]] * size, SPANS),
+            "scores": pa.array([[]] * size, SCORE_MAP),
+            "numbers": pa.nulls(size, SCORE_MAP),
+            "partition_id": pa.nulls(size, pa.int32()),
             "num_prompt_tokens": [2] * size,
             "num_tokens": [NUM_TOKENS] * size,
             "num_loss_tokens": [NUM_TOKENS] * size,
@@ -286,3 +289,32 @@ def test_any_rows_in_any_order(groups: list[tuple[str, list[Row]]], random: obje
         assert other.tolist() == pytest.approx(one[order].tolist(), abs=1e-6), name
         without = [place for place, row in enumerate(rows) if row[0] is None or row[3] == "length"]
         assert not one[without].any()
+
+
+def test_what_scorers_stored_reaches_the_credit() -> None:
+    """Classes 0, 0, 1 move the bonus, numbers the reward, the policy's logprobs the advantage."""
+    right = [True, True, True, False]
+    index = make_index([("policy", [1.0, 1.0, 1.0, 0.0])], answers=["a"] * 4, right=right)
+    place = index.schema.get_field_index("partition_id")
+    index = index.set_column(place, "partition_id", pa.array([0, 0, 1, None], pa.int32()))
+    numbers = pa.array([[], [], [("candidate/0/correct", 1.0), ("candidate/1/correct", 5.0)], []], SCORE_MAP)
+    index = index.set_column(index.schema.get_field_index("numbers"), "numbers", numbers)
+    scores = pa.array([[("correct", value)] for value in (1.0, 2.0, 3.0, 4.0)], SCORE_MAP)
+    index = index.set_column(index.schema.get_field_index("scores"), "scores", scores)
+    diverse = {"kind": "partition", "quality": "correct"}
+    config = make_config(scorers={"correct": {"kind": "lab_answer"}, "diverse": diverse})
+    bonus = {"set": {"kind": "setpo", "coef": 0.3, "measure": "distinct"}}
+    _, found = learn(index, replace(config, bonus=bonus))
+    assert found.bonus_N.tolist() == pytest.approx([-0.1, -0.1, 0.2, 0.0])
+    shape = {"v": {"kind": "vpo", "components": ["correct"]}}
+    _, found = learn(index, replace(config, reward_shape=shape))
+    assert found.advantage_N.tolist() == pytest.approx([-2.0, -1.0, 2.0, 1.0])  # 1, 2, 5, 4: mean 3
+    ucpo = {"kind": "ucpo", "base": "dr_grpo", "tau": 1.0, "per_token": False}
+    config = replace(config, advantage=ucpo)
+    columns, name = columns_of(index), "proximal_logprobs"
+    less = [-1.0, -1.0, -1.0, -1.0 - math.log(2.0)]
+    logprobs = pa.array([[-1.0] * 4, [-1.0] * 4, less, [-1.0] * 4], pa.list_(pa.float32()))
+    columns = columns.set_column(columns.schema.get_field_index(name), name, logprobs)
+    learned = with_advantages(collate(index, config), columns, bind(config), 0)
+    # 1/q has shares 1/4, 1/4 and 1/2 of three rows with advantage 1/4
+    assert learned.advantage_N.tolist() == pytest.approx([0.1875, 0.1875, 0.375, -0.75])

@@ -25,7 +25,7 @@ from configs.kinds.base import load_target
 from configs.kinds.losses import LOSSES
 from configs.load import load_config
 from configs.schema import RunConfig
-from rollouts.columns import SPANS
+from rollouts.columns import SCORE_MAP, SPANS
 from trainer.collate import collate, with_advantages
 from trainer.losses.batch_statistics import TokenTable, prepare_origin
 from trainer.losses.logprobs import TokenScores
@@ -101,6 +101,9 @@ def index_of(groups: Sequence[Sequence[Row]]) -> pa.Table:
             ),
             "finish_reason": ["stop" if count < 3 else "length" for count in counts],
             "spans": pa.array([[]] * len(flat), SPANS),
+            "scores": pa.array([[]] * len(flat), SCORE_MAP),
+            "numbers": pa.nulls(len(flat), SCORE_MAP),
+            "partition_id": pa.nulls(len(flat), pa.int32()),
             "num_prompt_tokens": [2] * len(flat),
             "num_tokens": counts,
             "num_loss_tokens": counts,
