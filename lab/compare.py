@@ -40,11 +40,14 @@ class Request:
     num_seeds: int
     folder: Path
     overrides: Sequence[str]
+    metrics: Sequence[str] = ()
+    """Metrics of a step that the table has as well."""
 
     def command(self) -> list[str]:
         """The command line, without secrets."""
         words = ["polyphony", "compare", self.config, "--arms", *self.files]
         words += ["--seeds", str(self.num_seeds), "--out", str(self.folder)]
+        words += ["--metrics", ",".join(self.metrics)] if self.metrics else []
         pairs = (text.partition("=") for text in self.overrides)
         return words + [f"{key}={redact_value(key, value)}" for key, _, value in pairs]
 
@@ -172,7 +175,7 @@ class _Progress:
 
     def finished(self, index: int, run_dir: Path) -> None:
         run, wall_s = self._runs[index], time.perf_counter() - self._began
-        result = gather(run_dir, run.arm, run.config, wall_s)
+        result = gather(run_dir, run.arm, run.config, wall_s, self._request.metrics)
         check_paired([*self._results, result])
         write_result(result_path(self._request.folder, run.arm, run.config.seed), result)
         self._results.append(result)

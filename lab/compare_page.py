@@ -99,8 +99,8 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     last = comparison.results[0].num_last if comparison.results else 0
     sentences = [
         "Means over seeds. Reward, pass@k, formats, and the entropies of answers, formats and strategies are "
-        f"of the held-out evaluation after the last step ({prompts} prompts); token entropy (temperature 1) "
-        f"and KL to base are means over the training rows of the last {last} steps.",
+        f"of the held-out evaluation after the last step ({prompts} prompts); token entropy (temperature 1), "
+        f"KL to base and metrics named area/name are means over the last {last} training steps.",
         f"Bootstrap: percentile intervals of {REPLICATES:,} replicates with a fixed seed, resampling seeds "
         "and prompts (the same for both arms of a difference); token entropy and KL exist once per run, so "
         "there only seeds.",

@@ -25,7 +25,7 @@ from lab.bootstrap import (
     seed_interval,
     t_interval,
 )
-from lab.results import PromptResult, RunResult
+from lab.results import CURVES, PromptResult, RunResult
 
 Columns = Callable[[PromptResult], tuple[float, float]]
 """Numerator and denominator of one prompt; both are summed over prompts before they are divided."""
@@ -61,8 +61,8 @@ class Row:
     t: Interval | None = None
 
 
-def metrics_of(pass_at: Sequence[int]) -> tuple[Metric, ...]:
-    """The metrics of the table, in order."""
+def metrics_of(pass_at: Sequence[int], curves: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics of the table, in order; `curves` are metrics of a step beside those of every table."""
     passes = tuple(
         Metric(name=f"pass@{k}", columns=lambda each, k=k: (each.pass_at(k), 1.0), percent=True)  # type: ignore[misc]
         for k in sorted({1, *pass_at})
@@ -76,12 +76,18 @@ def metrics_of(pass_at: Sequence[int]) -> tuple[Metric, ...]:
             unit="nats per prompt",
             columns=lambda each: (each.answer_entropy or 0.0, float(each.answer_entropy is not None)),
         ),
+        Metric(
+            name="different answers",
+            unit="per prompt",
+            columns=lambda each: (float(each.num_answers or 0), float(each.num_answers is not None)),
+        ),
         Metric(name="format entropy", unit="nats", fold=entropy, labels=lambda each: each.formats),
         Metric(name="strategy entropy", unit="nats", fold=entropy, labels=lambda each: each.strategies),
         Metric(
             name="leading format share", fold=largest_share, labels=lambda each: each.formats, percent=True
         ),
         Metric(name="KL to base", unit="nats per token", curve="KL to base"),
+        *(Metric(name=name, curve=name) for name in curves),
     )
 
 
@@ -101,7 +107,7 @@ def contrast(
     check_paired(results)
     known = {(each.arm, each.seed): each for each in results}
     rows = []
-    for metric in metrics_of(pass_at):
+    for metric in metrics_of(pass_at, sorted({name for each in results for name in each.last} - set(CURVES))):
         labels = _labels(metric, results)
         for arm in arms:
             seeds = tuple(sorted(seed for name, seed in known if name == arm))
@@ -191,9 +197,12 @@ def _seed_row(
     metric: Metric, arm: str, mine: Mapping[int, RunResult], control: Mapping[int, RunResult]
 ) -> Row:
     """A metric that exists once per run: only seeds can be resampled."""
-    values = [one.last.get(metric.curve, math.nan) for one in mine.values()]
+    curve = metric.curve
+    values = [one.last.get(curve, math.nan) for one in mine.values()]
+    differences = [
+        mine[seed].last.get(curve, math.nan) - one.last.get(curve, math.nan) for seed, one in control.items()
+    ]
     known = bool(np.isfinite(values).all())
-    differences = [mine[seed].last[metric.curve] - one.last[metric.curve] for seed, one in control.items()]
     compared = bool(differences) and bool(np.isfinite(differences).all())
     return Row(
         metric=metric,

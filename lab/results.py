@@ -57,6 +57,8 @@ class PromptResult:
     strategies: Mapping[str, int]
     answer_entropy: float | None
     """In nats; None if no scorer returns answers."""
+    num_answers: int | None = None
+    """Number of different answers; None as above, or in results that do not have it."""
 
     def pass_at(self, k: int) -> float:
         """pass@k of these samples."""
@@ -89,8 +91,10 @@ def result_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / "results" / f"{arm}_seed{seed}.json"
 
 
-def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResult:
-    """The result of a finished run of `config`.
+def gather(
+    run_dir: Path, arm: str, config: RunConfig, wall_s: float, metrics: Sequence[str] = ()
+) -> RunResult:
+    """The result of a finished run of `config`; `metrics` are those of a step to add to its curves.
 
     Raises:
         ValueError: it has no metrics, or no evaluation after its last step.
@@ -99,7 +103,8 @@ def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResu
     if config.num_steps not in committed_evals(run_dir):
         raise ValueError(f"{run_dir}: must have an evaluation after step {config.num_steps}, got none")
     steps = tuple(step for step in run.steps if step <= config.num_steps)  # the run may have continued since
-    curves = {name: run.curve(metric)[: len(steps)] for name, metric in CURVES.items()}
+    named = CURVES | {metric: metric for metric in metrics}
+    curves = {name: run.curve(metric)[: len(steps)] for name, metric in named.items()}
     num_last = min(len(steps), max(_LAST_AT_LEAST, math.ceil(_LAST_SHARE * len(steps))))
     known = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
     return RunResult(
@@ -154,6 +159,7 @@ def _prompt_result(rows: Sequence[Mapping[str, Any]]) -> PromptResult:
         formats=_counts(formats),
         strategies=_counts(strategies),
         answer_entropy=_rounded(entropy_of(answers)) if answered else None,
+        num_answers=len({answer for answer in answers if answer is not None}) if answered else None,
     )
 
 
@@ -194,7 +200,7 @@ def write_result(path: Path, result: RunResult) -> None:
         "prompts": [
             [
                 *(each.prompt_id, each.num_samples, each.num_correct, each.num_rewarded, each.reward_sum),
-                *(dict(each.formats), dict(each.strategies), each.answer_entropy),
+                *(dict(each.formats), dict(each.strategies), each.answer_entropy, each.num_answers),
             ]
             for each in result.prompts
         ],
@@ -246,7 +252,9 @@ def _or_nan(value: float | None) -> float:
 
 
 def _read_prompt(fields: Sequence[Any]) -> PromptResult:
-    prompt_id, num_samples, num_correct, num_rewarded, reward_sum, formats, strategies, answers = fields
+    prompt_id, num_samples, num_correct, num_rewarded, reward_sum, formats, strategies, answers, *rest = (
+        fields
+    )
     return PromptResult(
         prompt_id=str(prompt_id),
         num_samples=int(num_samples),
@@ -256,4 +264,5 @@ def _read_prompt(fields: Sequence[Any]) -> PromptResult:
         formats={str(tag): int(count) for tag, count in formats.items()},
         strategies={str(tag): int(count) for tag, count in strategies.items()},
         answer_entropy=None if answers is None else float(answers),
+        num_answers=int(rest[0]) if rest and rest[0] is not None else None,
     )

@@ -115,6 +115,7 @@ def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
         num_seeds=arguments.seeds,
         folder=Path(arguments.out or Path("runs") / f"compare-{Path(arguments.config).stem}"),
         overrides=[*(text for text in arguments.arms if "=" in text), *overrides],
+        metrics=arguments.metrics.split(",") if arguments.metrics else (),
     )
     return compare(request, sys.stdout)
 
@@ -203,6 +204,11 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="preset name or YAML file: the control arm")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 (default: 3)")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/compare-CONFIG)")
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME,...",
+        help="metrics of a step, such as grad/norm, that the table has as well",
+    )
     parser.add_argument(
         "--arms",
         nargs="+",

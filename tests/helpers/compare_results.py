@@ -13,6 +13,7 @@ def prompt(
     formats: Mapping[str, int],
     strategies: Mapping[str, int] | None = None,
     answer_entropy: float | None = 0.5,
+    num_answers: int | None = None,
 ) -> PromptResult:
     """A prompt of 4 samples of which `correct` are right, with a reward of 1 each."""
     return PromptResult(
@@ -24,6 +25,7 @@ def prompt(
         formats=formats,
         strategies=strategies or {},
         answer_entropy=answer_entropy,
+        num_answers=num_answers,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from compare_results import prompt, result
 
 from lab.contrast import Row, check_paired, contrast
+from lab.results import read_result, write_result
 
 BOTH = {"code": 2, "prose": 2}
 
@@ -56,6 +59,21 @@ def test_every_metric_by_hand() -> None:
         assert math.isnan(missing.difference) and missing.bootstrap is missing.t is missing.interval is None
     itself = _row(rows, "reward", "control")
     assert math.isnan(itself.difference) and itself.shared_seeds == ()
+
+
+def test_metrics_of_a_step_and_different_answers() -> None:
+    """Those that some result has, by name; the difference needs them in both runs. (2 + 3) / 2 answers."""
+    control = result("control", 0, [prompt("a", 1, BOTH, num_answers=2), prompt("b", 3, BOTH, num_answers=3)])
+    arm = result("arm", 0, [prompt("a", 1, BOTH, num_answers=4), prompt("b", 3, BOTH, num_answers=4)])
+    both = [
+        replace(each, last={**each.last, "grad/norm": 2.0 + at}) for at, each in enumerate((control, arm))
+    ]
+    rows = contrast(both, ["control", "arm"], [1])
+    answers, norm = _row(rows, "different answers", "arm"), _row(rows, "grad/norm", "arm")
+    assert (answers.value, answers.difference) == (4.0, 1.5)
+    assert (norm.value, norm.difference) == (3.0, 1.0)
+    alone = _row(contrast([control, both[1]], ["control", "arm"], [1]), "grad/norm", "arm")
+    assert alone.value == 3.0 and math.isnan(alone.difference)
 
 
 def test_differences_are_over_the_seeds_that_both_have() -> None:
@@ -138,3 +156,17 @@ def test_seeds_of_an_arm_have_the_same_code() -> None:
     check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
     with pytest.raises(ValueError, match="results of arm must be of the same code of your own"):
         check_paired([first, replace(arm, **known), replace(arm, seed=1, code_sha256="y")])
+
+
+def test_a_result_on_disk(tmp_path: Path) -> None:
+    """All of it comes back; a file of an earlier version lacks the number of answers."""
+    path, before = (
+        tmp_path / "control_seed0.json",
+        result("control", 0, [prompt("a", 1, BOTH, num_answers=2)]),
+    )
+    write_result(path, before)
+    assert read_result(path) == before
+    record = json.loads(path.read_text())
+    record["prompts"] = [fields[:8] for fields in record["prompts"]]
+    path.write_text(json.dumps(record))
+    assert read_result(path).prompts == (prompt("a", 1, BOTH),)
