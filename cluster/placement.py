@@ -7,14 +7,22 @@ would leave the placement group pending for ever.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from configs.bound import BoundRun
 from configs.schema import RunConfig
+
+_LEARNER_LEAST: Final = 0.1
+"""The part of its GPU that a rank keeps in any case."""
+_RESOLUTION: Final = 1e-4
+"""Ray counts resources in these units."""
+_ROUNDING: Final = 1e-9
 
 
 class PlacementError(ValueError):
@@ -45,27 +53,90 @@ class Placement:
         """CPUs and GPUs of all bundles together."""
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
 
+    def describe(self) -> str:
+        """The totals in words, and which scorers are on a GPU of an engine or a rank."""
+        parts = [", ".join(f"{amount:g} {name}" for name, amount in self.totals().items() if amount)]
+        training = {share.bundle for share in (*self.engines, *self.ranks)}
+        for name, shares in self.scorers.items():
+            if beside := [share for share in shares if share.bundle in training]:
+                number = f"{len(beside)} replica{'s' if len(beside) > 1 else ''}"
+                each = f"{beside[0].num_gpus:g} of a GPU each"
+                parts.append(f"scorers.{name} shares GPUs with engines or learner ({number}, {each})")
+        return "; ".join(parts)
+
 
 def plan(run: BoundRun, device: str) -> Placement:
     """The placement of a run on `device`.
 
     With `cluster.schedule: take_turns`, engine k and rank k share a bundle, each with half of its CPU or GPU.
-    With `overlap`, or if an engine spans several GPUs, each has its own bundle. Each replica of a scorer with
-    `num_cpus` or `num_gpus` has its own bundle too.
+    With `overlap`, or if an engine spans several GPUs, each has its own bundle. A replica of a scorer that
+    asks for less than one GPU is placed on the GPU of an engine or a rank that has room; any other replica
+    with `num_cpus` or `num_gpus` has its own bundle.
     """
     placement = _plan_training(run.config, device)
-    bundles, scorers = list(placement.bundles), {}
+    room = _gpu_room(placement, run.config.generator.gpu_memory_utilization)
+    bundles, scorers = [dict(bundle) for bundle in placement.bundles], {}
     for name, entry in run.scorers.items():
-        common = entry.common
-        if not (common.num_cpus or common.num_gpus):
-            continue
-        first = len(bundles)
-        bundles += [_bundle(common.num_gpus, common.num_cpus)] * common.replicas
-        scorers[name] = tuple(
-            Share(bundle=first + k, num_cpus=common.num_cpus, num_gpus=common.num_gpus)
-            for k in range(common.replicas)
-        )
-    return replace(placement, bundles=tuple(bundles), scorers=scorers)
+        asked = entry.common
+        if asked.num_cpus or asked.num_gpus:
+            scorers[name] = tuple(
+                Share(
+                    bundle=_bundle_for(asked.num_gpus, asked.num_cpus, bundles, room),
+                    num_cpus=asked.num_cpus,
+                    num_gpus=asked.num_gpus,
+                )
+                for _ in range(asked.replicas)
+            )
+    placement = replace(placement, bundles=tuple(bundles), scorers=scorers)
+    return replace(
+        placement,
+        engines=tuple(_beside_scorers(share, placement) for share in placement.engines),
+        ranks=tuple(_beside_scorers(share, placement) for share in placement.ranks),
+    )
+
+
+def _gpu_room(placement: Placement, engine_share: float) -> dict[int, float]:
+    """Bundle -> the part of its GPU that scorers may have: what an engine and a learner's least leave.
+
+    Only bundles of one GPU: Ray gives an actor several GPUs whole or not at all.
+    """
+    engines = {share.bundle for share in placement.engines}
+    ranks = {share.bundle for share in placement.ranks}
+    return {
+        index: 1.0 - (engine_share if index in engines else 0.0) - (_LEARNER_LEAST if index in ranks else 0.0)
+        for index, bundle in enumerate(placement.bundles)
+        if bundle.get("GPU") == 1.0
+    }
+
+
+def _bundle_for(
+    num_gpus: float, num_cpus: float, bundles: list[dict[str, float]], room: dict[int, float]
+) -> int:
+    """The bundle of a replica: the one with the most `room` if it is enough, else a new one."""
+    index = max(room, key=lambda each: room[each], default=-1)
+    if not (0.0 < num_gpus < 1.0 and index >= 0 and room[index] >= num_gpus - _ROUNDING):
+        bundles.append(_bundle(num_gpus, num_cpus))
+        return len(bundles) - 1
+    room[index] -= num_gpus
+    bundles[index]["CPU"] += num_cpus
+    return index
+
+
+def _beside_scorers(share: Share, placement: Placement) -> Share:
+    """The share of an engine or a rank, reduced by what scorers have of the same GPU."""
+    lent = sum(
+        each.num_gpus
+        for of_one in placement.scorers.values()
+        for each in of_one
+        if each.bundle == share.bundle
+    )
+    # Rounded down to Ray's resolution, so that all shares of a bundle fit into it.
+    num_gpus = (
+        math.floor(share.num_gpus * (1.0 - lent) / _RESOLUTION + _ROUNDING) * _RESOLUTION
+        if lent
+        else share.num_gpus
+    )
+    return replace(share, num_gpus=num_gpus)
 
 
 def _plan_training(config: RunConfig, device: str) -> Placement:
@@ -145,7 +216,9 @@ def check(placement: Placement) -> None:
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
             "lower generator.num_engines, generator.tensor_parallel, learner.num_ranks or the resources of "
-            "scorers (num_gpus, num_cpus, replicas), set cluster.device=cpu, or add nodes"
+            "scorers (num_gpus, num_cpus, replicas), set cluster.device=cpu, or add nodes; a scorer's share "
+            "of a GPU fits beside engine and rank up to 1 - generator.gpu_memory_utilization - "
+            f"{_LEARNER_LEAST:g}"
         )
 
 

@@ -57,14 +57,13 @@ def dry_run(config: RunConfig, reporter: Reporter, sources: Provenance = NO_SOUR
     # A dry run joins no cluster, so "auto" cannot be resolved; it is checked as CPU, which allows less.
     resolved = checked.on(device_without_cluster(config), reporter)
     placement = resolved.placement
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in placement.totals().items() if amount)
     sys.stdout.write(dump_yaml(resolved.config))
     for text in notes:  # again, because the config takes more lines than a screen has
         reporter.note(text)
     if address := os.environ.get("RAY_ADDRESS"):
         reporter.note(f"cluster: RAY_ADDRESS={address}, not contacted by --dry-run")
-    num_prompts = len(resolved.prompts.train)
-    reporter.note(f"{num_prompts} training prompts; on {placement.device} the run asks for {asked}")
+    asked = f"on {placement.device} the run asks for {placement.describe()}"
+    reporter.note(f"{len(resolved.prompts.train)} training prompts; {asked}")
     return 0
 
 

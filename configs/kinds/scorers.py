@@ -35,7 +35,7 @@ class ScorerCommon(Common):
     concurrency: int = option(1, POSITIVE, NOTHING)
     """Groups that a replica has in flight at a time, each with a limit of its own."""
     num_gpus: float = option(0.0, NOT_NEGATIVE, NOTHING)
-    """GPUs that each replica asks the cluster for: a share such as 0.25, or a whole number."""
+    """GPUs of each replica: a share such as 0.25, beside engine and learner if it fits, or a whole number."""
     num_cpus: float = option(0.0, NOT_NEGATIVE, NOTHING)
     """CPUs that each replica asks the cluster for; 0 reserves none."""
     secrets: tuple[str, ...] = option((), _VARIABLES, NOTHING)

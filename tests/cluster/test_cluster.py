@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.job import local_model
-from cluster.placement import plan, table
+from cluster.placement import Placement, plan, table
 from cluster.role_proxies import add_sums, local_microbatches
 from configs.bound import bind
 from configs.schema import RunConfig
@@ -42,22 +42,88 @@ def test_a_wide_engine_has_gpus_of_its_own() -> None:
     assert placement.engines[0].num_gpus == 4.0 and placement.ranks[0].bundle == 1
 
 
-def test_scorers_that_ask_have_bundles_of_their_own() -> None:
-    """Two replicas with a quarter of a GPU and a CPU each, after the bundles of engines and ranks."""
-    scorers = {
-        "free": {"kind": "length", "replicas": 3},
-        "model": {"kind": "lab_preference", "replicas": 2, "num_gpus": 0.25, "num_cpus": 1.0},
-        "cpu": {"kind": "math", "num_cpus": 0.5},
-    }
-    placement = plan(bind(replace(_config(num_engines=2), scorers=scorers)), "cuda")
-    assert placement.totals() == {"CPU": 4.5, "GPU": 2.5}
-    assert placement.bundles[2:] == ({"CPU": 1.0, "GPU": 0.25}, {"CPU": 1.0, "GPU": 0.25}, {"CPU": 0.5})
-    shares = {
+def _shares(placement: Placement) -> dict[str, list[tuple[int, float, float]]]:
+    """(bundle, CPUs, GPUs) of every replica, by scorer."""
+    return {
         name: [(share.bundle, share.num_cpus, share.num_gpus) for share in of_scorer]
         for name, of_scorer in placement.scorers.items()
     }
-    assert shares == {"model": [(2, 1.0, 0.25), (3, 1.0, 0.25)], "cpu": [(4, 0.5, 0.0)]}
+
+
+def _model(num_gpus: float, replicas: int = 1, num_cpus: float = 0.0) -> dict[str, object]:
+    return {"kind": "lab_preference", "replicas": replicas, "num_gpus": num_gpus, "num_cpus": num_cpus}
+
+
+def test_scorers_that_ask_for_cpus_or_whole_gpus_have_bundles_of_their_own() -> None:
+    """After the bundles of engines and ranks, which they leave as they are; others ask for nothing."""
+    scorers = {
+        "free": {"kind": "length", "replicas": 3},
+        "model": _model(1.0, replicas=2, num_cpus=1.0),
+        "cpu": {"kind": "math", "num_cpus": 0.5},
+    }
+    placement = plan(bind(replace(_config(num_engines=2), scorers=scorers)), "cuda")
+    assert placement.totals() == {"CPU": 4.5, "GPU": 4.0}
+    assert placement.bundles[2:] == ({"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 0.5})
+    assert _shares(placement) == {"model": [(2, 1.0, 1.0), (3, 1.0, 1.0)], "cpu": [(4, 0.5, 0.0)]}
     assert replace(placement, scorers={}).engines == plan(bind(_config(num_engines=2)), "cuda").engines
+
+
+def test_shares_of_a_gpu_are_placed_beside_engines_and_ranks() -> None:
+    """Utilization 0.45 and the learner's tenth leave 0.45 of one GPU: 0.25 fits, and 0.25 more does not.
+
+    Engine and rank share what the scorer leaves of the GPU; its CPU is added to their bundle.
+    """
+    one = plan(bind(replace(_config(), scorers={"judge": _model(0.25, num_cpus=1.0)})), "cuda")
+    assert one.bundles == ({"CPU": 2.0, "GPU": 1.0},) and _shares(one) == {"judge": [(0, 1.0, 0.25)]}
+    assert (one.engines[0].num_gpus, one.ranks[0].num_gpus) == (0.375, 0.375)
+    two = plan(bind(replace(_config(), scorers={"judge": _model(0.25, replicas=2)})), "cuda")
+    assert two.totals()["GPU"] == 1.25 and [share[0] for share in _shares(two)["judge"]] == [0, 1]
+    on_two = plan(bind(replace(_config(num_engines=2), scorers={"judge": _model(0.3, replicas=2)})), "cuda")
+    assert on_two.totals()["GPU"] == 2.0 and [share[0] for share in _shares(on_two)["judge"]] == [0, 1]
+    too_large = plan(bind(replace(_config(), scorers={"judge": _model(0.5)})), "cuda")
+    assert too_large.totals()["GPU"] == 1.5 and too_large.engines[0].num_gpus == 0.5
+
+
+@pytest.mark.parametrize("utilization", [0.2, 0.45, 0.6, 0.9])
+@pytest.mark.parametrize("schedule", ["take_turns", "overlap"])
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5, 0.7])
+def test_the_shares_of_a_bundle_fit_into_it(utilization: float, schedule: str, share: float) -> None:
+    """In Ray's units of 1e-4, whatever is placed there; engines and ranks keep some of each GPU."""
+    config = _config(num_engines=2)
+    config = replace(
+        config,
+        generator=replace(config.generator, gpu_memory_utilization=utilization),
+        cluster=replace(config.cluster, schedule=schedule),
+        scorers={"a": _model(share, replicas=3), "b": _model(0.15, replicas=2, num_cpus=0.5)},
+    )
+    placement = plan(bind(config), "cuda")
+    used = {"CPU": [0.0] * len(placement.bundles), "GPU": [0.0] * len(placement.bundles)}
+    scorers = [each for of_one in placement.scorers.values() for each in of_one]
+    for each in (*placement.engines, *placement.ranks, *scorers):
+        used["CPU"][each.bundle] += each.num_cpus
+        used["GPU"][each.bundle] += each.num_gpus
+    for index, bundle in enumerate(placement.bundles):
+        for name, amounts in used.items():
+            assert amounts[index] <= bundle.get(name, 0.0) + 1e-9
+    assert all(each.num_gpus > 0.04 for each in (*placement.engines, *placement.ranks))
+
+
+def test_no_share_is_placed_on_a_wide_engine_or_without_gpus() -> None:
+    """Ray gives an actor several GPUs whole; a learner on CPUs has none to share."""
+    config = replace(_config(tensor_parallel=4), scorers={"judge": _model(0.25)})
+    wide = plan(bind(config), "cuda")
+    assert _shares(wide) == {"judge": [(1, 0.0, 0.25)]} and wide.engines[0].num_gpus == 4.0
+    assert wide.ranks[0].num_gpus == 0.75
+    assert _shares(plan(bind(config), "cpu")) == {"judge": [(1, 0.0, 0.25)]}
+
+
+def test_a_placement_says_who_shares_a_gpu() -> None:
+    """As `--dry-run` prints it."""
+    scorers = {"judge": _model(0.2, replicas=2), "own": _model(1.0)}
+    assert plan(bind(replace(_config(), scorers=scorers)), "cuda").describe() == (
+        "1 CPU, 2 GPU; scorers.judge shares GPUs with engines or learner (2 replicas, 0.2 of a GPU each)"
+    )
+    assert plan(bind(_config()), "cpu").describe() == "1 CPU"
 
 
 def test_the_table_names_what_is_asked_and_there() -> None:

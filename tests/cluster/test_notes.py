@@ -113,3 +113,14 @@ def test_a_dry_run_repeats_its_notes_after_the_config(
     lines = capsys.readouterr().out.splitlines()
     assert [number for number, line in enumerate(lines) if line == STILL_LAB][1] > lines.index("seed: 0")
     assert "cluster: RAY_ADDRESS=10.0.0.1:6379, not contacted by --dry-run" in lines
+
+
+def test_a_dry_run_says_who_shares_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The resources come last, after the config."""
+    judge = "scorers.judge={kind: length, weight: 0.1, num_gpus: 0.25}"
+    overrides = [FILE, "eval.every=0", "cluster.device=cuda", judge, f"runs_dir={folder}/runs"]
+    assert dry_run(load_config("debug", overrides), StepReporter(1, sys.stdout)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "2 training prompts; on cuda the run asks for 1 CPU, 1 GPU; scorers.judge shares GPUs with engines "
+        "or learner (1 replica, 0.25 of a GPU each)"
+    )
