@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ from configs.entries import (
     complete,
     entry_defaults,
     merge_trees,
+    structured,
 )
 from configs.errors import ConfigError, Problem, nearest_key, raise_if_any
 from configs.experiment import plain_tree
@@ -85,18 +87,19 @@ def dump_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(cast(Tree, redact(plain_tree(config)))))
 
 
-def _schema(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """(dotted key, type) of every field that is not a section itself."""
+@cache
+def _schema(cls: type) -> Mapping[str, type]:
+    """dotted key -> type of every field that is not a section itself."""
+    leaves: dict[str, type] = {}
     for name, hint in get_type_hints(cls).items():
-        if is_dataclass(hint):
-            yield from _schema(cast(type, hint), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hint
+        inner = _schema(cast(type, hint)) if is_dataclass(hint) else {}
+        leaves |= {f"{name}.{key}": found for key, found in inner.items()} if inner else {name: hint}
+    return leaves
 
 
 def _source_problems(source: Source) -> list[Problem]:
     """Keys no class has, sections that are not mappings, and values that are not plain, in one source."""
-    leaves = dict(_schema(RunConfig))
+    leaves = _schema(RunConfig)
     sections = {key.partition(".")[0] for key in leaves if "." in key}
     renamed = list(_renamed(source.tree, ""))
     problems = [(key, value, _renamed_rule(key, value), "") for key, value in renamed]
@@ -160,9 +163,9 @@ def _shape_problem(key: str, value: object, hint: type) -> str:
 
 
 def _build(merged: Tree, provenance: Provenance) -> RunConfig:
-    config: DictConfig = OmegaConf.structured(RunConfig)
+    config = structured(RunConfig)
     problems = []
-    for key, hint in _schema(RunConfig):
+    for key, hint in _schema(RunConfig).items():
         found, value = _look_up(merged, key)
         rule = assign(config, key, value, hint) if found else ""
         if rule:
