@@ -148,6 +148,13 @@ def write_run_report(run: str) -> int:
     return 0
 
 
+def run_rewards(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """List the scorers, or try or measure those of a config on completions that exist already."""
+    from polyphony.reward_verbs import run
+
+    return run(arguments, overrides)
+
+
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     match arguments.verb:
         case "config":
@@ -162,6 +169,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return mine_runs(arguments.runs, arguments.out, arguments.share, arguments.min_documents)
         case "report":
             return write_run_report(arguments.run)
+        case "rewards":
+            return run_rewards(arguments, rest)
     raise AssertionError(f"no function for command {arguments.verb}")
 
 
@@ -185,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(lab.add_parser("pretrain", help="train a small base model from scratch"))
     _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the transform hicra"))
+    _add_rewards(
+        verbs.add_parser("rewards", help="list scorers, try them on completions, measure their speed")
+    )
     report = verbs.add_parser("report", help="write the HTML report of a run")
     report.add_argument("run", metavar="RUN", help="run directory, such as runs/debug-1")
     return parser
@@ -237,6 +249,42 @@ def _add_mine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="drop n-grams that are in fewer than N completions (default: 2)",
     )
+
+
+def _add_rewards(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="rewards_verb", required=True, metavar="COMMAND")
+    listing = verbs.add_parser("list", help="list the kinds of scorers with their options")
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="show only this kind")
+    trial = verbs.add_parser("try", help="score existing completions with the scorers of a config")
+    trial.add_argument(
+        "rows", metavar="FILE", help=".jsonl or .parquet with prompts and completions, or a run directory"
+    )
+    trial.add_argument(
+        "--config", metavar="CONFIG", help="preset name or YAML file (default for a run: the run's config)"
+    )
+    trial.add_argument("--step", type=int, default=0, metavar="N", help="step of a run (default: the last)")
+    trial.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="read only the first N rows of a file"
+    )
+    bench = verbs.add_parser("bench", help="measure how many completions a second each scorer scores")
+    bench.add_argument("config", metavar="CONFIG", help="preset name or YAML file")
+    bench.add_argument(
+        "--rows", metavar="FILE", help="completions as for `try` (default: made from data.train)"
+    )
+    bench.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="seconds for each scorer (default: 3)"
+    )
+    bench.add_argument("--cores", type=int, default=2, metavar="N", help="use N cores (default: 2)")
+    for verb in (trial, bench):
+        verb.add_argument(
+            "--scorer",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="only this scorer of the config; without a config, a kind with its default options",
+        )
+        verb.add_argument("--json", metavar="FILE", help="write the results as JSON too")
+        verb.set_defaults(overrides=[])  # KEY=VALUE after options arrive as unparsed arguments
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -90,3 +90,14 @@ def test_reading_verbs_work(tmp_path: Path) -> None:
     assert report.returncode == 0 and (run / "report.html").exists(), report.stderr
     mined = polyphony(tmp_path, "mine", "run", "--out", "grams.json", "--min-documents", "1")
     assert mined.returncode == 0 or "Traceback" not in mined.stderr, mined.stderr
+
+
+def test_rewards_need_no_engine(tmp_path: Path) -> None:
+    """Pure rules are listed, tried and measured; math says what it lacks, on one line."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "?", "answer": "7", "completion": "7"}) + "\n")
+    assert polyphony(tmp_path, "rewards", "list").returncode == 0
+    rules = [f"--scorer={kind}" for kind in ("lab_answer", "format", "language", "repetition", "json_schema")]
+    tried = polyphony(tmp_path, "rewards", "try", "rows.jsonl", *rules)
+    assert tried.returncode == 0 and "1 completions of 1 prompts" in tried.stdout, tried.stderr
+    assert polyphony(tmp_path, "rewards", "bench", "debug", "--seconds=0.1").returncode == 0
+    assert "torch" not in refusal(tmp_path, "rewards", "try", "rows.jsonl", "--scorer=maths")
