@@ -26,6 +26,7 @@ from configs.errors import raised_at
 from configs.kinds.base import Options, load_target
 from configs.kinds.scorers import SCORERS, CustomOptions
 from rewards import custom
+from rewards.scorer_reports import ScorerReport, masked
 from rewards.target_forms import runs_in_actor
 from rollouts.records import Completion, Judgement, Prompt, Status
 
@@ -92,6 +93,14 @@ class ScorerActor:
             CallStuckError: the call was cancelled but did not end, so that its place is lost.
         """
         return await self._loop.run(self._score(prompt, completions, limit_s))
+
+    async def take_report(self) -> ScorerReport:
+        """What the scorer reports of itself since the last call; empty if it has no `take_report`."""
+        report = await self._loop.run(self._take_report())
+        return masked(report, self._secrets.mask)
+
+    async def _take_report(self) -> ScorerReport:
+        return self._target.take_report()
 
     def close(self) -> None:
         """Release the scorer's resources and end its processes. Running calls fail. Idempotent."""

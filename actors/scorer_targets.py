@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from actors.batch_queue import BatchQueue
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
+from rewards.scorer_reports import NO_REPORT, ScorerReport
 from rewards.target_forms import DEFAULT_MAX_BATCH, DEFAULT_MAX_WAIT_MS, Item, is_batched
 from rollouts.records import Completion, Judgement, Prompt
 
@@ -30,6 +31,10 @@ class Target(Protocol):
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
         """Return what the target returns; raise what it raises."""
+        ...
+
+    def take_report(self) -> ScorerReport:
+        """What the target reports of itself since the last call."""
         ...
 
     async def close(self) -> None:
@@ -86,6 +91,9 @@ class CalledTarget:
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
         return await call(self._score, self._threads, prompt, completions)
 
+    def take_report(self) -> ScorerReport:
+        return report_of(self._owner)
+
     async def close(self) -> None:
         await close_owner(self._owner, self._threads)
 
@@ -107,6 +115,9 @@ class BatchedTarget:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
         return await self._queue.ask([(prompt, completion) for completion in completions])
+
+    def take_report(self) -> ScorerReport:
+        return report_of(self._owner)
 
     async def close(self) -> None:
         await self._queue.close()
@@ -134,6 +145,9 @@ class SandboxedTarget:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> object:
         return await self._threads.run(self._score, prompt, completions)
+
+    def take_report(self) -> ScorerReport:
+        return NO_REPORT
 
     async def close(self) -> None:
         self._pool.close()
@@ -168,6 +182,9 @@ class InlineTarget:
             return await call(self._alone, self._threads, prompt, completions)
         return [await self._one(prompt, completion) for completion in completions]
 
+    def take_report(self) -> ScorerReport:
+        return NO_REPORT
+
     async def close(self) -> None:
         """Nothing to let go of."""
 
@@ -186,6 +203,8 @@ class InlineTarget:
 async def open_target(target: Callable[..., Any], options: object, concurrency: int) -> Target:
     """Wrap `target` by its form. A class is constructed with its options, on the event loop.
 
+    Its coroutine `start`, if it has one, is awaited: it may try what the scorer needs, and raise.
+
     Raises:
         ValueError: it is neither a callable nor a class with a method `score`.
     """
@@ -197,6 +216,8 @@ async def open_target(target: Callable[..., Any], options: object, concurrency: 
         score = getattr(owner, "score", None)
         if not callable(score):
             raise ValueError(f"a scorer class must have a method score, {target.__qualname__} has none")
+        if inspect.iscoroutinefunction(start := getattr(owner, "start", None)):
+            await start()
     elif callable(target):
         score = _with_options(target, options)
     else:
@@ -227,6 +248,15 @@ async def close_owner(owner: object, threads: Threads) -> None:
     close = getattr(owner, "close", None)
     if callable(close):
         await call(close, threads)
+
+
+def report_of(owner: object) -> ScorerReport:
+    """What a scorer object reports of itself; empty if it has no method `take_report`."""
+    take = getattr(owner, "take_report", None)
+    if not callable(take):
+        return NO_REPORT
+    report = take()
+    return report if isinstance(report, ScorerReport) else NO_REPORT
 
 
 def option(options: object, name: str, default: Any) -> Any:

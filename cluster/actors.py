@@ -200,13 +200,16 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
             scorer_pool.role.limit_s = limit_s
             scorer_pools[name] = scorer_pool
             continue
-        plan = blueprint(ScorerActor, common.kind, options, common.concurrency, secrets, inline)
-        starts = [partial(_start_scorer, site, name, k, plan, secrets) for k in range(common.replicas)]
+        starts = []
+        for k in range(common.replicas):
+            own = options.for_replica(k, common.replicas)
+            plan = blueprint(ScorerActor, common.kind, own, common.concurrency, secrets, inline)
+            starts.append(partial(_start_scorer, site, name, k, plan, secrets))
         replicas = [site.supervise(f"scorer-{name}-{k}", start) for k, start in enumerate(starts)]
         scorer_pools[name] = ScorerPool(
             built_with=built_with,
             replicas=tuple(replicas),
-            role=ScorerReplicas(replicas, limit_s, common.concurrency),
+            role=ScorerReplicas(replicas, limit_s, common.concurrency, entry.kind.reports or entry.is_own),
             log=site.log_of(f"scorer-{name}-{'0' if common.replicas == 1 else '*'}"),
         )
     return scorer_pools
@@ -238,6 +241,7 @@ def scorer_set(
         common_keys={name: entry.common for name, entry in run.scorers.items()},
         after=run.scored_after(),
         observe=FirstFailures(note, lambda name: scorer_pools[name].log).observe,
+        failure_limits={name: entry.options.failure_limit() for name, entry in run.scorers.items()},
     )
 
 

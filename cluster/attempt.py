@@ -18,6 +18,7 @@ from cluster.run_directory import (
     claim_run,
     demonstrations_digest,
     reading,
+    scorer_files_digest,
     source_digest,
     write_config,
 )
@@ -35,10 +36,19 @@ from trainer.loop import Run
 from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
+from trainer.scorer_watch import ScorerStoppedError
 from trainer.update_watch import NonFiniteError
 from trainer.weights.weight_sync import WeightSyncError
 
-_SELF_EXPLAINED = (WeightSyncError, NonFiniteError, NoRewardError, ActorCallError, TimeoutError, ValueError)
+_SELF_EXPLAINED = (
+    WeightSyncError,
+    NonFiniteError,
+    NoRewardError,
+    ScorerStoppedError,
+    ActorCallError,
+    TimeoutError,
+    ValueError,
+)
 """Errors whose message alone explains why the run stopped."""
 
 
@@ -57,7 +67,8 @@ def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
     prompts = resolved.prompts
     digest = source_digest(prompts.train, Path(resolved.config.model.path))
     demonstrations = demonstrations_digest(prompts.demonstrations)
-    claim = claim_run(resolved.given, digest, resolved.job.describe(), demonstrations, resolved.code)
+    files = scorer_files_digest(resolved.run)
+    claim = claim_run(resolved.given, digest, resolved.job.describe(), demonstrations, resolved.code, files)
     try:
         write_config(claim.run_dir, resolved.config)
         yield claim
@@ -146,6 +157,7 @@ class Attempt:
             roles.buffer,
             reports.phase,
             self._resolved.prompts.encode,
+            reports.scorer_log,
         )
         held_out = self._resolved.prompts.held_out
         evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
@@ -166,9 +178,17 @@ class Attempt:
             samplers.buffer,
             self._reporter.phase,
             self._resolved.prompts.encode,
+            self._actor_pool.scorer_log,
         )
         try:
-            await collect(config, producer, samplers.buffer, self._claim.attempt, self._reports())
+            await collect(
+                config,
+                producer,
+                samplers.buffer,
+                self._claim.attempt,
+                self._reports(),
+                samplers.scorers,
+            )
         finally:
             await producer.close()
         self._reporter.note(f"rollouts: {run_dir / 'journal'}")

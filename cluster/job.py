@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from cluster.placement import Placement
 from cluster.user_code import NO_CODE, UserCode
-from configs.bound import BoundRun
+from configs.bound import BoundRun, started
 from configs.schema import RunConfig
 from rollouts.records import Prompt
 from trainer.data.demonstrations import demonstration_rows
@@ -103,16 +103,16 @@ class ResolvedRun:
 
 
 def local_model(run: BoundRun) -> BoundRun:
-    """The run with an absolute path to its model, and to the files named by token-advantage transforms.
+    """The run with an absolute path to its model, and to the files named by its scorers and transforms.
 
     A relative `model.path` is searched in the working directory, then beside the packages, then on the
     Hugging Face hub, from which a snapshot is downloaded.
 
     Raises:
-        ValueError: there is no such folder and no such model on the hub, or a transform's file cannot be
-            used.
+        ValueError: there is no such folder and no such model on the hub, or a file that a transform or a
+            scorer names cannot be used.
     """
-    run = start_transforms(run)
+    run = started(start_transforms(run), "scorers")
     model = run.config.model
     packages = Path(__file__).resolve().parent.parent
     folders = [root / model.path for root in (Path.cwd(), packages)]

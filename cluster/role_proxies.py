@@ -26,6 +26,7 @@ from cluster.supervise import (
     quiet_reason,
 )
 from configs.bound import BoundRun
+from rewards.scorer_reports import NO_REPORT, ScorerReport, combined
 from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from trainer.roles import LearnerLostError
@@ -37,6 +38,8 @@ _Result = TypeVar("_Result")
 _SCORE_ATTEMPTS = 2
 _ANSWER_S = 10.0
 """Extra time after a group's limit for the replica to answer that it has stopped; after that it is stuck."""
+_REPORT_S = 5.0
+"""Time that a replica has to report of itself."""
 _OTHER_RANKS_S = 10.0
 """After a rank raised, time for the others to end: the death of one of them may have caused the error."""
 
@@ -108,8 +111,12 @@ class ScorerReplicas:
     group is replaced: it gets no new groups, and is killed once its other groups have ended.
     """
 
-    def __init__(self, replicas: Sequence[Supervised], limit_s: float, concurrency: int = 1) -> None:
+    def __init__(
+        self, replicas: Sequence[Supervised], limit_s: float, concurrency: int = 1, reports: bool = False
+    ) -> None:
+        """`reports`: whether the scorer's class may have a method `take_report`."""
         self.limit_s = limit_s
+        self._replicas, self._reports = tuple(replicas), reports
         self._places: asyncio.Queue[_Replica] = asyncio.Queue()
         every = [_Replica(replica) for replica in replicas]
         for replica in every * concurrency:
@@ -121,6 +128,16 @@ class ScorerReplicas:
         work.add_done_callback(lambda _: self._free_place(replica))
         # If the caller is cancelled, the scoring goes on in the replica: its place stays taken until then.
         return await asyncio.shield(work)
+
+    async def take_report(self) -> ScorerReport:
+        """The combined report of the replicas; without those that do not answer or have none."""
+        if not self._reports:
+            return NO_REPORT
+        answers = (call_once(each, ScorerActor.take_report) for each in self._replicas)
+        reports = await asyncio.gather(
+            *(asyncio.wait_for(answer, _REPORT_S) for answer in answers), return_exceptions=True
+        )
+        return combined([report for report in reports if isinstance(report, ScorerReport)])
 
     async def _take_place(self) -> _Replica:
         while True:

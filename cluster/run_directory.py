@@ -22,6 +22,7 @@ from typing import Final
 import pyarrow as pa
 
 from cluster.user_code import NO_CODE, UserCode
+from configs.bound import BoundRun
 from configs.experiment import DEFAULTS_VERSION, config_hash, differences, experiment
 from configs.load import dump_yaml
 from configs.schema import RunConfig
@@ -41,6 +42,7 @@ _FORMAT: Final = 1
 _SOURCES: Final = {
     "source_sha256": "prompts or answers of data.train, or other tokenizer or model files of model.path",
     "demonstrations_sha256": "demonstrations of sft.data",
+    "scorer_files_sha256": "files that scorers name, such as rubrics",
 }
 """What each digest in the run's description is of."""
 _LOCK_WAIT_S: Final = 3.0
@@ -103,6 +105,17 @@ def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
     return digest.hexdigest()
 
 
+def scorer_files_digest(run: BoundRun) -> str:
+    """sha256 (hex) of the files that the options of scorers name, or "" if they name none."""
+    digest, num_files = hashlib.sha256(), 0
+    for name, entry in run.scorers.items():
+        for path in entry.options.files():
+            content = Path(path).read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            num_files += 1
+    return digest.hexdigest() if num_files else ""
+
+
 def is_finished(config: RunConfig, job: str) -> bool:
     """Whether a run of this name, experiment and job has already made all its steps and its export."""
     run_dir = Path(config.runs_dir) / config.name
@@ -157,11 +170,17 @@ def check_claimable(config: RunConfig, code: UserCode = NO_CODE) -> None:
 
 
 def claim_run(
-    config: RunConfig, digest: str, job: str, demonstrations: str = "", code: UserCode = NO_CODE
+    config: RunConfig,
+    digest: str,
+    job: str,
+    demonstrations: str = "",
+    code: UserCode = NO_CODE,
+    scorer_files: str = "",
 ) -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
 
-    `digest` and `demonstrations` are those of `source_digest` and `demonstrations_digest`.
+    `digest`, `demonstrations` and `scorer_files` are those of `source_digest`, `demonstrations_digest` and
+    `scorer_files_digest`.
 
     Raises:
         ValueError: the directory is in use; belongs to another experiment (with the differences), another
@@ -176,7 +195,11 @@ def claim_run(
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
-        digests = {"source_sha256": digest, "demonstrations_sha256": demonstrations}
+        digests = {
+            "source_sha256": digest,
+            "demonstrations_sha256": demonstrations,
+            "scorer_files_sha256": scorer_files,
+        }
         experiment_hash = _identify(run_dir, config, digests, job, code)
         newest_checkpoint(run_dir)  # raises if there are checkpoints but none can be used
         make_dir_synced(run_dir / "journal")

@@ -7,7 +7,7 @@ alike; it pickles, because a kind names its code as text. Called by `configs.rul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
@@ -168,6 +168,26 @@ def bind(config: RunConfig) -> BoundRun:
         },
         single={key: bind_entry(attrgetter(key)(config), key) for key in SINGLE_ENTRIES},
     )
+
+
+def started(run: BoundRun, section: str) -> BoundRun:
+    """The run after the `start` of each kind in a section: files are checked, paths are absolute.
+
+    Raises:
+        ValueError: a file cannot be used; the message names the entry.
+    """
+    # `config` has the plain entries, which the run directory keeps.
+    plain, bound = dict(getattr(run.config, section)), dict(run.named[section])
+    for name, entry in run.named[section].items():
+        if entry.kind.start:
+            try:
+                options = load_target(entry.kind.start)(entry.options)
+            except ValueError as error:
+                raise ValueError(f"{entry.key}: {error}") from error
+            bound[name] = replace(entry, options=options)
+            plain[name] = {**plain[name], **asdict(options)}
+    config = with_value(run.config, section, plain)
+    return replace(run, config=config, named={**run.named, section: bound})
 
 
 def bind_entry(entry: Mapping[str, object], key: str) -> BoundEntry[Any]:

@@ -28,6 +28,8 @@ _WORDS: Final = {
     "groups_missing": "step {step}: {groups} group(s) were missing or too old and are sampled again",
     "groups_short": "step {step}: after {rounds} rounds only {kept} of {wanted} groups have rewards that "
     "differ; training on those",
+    "judge_fooled": "scorer {scorer}: judge {judge} gave the canary {canary} a score of {score}, wanted "
+    "{wanted}: its scores may not mean what you think",
     "replay_left_out": "step {step}: {groups} group(s) to replay were missing or damaged and are left out",
     "setting_moved": "step {step}: {controller} changes {setting} from {before} to {after}: {reason}",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",

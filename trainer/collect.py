@@ -12,10 +12,17 @@ from trainer.reward_watch import FAILED, RewardWatch
 from trainer.roles import Buffer
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
+from trainer.rollout.rollouter import ScorerSet
+from trainer.scorer_watch import ScorerReports
 
 
 async def collect(
-    config: RunConfig, producer: Producer, buffer: Buffer, attempt: int, reports: Reports
+    config: RunConfig,
+    producer: Producer,
+    buffer: Buffer,
+    attempt: int,
+    reports: Reports,
+    scorers: ScorerSet,
 ) -> None:
     """Generate and score num_steps x groups_per_step groups with the initial model.
 
@@ -23,6 +30,7 @@ async def collect(
 
     Raises:
         NoRewardError: several steps in a row, or all steps, had no reward.
+        ScorerStoppedError: a scorer fails too often, or says itself that the run must stop.
     """
     restored = await buffer.rewind(0, attempt)
     for message in restored.damaged:
@@ -34,16 +42,21 @@ async def collect(
     stride = submissions_per_step(config)
     rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
     producer.on_group = groups.append
+    watch = ScorerReports(scorers.scorers, reports.event)
+    await watch.take()
     for step in range(config.num_steps):
         producer.top_up(step)
+        watch.check()
         times = await producer.settle(step)
+        health = await watch.take()
         if groups:
-            reports.step(_line(groups) | times | {"step": float(step + 1)})
+            reports.step(_line(groups) | times | health | {"step": float(step + 1)})
         # From the buffer, because groups of an earlier attempt count too and are not in `groups`.
         rows = await buffer.rewards(step * stride, (step + 1) * stride)
         share = rows.column("reward").null_count / max(rows.num_rows, 1)
         rewards.observe({"reward/null_share": share} | _failed(groups), step + 1)
         groups.clear()
+    watch.check()
 
 
 def _failed(groups: list[Group]) -> dict[str, float]:

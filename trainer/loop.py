@@ -47,6 +47,7 @@ from trainer.rollout.producer import Producer
 from trainer.rollout.replay import choose
 from trainer.rollout.rollouter import ScorerSet
 from trainer.run_state import RunState, training_settings
+from trainer.scorer_watch import ScorerReports
 from trainer.step_records import Batch, Learnable, Probe
 from trainer.step_report import StepReport
 from trainer.weights.probes import make_probes
@@ -96,6 +97,7 @@ class Run:
         self._generates = generates
         self._demonstrations = demonstrations if demonstrations is not None else no_demonstrations()
         self._state = RunState(run, reports)
+        self._scorers = ScorerReports(roles.scorers.scorers, reports.event)
         self._takes_turns = config.rollout.max_lag > 0 and config.cluster.schedule == "take_turns"
         self._probes: tuple[Probe, ...] | None = None
         self._published: Published | None = None
@@ -113,6 +115,7 @@ class Run:
         Raises:
             WeightSyncError: engines and learner hold different weights.
             NoRewardError: several steps in a row had no reward.
+            ScorerStoppedError: a scorer fails too often, or says itself that the run must stop.
             NonFiniteError: too many updates in a row were not finite.
             TimeoutError: a group or an evaluation took too long.
         """
@@ -121,6 +124,8 @@ class Run:
                 if self._probes is None:
                     await self._unless_stopped(self._make_probes(prompts))
                 step = await self._unless_stopped(self._restore())
+                await self._scorers.take()
+                self._scorers.check()
                 finished = await self._steps(step)
                 if finished and export_to:
                     await self._roles.learner.export(export_to)
@@ -171,6 +176,7 @@ class Run:
                 self._reports.step(report.metrics | {"step": float(step)})
                 self._state.rewards.observe(report.metrics, step)
                 self._state.updates.observe(report.applied, step)
+                self._scorers.check()
                 await self._unless_stopped(self._evaluate(step))
                 if self._checkpoints.due(step):
                     await self._checkpoint(step)
@@ -211,6 +217,7 @@ class Run:
         columns, learnable = await self._learn(step, batch, settings, report)
         self._state.observe(report.metrics, number)
         report.metrics |= await self._reset_reference(number, report.metrics)
+        report.metrics |= await self._scorers.take()
         self._reports.phase(number, "publishing")
         report.metrics |= await self._publish(number)
         if number == 1:

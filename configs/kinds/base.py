@@ -40,6 +40,9 @@ class EntryView(Protocol):
     def kind(self) -> Kind: ...
 
     @property
+    def common(self) -> Any: ...
+
+    @property
     def options(self) -> Any: ...
 
 
@@ -99,6 +102,18 @@ class Options:
         """Scorers only: whether a score depends on token ids, which a file of texts lacks."""
         return False
 
+    def files(self) -> tuple[str, ...]:
+        """Scorers only: paths of the files whose content decides scores, after `Kind.start`."""
+        return ()
+
+    def failure_limit(self) -> float:
+        """Scorers only: the share of its recent scores that may be missing before the run stops."""
+        return 1.0
+
+    def for_replica(self, index: int, count: int) -> Options:
+        """Scorers only: the options that replica `index` of `count` is built with."""
+        return self
+
 
 class ControllerOptions(Options):
     """What options of a controller say as well."""
@@ -145,7 +160,7 @@ class Kind:
     It returns columns of the same length, or a `trainer.losses.batch_statistics.Prepared`.
     """
     start: str = ""
-    """Token advantages only: "module:attr" of a function options -> options, called before anything starts.
+    """Token advantages and scorers: "module:attr" of options -> options, called before anything starts.
 
     It raises ValueError if what the options name cannot be used, and makes relative paths absolute.
     """
@@ -180,6 +195,8 @@ class Kind:
     """
     warm_up: str = ""
     """Isolated scorers only: "module:attr" of what their processes run once, as ``fn(options)``."""
+    reports: bool = False
+    """Scorers only: its class has `take_report`; see `rewards.scorer_reports`."""
     tags: tuple[str, ...] = ()
     """Scorers only: names of the tags it gives, which no other scorer of a run may give."""
 

@@ -30,6 +30,7 @@ from trainer.rollout.rollouter import (
     no_tokenizer,
 )
 from trainer.rollout.tempered import as_tempered, temperature_of
+from trainer.scorer_watch import FailureWatch
 
 TEMPERATURE: Final = "rollout.temperature"
 SAMPLING_SETTINGS: Final = (TEMPERATURE, tempered.TEMPERATURE)
@@ -57,6 +58,7 @@ class Producer:
         buffer: Buffer,
         phase: Callable[[int, str], None] = lambda step, name: None,
         encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
+        scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}",
     ) -> None:
         self._config, self._order = config, order
         self._generator, self._scorers, self._buffer = _TimedGenerator(generator), scorers, buffer
@@ -68,6 +70,7 @@ class Producer:
         self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
         self._encode = encode
+        self._failures = FailureWatch(scorers.failure_limits, scorer_log)
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stride = submissions_per_step(config)
@@ -121,6 +124,7 @@ class Producer:
 
         Raises:
             TimeoutError: the completions of a group took longer than rollout.group_timeout_s.
+            ScorerStoppedError: too many scores of a scorer are missing.
         """
         began = time.perf_counter()
         await self._finish(step)
@@ -210,6 +214,7 @@ class Producer:
                 f"rollout.group_timeout_s = {rollout.group_timeout_s:g}"
             ) from error
         group = as_tempered(group) if is_tempered else group
+        self._failures.observe(group)
         await self._buffer.add(group_to_batch(group, self._config.name))
         self.on_group(group)
 

@@ -33,6 +33,8 @@ class ScorerSet:
     """Scorer -> the scorers whose judgements it gets (`configs.bound.BoundRun.scored_after`)."""
     observe: Callable[[str, Judgement], None] = lambda name, judgement: None
     """Called with every judgement and its scorer's name (`trainer.reward_watch.FirstFailures`)."""
+    failure_limits: Mapping[str, float] = field(default_factory=dict)
+    """The share of its recent scores that may be missing, of each scorer that has such a limit."""
 
 
 _LATE = Judgement(score=None, status="timeout", detail="the group reached rollout.group_timeout_s")

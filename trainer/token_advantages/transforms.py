@@ -8,7 +8,7 @@ A transform is ``transform(inputs, options) -> [T]``: the advantages for the nex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.bound import BoundRun
+from configs.bound import BoundRun, started
 from configs.kinds.base import Kind, load_target
 from configs.kinds.token_advantages import PositiveReweightOptions, RepoOptions, RepoROptions
 from configs.origins import origins_where
@@ -60,21 +60,7 @@ def start_transforms(run: BoundRun) -> BoundRun:
     Raises:
         ValueError: a file cannot be used; the message names the entry.
     """
-    plain, bound = dict(run.config.token_advantage), dict(run.token_advantages)
-    for name, entry in run.token_advantages.items():
-        if entry.kind.start:
-            try:
-                started = load_target(entry.kind.start)(entry.options)
-            except ValueError as error:
-                raise ValueError(f"{entry.key}: {error}") from error
-            bound[name] = replace(entry, options=started)
-            plain[name] = {**plain[name], **asdict(started)}
-    # `config` has the plain entries, which the run directory keeps.
-    return replace(
-        run,
-        config=replace(run.config, token_advantage=plain),
-        named={**run.named, "token_advantage": bound},
-    )
+    return started(run, "token_advantage")
 
 
 def apply_transforms(

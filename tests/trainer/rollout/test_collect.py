@@ -37,10 +37,11 @@ def collected(
     """Every group of the run in its journal; the submissions that were sampled, and the reported lines."""
     generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
-    producer = Producer(config, order, generator, scorers(scorer), buffer)
+    role = scorers(scorer)
+    producer = Producer(config, order, generator, role, buffer)
     reports = Reports(step=lines.append, note=lambda text: None)
     try:
-        asyncio.run(collect(config, producer, buffer, 1, reports))
+        asyncio.run(collect(config, producer, buffer, 1, reports, role))
     finally:
         buffer.actor.close()
     return generator, lines
