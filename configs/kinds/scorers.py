@@ -155,7 +155,6 @@ SCORERS: dict[str, Kind] = {
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     **TEXT_SCORERS,
     "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer", partitions=True),
-    "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer"),
     "judge": Kind(JudgeOptions, "rewards.judge:Judge", start="rewards.judge_rubric:start", reports=True),
     # It answers by what it returns as `pred` and `acc`.
     "custom": Kind(
