@@ -20,7 +20,15 @@ from configs.bound import BoundRun, started
 from configs.schema import RunConfig
 from rollouts.records import Prompt
 from trainer.data.demonstrations import demonstration_rows
-from trainer.data.encode import load_tokenizer, load_vocab_size, named_rows, row_of, text_encoder
+from trainer.data.encode import (
+    FIXED_NOW,
+    load_tokenizer,
+    load_vocab_size,
+    named_rows,
+    row_of,
+    tells_the_time,
+    text_encoder,
+)
 from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.model.checkpoint_format import check_model
 from trainer.rollout.rollouter import no_tokenizer
@@ -150,6 +158,11 @@ def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:
     config = run.config
     check_model(config.model.path, config.model.trust_remote_code)
     tokenizer, vocab_size = load_tokenizer(config.model), load_vocab_size(config.model)
+    if tells_the_time(tokenizer):
+        note(
+            f"the chat template of {config.model.path} prints the date: prompts always have "
+            f"{FIXED_NOW:%d %B %Y}, so that the run can resume on another day"
+        )
     limit = config.rollout.max_prompt_tokens
     prompts: dict[str, list[TokenPrompt]] = {}
     for name in ("train", "eval"):

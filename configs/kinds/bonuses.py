@@ -54,6 +54,7 @@ class SetpoOptions(Options):
     """SetPO, arXiv 2602.01062: coef times what the diversity of the group's set loses without the row."""
 
     coef: float = option(0.1, NOT_NEGATIVE)
+    """As in ucb."""
     measure: str = option("vendi", one_of("vendi", "distinct", "distance"))
     """Diversity of a set: vendi (effective number of classes), distinct (number of classes) or distance
     (share of pairs in different classes)."""

@@ -42,6 +42,7 @@ class ModelOptions(Options):
     pooling: str = option("auto", one_of("auto", "mean", "cls", "last"))
     """Of embedders: how a text's vector is made of those of its tokens; auto does as the folder says."""
     trust_remote_code: bool = option(False)
+    """Let transformers and vLLM run the Python code that is in the model folder."""
     replicas: int = option(1, POSITIVE, NOTHING)
     """Processes that serve the model. Requests go to the one with the fewest in flight."""
     num_gpus: float = option(0.0, NOT_NEGATIVE, NOTHING)

@@ -107,9 +107,11 @@ class VpoOptions(Options):
     scale: str = option("none", one_of("none", "group"))
     """group: map every score to [0, 1] over the group, so that none dominates by its range."""
     num_draws: int = option(64, POSITIVE)
+    """Draws of random weights over which the best candidate is averaged."""
     concentration: float = option(1.0, POSITIVE)
     """Parameter of the symmetric Dirichlet distribution; the paper's is 1, uniform over all weights."""
     seed: int = 0
+    """Seed of the draws."""
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if unknown := [name for name in self.components if name not in run.scorers]:

@@ -7,11 +7,15 @@ template or vocabulary becomes one ValueError that names the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from configs.schema import ModelConfig
 from rollouts.records import Demonstration, Prompt
 
+FIXED_NOW: Final = datetime(2026, 1, 1)
+"""What `strftime_now` of a chat template formats. With today's date the prompts of a run would differ from
+day to day, and it could not resume tomorrow."""
 _NUM_NAMED: Final = 3
 
 if TYPE_CHECKING:  # the base install reads datasets without transformers
@@ -37,6 +41,11 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], tuple[in
     return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
+def tells_the_time(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template prints the date or time of rendering (Llama 3, Ministral)."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
 def load_vocab_size(model: ModelConfig) -> int:
     """V, the number of rows of the model's embedding. Every token id must be below it.
 
@@ -59,9 +68,9 @@ def prompt_ids(
 ) -> tuple[int, ...]:
     """Token ids of a prompt, to be followed by the completion.
 
-    With a chat template: the rendered messages and the generation prompt. If the last message is the
-    assistant's, it stays open and the completion continues it (a prefill, as in TRL). Without a template: the
-    text, with the special tokens that the tokenizer puts before it.
+    With a chat template: the rendered messages and the generation prompt, dated `FIXED_NOW`. If the last
+    message is the assistant's, it stays open and the completion continues it (a prefill, as in TRL). Without
+    a template: the text, with the special tokens that the tokenizer puts before it.
 
     Raises:
         ValueError: chat messages without a template, messages that the template rejects, no tokens, a doubled
@@ -125,12 +134,15 @@ def named_rows(rows: Sequence[str]) -> str:
 def _chat_ids(prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     chat: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in prompt.messages]
     continues = bool(chat) and chat[-1]["role"] == "assistant"
+    # Only for templates that call it: tokenizers without a Jinja template refuse arguments they do not know.
+    clock = {"strftime_now": FIXED_NOW.strftime} if tells_the_time(tokenizer) else {}
     try:
         return tokenizer.apply_chat_template(  # type: ignore[no-any-return]
             chat,
             add_generation_prompt=not continues,
             continue_final_message=continues,
             return_dict=False,
+            **clock,
         )
     except Exception as error:  # a template is code from the model's folder and may raise anything
         raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from cluster.run_directory import source_digest
 from configs.kinds.datasets import FileOptions
 from configs.kinds.demonstrations import FileDemonstrationOptions
 from configs.schema import ModelConfig, RolloutConfig
@@ -85,6 +87,39 @@ def test_the_last_message_of_the_assistant_is_continued(tmp_path: Path) -> None:
     assert encode(longer, make_tokenizer()) == (
         "<bos> <user> 1 + 2 = ? <assistant> we take 1 <eos> <user> 1 + 2 = ? <assistant>"
     )
+
+
+DATED = (
+    "{%- if strftime_now is defined %}{%- set today = strftime_now('%-d %-m') %}"
+    "{%- else %}{%- set today = 0 %}{%- endif %}{{ bos_token }} {{ today }} {{ messages[0]['content'] }}"
+)
+
+
+def test_a_template_that_prints_the_date_gives_the_same_prompts_tomorrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their digest is the same, and the run resumes; for demonstrations too."""
+
+    def at(day: int) -> tuple[str, str]:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> datetime:
+                return datetime(2026, 3, day)
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = DATED
+        size = len(tokenizer)
+        found = rows_of(tmp_path, {"prompt": ASKED, "completion": "so 3"})
+        shown = load_demonstrations(FileDemonstrationOptions(path=str(tmp_path / "mine.jsonl")))
+        prompts, _ = tokenize_prompts(found, tokenizer, size, 32)
+        rows, _ = tokenize_demonstrations(shown, tokenizer, size, RolloutConfig(), "run")
+        assert words(prompts[0].token_ids) == words(tuple(rows.column("prompt_ids")[0].as_py()))
+        assert tokenizer.apply_chat_template(ASKED, tokenize=False).startswith(f"<bos> {day} 3 ")
+        return words(prompts[0].token_ids), source_digest(prompts, tmp_path)
+
+    assert at(14) == at(15)
+    assert at(14)[0] == "<bos> 1 1 1 + 2 = ?"
 
 
 TEMPLATES = {
