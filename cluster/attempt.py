@@ -22,6 +22,7 @@ from cluster.run_directory import (
     source_digest,
     write_config,
 )
+from cluster.setting_notes import scorer_notes
 from cluster.spawn import ActorCallError
 from configs.bound import BoundRun
 from configs.schema import RunConfig
@@ -123,6 +124,7 @@ class Attempt:
         self._reporter.header(run_dir=run_dir, model=config.model.path, num_parameters=actors.num_parameters)
         if self._job.rollouts_of is not None:
             config = await self._adopt(actors, self._job.rollouts_of)
+        self._record_notes()
         self._run = self._make_run(replace(self._resolved.run, config=config), actors)
         export = run_dir / "export" if config.checkpoint.export_last else None
         finished = await self._run.train(self._resolved.prompts.train, str(export or ""))
@@ -144,6 +146,11 @@ class Attempt:
             )
         self._reporter.note(f"training on {num_groups} groups of {source}, {num_steps} steps; no evaluation")
         return replace(config, num_steps=num_steps, eval=replace(config.eval, every=0))
+
+    def _record_notes(self) -> None:
+        """Record what scorers say of their options, such as that programs are not isolated."""
+        for key, words in scorer_notes(self._resolved.run):
+            self._record("setting_noted", setting=key, note=words)
 
     def _make_run(self, run: BoundRun, actors: TrainingActors) -> Run:
         config = run.config
@@ -169,6 +176,7 @@ class Attempt:
     async def _sample(self, samplers: SamplingActors) -> bool:
         config, run_dir = self._config, self._claim.run_dir
         self._reporter.header(run_dir=run_dir, model=config.model.path)
+        self._record_notes()
         order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
             config,

@@ -5,15 +5,24 @@ In: a bound run. Out: notes. Called by `cluster.train`, with and without `--dry-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from configs.bound import BoundRun
 
 _LAB = "lab"
 
 
+def scorer_notes(run: BoundRun) -> Iterator[tuple[str, str]]:
+    """(key of a scorer, what its options say that a user must know)."""
+    for entry in run.scorers.values():
+        for words in entry.options.notes():
+            yield entry.key, words
+
+
 def note_settings(run: BoundRun, note: Callable[[str], None]) -> None:
-    """Note an evaluation on other data than the training, or by a scorer that the reward leaves out."""
+    """Note what scorers say of their options, and evaluations on other data or by a scorer without weight."""
+    for key, words in scorer_notes(run):
+        note(f"{key}: {words}")
     for name in sorted(run.models.keys() - run.used_models()):
         note(f"models.{name}: no option names it, so it is not started")
     if not run.config.eval.every:

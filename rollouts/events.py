@@ -31,6 +31,7 @@ _WORDS: Final = {
     "judge_fooled": "scorer {scorer}: judge {judge} gave the canary {canary} a score of {score}, wanted "
     "{wanted}: its scores may not mean what you think",
     "replay_left_out": "step {step}: {groups} group(s) to replay were missing or damaged and are left out",
+    "setting_noted": "{setting}: {note}",
     "setting_moved": "step {step}: {controller} changes {setting} from {before} to {after}: {reason}",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",
 }

@@ -86,6 +86,10 @@ class Options:
         """option -> the user's own "module:attr" that it names."""
         return {}
 
+    def notes(self) -> Iterator[str]:
+        """Scorers only: what a user must know of these options, noted and recorded before each run."""
+        return iter(())
+
     def reads(self) -> Mapping[str, str]:
         """Scorers only: option -> the scorer that it names, whose judgements this one gets."""
         return {}

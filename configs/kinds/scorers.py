@@ -12,6 +12,7 @@ from typing import Any, Final
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, Rule, one_of, option
 from configs.kinds.base import Common, Kind, Options
+from configs.kinds.code import CODE_SCORERS
 from configs.kinds.judges import JudgeOptions
 from configs.kinds.partition import PartitionOptions
 from configs.kinds.text_scorers import TEXT_SCORERS
@@ -154,6 +155,7 @@ SCORERS: dict[str, Kind] = {
     "random": Kind(RandomOptions, "rewards.simple:random"),
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     **TEXT_SCORERS,
+    **CODE_SCORERS,
     "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer", partitions=True),
     "judge": Kind(JudgeOptions, "rewards.judge:Judge", start="rewards.judge_rubric:start", reports=True),
     # It answers by what it returns as `pred` and `acc`.

@@ -124,3 +124,13 @@ def test_a_dry_run_says_who_shares_a_gpu(folder: Path, capsys: pytest.CaptureFix
         "2 training prompts; on cuda the run asks for 1 CPU, 1 GPU; scorers.judge shares GPUs with engines "
         "or learner (1 replica, 0.25 of a GPU each)"
     )
+
+
+def test_a_code_scorer_without_isolation_is_noted(folder: Path) -> None:
+    config = load_config("debug", ["scorers={correct: {kind: code, weight: 1.0, isolation: none}}"])
+    assert (
+        "scorers.correct: isolation is none: programs of the policy run with your rights, files and network"
+        in (notes_of(config))
+    )
+    isolated = load_config("debug", ["scorers={correct: {kind: code, weight: 1.0}}"])
+    assert not [note for note in notes_of(isolated) if "isolation" in note]

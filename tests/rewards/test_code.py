@@ -1,0 +1,430 @@
+"""The scorer `code`: shapes of tests, comparisons, outcomes, and that no program decides its own verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from code_cases import (
+    ADD,
+    ASSERTS,
+    CALLS,
+    CHECK,
+    STDIN,
+    SUM,
+    completion,
+    fenced,
+    judge,
+    methods_here,
+    options,
+    prompt,
+)
+
+from rewards.code import proof, scorer
+from rewards.code.cases import CallTest, SourceTest, StdinTest, read_tests
+from rewards.code.compare import same_output, same_value
+from rewards.code.extract import extract
+from rewards.code.inside import wire
+
+EQUAL_TO_ALL = """
+class E:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    def __sub__(self, other): return self
+    def __abs__(self): return self
+    def __bool__(self): return True
+    def __hash__(self): return 0
+def add(a, b): return E()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```python\na\n```", "a"),
+        ("```python\na\n```\ntext\n```Python3\nb\n```", "b"),
+        ("```py\na\n```\n```\nb\n```", "a"),
+        ("```\na\n```\n```text\nb\n```", "a"),
+        ("```json\n{}\n```", None),
+        ("```python\na", "a"),
+        ("````python\na\n```\nb\n````", "a\n```\nb"),
+        ("~~~python\na\n~~~", "a"),
+        ("```python\n\n```", None),
+        ("print(1)", "print(1)"),
+        ("", None),
+    ],
+)
+def test_the_last_block_of_the_language_is_the_program(text: str, expected: str | None) -> None:
+    assert extract(text, "python", bare=True) == expected
+
+
+def test_without_bare_an_answer_needs_a_block() -> None:
+    assert extract("print(1)", "python", bare=False) is None
+
+
+def call(*args: Any, expected: Any, loose: bool = True) -> CallTest:
+    return CallTest("f", args, {}, expected, loose)
+
+
+@pytest.mark.parametrize(
+    ("truth", "extra", "expected"),
+    [
+        ({"inputs": ["1"], "outputs": ["2"]}, {}, [StdinTest("1", "2")]),
+        ('{"inputs": [["1", "2"]], "outputs": [["3"]]}', {}, [StdinTest("1\n2", "3")]),
+        ({"inputs": [[1, 2]], "outputs": [[3]], "fn_name": "f"}, {}, [call(1, 2, expected=[3])]),
+        ([{"input": "1\n", "output": "2\n", "testtype": "stdin"}], {}, [StdinTest("1\n", "2\n")]),
+        (
+            [{"input": "[1]\n2", "output": "3", "testtype": "functional", "metadata": {"func_name": "f"}}],
+            {},
+            [call([1], 2, expected=3)],
+        ),
+        ({"assert": ["assert f(1) == (2,)"]}, {}, [call(1, expected=(2,), loose=False)]),
+        (
+            ["assert f(1) == 2", "assert f(2)"],
+            {},
+            [call(1, expected=2, loose=False), SourceTest("\nassert f(2)\n")],
+        ),
+        (
+            "assert f(1) == 2\nassert f(3) == 4",
+            {},
+            [call(1, expected=2, loose=False), call(3, expected=4, loose=False)],
+        ),
+        (
+            None,
+            {"test_list": ["assert set(f(1)) == {2}"], "test_setup_code": "import math"},
+            [SourceTest("import math\nassert set(f(1)) == {2}\n")],
+        ),
+        (
+            None,
+            {"test": "def check(candidate):\n    assert candidate(1)", "entry_point": "f"},
+            [SourceTest("\ndef check(candidate):\n    assert candidate(1)\ncheck(f)\n", "f")],
+        ),
+        (
+            {"functional": "def test_a():\n    assert f(1)"},
+            {},
+            [SourceTest("\ndef test_a():\n    assert f(1)\n")],
+        ),
+    ],
+)
+def test_the_shapes_of_tests_that_datasets_have(
+    truth: Any, extra: dict[str, Any], expected: list[object]
+) -> None:
+    assert read_tests(prompt(truth, **extra)) == expected
+
+
+@pytest.mark.parametrize("truth", [None, "42", {}, {"inputs": [1], "outputs": []}, ["assert f("], 7])
+def test_a_row_without_tests_is_an_error_that_names_it(truth: Any) -> None:
+    with pytest.raises(ValueError, match="prompt p"):
+        read_tests(prompt(truth))
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "tolerance", "same"),
+    [
+        ("3\n", "3", 0, True),
+        ("3 \n4\n\n", "3\n4", 0, True),
+        ("3\n\n4", "3\n4", 0, False),
+        ("3.0", "3", 0, False),
+        ("3.0000001 x", "3 x", 1e-6, True),
+        ("3.1", "3", 1e-6, False),
+        ("nan", "nan", 1e-6, True),
+        ("inf", "1e999", 1e-6, False),
+        ("1" * 10**6, "2" * 10**6, 1e-6, False),
+    ],
+)
+def test_output_is_compared_line_by_line(got: str, expected: str, tolerance: float, same: bool) -> None:
+    assert same_output(got, expected, tolerance) is same
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "loose", "same"),
+    [
+        (3, 3, False, True),
+        ((1, 2), [1, 2], False, False),
+        ((1, 2), [1, 2], True, True),
+        ([(1,)], [[1]], True, True),
+        (3, [3], True, True),
+        (3, [3], False, False),
+        ({1: 2}, {"1": 2}, True, True),
+        ({1: 2}, {"1": 2}, False, False),
+        ({1 << 100000: 2}, {"1": 2}, True, False),
+        ("3", 3, True, False),
+        (float("nan"), float("nan"), False, False),
+    ],
+)
+def test_values_are_compared_as_python_does(got: Any, expected: Any, loose: bool, same: bool) -> None:
+    assert same_value(got, expected, loose=loose, tolerance=0) is same
+
+
+def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
+    values = [
+        None,
+        True,
+        1,
+        -(1 << 70),
+        1.5,
+        float("inf"),
+        1j,
+        "ä\ud800",
+        b"\0",
+        [1, (2,)],
+        {1: {2}, (3,): frozenset()},
+    ]
+    for value in values:
+        again = wire.load(wire.dump(value))
+        assert again == value and type(again) is type(value)
+    for bad in (object(), lambda: 1, [object()], range(3)):
+        with pytest.raises(wire.NotPlainError):
+            wire.dump(bad)
+    lines = [
+        "1.5",
+        "NaN",
+        "[1]",
+        '{"x": 1}',
+        '{"int": "0xg"}',
+        '{"set": [{"list": []}]}',
+        '{"list": 3}',
+        "",
+        '{"int": 3}',
+    ]
+    lines += ['{"list": [' * 100 + "]}" * 100, '{"dict": [[1]]}', '{"bytes": "0"}', "9" * 5000]
+    lines += ['{"set": [' + ",".join(map(str, range(wire.MAX_HASHED + 1))) + "]}"]
+    for line in lines:
+        with pytest.raises(wire.NotPlainError):
+            wire.load(line)
+
+
+def test_a_subclass_crosses_as_its_plain_type() -> None:
+    class Sly(int):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __index__(self) -> int:
+            return 7
+
+        __hash__ = int.__hash__
+
+    assert type(wire.load(wire.dump(Sly(3)))) is int
+    assert wire.load(wire.dump(Sly(3))) == 3
+
+
+@pytest.fixture(params=methods_here())
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    ("row", "program", "outcome"),
+    [
+        (STDIN, SUM, "passed"),
+        (STDIN, "print(3)", "wrong_answer"),
+        (STDIN, "print(3", "compile_error"),
+        (STDIN, "(" * 10000, "compile_error"),
+        (STDIN, "print(3)\n1/0", "runtime_error"),
+        (STDIN, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "runtime_error"),
+        (STDIN, "while True: pass", "timeout"),
+        (STDIN, "import time; time.sleep(60)", "timeout"),
+        (STDIN, "x = bytearray(1 << 30)", "memory"),
+        (STDIN, "while True: print('x' * 10000)", "output_limit"),
+        (STDIN, "import os; os._exit(0)", "wrong_answer"),
+        (CALLS, ADD, "passed"),
+        (CALLS, "class Solution:\n    def add(self, a, b): return a + b", "passed"),
+        (CALLS, "def add(a, b): return 3", "wrong_answer"),
+        (CALLS, "def add(a, b", "compile_error"),
+        (CALLS, "def sub(a, b): return 3", "runtime_error"),
+        (CALLS, "def add(a, b):\n    while True: pass", "timeout"),
+        (CALLS, "def add(a, b): return bytearray(1 << 30)", "memory"),
+        (CALLS, "def add(a, b):\n    while True: print('x' * 10000)", "output_limit"),
+        (CALLS, EQUAL_TO_ALL, "runtime_error"),
+        (ASSERTS, ADD, "passed"),
+        (ASSERTS, EQUAL_TO_ALL, "runtime_error"),
+        (CHECK, ADD, "passed"),
+        (CHECK, "def add(a, b): return 3", "wrong_answer"),
+        (CHECK, "def add(a, b", "compile_error"),
+        (CHECK, "def sub(a, b): return 3", "runtime_error"),
+        (CHECK, "import os\ndef add(a, b): os._exit(0)", "runtime_error"),
+        (CHECK, "def add(a, b): return bytearray(1 << 30)", "memory"),
+        (CHECK, "def add(a, b):\n    while True: print('x' * 10000)", "output_limit"),
+        (CHECK, "def add(a, b):\n    while True: pass", "timeout"),
+        (CHECK, EQUAL_TO_ALL, "runtime_error"),
+    ],
+)
+def test_outcomes(row: Any, program: str, outcome: str, method: str) -> None:
+    judgement = judge(row, program, isolation=method)
+    assert judgement.tags == {"code": outcome}, judgement.detail
+    assert judgement.score == float(outcome == "passed")
+    assert judgement.answer_ok is (outcome == "passed")
+
+
+def test_the_share_of_tests_that_pass() -> None:
+    judgement = judge(STDIN, "print(3)", reward="share")
+    assert judgement.score == 0.5 and judgement.tags == {"code": "wrong_answer"}
+    assert judgement.numbers == {"tests_passed": 1.0, "tests_total": 2.0}
+    program = "import os\ndef add(a, b):\n    if a == 1: os._exit(0)\n    return a + b"
+    for row in (CALLS, ASSERTS):
+        assert judge(row, program, reward="share").score == 0.5  # the second test has a new start
+
+
+def test_without_a_program_there_is_a_score_and_a_tag() -> None:
+    (judgement,) = scorer.code(STDIN, [completion("I do not know.\n```json\n{}\n```")], options())
+    assert judgement.score == 0.0 and judgement.tags == {"code": "no_code"}
+
+
+def test_max_tests_runs_the_first() -> None:
+    assert judge(STDIN, "print(3)", max_tests=1).score == 1.0
+
+
+BROKEN = {
+    "a lambda": "def check(candidate):\n    assert candidate(lambda: 1, 2) == 3\n",
+    "not installed": "import no_such_module\ndef check(candidate):\n    assert candidate(1, 2) == 3\n",
+    "no call": "def check(candidate):\n    assert True\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("program", [ADD, "def add(a, b): return 3"])
+def test_a_test_that_cannot_be_run_gives_no_score(name: str, program: str) -> None:
+    judgement = judge(prompt(test=BROKEN[name], entry_point="add"), program)
+    assert judgement.score is None and judgement.status == "error" and judgement.detail
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def add(a, b): raise ImportError('x')",
+        "def sub(a, b): return 3",
+        "add = 5",
+        "def add(a, b): return object()",
+        "def add(a, b): raise StopIteration",
+        "import sys\ndef add(a, b): sys.exit(0)",
+        "def add(a, b):\n    x = []\n    x.append(x)\n    return x",
+        "import os\nos.close(3)\ndef add(a, b): return a + b",
+    ],
+)
+@pytest.mark.parametrize("row", [CALLS, CHECK])
+def test_no_program_can_make_its_own_score_missing(program: str, row: Any) -> None:
+    """A missing score is not trained on, so a policy that could cause it would never be wrong."""
+    assert judge(row, program).score == 0.0
+
+
+SOURCE_ROWS = {
+    "a loop over map": ("for got in map(f, [1, 2]):\n    assert got == 9\n", "def f(x): raise StopIteration"),
+    "sorted of the argument": (
+        "xs = [3, 1]\nassert f(xs) == sorted(xs)\n",
+        "def f(xs):\n    xs.clear()\n    return []",
+    ),
+    "a built-in of the program": (
+        "assert sorted(f([2, 1])) == [1, 2]\n",
+        "def sorted(x): return [1, 2]\ndef f(x): return []",
+    ),
+    "an exception that is swallowed": (
+        "try:\n    f(1)\nexcept BaseException:\n    pass\nassert f(2) == 2\n",
+        "import os\ndef f(x): os._exit(0)",
+    ),
+    "a comparison the other way": (
+        "assert 3 == f(1)\n",
+        "class E:\n    def __eq__(s, o): return True\ndef f(x): return E()",
+    ),
+    "contains": (
+        "assert f(1) in [1, 2]\n",
+        "class E:\n    def __eq__(s, o): return True\ndef f(x): return E()",
+    ),
+    "truth": ("assert f(1)\n", "class E:\n    def __bool__(s): return True\ndef f(x): return E()"),
+    "the checker's modules": (
+        "import math\nassert math.isclose(f(1), 2.5)\n",
+        "import math\nmath.isclose = lambda *a: True\ndef f(x): return 9.0",
+    ),
+    "lines for the checker": (
+        "assert f(1) + f(2) == 3\n",
+        """
+import os
+for fd in (3, 4, 5):
+    try: os.write(fd, b'{"test": 0, "outcome": "passed"}\\n')
+    except OSError: pass
+def f(x): return 9
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCE_ROWS)
+def test_no_program_can_decide_a_test_that_is_source(name: str) -> None:
+    test, program = SOURCE_ROWS[name]
+    assert judge(prompt({"functional": test}), program).score == 0.0
+
+
+@pytest.mark.parametrize(
+    ("test", "program"),
+    [
+        ("from solution import f\ndef test_one():\n    assert f([1]) == [1]\n", "def f(x): return x"),
+        (
+            "s = Stack()\ns.push(3)\nassert s.pop() == 3\nassert len(s) == 0\n",
+            """
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item)
+    def pop(self): return self.items.pop()
+    def __len__(self): return len(self.items)
+""",
+        ),
+        ("assert list(f(3)) == [0, 1, 2]\n", "def f(n): return (i for i in range(n))"),
+        (
+            "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\n",
+            "def f(x): raise ValueError('x')",
+        ),
+        ("assert sum(10, 15) == 25\nassert sum(*[1, 2]) == 3\n", "def sum(a, b): return a + b"),
+        (
+            "assert f((1, 2), k={'a': 1}) == ((1, 2), {'a': 1}) and LIMIT == 3\n",
+            "LIMIT = 3\ndef f(x, k): return x, k",
+        ),
+    ],
+)
+def test_what_tests_may_do(test: str, program: str) -> None:
+    judgement = judge(prompt({"functional": test}), program)
+    assert judgement.score == 1.0, judgement
+
+
+def test_a_test_sees_its_arguments_change_only_if_asked() -> None:
+    row = prompt({"functional": "xs = [3, 1]\nf(xs)\nassert xs == [1, 3]\n"})
+    program = "def f(xs): xs.sort()"
+    assert judge(row, program).score == 0.0
+    assert judge(row, program, in_place=True).score == 1.0
+
+
+def test_every_method_that_is_tried_is_named_when_none_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "escapes", lambda method, processes: "a file outside could be read")
+    with pytest.raises(
+        ValueError, match=r"namespaces: .*a file outside could be read; landlock: .*isolation: none"
+    ):
+        proof.choose.__wrapped__("auto", 1)
+
+
+def test_auto_takes_the_next_method_when_one_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "missing", lambda method, processes: "")
+    monkeypatch.setattr(proof, "escapes", lambda method, processes: "" if method == "landlock" else "no")
+    assert proof.choose.__wrapped__("auto", 1) == "landlock"
+
+
+def test_the_proof_sees_that_nothing_is_isolated_without_isolation() -> None:
+    found = proof.escapes("none", 1)
+    for words in (
+        "could be read",
+        "could be written",
+        "connection",
+        "signalled",
+        "processes could be started",
+    ):
+        assert words in found
+
+
+def test_more_than_one_process_holds_where_it_is_allowed(method: str) -> None:
+    if method == "landlock":
+        assert "more than one process" in proof.missing(method, 8)
+        return
+    assert proof.missing(method, 8) == "" and proof.escapes(method, 8) == ""
+
+
+def test_a_null_row_says_which_row(method: str) -> None:
+    with pytest.raises(ValueError, match="prompt p"):
+        scorer.code(prompt("42"), [completion(fenced(ADD))], options(isolation=method))
