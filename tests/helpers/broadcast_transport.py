@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from fake_actors import Behavior
@@ -18,7 +19,8 @@ from cluster.supervise import Supervised
 from trainer.roles import Diagnosis
 from trainer.step_records import Probe
 
-SEND, RECEIVE = RemoteMethod("send"), RemoteMethod("receive")
+SEND: Any = RemoteMethod("send")
+RECEIVE: Any = RemoteMethod("receive")
 
 
 class BrokenGroupError(RuntimeError):
@@ -94,13 +96,13 @@ class BroadcastTransport:
         for engine in self._supervised:
             await engine.settled()
         group = self._group(len(self._supervised))
-        sides = [asyncio.ensure_future(self._learner.all(SEND, version, group))]  # type: ignore[arg-type]
+        sides: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._learner.all(SEND, version, group))]
         for engine in self._supervised:
-            sides.append(asyncio.ensure_future(call_once(engine, RECEIVE, version, group)))  # type: ignore[arg-type]
+            sides.append(asyncio.ensure_future(call_once(engine, RECEIVE, version, group)))
         await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
         await group.tear_down()
-        errors = [error for error in await asyncio.gather(*sides, return_exceptions=True) if error]
-        errors = [error for error in errors if isinstance(error, BaseException)]
+        ended = await asyncio.gather(*sides, return_exceptions=True)
+        errors = [error for error in ended if isinstance(error, BaseException)]
         for error in errors:
             if not isinstance(error, (ActorLostError, BrokenGroupError)):
                 raise error
@@ -111,8 +113,8 @@ class BroadcastTransport:
             return  # the sync's next attempt has it in its group
         group = self._group(1)
         await asyncio.gather(
-            self._learner.all(SEND, self._version, group),  # type: ignore[arg-type]
-            call(engine, RECEIVE, self._version, group),  # type: ignore[arg-type]
+            self._learner.all(SEND, self._version, group),
+            call(engine, RECEIVE, self._version, group),
         )
 
     def _group(self, num_engines: int) -> BroadcastGroup:

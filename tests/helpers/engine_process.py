@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import ray
@@ -16,6 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from cluster.actor_process import Blueprint, ProcessSetup, host_environment
 from cluster.role_proxies import Engines
 from cluster.spawn import RayHandle, spawn_ray
+from cluster.supervise import Supervised
 from configs.schema import RunConfig
 from lab.base_model import save_base
 from lab.tokenizer import make_tokenizer
@@ -101,7 +103,7 @@ def submission_of(index: int, length: int, seeds: Sequence[int], max_tokens: int
 
 async def generate(handle: RayHandle, submissions: Sequence[Submission]) -> list[list[Completion]]:
     """The completions of each submission, all given at once."""
-    engines = Engines([handle])
+    engines = Engines([cast(Supervised, handle)])  # which calls it alike
     return list(await asyncio.gather(*(engines.generate(submission) for submission in submissions)))
 
 

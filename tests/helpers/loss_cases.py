@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from configs.kinds.base import Kind, load_target
+from configs.kinds.base import Kind, Options, load_target
 from configs.kinds.losses import (
     LOSSES,
     CeGppoOptions,
@@ -45,8 +46,8 @@ from trainer.token_advantages.transforms import (
 
 torch.set_num_threads(1)
 Check = Callable[[], None]
-BOUNDS = {"clip_low": 0.2, "clip_high": 0.3}
-OPTIONS: dict[str, object] = {
+BOUNDS: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.3}
+OPTIONS: dict[str, Any] = {
     "ppo_clip": PpoClipOptions(**BOUNDS, dual_clip=3.0),
     "gspo": GspoOptions(**BOUNDS),
     "cispo": CispoOptions(**BOUNDS),
@@ -351,8 +352,12 @@ def add_seen(inputs: LossInputs, options: object) -> TokenTransform:
     return TokenTransform(advantages=total, marks={"up": inputs.advantages > 0})
 
 
+def _must_not_gather(own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    raise AssertionError("a transform without a `prepare` needs no gathering")
+
+
 SEEING = BoundTransform(
-    kind=Kind(object, "loss_cases:add_seen", prepare="loss_cases:note_advantage"), options=None
+    kind=Kind(Options, "loss_cases:add_seen", prepare="loss_cases:note_advantage"), options=None
 )
 
 
@@ -374,7 +379,7 @@ def check_prepare_chain() -> None:
     assert found["token_advantage.two"].columns["seen"].tolist()[:3] == pytest.approx(wanted)
     assert all(math.isnan(each.columns["seen"][3]) for each in found.values())
     assert [each.stats for each in found.values()] == [{"count": 3.0}] * 3
-    assert prepare_transforms(TABLE, {"half": halve}, lambda own: 1 / 0) == {}
+    assert prepare_transforms(TABLE, {"half": halve}, _must_not_gather) == {}
 
 
 def check_prepared_and_marks() -> None:

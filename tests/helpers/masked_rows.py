@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from actors.buffer import _index_of
 from rollouts.records import Completion, Sample, Span
 from rollouts.schema import group_to_batch, to_batch, validate
 from trainer.model.rows import RankRows, read_rows, score_columns
+
+T = TypeVar("T")
 
 SCORES = ("proximal_logprobs", "ref_logprobs", "base_logprobs", "entropy", "entropy_t1", "policy_logprobs")
 GARBAGE = (math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0)
@@ -110,7 +113,7 @@ def make_row_sample(sample_id: str, origin: str, row: Row, gaps: tuple[int, ...]
 def _with_gaps(sample: Sample, gaps: Sequence[int], rng: np.random.Generator) -> Sample:
     old, places = sample.completion, places_of(gaps)
 
-    def spread(values: Sequence[float], fill: Callable[[], float]) -> tuple[float, ...]:
+    def spread(values: Sequence[T], fill: Callable[[], T]) -> tuple[T, ...]:
         new = [fill() for _ in range(len(values) + sum(gaps))]
         for place, value in zip(places, values, strict=True):
             new[place] = value

@@ -43,7 +43,7 @@ def all_logprobs(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> d
 
 def group_advantages(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """(r - mean) / (std + 1e-6) over the rewards of each group, by sample_id; no entry without a reward."""
-    advantages = {}
+    advantages: dict[str, float] = {}
     for group in {row["group_id"] for row in rows}:
         valid = [row for row in rows if row["group_id"] == group and row["reward"] is not None]
         rewards = torch.tensor([row["reward"] for row in valid], dtype=torch.float64)
