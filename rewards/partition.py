@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.kinds.partition import PartitionOptions
 from rewards.model_calls import Model
-from rewards.partition_pairs import Probabilities, equivalence
+from rewards.partition_pairs import Edges, equivalence, threshold_of
 from rewards.partition_rules import RULES, Floats, histogram, mean_distances, normalised, size_scores
 from rollouts.records import Completion, Judgement, Partition, Prompt
 
@@ -28,6 +28,8 @@ class _Groups:
     """The class of each; 0 is the largest class."""
     probability_MM: Floats
     """Probability that two completions are equivalent; 1 on the diagonal."""
+    numbers: Mapping[str, float]
+    """About the calls of a model, each completion's share of the group's."""
 
 
 class PartitionScorer:
@@ -39,8 +41,8 @@ class PartitionScorer:
     """
 
     def __init__(self, options: PartitionOptions, models: Mapping[str, Model] | None = None) -> None:
-        self._options = options
-        self._probabilities: Probabilities = equivalence(options, models or {})
+        self._options, self._threshold = options, threshold_of(options)
+        self._equivalence = equivalence(options, models or {})
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
         """One judgement per completion, in order.
@@ -71,17 +73,18 @@ class PartitionScorer:
         distinct = sorted(set(texts))
         place = {text: at for at, text in enumerate(distinct)}
         at_M = [place[text] for text in texts]
-        if len(distinct) > 1:
-            probability_DD = await self._probabilities(prompt, distinct)
-        else:
-            probability_DD = np.ones((len(distinct), len(distinct)))
-        np.fill_diagonal(probability_DD, 1.0)
-        of_distinct = RULES[self._options.rule](probability_DD, self._options.threshold)
+        alone = Edges(np.eye(len(distinct)))
+        edges = await self._equivalence(prompt, distinct) if len(distinct) > 1 else alone
+        of_distinct = RULES[self._options.rule](edges.probability_DD, self._threshold)
         ids = [of_distinct[at] for at in at_M]
         sizes = np.bincount(ids, minlength=1)
         by_size = sorted(set(ids), key=lambda each: (-sizes[each], each))
         rank = {each: number for number, each in enumerate(by_size)}
-        return _Groups(ids=[rank[each] for each in ids], probability_MM=probability_DD[np.ix_(at_M, at_M)])
+        return _Groups(
+            ids=[rank[each] for each in ids],
+            probability_MM=edges.probability_DD[np.ix_(at_M, at_M)],
+            numbers={name: value / len(texts) for name, value in edges.numbers.items()},
+        )
 
     def _judgement(self, groups: _Groups, place: int, score: float) -> Judgement:
         mine, ids = groups.ids[place], groups.ids
@@ -93,6 +96,7 @@ class PartitionScorer:
                 "partitions": float(len(set(ids))),
                 "members": float(len(ids)),
                 "distance": mean_distances(groups.probability_MM)[place],
+                **groups.numbers,
             },
             texts={"edges": histogram(edges.tolist())},
         )

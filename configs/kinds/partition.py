@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from configs.errors import Broken
-from configs.fields import POSITIVE, SHARE, SHARE_ABOVE_ZERO, one_of, option
+from configs.fields import POSITIVE, SHARE, one_of, option
 from configs.kinds.base import Options
+from configs.kinds.models import CLASSIFY, EMBED, GENERATE
+
+_BY_MODEL: Final = {"embedding": EMBED, "cross_encoder": CLASSIFY, "judge": GENERATE}
+"""Kinds of equivalence that ask a model -> the model's task."""
 
 
 @dataclass
 class PartitionOptions(Options):
     """The share of other completions of the group that are not equivalent to this one, as in DARLING."""
 
-    equivalence: str = option("answer", one_of("answer", "ngram"))
-    """answer (what `quality` read as the answer is equal) or ngram (share of common word n-grams)."""
+    equivalence: str = option("answer", one_of("answer", "ngram", *_BY_MODEL))
+    """answer (what `quality` read as the answer is equal), ngram (share of common word n-grams), embedding
+    (cosine), cross_encoder (a classifier of pairs) or judge (a model says yes or no)."""
+    model: str = ""
+    """The frozen model under `models`, for the last three."""
     rule: str = option("complete", one_of("components", "greedy", "complete"))
     """components (union-find, as DARLING trains), greedy (by representatives) or complete (linkage)."""
-    threshold: float = option(0.5, SHARE_ABOVE_ZERO)
-    """Two texts are equivalent from this probability, cosine or overlap on."""
+    threshold: float = option(0.0, SHARE)
+    """Two texts are equivalent from this probability, cosine or overlap on; 0 takes that of `calibration`,
+    and 0.5 without one."""
     over: str = option("correct", one_of("all", "correct"))
     """correct: only correct completions are compared, and the others score `floor`."""
     quality: str = ""
@@ -35,11 +44,36 @@ class PartitionOptions(Options):
     multiply."""
     ngram: int = option(4, POSITIVE)
     """Words in an n-gram."""
+    both_orders: bool = True
+    """Ask a cross-encoder or judge in both orders and take the mean, so that none matters."""
+    calibration: str = ""
+    """File of a cross-encoder: how its logits become a probability, the threshold, and the template of a
+    pair. `polyphony lab train-equivalence` writes one beside the model; without, the model is given pairs."""
+    prompt_file: str = ""
+    """The judge's question, a text with {question}, {first} and {second}; empty for the built-in one."""
+    max_tokens: int = option(8, POSITIVE)
+    """Tokens of a judge's reply."""
+
+    def models(self) -> Mapping[str, str]:
+        return {"model": self.model} if self.model else {}
+
+    def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
+        return {"model": (_BY_MODEL[self.equivalence],)} if self.equivalence in _BY_MODEL else {}
 
     def reads(self) -> Mapping[str, str]:
         return {"quality": self.quality} if self.quality else {}
 
     def check(self) -> Iterator[Broken]:
+        by_model = self.equivalence in _BY_MODEL
+        if by_model and not self.model:
+            task = _BY_MODEL[self.equivalence]
+            yield "model", f"must name a model under models with task {task}: {self.equivalence} asks it"
+        if self.model and not by_model:
+            yield "model", f"must be empty: {self.equivalence} asks no model"
+        if self.calibration and self.equivalence != "cross_encoder":
+            yield "calibration", "must be empty: only a cross_encoder is calibrated"
+        if self.prompt_file and self.equivalence != "judge":
+            yield "prompt_file", "must be empty: only a judge is asked a question"
         if self.quality:
             return
         if self.over == "correct":
