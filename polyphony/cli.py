@@ -129,6 +129,15 @@ def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
     return pretrain(config_path, overrides)
 
 
+def run_equivalence_training(config_path: str, overrides: Sequence[str]) -> int:
+    """Train a small classifier of equivalent solutions, for the scorer `partition`."""
+    if missing := _missing_packages():
+        raise _must_install("lab train-equivalence", missing)
+    from lab.train_equivalence import train_equivalence
+
+    return train_equivalence(config_path, overrides)
+
+
 def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -> int:
     """Mine strategic n-grams (HICRA, arXiv:2509.03646) from the correct completions of runs into a file."""
     from trainer.token_advantages.strategic_ngrams import correct_completions, mine_grams, write_grams
@@ -164,7 +173,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "compare":
             return run_comparison(arguments, rest)
         case "lab":
-            return run_pretraining(arguments.config, [*arguments.overrides, *rest])
+            train = run_pretraining if arguments.lab_verb == "pretrain" else run_equivalence_training
+            return train(arguments.config, [*arguments.overrides, *rest])
         case "mine":
             return mine_runs(arguments.runs, arguments.out, arguments.share, arguments.min_documents)
         case "report":
@@ -193,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="lab_verb", required=True, metavar="COMMAND"
     )
     _add_config(lab.add_parser("pretrain", help="train a small base model from scratch"))
+    _add_config(lab.add_parser("train-equivalence", help="train a classifier of equivalent solutions"))
     _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the transform hicra"))
     _add_rewards(
         verbs.add_parser("rewards", help="list scorers, try them on completions, measure their speed")

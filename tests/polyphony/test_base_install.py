@@ -56,6 +56,7 @@ def refusal(folder: Path, *arguments: str) -> str:
         ("train", "debug", "--rollout-only"),
         ("compare", "debug", "--arms", "a.yaml"),
         ("lab", "pretrain", "lab/bases/voices.yaml"),
+        ("lab", "train-equivalence", "lab/bases/equivalence.yaml"),
     ],
 )
 def test_verbs_that_need_engines_say_what_to_install(tmp_path: Path, arguments: tuple[str, ...]) -> None:

@@ -197,6 +197,9 @@ def test_pretrain_and_report_reach_their_functions(
     replace_module(monkeypatch, "viewer.report", write_report=lambda run: run / "report.html")
     assert main(["lab", "pretrain", "lab/bases/voices.yaml", "steps=5"]) == 0
     assert calls == [("lab/bases/voices.yaml", ["steps=5"])]
+    replace_module(monkeypatch, "lab.train_equivalence", train_equivalence=pretrain)
+    assert main(["lab", "train-equivalence", "lab/bases/equivalence.yaml", "lr=5"]) == 0
+    assert calls[1:] == [("lab/bases/equivalence.yaml", ["lr=5"])]
     assert main(["report", "runs/debug"]) == 0
     assert capsys.readouterr().out == "runs/debug/report.html\n"
 
