@@ -126,6 +126,7 @@ def _fragment(masters: Sequence[Tensor], name: str, parameter: Any) -> Share:
         return _whole({}, name, parameter)
     mapping = parameter._hp_mapping
     if mapping is None:  # this rank's range has no element of the parameter
+        # An empty share, because the rank takes part in the collectives over this parameter all the same.
         master, offset, start, length = masters[0], 0, 0, 0
     else:
         master, offset = masters[mapping.param_group_index], mapping.hp_fragment_address.start
@@ -149,6 +150,7 @@ def _partition(optimizer: Any, name: str, parameter: Any) -> Share:
     if parameter.requires_grad:
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
         master = optimizer.fp32_partitioned_groups_flat[group]
+    # The last ranks may hold nothing but padding: their part would begin after the end of the parameter.
     start = min(optimizer._get_param_partition_rank(parameter) * numel, parameter.ds_numel)
     return Share(
         name=name,
@@ -168,6 +170,7 @@ def set_weight(share: Share, full: Tensor) -> None:
     mine = share.part(full)
     if share.master is not None:
         share.values(share.master).copy_(mine)
+    # Below ZeRO-3 every rank has the whole weight for its forward pass; under ZeRO-3 only its partition.
     if share.forward.shape == share.shape:
         share.forward.copy_(full)
     else:

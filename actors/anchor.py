@@ -82,6 +82,7 @@ class Anchors:
         self._wants_ref = always or run.needs_reference()
         needed = {"base_logprobs": self._wants_base, "ref_logprobs": self._wants_ref}
         self.columns = tuple(name for name, is_needed in needed.items() if is_needed)
+        # One copy serves as base and as reference until the reference is reset.
         self._base, self._reference = (self._base or self._new()) if self.columns else None, None
 
     def _new(self) -> Anchor:
@@ -99,6 +100,7 @@ class Anchors:
     def logprobs(self, batch: Microbatch) -> dict[str, Tensor]:
         """Logprobs [T] of the microbatch's completion tokens, by column."""
         base = self._base.logprobs(batch) if self._base is not None else None
+        # While the reference is still the base, one forward pass gives both columns.
         reference = self._reference.logprobs(batch) if self._reference is not None else base
         columns = {"base_logprobs": base, "ref_logprobs": reference}
         return {name: values for name in self.columns if (values := columns[name]) is not None}

@@ -71,6 +71,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
             raise RuntimeError("the batch queue is closed")
         if not items:
             return []
+        # A new object is an identity, by which `_is_full` counts callers.
         loop, caller = asyncio.get_running_loop(), object()
         mine = [_Entry(item, caller, loop.time(), loop.create_future()) for item in items]
         self._waiting.extend(mine)
@@ -94,6 +95,7 @@ class BatchQueue(Generic[ItemT, ResultT]):
     async def _leave(self, mine: Sequence[_Entry[ItemT, ResultT]]) -> None:
         """Remove a caller's items, and cancel the running batch if none of its callers is left."""
         for entry in mine:
+            # After a success this does nothing: a finished future cannot be cancelled.
             entry.result.cancel()
         self._waiting = deque(entry for entry in self._waiting if not entry.result.done())
         self._changed.set()

@@ -209,6 +209,7 @@ class BufferActor:
         index, group_id = batch.column("submission_index")[0].as_py(), batch.column("group_id")[0].as_py()
         if index < self._cursor:
             return
+        # The same group may come again: a caller repeats the call when it did not get the answer.
         known = self._seen.get(index)
         if known is not None:
             if known != group_id:
@@ -256,6 +257,7 @@ class BufferActor:
             raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
         arguments = (num_groups, min_version, tuple(replay), sft)
         if self._taken:
+            # The first answer was lost. Taking the next groups instead would skip these for ever.
             if arguments == self._take_arguments:
                 return _index_of(self._open_rows())
             raise ValueError(f"the groups taken before must be committed first, got {len(self._taken)} open")
@@ -283,6 +285,7 @@ class BufferActor:
         old = [index for index, held in self._waiting.items() if held.min_version < min_version]
         for index in old:
             self._dropped.append(self._waiting.pop(index).record(index))
+            # Forgotten, so that the submission can be sampled again with newer weights.
             del self._seen[index]
         self._num_dropped += len(old)
         if old:
@@ -371,6 +374,7 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
     columns["num_prompt_tokens"] = pc.list_value_length(rows.column("prompt_ids"))
     columns["num_tokens"] = pc.list_value_length(rows.column("token_ids"))
     masks = rows.column("loss_mask")
+    # A sum per row without a loop in Python: a step can have millions of tokens.
     row_of_token = np.repeat(np.arange(rows.num_rows), pc.list_value_length(masks).to_numpy())
     counted = pc.list_flatten(masks).to_numpy(zero_copy_only=False)
     columns["num_loss_tokens"] = pa.array(np.bincount(row_of_token, counted, rows.num_rows).astype(np.int64))
@@ -401,6 +405,7 @@ def _join(rows: pa.RecordBatch, columns: pa.Table, step: int) -> pa.Table:
         if field.name == "step":
             arrays.append(pa.repeat(pa.scalar(step, field.type), rows.num_rows))
         elif field.name in given.schema.names:
+            # Null for rows that the learner did not get, such as those without a reward.
             arrays.append(_fit(given.column(field.name), field).take(position))
         else:
             arrays.append(pa.nulls(rows.num_rows, field.type))

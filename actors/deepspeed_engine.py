@@ -67,6 +67,7 @@ def engine_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        # DeepSpeed would count backward passes and decide itself when to step; here an update says so.
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": True},
@@ -114,6 +115,7 @@ def _record_norm(engine: deepspeed.DeepSpeedEngine, max_norm: float) -> None:
     def clip() -> None:
         engine._global_grad_norm = float(clip_grad_norm_(engine.module.parameters(), max_norm))
 
+    # Replaced on the instance: DeepSpeed calls this method in `step`, and has no hook for it.
     engine.clip_fp32_gradients = clip
 
 
@@ -173,6 +175,7 @@ def write_parameters(
         ValueError: the names and shapes of `values` are not exactly those of the parameters.
     """
     pairs = list(named)
+    # Under ZeRO-3 leaving the block broadcasts what rank 0 wrote, so the other ranks need no values.
     takes = zero_stage < 3 or dist.get_rank() == 0
     shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in pairs}
     if takes and {name: tuple(value.shape) for name, value in values.items()} != shapes:

@@ -194,6 +194,7 @@ class EngineThread:
             while self._turn():
                 pass
         except BaseException as error:
+            # Whatever ended the thread, no caller may wait for ever: every open answer gets the reason.
             self._failure = f"the engine has failed: {type(error).__name__}: {error}"
             for answer in list(self._open):
                 settle(answer, EngineFailedError(self._failure))

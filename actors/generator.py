@@ -123,6 +123,7 @@ class GeneratorActor(EngineThread):
             self._post(call.answer, lambda: self._queued.extend(waiting))
         await settled(call.answer)
         outputs = call.in_order()
+        # Decoded here and not by the engine, whose thread samples for other submissions meanwhile.
         texts = self._tokenizer.batch_decode(
             [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
         )
@@ -161,6 +162,7 @@ class GeneratorActor(EngineThread):
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
+            # vLLM returns prompt logprobs only together with at least one generated token.
             prompt_logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

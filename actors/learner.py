@@ -291,6 +291,7 @@ class LearnerRank:
         """
         self._config, self._objective = run.config, bound_objective(run)
         self._policy.clamp_entropy(run.config.entropy.clamp)
+        # Read again from the folder: the base may not be loaded, and under ZeRO-3 it is sharded.
         start = dict(self._start_policy().named_weights())
         held = self._held()
         for share in held.shares:
@@ -306,6 +307,7 @@ def _scatter(
     """Split tensors [T] of the chosen rows by row, into `columns`."""
     ends = np.cumsum([len(rows.tokens[row]) for row in chosen])[:-1]
     for name, tensor in values.items():
+        # Not strict: without rows `np.split` still returns one part, which is empty.
         for row, part in zip(chosen, np.split(tensor.float().cpu().numpy(), ends), strict=False):
             columns[name][row] = part
 

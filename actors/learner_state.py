@@ -106,6 +106,7 @@ def _owned(shares: Sequence[Share], world_size: int) -> list[list[Share]]:
     owned: list[list[Share]] = [[] for _ in range(world_size)]
     done = 0
     for share in shares:
+        # By its middle, so that a large parameter goes to the rank that it overlaps most.
         middle = done + share.numel / 2
         owned[min(int(middle * world_size / total), world_size - 1)].append(share)
         done += share.numel

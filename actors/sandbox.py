@@ -141,6 +141,7 @@ class KillablePool:
             children = list(self._children)
         for child in children:
             child.signal_group()
+        # After the signals: a thread that waits for a reply ends only when its pipe is closed.
         self._threads.shutdown(wait=True, cancel_futures=True)
         for child in children:
             child.kill()
@@ -151,6 +152,7 @@ class KillablePool:
         child = self._idle.get()
         try:
             child.wait_ready()
+            # The limit begins here: a replacement may have been importing until now.
             judgements = child.score(prompt, completions, limit_s)
             for judgement, completion in zip(judgements, completions, strict=True):
                 self._log.judgement(judgement, completion.sample_id)

@@ -211,6 +211,7 @@ def _extras_ok(judgement: Judgement) -> bool:
     if partition is not None and not (
         isinstance(partition, Partition)
         and all(
+            # Not isinstance: True and False are ints too.
             type(value) is int and 0 <= value <= MAX_SPAN_END
             for value in (partition.partition_id, partition.size)
         )

@@ -52,6 +52,7 @@ Scorer = Callable[..., object]
 def main() -> None:
     """Serve until the parent closes the request pipe."""
     request_fd, reply_fd = int(sys.argv[1]), int(sys.argv[2])
+    # Processes that the function starts must not keep the pipes open after this one has ended.
     for descriptor in (request_fd, reply_fd):
         os.set_inheritable(descriptor, False)
     # Blocked in the processes of a private cluster (`cluster.connect`), and inherited from them. Children of
@@ -60,6 +61,7 @@ def main() -> None:
     os.dup2(2, 1)  # standard output goes to the log too
     with contextlib.suppress(ValueError, OSError):  # a lower limit was set from outside, and stays
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    # Children are killed and crash by design: core files would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(request_fd, "rb") as requests, open(reply_fd, "wb") as replies:
         opening = _receive(requests)

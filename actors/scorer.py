@@ -146,6 +146,7 @@ class ScorerActor:
     ) -> list[Judgement]:
         call = asyncio.ensure_future(self._target.score(prompt, completions))
         try:
+            # Not `wait_for`, which would wait without end for a call that ignores its cancellation.
             await asyncio.wait({call}, timeout=None if isinstance(self._target, InlineTarget) else limit_s)
             if not call.done():
                 call.cancel()

@@ -54,6 +54,7 @@ class Threads:
     async def run(self, function: Callable[..., object], *arguments: object) -> object:
         """The result of the function. If cancelled, its thread still runs: threads cannot be killed."""
         work: Future[object] = Future()
+        # From now on the future cannot be cancelled, so that the thread can always set its result.
         work.set_running_or_notify_cancel()
         threading.Thread(target=_fulfil, args=(work, function, arguments), name="scorer", daemon=True).start()
         try:
@@ -238,6 +239,7 @@ async def call(function: Callable[..., object], threads: Threads, *arguments: ob
         if inspect.iscoroutinefunction(function):
             return await function(*arguments)
         result = await threads.run(function, *arguments)
+        # A plain function may return a coroutine, as a partial or a decorated function does.
         return await result if inspect.isawaitable(result) else result
     except (SystemExit, KeyboardInterrupt) as error:  # these would end the event loop, which all calls share
         raise RuntimeError(f"the scorer raised {type(error).__name__}") from error

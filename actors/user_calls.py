@@ -69,6 +69,7 @@ def call_problem(target: Callable[..., Any], call: UserCall, name: str) -> str:
 
 
 def _scorer_problem(target: Callable[..., Any], name: str) -> str:
+    # A class gets its options in the constructor, and its method `score` only the rest.
     arguments = ("items",) if is_batched(target) else _OWN_ARGUMENTS[:-1]
     if inspect.isclass(target):
         if not _takes(target, ("options",), False):

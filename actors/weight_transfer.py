@@ -53,6 +53,8 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
             repack_experts_on_updates(self.model)
 
     def start_weight_update(self) -> None:
+        # vLLM changes weights after loading (packing, fusing): this restores the layout that `load_weights`
+        # expects.
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, PackedWeights]) -> None:

@@ -159,6 +159,7 @@ class ActorPool:
         await self._fleet.rest()
         if self._site is not None and self._actors is not None:
             self._site.report = _report_nothing
+            # The buffer holds the lock on this run's journal, which the next attempt needs.
             self._actors.buffer_actor.kill()
 
     async def close(self) -> None:
@@ -166,6 +167,7 @@ class ActorPool:
         await _close(self._scorers)
         await self._fleet.close()
         if self._site is not None and self._site.group is not None:
+            # After the actors: Ray would kill those that still run in the group without closing them.
             remove_placement_group(self._site.group)
         self._site = self._actors = None
         self._fleet, self._scorers = Fleet(()), ()

@@ -55,6 +55,7 @@ def prepare_process(setup: ProcessSetup) -> None:
     setup.secrets.mask_output()
     if setup.log_file:
         os.makedirs(os.path.dirname(setup.log_file), exist_ok=True)
+        # Appended to: a replaced actor has the same label, and its last words explain why it was replaced.
         descriptor = os.open(setup.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
         sys.stderr.flush()

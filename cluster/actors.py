@@ -131,6 +131,7 @@ def rendezvous(site: Site) -> str:
 def start_ranks(site: Site) -> list[Handle]:
     """Start all learner ranks. On CPU they split the machine's cores, less those of the engines."""
     config, num_ranks = site.config, site.config.learner.num_ranks
+    # Made anew for each start: ranks that restart must not meet those of the start before.
     meeting_point = rendezvous(site)
     num_cores = len(os.sched_getaffinity(0))
     _, cores = split_cores(config, site.placement.device, num_cores)
@@ -202,6 +203,7 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
             continue
         starts = []
         for k in range(common.replicas):
+            # A limit of the whole scorer, such as requests per minute, is divided over its replicas.
             own = options.for_replica(k, common.replicas)
             plan = blueprint(ScorerActor, common.kind, own, common.concurrency, secrets, inline)
             starts.append(partial(_start_scorer, site, name, k, plan, secrets))

@@ -55,6 +55,7 @@ def check_answers(run: BoundRun, prompts: Sequence[Prompt], note: Callable[[str]
 def _check(
     key: str, entry: BoundEntry[ScorerCommon], prompts: Sequence[Prompt], note: Callable[[str], None]
 ) -> None:
+    # An answer of spaces is none.
     lacking = [prompt for prompt in prompts if not (prompt.answer or "").strip()]
     having = [prompt for prompt in prompts if (prompt.answer or "").strip()]
     what = "an answer in text or a number to compare with"

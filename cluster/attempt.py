@@ -77,6 +77,7 @@ def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
         with suppress(OSError):  # the reason must be reported even if the disk is full
             write_bytes_atomic(claim.log_dir / "driver.log", traceback.format_exc().encode())
             append_event(claim.run_dir, "stopped", reason=str(error))
+        # The whole traceback is in driver.log; the terminal has one sentence.
         where = claim.log_dir.relative_to(claim.run_dir)
         raise RunError(f"{_reason_of(error)}\nrun folder: {claim.run_dir} (logs in {where})") from error
     finally:
@@ -127,6 +128,7 @@ class Attempt:
         self._record_notes()
         self._run = self._make_run(replace(self._resolved.run, config=config), actors)
         export = run_dir / "export" if config.checkpoint.export_last else None
+        # An empty path means that no model is exported.
         finished = await self._run.train(self._resolved.prompts.train, str(export or ""))
         if finished:
             self._claim.note_finished(self._config.num_steps)

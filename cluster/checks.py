@@ -77,6 +77,7 @@ class InputChecks:
 
     def _check(self, given: RunConfig, job: Job) -> CheckedRun:
         bound = bind(given)
+        # Before the model: a wrong name is found in seconds, a download from the hub may take an hour.
         code = self._check_code(bound)
         run = local_model(bound)
         check_job(given, job)

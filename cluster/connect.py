@@ -42,6 +42,7 @@ def connect(secrets: Collection[str] = ()) -> bool:
         ValueError: RAY_ADDRESS cannot be reached or joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would hide equal lines of different actors, which look alike by design.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # By default Ray runs workers at a low priority (nice 15); here they do the main work.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -120,6 +121,7 @@ def _join(address: str) -> None:
             BAD_INPUT,
         ),
     )
+    # It must not keep this process alive once the driver has ended.
     timer.daemon = True
     timer.start()
     try:

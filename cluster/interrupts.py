@@ -43,6 +43,8 @@ async def interruptible(stoppable: Stoppable, reporter: Reporter) -> int:
                 "stopping: an update in progress is finished, any other step is dropped; "
                 "then a checkpoint is written"
             )
+            # Nothing waits for ever: a step that does not end in time is given up, and repeated after
+            # resuming.
             loop.call_later(_STOP_LIMIT_S, task.cancel)
         else:
             reporter.note("stopping")

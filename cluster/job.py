@@ -123,6 +123,7 @@ def local_model(run: BoundRun) -> BoundRun:
     run = started(start_transforms(run), "scorers")
     model = run.config.model
     packages = Path(__file__).resolve().parent.parent
+    # A preset names the lab's models beside the packages, wherever the command is started.
     folders = [root / model.path for root in (Path.cwd(), packages)]
     path = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
     if path is None:

@@ -153,6 +153,7 @@ def _plan_training(config: RunConfig, device: str) -> Placement:
             engines=tuple(Share(bundle=i, num_cpus=1.0, num_gpus=many) for i in range(engines)),
             ranks=tuple(Share(bundle=engines + i, num_cpus=1.0, num_gpus=one) for i in range(ranks)),
         )
+    # Half each, only so that Ray lets two actors on one GPU: it does not limit their memory.
     half = 0.5 if gpu else 0.0
     return Placement(
         device=device,

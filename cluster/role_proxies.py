@@ -64,6 +64,7 @@ class Engines:
             await call(handle, GeneratorActor.pause)
 
     async def generate(self, submission: Submission) -> list[Completion]:
+        # By number and not by load: a repeated submission goes to the engine that may still be sampling it.
         engine = self._engines[submission.submission_index % len(self._engines)]
         return await call(engine, GeneratorActor.generate, submission)
 
@@ -119,6 +120,7 @@ class ScorerReplicas:
         self._replicas, self._reports = tuple(replicas), reports
         self._places: asyncio.Queue[_Replica] = asyncio.Queue()
         every = [_Replica(replica) for replica in replicas]
+        # Round-robin, so that the first groups go to different replicas.
         for replica in every * concurrency:
             self._places.put_nowait(replica)
 
@@ -260,6 +262,7 @@ def add_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """One update's metrics, summed over ranks, except those that are equal on every rank (`rank/...`)."""
     names = sorted({name for part in parts for name in part if not name.startswith("rank/")})
     total = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+    # The norm is of all ranks together already: adding it up would count it once per rank.
     return total | {"grad/norm": parts[0]["rank/grad_norm"], "grad/applied": parts[0]["rank/applied"]}
 
 
@@ -384,6 +387,7 @@ class LearnerGroup:
     async def compute_logprobs(self, batch: Batch) -> pa.Table:
         plan = batch.plan
         ranks = range(len(self._handles))
+        # References only: the rows go from the buffer to the ranks without passing through the driver.
         shards = await asyncio.gather(*(self._buffer.shard(plan.rows_of(rank)) for rank in ranks))
         arguments = [(shards[rank], local_microbatches(plan, rank)) for rank in ranks]
         parts = await self.each(LearnerRank.compute_logprobs, arguments)

@@ -87,6 +87,7 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
         with path.open("rb") as file:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode() + file.read(_SAMPLED_BYTES))
+            # Another training of the same model differs at the end of every file, where no header is.
             file.seek(max(0, size - _SAMPLED_BYTES))
             digest.update(file.read())
     return digest.hexdigest()
@@ -191,6 +192,7 @@ def claim_run(
     try:
         run_dir = _open_run_dir(config)
         lock = RunLock(run_dir / "lock", "polyphony train")
+        # A driver that was just killed releases its lock within moments.
         lock.acquire(_LOCK_WAIT_S)
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error

@@ -64,6 +64,7 @@ def train_all(
         return 0
     checks = InputChecks(reporter.note)
     given = zip(configs, sources or [NO_SOURCES] * len(configs), strict=True)
+    # All before the first starts: a typo in the last arm must not show after hours.
     runs = [checks.check(config, sources=each) for config, each in given]
     clustered = [config for config in configs if config.cluster.spawn == "ray"]
     if clustered:

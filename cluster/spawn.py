@@ -107,6 +107,7 @@ class RayHandle:
 
     def kill(self, force: bool = False) -> None:
         """End the process. `force` also sends SIGKILL, which ends even a stopped process (SIGSTOP)."""
+        # By a message, to which a stopped process does not react.
         ray.kill(self._actor)
         process = self._process
         if force and process is not None and process.host == socket.gethostname():

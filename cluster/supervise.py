@@ -193,10 +193,14 @@ class Supervised:
         began = time.perf_counter()
         while True:
             self._handle.kill(force=True)
+            # Waits longer after each failure, since what killed the actor (memory, a disk) may need time to
+            # recover.
             await self._failures.note(reason, counted)
             handle = self._start()
             try:
                 await wait_ready([handle], self._limits.ready_s)
+                # Before calls reach it: an engine without the current weights would sample from the wrong
+                # policy.
                 await self.prepare(handle)
             except ActorLostError as error:
                 handle.kill(force=True)

@@ -94,6 +94,7 @@ def check_user_code(
     for key, use in uses.items():
         section, _, name = key.rpartition(".")[0].partition(".")
         of_target = secrets.get(use, NO_SECRETS)
+        # One process imports a target for all scorers that use it, and so has the secrets of all of them.
         secrets[use] = of_target | secrets_of(config, name) if section == "scorers" else of_target
     imported = import_targets(secrets, config.allow, note)
     problems = [

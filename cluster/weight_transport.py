@@ -40,6 +40,8 @@ class HostTransport:
         weights = self._weights = await self._learner.publish(version)
         await self._engines.load(weights)
 
+        # Keeps the weights of two versions alive only as long as somebody may ask which of them an engine
+        # has.
         async def explain(probes: Sequence[Probe], observed: np.ndarray) -> str:
             return await self._learner.explain(probes, observed, weights, before)
 
