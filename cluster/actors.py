@@ -20,8 +20,9 @@ from actors.secrets import NO_SECRETS, Secrets
 from cluster.actor_process import Blueprint, ProcessSetup, host_environment
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, blueprint
 from cluster.placement import Cores, Placement, Share, split_cores
-from cluster.role_proxies import BufferProxy, LearnerGroup, ScorerReplicas
+from cluster.role_proxies import BufferProxy, LearnerGroup
 from cluster.score_limits import score_limit_s
+from cluster.scorer_replicas import ScorerReplicas
 from cluster.secrets import secret_names, secrets_of
 from cluster.spawn import Handle, spawn_local, spawn_ray
 from cluster.supervise import Limits, ReportEvent, Supervised
@@ -242,6 +243,7 @@ def scorer_set(
         scorers={name: scorer_pools[name].role for name in run.scorers},
         common_keys={name: entry.common for name, entry in run.scorers.items()},
         after=run.scored_after(),
+        calls={name: scorer_pools[name].role.calls for name in run.scorers},
         observe=FirstFailures(note, lambda name: scorer_pools[name].log).observe,
         failure_limits={name: entry.options.failure_limit() for name, entry in run.scorers.items()},
     )

@@ -22,6 +22,7 @@ from cluster.run_directory import (
     source_digest,
     write_config,
 )
+from cluster.scorer_replicas import for_evaluation
 from cluster.setting_notes import scorer_notes
 from cluster.spawn import ActorCallError
 from configs.bound import BoundRun
@@ -169,7 +170,7 @@ class Attempt:
             reports.scorer_log,
         )
         held_out = self._resolved.prompts.held_out
-        evaluator = Evaluator(config, held_out, roles.generator, roles.scorers, claim.run_dir)
+        evaluator = Evaluator(config, held_out, roles.generator, for_evaluation(roles.scorers), claim.run_dir)
         checkpoints = Checkpoints(claim.run_dir, config, claim.experiment_hash, claim.attempt, reports.event)
         generates = self._job.rollouts_of is None
         demonstrations = self._resolved.prompts.demonstrations

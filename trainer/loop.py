@@ -46,6 +46,7 @@ from trainer.roles import Buffer, Generator, Learner, LearnerLostError, WeightTr
 from trainer.rollout.producer import Producer
 from trainer.rollout.replay import choose
 from trainer.rollout.rollouter import ScorerSet
+from trainer.rollout.scorer_calls import call_metrics
 from trainer.run_state import RunState, training_settings
 from trainer.scorer_watch import ScorerReports
 from trainer.step_records import Batch, Learnable, Probe
@@ -223,6 +224,7 @@ class Run:
         if number == 1:
             self._note_unproven(report.metrics)
         report.lap("publish")
+        report.metrics |= call_metrics(self._roles.scorers.calls)
         report.add_times()
         self._reports.phase(number, "committing")
         rows = learner_columns(batch, columns, learnable)

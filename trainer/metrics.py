@@ -45,6 +45,7 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
         _put_mean(
             metrics, f"score/{name}", np.array([np.nan if v is None else v for v in values], np.float64)
         )
+        metrics |= _missing_shares(name, [dict(row).get(name, "ok") for row in statuses])
     failed = Counter(f"failed/{name}/{status}" for row in statuses for name, status in row if status != "ok")
     metrics |= {name: float(count) for name, count in failed.items()}
     metrics |= _number_metrics(batch)
@@ -56,6 +57,20 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     ]
     metrics["group/zero_std_share"] = float(np.mean(zero_std)) if zero_std else 1.0
     return metrics
+
+
+def _missing_shares(scorer: str, statuses: Sequence[str]) -> dict[str, float]:
+    """The shares of rows whose score is missing, and missing because it took too long."""
+    counts = Counter(statuses)
+    return {
+        f"scorer/{scorer}/null_share": 1.0 - counts["ok"] / len(statuses),
+        f"scorer/{scorer}/timeout_share": counts["timeout"] / len(statuses),
+    }
+
+
+def is_timing(name: str) -> bool:
+    """Whether a metric depends on the clock, so that it differs between two runs that are otherwise equal."""
+    return name.startswith(("time/", "throughput/", "overlap/", "health/"))
 
 
 def _number_metrics(batch: Batch) -> dict[str, float]:

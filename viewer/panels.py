@@ -27,6 +27,8 @@ class Panel:
     caption: str = ""
     metrics: tuple[tuple[str, str], ...] = ()
     prefix: str = ""
+    suffix: str = ""
+    """With `prefix`: only metrics that end with it."""
     skip: tuple[str, ...] = ()
     total: str = ""
     """Areas: the metric the bands should add up to (their difference is drawn as "other"); "1" for shares."""
@@ -187,6 +189,15 @@ PANELS = (
     ),
     Panel(
         section=COST,
+        title="Time that scorers take for a group (99th percentile, seconds)",
+        caption="From the start of scoring to the answer, without the wait for a free place.",
+        prefix="health/",
+        suffix="/latency_p99_s",
+        floor=0.0,
+        optional=True,
+    ),
+    Panel(
+        section=COST,
         title="Throughput (tokens per second)",
         metrics=(("throughput/tokens_per_s", "tokens/s"),),
         floor=0.0,
@@ -232,12 +243,16 @@ def draw_panel(panel: Panel, run: RunData) -> str:
 def _named(panel: Panel, curves: Mapping[str, Curve]) -> list[tuple[str, str]]:
     listed = [pair for pair in panel.metrics if pair[0] in curves]
     known = {key for key, _ in listed} | set(panel.skip)
-    matching = [key for key in curves if panel.prefix and key.startswith(panel.prefix) and key not in known]
+    matching = [key for key in curves if _is_of(panel, key) and key not in known]
     return listed + [(key, _label(panel, key)) for key in matching]
 
 
+def _is_of(panel: Panel, key: str) -> bool:
+    return bool(panel.prefix) and key.startswith(panel.prefix) and key.endswith(panel.suffix)
+
+
 def _label(panel: Panel, key: str) -> str:
-    rest = key.removeprefix(panel.prefix)
+    rest = key.removeprefix(panel.prefix).removesuffix(panel.suffix)
     if panel.prefix == "time/":
         return rest.removesuffix("_s").replace("_", " ")
     return rest if panel.prefix != "eval/pass@" else f"pass@{rest}"

@@ -22,6 +22,8 @@ __all__ = ["StepReporter", "clean", "leading_format"]
 
 _SHARE_PREFIX = "format/share/"
 _TAG_WIDTH = 12
+_WAIT_SHARE = 0.1
+_LATENCY = "/latency_p99_s"
 _HEADER_EVERY = 20
 """Rows between two repeats of the column names on a terminal."""
 
@@ -50,6 +52,24 @@ def leading_format(metrics: Mapping[str, float]) -> tuple[str, float]:
     }
     finite = sorted((-value, tag) for tag, value in shares.items() if math.isfinite(value))
     return (finite[0][1], -finite[0][0]) if finite else ("", math.nan)
+
+
+def held_up_by(metrics: Mapping[str, float]) -> str:
+    """ "waits 3.2 s for judge" if the step waited for scores for a tenth of its time; otherwise "".
+
+    The scorer is the one whose groups took longest, the wait for a free place included.
+    """
+    waited, whole = (metrics.get(f"time/{name}_s", math.nan) for name in ("score", "step"))
+    if not waited > _WAIT_SHARE * whole:  # false for NaN too
+        return ""
+    latest = {
+        name.removeprefix("health/").removesuffix(_LATENCY): seconds
+        + metrics.get(f"{name.removesuffix(_LATENCY)}/queue_s", 0.0)
+        for name, seconds in metrics.items()
+        if name.startswith("health/") and name.endswith(_LATENCY) and math.isfinite(seconds)
+    }
+    slowest = max(sorted(latest), key=latest.__getitem__, default="")
+    return f"waits {format_number(waited)} s for {one_line(slowest, 40) if slowest else 'scores'}"
 
 
 def _number(key: str) -> Callable[[Mapping[str, float]], str]:
@@ -116,7 +136,7 @@ class StepReporter:
         place = f"{shown:>{width}}/{self._num_steps}"
         if self._console is None:
             pairs = (f"{column.name} {column.show(metrics):<{column.width}}" for column in _COLUMNS)
-            self._line(f"step {place}  {'  '.join(pairs)}".rstrip(), "")
+            self._line(f"step {place}  {'  '.join(pairs)}  {held_up_by(metrics)}".rstrip(), "")
         else:
             self._row(self._console, place, metrics)
 
@@ -128,6 +148,8 @@ class StepReporter:
         row = Text().append(self._encodable(self._prefix), style="dim").append(place, style="bold")
         for column in columns:
             row.append(self._encodable(f"  {column.show(metrics):>{column.width}}"), style=column.style)
+        if waits := held_up_by(metrics):
+            row.append(self._encodable(f"  {waits}"), style="bold red")
         console.print(row, soft_wrap=True)
 
     def _line(self, text: str, style: str) -> None:

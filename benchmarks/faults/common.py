@@ -30,11 +30,10 @@ from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.events import EVENTS
 from rollouts.files import Json, write_json_atomic
 from rollouts.store import committed_evals, committed_steps, read_eval, read_step
+from trainer.metrics import is_timing
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 GROUPS: Final = 4
-UNTIMED: Final = ("time/", "throughput/", "overlap/")
-"""Metrics that measure the machine and not the run."""
 _MARK: Final = "POLYPHONY_FAULTS_MARK"
 _LIMIT_S: Final = 900.0
 
@@ -209,7 +208,7 @@ def metrics_lines(run_dir: Path) -> list[dict[str, Json]]:
     """metrics.jsonl without what depends on the machine."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if not key.startswith(UNTIMED)}
+        {key: value for key, value in line.items() if not is_timing(key)}
         for line in lines
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +18,17 @@ from rollout_rows import RUN, learner_columns, make_batch, make_demonstrations, 
 
 from actors.buffer import BufferActor
 from actors.requests import CallStuckError
-from cluster import role_proxies
+from cluster import role_proxies, scorer_replicas
 from cluster import supervise as supervision
-from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, ScorerReplicas
+from cluster.role_proxies import BufferProxy, Engines, LearnerGroup
+from cluster.scorer_replicas import ScorerReplicas, for_evaluation
 from cluster.spawn import ActorCallError, ActorLostError
 from cluster.supervise import Supervised
 from rollouts.records import Completion, Group, Judgement, Submission
 from rollouts.store import committed_steps, read_step
 from trainer.roles import LearnerLostError
+from trainer.rollout.rollouter import ScorerSet
+from trainer.rollout.scorer_calls import ScorerCall
 
 # -- learner ranks -------------------------------------------------------------------------------------------
 
@@ -178,7 +182,7 @@ COMPLETIONS = [sample.completion for sample in GROUP.samples]
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that has not stopped a group at its limit is stuck at once."""
-    monkeypatch.setattr(role_proxies, "_ANSWER_S", 0.0)
+    monkeypatch.setattr(scorer_replicas, "_ANSWER_S", 0.0)
 
 
 async def right(prompt: object, completions: list[Completion], limit_s: float) -> list[Judgement]:
@@ -338,6 +342,37 @@ def test_a_replica_that_died_meanwhile_is_not_replaced_again() -> None:
 
     assert [group[0].status for group in run(work())] == ["timeout", "ok", "ok"]
     assert len(lives.started) == 2
+
+
+def test_the_times_of_calls_are_kept_apart_from_those_of_evaluations() -> None:
+    """Three groups for one place: two wait. A group whose time is over while it waits has only a wait."""
+
+    async def slow(prompt: object, completions: list[Completion], limit_s: float) -> list[Judgement]:
+        await asyncio.sleep(0.02)
+        return await right(prompt, completions, limit_s)
+
+    async def work() -> tuple[list[ScorerCall], list[ScorerCall], list[ScorerCall]]:
+        scorer = ScorerReplicas([supervise(Lives([{"score": slow}]))], 60.0)
+        prompt = GROUP.submission.prompt
+        await asyncio.gather(*(scorer.score(prompt, COMPLETIONS) for _ in range(3)))
+        first = scorer.calls.take()
+        held = for_evaluation(ScorerSet(scorers={"a": scorer}, common_keys={}))
+        assert not held.calls
+        await held.scorers["a"].score(prompt, COMPLETIONS)
+        evaluated = scorer.calls.take()
+        busy = asyncio.ensure_future(scorer.score(prompt, COMPLETIONS))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scorer.score(prompt, COMPLETIONS), 0.005)
+        await busy
+        await asyncio.sleep(0)
+        return first, evaluated, scorer.calls.take()
+
+    first, evaluated, last = run(work())
+    assert [call.score_s >= 0.02 for call in first] == [True] * 3
+    assert [call.queue_s >= 0.019 * number for number, call in enumerate(first)] == [True] * 3
+    assert evaluated == []
+    assert [math.isnan(call.score_s) for call in last] == [True, False]
 
 
 # -- engines -------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
 from trainer.loop import Roles, Run
+from trainer.metrics import is_timing
 from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.producer import Producer
@@ -244,7 +245,7 @@ def test_metrics_are_written_and_shown(tmp_path: Path) -> None:
     for line, shown, (_, _, summary) in zip(lines, trial.lines, trial.buffer.committed, strict=True):
         committed = summary["metrics"]
         assert isinstance(committed, dict)
-        same = [name for name in committed if not name.startswith(("time/", "throughput/"))]
+        same = [name for name in committed if not is_timing(name)]
         assert {name: line[name] for name in same} == {name: committed[name] for name in same}
         assert {name: shown[name] for name in same} == {name: committed[name] for name in same}
 

@@ -85,6 +85,8 @@ def test_step_metrics_by_hand() -> None:
             "reward/null_share": 0.25,
             "score/ok": 2 / 3,
             "scorer/judge/tokens": 15.0,
+            "scorer/ok/null_share": 0.25,
+            "scorer/ok/timeout_share": 0.25,
             "failed/ok/timeout": 1.0,
             "group/zero_std_share": 0.5,
             "format/leading_share": 0.5,

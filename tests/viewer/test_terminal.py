@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewer.terminal import StepReporter, clean, format_size, leading_format
+from viewer.terminal import StepReporter, clean, format_size, held_up_by, leading_format
 from viewer.text import escape, format_number, format_share, one_line
 
 METRICS = {
@@ -99,6 +99,44 @@ def test_log_line_is_one_short_plain_line(values: dict[str, float], tag: str) ->
     assert text.endswith("\n") and len(text.splitlines()) == 1
     assert len(text) < 200
     assert "\x1b" not in text
+
+
+SLOW = {
+    **METRICS,
+    "time/step_s": 10.0,
+    "time/score_s": 1.5,
+    "health/judge/latency_p99_s": 1.0,
+    "health/judge/queue_s": 0.7,
+    "health/code/latency_p99_s": 1.6,
+    "health/judge/tokens": 900.0,
+    "health/late/queue_s": 9.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "waits 1.50 s for judge"),
+        ({"health/judge/queue_s": 0.5}, "waits 1.50 s for code"),
+        ({"time/score_s": 1.0}, ""),  # a tenth is no more than a tenth
+        ({"time/score_s": math.nan}, ""),
+        ({"time/step_s": math.nan}, ""),
+        (
+            {"health/judge/latency_p99_s": math.nan, "health/code/latency_p99_s": math.nan},
+            "waits 1.50 s for scores",
+        ),
+    ],
+)
+def test_the_scorer_that_holds_up_a_step_is_named(changed: dict[str, float], said: str) -> None:
+    """The longest wait and scoring together; only where the step waited for it, and in both forms."""
+    metrics = {**SLOW, **changed}
+    assert held_up_by(metrics) == said
+    plain, coloured = io.StringIO(), Terminal()
+    StepReporter(200, plain).step(metrics)
+    StepReporter(200, coloured).step(metrics)
+    (line,) = lines_of(plain)
+    assert line.endswith(f"  {said}") if said else "waits" not in line and line == line.rstrip()
+    assert said in coloured.getvalue() and ("waits" in coloured.getvalue()) == bool(said)
 
 
 def test_missing_metrics_show_as_dashes() -> None:

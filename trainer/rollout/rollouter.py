@@ -20,6 +20,7 @@ from rollouts.records import Completion, Group, Judgement, Prompt, Sample, Sampl
 from trainer.data.prompts import TokenPrompt
 from trainer.roles import Generator, Scorer
 from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.scorer_calls import ScorerCalls
 from trainer.seeds import derive_seed
 
 
@@ -31,6 +32,8 @@ class ScorerSet:
     common_keys: Mapping[str, ScorerCommon]
     after: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Scorer -> the scorers whose judgements it gets (`configs.bound.BoundRun.scored_after`)."""
+    calls: Mapping[str, ScorerCalls] = field(default_factory=dict)
+    """Scorer -> the times of its calls for training groups."""
     observe: Callable[[str, Judgement], None] = lambda name, judgement: None
     """Called with every judgement and its scorer's name (`trainer.reward_watch.FirstFailures`)."""
     failure_limits: Mapping[str, float] = field(default_factory=dict)
