@@ -187,7 +187,7 @@ class InlineTarget:
         return NO_REPORT
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
     async def _one(self, prompt: Prompt, completion: Completion) -> Judgement:
         try:

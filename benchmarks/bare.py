@@ -1,9 +1,8 @@
 """Baselines in processes of their own: start one, ask it for one timed round at a time.
 
-A baseline is a module of this folder with a class that has `round`; `serve` answers for it in the child,
-with a line of JSON per round. The child times itself, so the talk between the two is not counted. It
-works on files in a folder that `benchmarks.engines`, which calls this, fills from what the system works
-on.
+A baseline is a module of this folder with a class that has `round`; `serve` answers for it in the child, with
+a line of JSON per round. The child measures its own time, so communication does not count. It works on files
+in a folder that `benchmarks.engines`, which calls this, fills from what the system works on.
 """
 
 from __future__ import annotations

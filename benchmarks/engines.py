@@ -1,10 +1,10 @@
 """What the system costs over its bare engines: `python -m benchmarks.engines` prints one table of ratios.
 
-Generation goes through Ray to a generator actor, learning through Ray to a learner rank with a shard from
-the buffer; beside each runs its bare counterpart (`bare_engine`, `bare_learner`) with the same model,
-requests, microbatches, threads and environment. Rounds alternate, system first in one and second in the
-next, and never two at a time. Weight sync has no counterpart; it is compared with a copy of the same bytes.
-CPU only, one engine and rank.
+Generation goes through Ray to a generator actor, learning through Ray to a learner rank with a shard from the
+buffer; beside each runs its bare counterpart (`bare_engine`, `bare_learner`) with the same model, requests,
+microbatches, threads and environment. Rounds alternate: the system is first in one and second in the next,
+and only one of the two works at a time. Weight sync has no counterpart; it is compared with a copy of the
+same bytes. CPU only, one engine and rank.
 """
 
 from __future__ import annotations

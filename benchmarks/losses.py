@@ -1,4 +1,4 @@
-"""What each loss costs over PPO-clip: learner ranks that differ in the loss alone, in turn in one process.
+"""What each loss costs over PPO-clip: learner ranks in one process that differ only in the loss.
 
     python -m benchmarks.losses RUN OUT.json [--rounds 15]
 

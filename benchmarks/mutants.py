@@ -1,8 +1,8 @@
-"""Do the losses' tests notice every changed sign, comparison and bound? `python -m benchmarks.mutants`.
+"""Do the tests notice every changed sign, comparison and bound? `python -m benchmarks.mutants`.
 
 Each function of a module in SUITES is changed in one place at a time (+ to -, < to >, min to max, low to
 high, a dropped minus or detach) and put in the place of the original while the tests that must notice run.
-What no test notices is printed, with how many were caught. Takes minutes; naming functions makes it shorter.
+Prints the mutants that no test noticed, and how many were caught. Takes minutes, less if functions are named.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """What overlap brings: `python -m benchmarks.overlap OUT.json` times whole runs of each lag and schedule.
 
-Four arms on the same two cores and the same work. The baseline generates and learns in turn with one thread
+Four arms do the same work on the same two cores. The baseline generates and learns in turn with one thread
 each (`max_lag=0`, schedule `overlap`: engine and learner pinned to a core of their own); the others let them
 work at the same time, and take turns with both cores. Repetitions are interleaved, each ratio is to the
 baseline of its own repetition, and steps 1 to 3 are left out.
 
 The work is balanced, as only then there is much to overlap: a fresh model of the size of `debug`'s, which
 seldom ends by itself, 24 completions of up to 256 tokens per step, a coin flip as reward, no base logprobs.
-With short completions in large batches, as in `debug`, generating takes a fraction of learning and little can
-be won. The table says how the two compared: their balance should be between 0.7 and 1.3.
+With short completions in large batches, as in `debug`, generation takes a fraction of the time of learning,
+and overlap gains little. The table has the balance of the two, which should be between 0.7 and 1.3.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a step's time goes: `python -m benchmarks.steps RUN_DIR` prints every phase as a Markdown table.
 
-Medians over steps, without steps 1 to 3, where caches are cold. The baseline is the step itself: each row
-has its share of it, and the last row is what neither generates nor learns.
+Medians over steps, without steps 1 to 3, where caches are cold. The baseline is the step itself: each row has
+its share of it. The last row is the time outside of generation and learning.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Whether damage is ever silent: `python -m benchmarks.torn_files RUN_DIR` cuts and flips every durable file.
+"""Is damage always detected? `python -m benchmarks.torn_files RUN_DIR` cuts and flips every durable file.
 
 In a copy of the run, each file of checkpoints/, rollouts/, eval/ and journal/ is cut short at 50 places and
-has one bit turned over at 200, one change at a time, and is then read the way a run reads it. "detected"
-means that every reader refused it; "previous used" that resuming passed over the newest checkpoint and took
-the one before; "silent" that no reader noticed. The control is each unchanged file, which must be read.
-Prints a Markdown table and writes the counts as JSON; exit code 1 if a change was silent or a control
-refused, 2 if the folder holds nothing to try.
+has one bit flipped at 200, one change at a time, and is then read as a run reads it. "detected" means that
+every reader refused it; "previous used" that resuming skipped the newest checkpoint and used the one before;
+"silent" that a reader accepted it. As a control each unchanged file must be accepted. Prints a Markdown table
+and writes the counts as JSON; exit code 1 if a change was silent or a control refused, 2 if the folder holds
+nothing to try.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def flipped(path: Path, bit: int) -> Iterator[None]:
 
 
 def outcome(run_dir: Path, subject: Subject) -> str:
-    """What becomes of the file as it is now."""
+    """The outcome of reading the file as it is now."""
     for reader in subject.readers:
         try:
             reader()
@@ -148,7 +148,7 @@ def try_file(run_dir: Path, subject: Subject, num_cuts: int, num_flips: int, see
     size = subject.path.stat().st_size
     places = random.Random(f"{seed} {subject.path.relative_to(run_dir)}")
     counts = Counter({"files": 1, "bytes": size, "controls read": int(is_read(subject))})
-    # every file is also emptied and robbed of its last byte
+    # every file is also cut to 0 bytes and by its last byte
     for length in {0, size - 1, *places.sample(range(size), min(size, num_cuts))}:
         with cut(subject.path, length):
             counts[f"cut/{outcome(run_dir, subject)}"] += 1

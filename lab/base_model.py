@@ -1,4 +1,4 @@
-"""The lab's model: a small Qwen3 with an untied output head, fresh from a seed, as a Hugging Face folder.
+"""The lab's model: a small Qwen3 with an untied output head, with weights drawn from a seed.
 
 The head is untied because an engine on CPU keeps a tied head at its old weights after a weight update.
 

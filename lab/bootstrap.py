@@ -11,8 +11,8 @@ Two arms are compared in the same replicates, so effects of seed and prompt that
 
 With S seeds the spread of the resampled mean over seeds is (S - 1) / S of what it should be, and a percentile
 interval of three numbers reaches no further than the numbers: for few seeds it is too narrow, whatever the
-number of replicates. `t_interval` over the seeds' values (or paired differences) is the one to trust then; it
-takes the prompts as given.
+number of replicates. Then prefer `t_interval` over the values (or paired differences) of the seeds; it treats
+the prompts as fixed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A comparison as one Markdown and one HTML table, with curves; the page runs no script and fetches nothing.
 
 In: a `Comparison`: what was asked, what has finished, what failed. Out: compare.md and compare.html, replaced
-by one rename each. Called by `lab.compare` after every finished run, so that one that was interrupted shows
-what is there.
+by one rename each. Called by `lab.compare` after every finished run, so that an interrupted comparison has
+its results so far.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAX_COMMAND_CHARS: Final = 4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What there is of a comparison. `failures` maps (arm, seed) to the reason."""
+    """The state of a comparison. `failures` maps (arm, seed) to the reason."""
 
     command: Sequence[str]
     arms: Sequence[Arm]

@@ -54,7 +54,7 @@ class FormatConfig:
 
 @dataclass
 class CorpusConfig:
-    """The training text of the base model. Every number that changes a row is here."""
+    """The training text of the base model. All numbers that decide its rows."""
 
     seed: int = 0
     num_rows: int = 98304

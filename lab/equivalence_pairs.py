@@ -1,8 +1,8 @@
 """Pairs of solutions for an equivalence classifier, labelled by the corpus's own structure.
 
 Two solutions of a problem are equivalent if they have the same format and the same steps, however they are
-worded: connectives, the frame, the order of what is added or multiplied. The solutions of another pair differ
-as little as they can: the same steps in another format, or the same format with one number or operator
+worded: connectives, the frame, the order of what is added or multiplied. The solutions of any other pair
+differ as little as possible: the same steps in another format, or the same format with one number or operator
 changed.
 
 Inputs: problems and a seed. Outputs: `Pair`s, half of them equivalent. Used by `lab.train_equivalence`.

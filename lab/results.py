@@ -1,8 +1,8 @@
 """The stored result of a finished run of a comparison: one small JSON file per arm and seed.
 
-In: a run directory. Out: `results/<arm>_seed<k>.json`, written at once or not at all, with curves of the main
-metrics, their means over the last steps, and the last evaluation prompt by prompt: enough to draw the whole
-comparison again without the runs. Called by `lab.compare`.
+In: a run directory. Out: `results/<arm>_seed<k>.json`, written atomically, with curves of the main metrics,
+their means over the last steps, and the last evaluation prompt by prompt: enough to draw the whole comparison
+again without the runs. Called by `lab.compare`.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _rounded(value: float) -> float:
 
 
 def write_result(path: Path, result: RunResult) -> None:
-    """Keep it, atomically; values that are not finite become null."""
+    """Write a result atomically; values that are not finite become null."""
     make_dir_synced(path.parent)
     record = {
         "format": FORMAT,

@@ -27,7 +27,7 @@ _MAX_ANSWER_CHARS = 2000
 
 
 def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions) -> list[Judgement]:
-    r"""1 when the answer found in the text equals the prompt's, else 0; `answer` is that found.
+    r"""1 when the answer found in the text equals the prompt's, else 0; `answer` is the one found.
 
     The prompt's answer may be plain text (``1/2``, ``B``, ``Paris``), LaTeX (``\frac12``, ``$\frac12$``), a
     solution with a box or a line ``#### 72`` (GSM8K), or a list of answers of which any is right. Of a text
@@ -39,6 +39,7 @@ def math(prompt: Prompt, completions: Sequence[Completion], options: MathOptions
     """
     if options.max_chars < 1:
         raise ValueError(f"math: max_chars must be at least 1, got {options.max_chars}")
+    # A list of answers has no text form, so it is in `ground_truth`.
     given = prompt.ground_truth if prompt.answer is None else prompt.answer
     golds = read_golds(tuple(map(str, given)) if isinstance(given, list) else (given,))
     if not golds:
@@ -74,8 +75,9 @@ def _alternatives(answer: str) -> list[str]:
 
 
 def _read_gold(answer: str) -> Value | None:
-    """A gold answer's value; None where nothing can be compared: it says nothing, is cut off, or is prose."""
+    """A gold answer's value; None where nothing can be compared: it is empty, cut off, or prose."""
     text: str | None = answer
+    # A solution is given as the gold answer: only its marked part is the answer.
     if any(mark in answer for mark in ("####", r"\boxed", r"\fbox", "<answer>")):
         text = marked_answer(answer)
     if text is None or not readable(text) or not braces_match(plain(text)):
@@ -83,6 +85,7 @@ def _read_gold(answer: str) -> Value | None:
     value = read(text)
     if is_definite(value) or len(text.split()) <= _MAX_PROSE_WORDS:
         return value
+    # A long text is accepted only if it says itself where its answer is.
     found = find_answer(text) if "answer" in text.lower() else None
     return read(found) if found is not None and is_definite(read(found)) else None
 
@@ -97,7 +100,7 @@ def _score(golds: tuple[Value, ...], text: str) -> Judgement:
 
 
 def _spelling(answer: Value) -> str:
-    """One text for answers that are read alike, where they are numbers, words or expressions."""
+    """The same text for answers that are read alike, if they are numbers, words or expressions."""
     text: str | None = None
     if isinstance(answer, Number):
         text = f"{answer.quantity.value}{'%' * answer.quantity.percent}" if len(answer.source) < 400 else None

@@ -82,14 +82,16 @@ _TOKEN = re.compile(rf"{_DAY_AND_MONTH}|{_TUPLE}|{_TWO_MEASURES}|{_CHAIN}{_ENDIN
 def find_answer(text: str) -> str | None:
     """The answer that `text` ends on; None if it gives none, or none that can be read as a whole.
 
-    What stands before ``</think>`` is not searched, unless nothing comes after it.
+    Text before ``</think>`` is not searched, unless nothing follows it.
     """
+    # Repeated spaces are joined first: several patterns take quadratic time on them.
     thoughts = _THOUGHT.split(re.sub(r"([ \t])[ \t]+|(\n)\s*\n", r"\1\2", text))
     text = thoughts[-1] if thoughts[-1].strip() else text
     tags = list(_TAG.finditer(text))
     if len(tags) == 1 and tags[0][1]:  # the prompt has opened it
         return _find_untagged(text[: tags[0].start()])
     if tags:
+        # The last tag must be a closing one whose opening one is directly before it.
         if not tags[-1][1] or len(tags) < 2 or tags[-2][1]:
             return None
         inside = text[tags[-2].end() : tags[-1].start()].strip()
@@ -108,7 +110,7 @@ def marked_answer(text: str) -> str | None:
 
 
 def is_definite(value: Value) -> bool:
-    """Whether a value is surely one: no prose, and nothing that math-verify cannot read."""
+    """Whether a value is certainly an answer: no prose, and nothing that math-verify cannot read."""
     if isinstance(value, (Number, Parts)):
         return True
     if isinstance(value, (Label, Named)):
@@ -136,13 +138,16 @@ def _find_untagged(text: str) -> str | None:
     boxes = list(_BOX.finditer(text))
     if boxes:
         content, end = _content(text, boxes[-1].end())
+        # A correction after the box counts: "... so the answer is 7, not 5".
         later = list(_STATED.finditer(text, end)) if content else []
         last_word = _stated(text[later[-1].end() :]) if later else None
         return last_word if last_word is not None and is_definite(read(last_word)) else _boxed(text)
+    # From the end: a worked example before it may have a mark of its own.
     for line in reversed(_MARKED_LINE.findall(text)):
         if is_definite(read(line)):
             return str(line)
     stated, chosen = list(_STATED.finditer(text)), list(_CHOSEN.finditer(text))
+    # Whichever comes last in the text is the final word.
     if chosen and (not stated or stated[-1].start() < chosen[-1].start()):
         return str(chosen[-1][1])
     if stated:
@@ -164,7 +169,7 @@ def _is_answer_alone(line: str, is_only_line: bool) -> bool:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last box holds, with the boxes that a comma, "and" or "or" joins to it, or that it is in."""
+    """The content of the last box, with boxes joined by a comma, "and" or "or"; or of a box around it."""
     contents: list[str] = []
     start_of_next = len(text)
     for box in reversed(list(_BOX.finditer(text))):
@@ -190,7 +195,7 @@ def _signed(text: str, content: str, start: int, end: int) -> str:
 
 
 def _content(text: str, start: int) -> tuple[str | None, int]:
-    r"""What a box holds and where it ends: the group in braces, or, as TeX reads ``\boxed 5``, one token."""
+    r"""The content of a box and where it ends: the group in braces, or one token, as in ``\boxed 5``."""
     if text[start : start + 1] == "{":
         end = closing_brace(text, start)
         content = text[start + 1 : end].strip() if end is not None else ""
@@ -213,12 +218,14 @@ def _stated(text: str) -> str | None:
     sentence = _FILLER.sub("", _first_sentence(line)[: 4 * _MAX_LINE].strip("*_ "))
     clause = _CLAUSE.split(sentence)[0]
     options = [sentence, clause]
+    # "the answer is x = 5" and "the answer is that the sum is 5".
     options += [clause.rpartition(sign)[2] for sign in ("=", " is ") if sign in clause]
     for option in options:
         if len(option) <= _MAX_LINE and is_definite(read(option)):
             return option
     formulas = [found[0] for found in _formulas(clause) or _formulas(sentence)]
     if formulas:
+        # With several formulas or numbers it is unclear which one is the answer.
         return formulas[0] if len(formulas) == 1 and not _digits_outside(sentence, formulas[0]) else None
     if re.search(r"\d", clause):
         return _only_number(clause)
@@ -230,13 +237,13 @@ def _digits_outside(sentence: str, formula: str) -> bool:
 
 
 def _only_number(clause: str) -> str | None:
-    """The number of a clause that has but one: "5 apples in the basket"."""
+    """The number of a clause that has only one: "5 apples in the basket"."""
     tokens = list(_TOKEN.finditer(clause))
     return _checked(clause, tokens[0]) if len(tokens) == 1 else None
 
 
 def _formulas(text: str) -> list[re.Match[str]]:
-    """The stretches in math delimiters; a dollar before an amount opens none: "$5 and then $6"."""
+    """The parts in math delimiters; a dollar before an amount is no delimiter: "$5 and then $6"."""
     found: list[re.Match[str]] = []
     position = 0
     while formula := _MATH.search(text, position):
@@ -251,6 +258,7 @@ def _first_sentence(line: str) -> str:
     """Up to the first full stop outside formulas that ends a sentence."""
     masked = line
     for found in _formulas(line):
+        # A full stop inside a formula is a decimal point.
         masked = masked[: found.start()] + "x" * len(found[0]) + masked[found.end() :]
     for end in _SENTENCE_END.finditer(masked):
         before = masked[: end.start()]
@@ -262,7 +270,7 @@ def _first_sentence(line: str) -> str:
 
 
 def _last(text: str) -> str | None:
-    """The last number or formula of a text that says nowhere what its answer is."""
+    """The last number or formula of a text that does not state its answer."""
     tokens, formulas = list(_TOKEN.finditer(text)), _formulas(text)
     if formulas and (not tokens or formulas[-1].end() >= tokens[-1].end()):
         rest = text[formulas[-1].end() :]

@@ -1,8 +1,8 @@
 r"""Expressions as SymPy sees them, parsed and compared by math-verify. In: TeX. Out: whether two are equal.
 
 Its parser gets one whole expression and may not look for another inside it. Two of its comparisons are
-replaced, because they call every pair of small values equal: constants are compared by their relative
-difference, and what it calls equal of expressions with variables must be equal at a few points too.
+replaced, because they treat all small values as equal: constants are compared by their relative difference,
+and expressions with variables that it finds equal must be equal at a few points too.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _WHOLE = LatexExtractionConfig(
 )
 _MAX_CHARS = 800
 """A longer answer is equal only as written: the time of the parser grows faster than the text."""
-_LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{\s*\d{5,}|\d{5,}\s*\\choose")  # worked out while it is parsed
+_LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\s*\{\s*\d{5,}|\d{5,}\s*\\choose")  # the parser evaluates it
 _NUMBER_WITH_INDEX = re.compile(r"\d[)}]?\s*_")
-"""It would drop the index, which is a base."""
+"""math-verify would drop the index, which is a base."""
 _LETTERS = re.compile(r"[a-z]{4,}|(?:[A-Z](?:_\{?\d+\}?)?'?(?![_'])\s*){2,}")
 _LOGARITHM = re.compile(r"\\log\s*_\s*(?:\{[^{}]*\}|\w)")
 _NUMBER_BESIDE = re.compile(r"[\d}]\s+\d")
-"""It would multiply what stands side by side."""
+"""math-verify would multiply numbers side by side."""
 _MAX_DIGITS = 20_000.0
-"""Powers and factorials with more digits are not worked out: they are equal only as written."""
+"""Powers and factorials with more digits are not evaluated: they are equal only as written."""
 _DIGITS = 60
 _EXACT = sympy.Rational(1, 10**30)
 _POINTS = (Rational(7, 5), Rational(23, 11), Rational(41, 13), Rational(17, 29))
@@ -46,7 +46,7 @@ _POINTS = (Rational(7, 5), Rational(23, 11), Rational(41, 13), Rational(17, 29))
 
 @functools.lru_cache(maxsize=256)
 def parse_expression(latex: str) -> Basic | MatrixBase | None:
-    """The expression that `latex` as a whole is; None if math-verify cannot read all of it."""
+    """The expression of all of `latex`; None if math-verify cannot read it as a whole."""
     if len(latex) > _MAX_CHARS or _LARGE_BINOMIAL.search(latex):
         return None
     if _NUMBER_WITH_INDEX.search(latex) or _NUMBER_BESIDE.search(_LOGARITHM.sub("", latex)):
@@ -67,12 +67,14 @@ def parse_expression(latex: str) -> Basic | MatrixBase | None:
 
 
 def expressions_equal(gold_latex: str, answer_latex: str) -> bool:
-    """Whether math-verify finds the two equal, within the limits that the module names."""
+    """Whether math-verify finds the two equal, within the limits of this module."""
     gold, answer = parse_expression(gold_latex), parse_expression(answer_latex)
     if gold is None or answer is None:
         return False
+    # math-verify reads ABC as a product, so that CAB would be equal to it.
     if _runs(gold_latex) != _runs(answer_latex):
         return False
+    # The same expression is equal whatever its size: nothing has to be evaluated.
     if gold == answer:
         return True
     if _too_large(gold) or _too_large(answer):
@@ -85,19 +87,20 @@ def expressions_equal(gold_latex: str, answer_latex: str) -> bool:
         verdict = _equations_equal(gold, answer)
         if verdict is not None:
             return verdict
+    # No time limit: its own limits use signals, and the process of a scorer is killed instead.
     if not verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None):
         return False
     return not _differ_somewhere(gold, answer)
 
 
 def _runs(latex: str) -> list[str]:
-    r"""Names of several letters, which are no products: ``\triangle ABC``, ``H_2O``, ``listen``."""
+    r"""Names of several letters, which are not products: ``\triangle ABC``, ``H_2O``, ``listen``."""
     bare = re.sub(r"\\(?:text|operatorname|begin|end)\{[^{}]*\}|\\[A-Za-z]+", " ", latex)
     return sorted("".join(run.split()) for run in _LETTERS.findall(bare))
 
 
 def constant_value(latex: str) -> Fraction | None:
-    """The real number that `latex` is, to 60 digits; None if it has variables or is no finite real number."""
+    """The value of `latex` as a real number, to 60 digits; None if it has variables or is not finite."""
     expression = parse_expression(latex)
     if expression is None or not _is_constant(expression) or _too_large(expression):
         return None
@@ -134,7 +137,7 @@ def _is_constant(expression: Basic | MatrixBase) -> bool:
 
 
 def _exact(expression: Expr) -> Expr:
-    """Decimals as the fractions they are written as."""
+    """Decimals as exact fractions of what is written."""
     return expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
 
 
@@ -174,6 +177,7 @@ def _differ_somewhere(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> b
     if not isinstance(gold, Expr) or not isinstance(answer, Expr):
         return False
     names = sorted({symbol.name for side in (gold, answer) for symbol in side.free_symbols})
+    # Three points: at one of them the two may be equal by chance, or have no value.
     for shift in range(3):
         values = [_value_at_point(side, names, shift) for side in (gold, answer)]
         if any(value is None for value in values):
@@ -198,13 +202,13 @@ def _value_at_point(side: Expr, names: list[str], shift: int) -> complex | None:
 
 
 def _too_large(expression: Basic | MatrixBase) -> bool:
-    """Whether a power or factorial in it has too many digits to be worked out."""
+    """Whether a power or factorial in it has too many digits to be evaluated."""
     parts = expression.flat() if isinstance(expression, MatrixBase) else [expression]
     return any(_digits(part, 0) > _MAX_DIGITS for part in parts)
 
 
 def _digits(expression: Basic, depth: int) -> float:
-    """About how many digits the largest number has that working out `expression` would meet."""
+    """Approximate number of digits of the largest number in the evaluation of `expression`."""
     if isinstance(expression, Integer):
         return max(1.0, int(expression).bit_length() * 0.302)
     if not expression.args:

@@ -1,7 +1,7 @@
 r"""Whether two answers are the same. In: two Values. Out: a bool.
 
 Both must be of one kind, as a whole: no part of a time, a date, a range or a mixed number equals a number.
-Lists are compared item by item, quantities exactly; everything else is math-verify's to decide.
+Lists are compared item by item, quantities exactly; math-verify compares everything else.
 """
 
 from __future__ import annotations
@@ -73,12 +73,13 @@ def equal(gold: Value, answer: Value) -> bool:
 
 
 def _same_text(gold: Value, answer: Value) -> bool:
-    """Equal but for spaces, where these do not part numbers or the items of a list."""
+    """Equal apart from spaces, unless a space separates numbers or the items of a list."""
     if gold.source == answer.source:
         return bool(gold.source)
     if type(gold) is not type(answer):
         first, second = (re.sub(r"(?<=\d)\s+(?=[A-Za-z\\])", "", value.source) for value in (gold, answer))
         return first == second
+    # "1 2" and "12" are different numbers, "1, 2" and "12" different lists.
     first, second = ("".join(value.source.split()) for value in (gold, answer))
     return first == second and not re.search(r"\d\s+\d|,", gold.source + "|" + answer.source)
 
@@ -91,6 +92,7 @@ def _labels_equal(gold: Value, answer: Value) -> bool:
     assert isinstance(label, Label)
     if isinstance(other, Words) and _is_letter(other):
         letter = other.words[0]
+        # The value of the choice is a letter itself, so a letter alone could mean either.
         if isinstance(label.content, Label) or _is_letter(label.content):
             return False  # A) B) C)
         return label.letter == (letter.upper() if gold_is_label else letter)
@@ -107,6 +109,7 @@ def _named_equal(gold: Value, answer: Value) -> bool:
             return equal(gold.content, answer.content)
         if len(gold.name) > 1 or len(answer.name) > 1:
             return equal(gold.content, answer.content)
+        # Two different symbols name different things, whatever their values are.
         symbols = gold.name not in ("", "=") and answer.name not in ("", "=")
         return not symbols and expressions_equal(gold.source, answer.source)
     if isinstance(gold, Named):
@@ -124,13 +127,14 @@ def _left(named: Named) -> str:
 
 
 def _listings_equal(gold: Value, answer: Value) -> bool:
-    """Bare lists and sets in any order, what is in ( ) or [ ] in its own; ``1, 2`` may stand for ``(1, 2)``.
+    """Bare lists and sets in any order, items in ( ) or [ ] in their order; ``1, 2`` may mean ``(1, 2)``.
 
     Three or more bare words keep their order too: they are more often a ranking than a set.
     """
     if isinstance(gold, Listing) and isinstance(answer, Listing):
         bare = {"", "{}"}
         if gold.brackets in bare and answer.brackets in bare:
+            # Two words may be "yes, no" or a pair of names; three are mostly an order.
             words = all(isinstance(item, Words) for item in gold.items) and len(gold.items) > 2
             return _items_equal(
                 gold.items, answer.items, equal, words and "{}" not in (gold.brackets, answer.brackets)
@@ -170,9 +174,10 @@ def _letters_in_a_row(listing: Listing, other: Words) -> bool:
 def _items_equal(
     gold: tuple[_Item, ...], answer: tuple[_Item, ...], same: Callable[[_Item, _Item], bool], ordered: bool
 ) -> bool:
-    """As many items, each equal to one of the other side's that no other item has taken."""
+    """As many items, each equal to a different item of the other side."""
     if ordered:
         return len(gold) == len(answer) and all(map(same, gold, answer))
+    # A solution that is listed twice (a double root) is still right.
     if len(answer) > len(gold):
         answer = _without_repeats(answer, same)
     if len(gold) != len(answer):
@@ -207,7 +212,7 @@ def _parts_equal(gold: Value, answer: Value) -> bool:
     if gold.kind == "clock":
         return _clocks_equal(gold, answer)
     if gold.kind == "date":
-        if gold.parts[0] is None and gold.parts[0] != "numbered":
+        if gold.parts[0] is None:
             return gold.parts[1:] == answer.parts[1:] and answer.parts[0] != "numbered"
         return gold.parts == answer.parts
     if gold.kind == "ratio" and len(gold.parts) == len(answer.parts):
@@ -230,6 +235,7 @@ def _clocks_equal(gold: Parts, answer: Parts) -> bool:
         return False
     hours = [part for part in (gold.parts[0], answer.parts[0]) if isinstance(part, int)]
     unmarked = answer.parts[0] if gold.parts[3] else gold.parts[0]
+    # 3:30 may mean 15:30, as on a clock face.
     same_dial = len({hour % 12 for hour in hours}) == 1
     return same_dial and unmarked in range(1, 13) and gold.parts[1:3] == answer.parts[1:3]
 

@@ -53,7 +53,7 @@ class Quantity:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """The number that `text` as a whole is, with its sign, currency and unit; None if it is anything else."""
+    """The value of a `text` that is one number with sign, currency and unit; None for anything else."""
     if len(text) > _MAX_CHARS:
         return None
     text = _without_parentheses(text)
@@ -61,6 +61,7 @@ def read_quantity(text: str) -> Quantity | None:
     currency = _CURRENCY.match(rest)
     if currency:
         rest = rest[currency.end() :]
+        # "-$5" and "$-5", but not "-$-5".
         if not negative:
             negative, rest = _sign(rest)
     head = _read_head(rest)
@@ -81,7 +82,7 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def agree(gold: Quantity, answer: Quantity) -> bool:
-    """Whether two numbers are one: see `close` for decimals, `_percentages` for percent signs."""
+    """Whether two numbers are equal: see `close` for decimals, `_percentages` for percent signs."""
     if gold.percent != answer.percent:
         return _percentages(gold, answer)
     return close(gold.value, answer.value, gold.decimals, answer.decimals)
@@ -159,6 +160,7 @@ def _read_head(text: str) -> tuple[Fraction, int | None, str] | None:
             return None
         value = _exact(found[1]) * Fraction(10) ** exponent
         decimals = len(found[1].partition(".")[2]) - exponent
+        # 3e4 is exact, 3.14e4 is a rounded number.
         exact_power = value.denominator == 1 and "." not in found[1]
         return value, None if exact_power else decimals, text[found.end() :]
     found = _PLAIN.match(text)

@@ -1,9 +1,10 @@
 # ruff: noqa: RUF001 - signs that look alike are what this file is about
-r"""One spelling for what is written in many ways. In: an answer as written. Out: the same in plain TeX.
+r"""Normalise the spelling of answers. In: an answer as written. Out: the same in plain TeX.
 
 Unicode signs, TeX spacing and fonts, math delimiters, dollars and Markdown are brought to one form, so that
-the readers of `rewards.math_values` see ``-3``, ``\frac{1}{2}``, ``30°`` and an amount in dollars whatever
-was written. `DOLLAR`, the wide sign, is a currency; the narrow one delimits mathematics and is removed.
+the readers of `rewards.math_values` get ``-3``, ``\frac{1}{2}``, ``30°`` and an amount in dollars for all
+spellings of these. `DOLLAR`, the wide sign, is a currency; the narrow one delimits mathematics and is
+removed.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ _WHOLE_TEXT = re.compile(r"^\\text\{([^{}]*)\}$")
 
 @functools.lru_cache(maxsize=64)
 def plain(text: str) -> str:
-    """`text` in one spelling, without what frames it: spaces, delimiters, quotes, a final full stop.
+    """`text` in the normal spelling, without spaces, delimiters, quotes and a full stop around it.
 
-    The spelling of a spelling is itself. Text that `_MAX_PASSES` passes do not settle is left as written.
+    Applying it twice changes nothing. Text that still changes after `_MAX_PASSES` passes is left as written.
     """
     spelled = text
     for _ in range(_MAX_PASSES):
@@ -102,11 +103,13 @@ def plain(text: str) -> str:
 
 
 def _rewritten(text: str) -> str:
-    """One pass of every rule; what one rule leaves may be for an earlier one, or for itself again."""
+    """One pass of all rules; the result of a rule may match an earlier one, or the same again."""
     text = re.sub(r"\s+", " ", text)
+    # Before NFKC, which would turn x² into x2 and 1½ into 11/2.
     text = re.sub(f"[{_SUPERSCRIPTS}]+", lambda match: "^{" + match[0].translate(_TO_DIGITS) + "}", text)
     text = re.sub(f"[{''.join(_FRACTIONS)}]", lambda match: " " + _FRACTIONS[match[0]], text)
     text = unicodedata.normalize("NFKC", text.replace(DOLLAR, r"\$")).translate(_SIGNS)
+    # In a matrix or in cases, two backslashes end a row.
     if r"\begin" not in text:
         text = re.sub(r"\\{2,}(?=[a-zA-Z])", r"\\", text)  # escaped twice or more
     for pattern, new in _REWRITES:
@@ -160,7 +163,7 @@ def braces_match(text: str) -> bool:
 
 
 def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:
-    """`text` cut at each match of `separator` that lies outside all brackets; the pieces without spaces."""
+    """`text` split at each match of `separator` outside all brackets; the pieces are stripped."""
     pieces, start, depth, position = [], 0, 0, 0
     while position < len(text):
         found = separator.match(text, position) if depth == 0 else None

@@ -1,4 +1,4 @@
-r"""Units of quantities: what may follow a number without changing it. In: what follows. Out: the unit's name.
+r"""Units of quantities, the words after a number. In: the text after it. Out: the unit's name.
 
 A known unit has one name (``km``, ``dollar``); any other words after a number (``12 people``) count as a unit
 that agrees with every other. Two known units that differ make two answers differ.
@@ -138,9 +138,10 @@ def units_agree(first: str, second: str) -> bool:
 
 
 def read_unit(tail: str) -> str | None:
-    r"""The unit's name that `tail`, the rest after a number, is: "" for none, `UNKNOWN_UNIT` for any words.
+    r"""The name of the unit in `tail`, the text after a number: "" for none, `UNKNOWN_UNIT` for any words.
 
-    None: it is no unit, so the number before it is not the whole answer (``2 or 3``, ``5x``, ``3 PM``).
+    None if it is no unit, so that the number before it is not the whole answer (``2 or 3``, ``5x``,
+    ``3 PM``).
     """
     ordinal = _ORDINAL.match(tail)
     if ordinal:
@@ -157,11 +158,13 @@ def read_unit(tail: str) -> str | None:
     name = _known(body.lower())
     if name is not None:
         single = body.lower()
+        # "5 m" is a length, "5m" is five times m.
         usable = wrapped or (single not in _VARIABLES and (spaced or single not in _NEEDS_SPACE))
         return name if usable else None
     if not spaced or not _PHRASE.fullmatch(_EXPONENT.sub("", body).strip()):
         return None
     words = re.findall(r"[^\W\d_]+", body.lower())
+    # "5 or 6" and "3 when x = 2": the number is not the whole answer.
     if any(word in _NO_UNITS for word in words) or re.search(r"\b[ap]\.?m\b", body.lower()):
         return None
     return UNKNOWN_UNIT if wrapped or _looks_like_a_word(words[0]) else None

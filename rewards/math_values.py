@@ -1,8 +1,8 @@
-r"""What an answer is, as a `Value`: a quantity, a time, a list or words. In: an answer's text.
+r"""Read an answer as a `Value`: a quantity, a time, a list, words. In: the text of an answer.
 
-The kinds that SymPy would misread are recognised here, each as a whole: a time is no division, a date no
-subtraction, a word no product of letters, a base no index. What none of them is stays an `Expression`, for
-math-verify.
+Answers that SymPy would misread are recognised here, each as a whole: a time is not a division, a date not a
+subtraction, a word not a product of letters, a base not an index. Everything else is an `Expression`, which
+math-verify reads.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Label(Value):
 
 @dataclass(frozen=True, slots=True)
 class Parts(Value):
-    """What has parts that mean nothing alone: `kind` is clock, date, based, range or ratio."""
+    """A value whose parts mean nothing alone: `kind` is clock, date, based, range or ratio."""
 
     kind: str
     parts: tuple[Value | int | str | None, ...]
@@ -59,9 +59,9 @@ class Parts(Value):
 
 @dataclass(frozen=True, slots=True)
 class Named(Value):
-    """A value with what it is said to be: ``x = 5``.
+    """A value with its name: ``x = 5``.
 
-    `name` is "" where it is no plain symbol (``f(2) = 5``), "=" for an equation of several (``a + b = 5``).
+    `name` is "" if it is not a plain symbol (``f(2) = 5``), "=" for an equation of several (``a + b = 5``).
     """
 
     name: str
@@ -93,7 +93,8 @@ class Expression(Value):
 
 
 def read(text: str) -> Value:
-    """The value that `text`, in any spelling, is."""
+    """The value of `text`, in any spelling."""
+    # The readers backtrack, so their time on a long text has no useful bound.
     if len(text) > _MAX_CHARS:
         return Expression(text, text)  # equal only as written
     return read_plain(plain(text), 0)
@@ -149,6 +150,7 @@ def _based(text: str, depth: int) -> Value | None:
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
         return None
     sign = "-" if found[1].startswith("-") else ""
+    # 101_{10} is the number 101.
     if base == 10:
         return read_plain(sign + digits, depth + 1)
     return Parts(text, "based", (sign + digits, base))
@@ -166,6 +168,7 @@ def _clock(text: str, depth: int) -> Value | None:
     if half and not 1 <= hour <= 12:
         return None
     if half:
+        # 12 am is hour 0, 12 pm hour 12.
         hour = hour % 12 + 12 * (half == "p")
     return Parts(text, "clock", (hour, int(found[2] or 0), int(found[3] or 0), half or None))
 
@@ -194,6 +197,7 @@ def _date(text: str, depth: int) -> Value | None:
     """Year, month and day, of which the year may be absent; ``3/4/2020`` stays in its order."""
     body = _unwrapped(text)
     numbered = _NUMBERED_DATE.fullmatch(body)
+    # 3/4/2020 is 4 March or 3 April: the order is kept and compared as written.
     if numbered:
         return Parts(text, "date", ("numbered", int(numbered[1]), int(numbered[3]), int(numbered[4])))
     for pattern, order in _DATES:
@@ -277,7 +281,7 @@ def _named(text: str, depth: int) -> Value | None:
 
 
 def _name_of_term(left: str, right: str) -> str | None:
-    """What the equation is a `Named` of; None where it is a condition on its left side: ``2x = 5``."""
+    """The `Named.name` of an equation; None if it is a condition on its left side: ``2x = 5``."""
     has_letters = re.compile(r"[A-Za-z]")
     commands = re.compile(r"\\[A-Za-z]+")
     if not has_letters.search(commands.sub("", left)):
@@ -388,6 +392,7 @@ def _words(text: str, depth: int) -> Value | None:
         return None
     tokens = list(_WORD.findall(body))
     if len(tokens) > 1:
+        # "a circle" is "circle", but the answer "a" is a letter.
         tokens = [token for token in tokens if token.lower() not in _ARTICLES] or tokens
     if len(tokens) == 1:
         return Words(text, (tokens[0] if len(tokens[0]) == 1 else tokens[0].casefold(),))

@@ -50,6 +50,7 @@ class Checkpoints:
         manifest, damaged = await asyncio.to_thread(newest_checkpoint, self._run_dir)
         for message in damaged:
             self._event("checkpoint_damaged", reason=message)
+        # Folders may be copied by hand from another run.
         if manifest is not None and manifest.config_hash != self._hash:
             raise ValueError(
                 f"{checkpoint_dir(self._run_dir, manifest.step)}: must be of experiment {self._hash[:12]}, "

@@ -64,6 +64,7 @@ def _spread_groups(
     update_N = np.zeros(len(group_N), np.int64)
     # Separately, because replay has older submissions: it would otherwise all be in the first update.
     for part in _parts(origin_N):
+        # Otherwise an update could get only groups that are left out, and have nothing to learn from.
         for chosen in (part & ~left_out_N, part & left_out_N):
             groups, number = np.unique(group_N[chosen], return_inverse=True)
             update_N[chosen] = number * num_updates // max(1, len(groups))
@@ -100,11 +101,13 @@ def with_advantages(
     origins = origins_of(batch.index)
     learned_how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
     left_out = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout)
+    # Without a reward these rows are in no baseline, so they change the advantage of no other row.
     rewards = np.where(left_out | (learned_how != "by_advantage"), np.nan, batch.reward_N)
     row_credit = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)
     losses = {origin: loss.common for origin, loss in run.losses.items()}
     is_positive = positive_tempered_rows(batch.reward_N, origins)
     learned = row_credit.has_reward_N | is_positive | (learned_how == "always")
+    # A row without tokens here gets no weight, and does not count in the mean over rows or tokens.
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
     rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
@@ -113,6 +116,7 @@ def with_advantages(
         visits_N=row_credit.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
         learning_rates=(rate,) * config.learner.updates_per_step,
+        # The others act on the credit, which is computed above; ranks need only those of the objective.
         settings={key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS},
     )
 

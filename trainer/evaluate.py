@@ -104,6 +104,7 @@ class Evaluator:
             make_submission(index, prompt, config.eval.num_samples, sampling, seed)
             for index, prompt in enumerate(self._prompts)
         ]
+        # Seeds come from the index alone, so every evaluation samples with the same seeds; only ids differ.
         named = [
             replace(submission, group_id=f"eval-{step}-{submission.group_id}") for submission in submissions
         ]

@@ -227,8 +227,10 @@ class Run:
         report.metrics |= call_metrics(self._roles.scorers.calls)
         report.add_times()
         self._reports.phase(number, "committing")
+        # Times are added before the commit, which stores them, and again after it, for the terminal.
         rows = learner_columns(batch, columns, learnable)
         await self._roles.buffer.commit(number, rows, report.summary(version=step))
+        # After the commit: if it fails, the step is repeated, and its rows must be counted once.
         self._state.history.add(batch.index)
         report.lap("commit")
         report.add_times()
@@ -248,6 +250,7 @@ class Run:
         report.add_rows(batch, columns, learnable, version=step)
         report.add_sampling(batch, config.rollout, self._reports, step + 1)
         if self._generates:
+            # Not for saved rollouts, which other weights may have sampled.
             check_mismatch(report.metrics["mismatch/mean_abs_behavior_vs_proximal"], config)
         report.lap("advantages")
         updates = await learner.update(batch, learnable)
@@ -260,6 +263,7 @@ class Run:
     async def _take(self, step: int, settings: Mapping[str, float]) -> pa.Table:
         """The step's rows; groups missing in the buffer (damaged on disk, or too old) are sampled again."""
         config, buffer = self._config, self._roles.buffer
+        # Saved rollouts may be of any age.
         oldest = step - config.rollout.max_lag if self._generates else 0
         demonstrations = draw(self._demonstrations, config, step, settings.get(SHARE, config.sft.share))
         picks = choose(config, step)

@@ -31,6 +31,7 @@ def sum_by_row(columns: pa.Table, values: np.ndarray) -> np.ndarray:
     masks = columns.column("loss_mask")
     rows = np.repeat(np.arange(len(columns)), pc.list_value_length(masks).to_numpy())
     mask = pc.list_flatten(masks).to_numpy().astype(np.bool_)
+    # The length is given, so that rows at the end without loss tokens get 0.
     return np.bincount(rows[mask], values, len(columns))
 
 

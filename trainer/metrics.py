@@ -55,6 +55,7 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
         for rewards in groups
         if np.isfinite(rewards).any()
     ]
+    # Without any reward no group can teach, which is what 1 means.
     metrics["group/zero_std_share"] = float(np.mean(zero_std)) if zero_std else 1.0
     return metrics
 

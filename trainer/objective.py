@@ -168,6 +168,7 @@ def _origin_terms(
     scores: TokenScores, columns: TokenColumns, objective: Objective, origin: str, sums: dict[str, float]
 ) -> Iterator[Tensor]:
     """The loss terms of one origin's tokens, a scalar each; their metrics are added to `sums`."""
+    # A weight of 0 is not enough: the loss of a masked token may be infinite, and 0 x inf is NaN.
     chosen = columns.origins[origin] & (columns.weights > 0)
     inputs = _inputs(scores, columns, origin, chosen)
     if ORIGINS[origin].transformed:

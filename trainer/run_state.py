@@ -62,6 +62,7 @@ class RunState:
                 close = nearest(name, metrics)
                 message = f"step {step} has no metric {name!r}, which {key} names: it moves nothing"
                 self._reports.note(f"{message} (the nearest is {close!r})" if close else message)
+        # Only once: a metric may be missing in a later step for a good reason.
         self._watched = {}
 
     def saved(self, step: int) -> dict[str, Json]:

@@ -84,11 +84,12 @@ class FailureWatch:
         for name, recent in self._recent.items():
             recent.extend(sample.score_status[name] for sample in group.samples)
             failed = [status for status in recent if status != "ok"]
+            # Of the whole window even while it fills: the first failed group alone must not end a run.
             if len(failed) > self._limits[name] * WINDOW:
                 kinds = ", ".join(f"{kind} {failed.count(kind)}" for kind in sorted(set(failed)))
                 raise ScorerStoppedError(
                     f"scorer {name}: {len(failed)} of the last {len(recent)} scores are missing ({kinds}), "
                     f"more than max_failure_share = {self._limits[name]:g} of {WINDOW} allows; the reasons "
-                    f"are in {self._log_of(name)}. Mend the scorer and run the same command again: groups "
+                    f"are in {self._log_of(name)}. Fix the scorer and run the same command again: groups "
                     "that were not stored are sampled and scored anew"
                 )

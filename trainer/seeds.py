@@ -10,5 +10,6 @@ def derive_seed(*parts: int | str) -> int:
 
     Hashed, because engines may give correlated samples for consecutive seeds.
     """
+    # The separator keeps (1, 23) and (12, 3) apart.
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") & 0x7FFFFFFF

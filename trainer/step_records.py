@@ -48,6 +48,7 @@ class Batch:
 
     def only(self, rows: np.ndarray) -> Batch:
         """The rows at these indexes, for metrics: groups are renumbered from 0, and the plan is empty."""
+        # From 0 without gaps, because metrics loop over the numbers of groups.
         _, group_N = np.unique(self.group_N[rows], return_inverse=True)
         return Batch(
             index=self.index.take(rows),

@@ -24,6 +24,7 @@ class UpdateWatch:
             NonFiniteError: the limit of skipped updates in a row is reached.
         """
         for each in applied:
+            # One bad batch may cause a skipped update; several in a row do not end by themselves.
             self.in_a_row = 0 if each else self.in_a_row + 1
         skipped = len(applied) - sum(applied)
         if skipped:

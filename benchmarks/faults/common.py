@@ -1,6 +1,6 @@
-"""What the fault scripts share: runs of the real command, what a run is in hashes, and a file per case.
+"""What the fault scripts share: runs of the real command, hashes of a run, and a file per case.
 
-A finished case is one small JSON in the output folder and is not done again; `--table` shows what is there.
+A finished case is one small JSON file in the output folder and is not repeated; `--table` prints all of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LIMIT_S: Final = 900.0
 
 
 def settings(runs_dir: Path, name: str, num_steps: int, *more: str) -> list[str]:
-    """Arguments of the command for a small run of debug.yaml; what comes later wins."""
+    """Arguments of the command for a small run of debug.yaml; later ones override earlier ones."""
     fixed = [
         f"name={name}",
         f"runs_dir={runs_dir}",
@@ -96,7 +96,7 @@ def ray_folder(mark: str) -> str:
 
 
 def marked(mark: str) -> list[int]:
-    """Live processes that were started, at any remove, by a run with this mark."""
+    """Live processes that a run with this mark has started, directly or not."""
     found = []
     wanted = f"{_MARK}={mark}".encode()
     for pid in all_pids():
@@ -145,7 +145,7 @@ def actor_pids(run_dir: Path) -> dict[str, int]:
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float, every_s: float = 0.05) -> bool:
-    """Whether the condition came true within the limit."""
+    """Whether the condition became true within the limit."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:
@@ -155,7 +155,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float, every_s: float = 0
 
 
 def end_marked(mark: str, limit_s: float = 30.0) -> list[Json]:
-    """Wait for a run's processes to end by themselves, kill those that do not; what those were."""
+    """Wait until the processes of a run have ended and kill the others; returns what those were."""
     wait_until(lambda: not marked(mark), limit_s, 0.2)
     left: list[Json] = []
     for pid in marked(mark):
@@ -169,7 +169,7 @@ def end_marked(mark: str, limit_s: float = 30.0) -> list[Json]:
 
 @contextmanager
 def workshop() -> Iterator[tuple[Path, str]]:
-    """A folder for a case's runs and a mark for its processes; both are gone afterwards."""
+    """A folder for the runs of a case and a mark for its processes. Both are removed afterwards."""
     mark = uuid.uuid4().hex[:8]
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{mark}-"))
     # a script that is asked to end must still end what it started
@@ -191,7 +191,7 @@ def sha256(content: bytes) -> str:
 
 
 def rows_hash(table: pa.Table) -> str:
-    """Of every column and row, sorted by sample_id; what lies under a null does not count."""
+    """Hash of all columns and rows, sorted by sample_id. Bytes below a null do not count."""
     ordered = table.sort_by("sample_id")
     digest = hashlib.sha256()
     for name in sorted(ordered.column_names):
@@ -241,7 +241,7 @@ def _learner_hashes(folder: Path) -> tuple[str, str]:
 
 
 def equality(run_dir: Path, baseline: Mapping[str, str]) -> dict[str, Json]:
-    """What of the run is bitwise as in the baseline."""
+    """Which parts of the run are bitwise equal to the baseline."""
     found = fingerprint(run_dir)
     return {name: found[name] == value for name, value in baseline.items()}
 
@@ -265,7 +265,7 @@ def lost_and_doubled(run_dir: Path, num_steps: int, groups: int = GROUPS) -> tup
 
 
 def read_events(run_dir: Path) -> list[dict[str, Json]]:
-    """The events of a run in order, none if there is no file; a last line that was cut short is left out."""
+    """The events of a run in order; empty without a file. A last line that was cut short is left out."""
     path = run_dir / EVENTS
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     return [json.loads(line) for line in whole.splitlines()]
@@ -281,18 +281,18 @@ def event_counts(run_dir: Path) -> dict[str, Json]:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A folder with one JSON per finished case; a case that failed is reported and runs again next time."""
+    """A folder with a JSON file for each finished case. A failed case is reported and repeated next time."""
 
     folder: Path
     only: str = ""
     failed: list[str] = field(default_factory=list)
 
     def wants(self, case: str) -> bool:
-        """Whether the case is asked for and not done yet."""
+        """Whether the case is selected and not finished."""
         return self.only in case and not self._path(case).exists()
 
     def do(self, case: str, work: Callable[[], Mapping[str, Json]]) -> None:
-        """Do a case that is wanted, and keep what it found."""
+        """Run a wanted case and store its result."""
         if not self.wants(case):
             return
         began = time.monotonic()
@@ -313,7 +313,7 @@ class Records:
 
 
 def arguments_of(text: str | None, name: str) -> argparse.ArgumentParser:
-    """The arguments every script takes."""
+    """The arguments of every script."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.faults.{name}", description=text)
     parser.add_argument("--out", type=Path, required=True, help="folder with a JSON per finished case")
     parser.add_argument("--only", default="", help="do the cases whose name holds this text")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults.crash --out docs/results/durability/crash [--only lag0] [--table]
 
-Cases, each compared with a run that nothing happened to:
+Cases, each compared with an undisturbed run:
     lag0/...    the real command on Ray, killed when a step is committed or while the next one is sampled
     lag1/...    the same at max_lag 1 under both schedules: what was durable must come back as it was
     calls/...   all actors in the driver's process, killed before, within or after each call that changes the
@@ -52,7 +52,7 @@ _REACH_S: Final = 240.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what is missing; 1 if a case failed."""
+    """Run the missing cases; 1 if a case failed."""
     arguments = arguments_of(__doc__, "crash").parse_args(argv)
     records = Records(arguments.out, arguments.only)
     if arguments.table:
@@ -87,7 +87,7 @@ def step_cases(records: Records) -> None:
 
 
 def undisturbed(folder: Path, mark: str) -> dict[str, str]:
-    """What a run is that nothing happened to."""
+    """The fingerprint of an undisturbed run."""
     driver = Driver(settings(folder, NAME, STEPS), folder / "baseline.log", mark)
     code = driver.wait()
     end_marked(mark)
@@ -146,7 +146,7 @@ def at_point(run_dir: Path, step: int, point: str) -> bool:
 
 
 def outcome(run_dir: Path, num_steps: int, code: int, baseline: Mapping[str, str] | None) -> dict[str, Json]:
-    """How a run ended: exit code, lost and doubled samples, equality with the baseline."""
+    """How a run ended: exit code, lost and duplicate samples, equality with the baseline."""
     if code:
         return {"ok": False, "exit_code": code}
     lost, doubled = lost_and_doubled(run_dir, num_steps)
@@ -188,7 +188,7 @@ def durable(run_dir: Path) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def table(cases: Sequence[Mapping[str, Json]]) -> str:
-    """Cases by kind: how many, how many as they must be, lost, doubled, and what differed."""
+    """Cases by kind: number, number without a fault, lost and duplicate samples, and what differed."""
     kinds: dict[str, list[Mapping[str, Json]]] = {}
     for case in cases:
         kind = "/".join(str(case["case"]).split("/")[:2])

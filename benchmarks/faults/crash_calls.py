@@ -1,8 +1,8 @@
 """The cases of `benchmarks.faults.crash` that end a driver at each call that changes its run's folder.
 
-A listing run counts the calls of every sequence; then each is hit in turn, from a copy of a run that is
-shortly before. A call of which nothing follows in its sequence is hit after it as well, and a write in its
-middle.
+A first run lists the calls of every sequence. Then the driver is ended at each of them, from a copy of a run
+that is shortly before it: before the call, after it if it is the last of its sequence, and in the middle of a
+write.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SEQUENCES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """A warm process, a folder, and the runs to start from."""
+    """The forking process, a folder, and the runs to start from."""
 
     warm: Warm
     folder: Path
@@ -59,7 +59,7 @@ class _Bench:
 
 
 def call_cases(records: Records, name: str, num_steps: int) -> None:
-    """Every case that is missing; nothing is started if none is."""
+    """Run all missing cases; nothing is started if there are none."""
     listing = records.folder / "calls-listed" / "calls.json"
     if listing.exists() and not any(records.wants(case) for case in _cases(json.loads(listing.read_text()))):
         return

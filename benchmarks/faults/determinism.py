@@ -1,10 +1,11 @@
-"""Does the same seed give the same run? Three times as it is, then with scorers that dawdle at random.
+"""Does the same seed give the same run? Three runs as they are, then runs with scorers of random delay.
 
     python -m benchmarks.faults.determinism --out docs/results/durability/determinism
 
 Every case is a 12-step run of the real command at lag 0; its hashes cover the final weights, the learner's
-state, every row of every step and evaluation, and the metrics without timings. The scorer's score counts, and
-its delay of up to 200 ms a group, drawn anew in every run, changes the order in which groups are finished.
+state, every row of every step and evaluation, and the metrics without timings. The delayed scorer is part of
+the reward. Its delay of up to 200 ms for each group, drawn anew in every run, changes the order in which
+groups finish.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Does a run outlive the reward functions of `hostile_scorers`? All five at once beside an honest one.
+"""Does a run survive the reward functions of `hostile_scorers`? All of them at once, beside a normal one.
 
     python -m benchmarks.faults.hostile --out docs/results/durability/hostile.json
 
-Trains 3 steps of 4 groups x 4 completions with the real command and prints, per scorer, what became of each
-of its 48 scores, how long the steps took against the bound that the limits set, and the processes left.
+Trains 3 steps of 4 groups x 4 completions with the real command and prints, per scorer, the status of each of
+its 48 scores, the time of the steps beside the bound that the limits set, and processes that are left over.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run(folder: Path) -> dict[str, object]:
-    """One run of the command; what it left."""
+    """Run the command once; returns what it left behind."""
     began = time.monotonic()
     done = subprocess.run(command(folder), capture_output=True, text=True, timeout=900, check=False)
     wall_s = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Reward functions that misbehave in the ways real ones do; run by their own killable processes alone."""
+"""Reward functions that fail as real ones do. They run only in killable processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def catastrophic_regex(data_source: str, solution_str: str, ground_truth: str, e
 
 
 def ignores_sigterm(data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping) -> float:
-    """Sleeps for ever and will not be asked to end."""
+    """Sleeps for ever and ignores SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(60.0)
@@ -34,7 +34,7 @@ def leaves_children(data_source: str, solution_str: str, ground_truth: str, extr
 
 
 def not_a_number(data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping) -> float:
-    """No reward at all, in the shape of one."""
+    """Returns a mapping that looks like a reward and has no valid score."""
     return float("nan")
 
 

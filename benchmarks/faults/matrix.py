@@ -1,13 +1,13 @@
-"""Every kind of actor killed or stopped in every phase of a step: does the run end with the same result?
+"""Kill or stop every kind of actor in every phase of a step: does the run end with the same result?
 
     python -m benchmarks.faults.matrix --out docs/results/durability/matrix [--only generator] [--table]
 
 {generator, scorer, learner of 1 rank and of 2, buffer} x {idle, generating, scoring, learning, publishing,
 committing} x {SIGKILL, SIGSTOP for 20 s and then SIGCONT}, each at least twice: one run per actor, signal and
 repetition, with a fault in every phase and quiet steps between. SIGSTOP is repeated under a hang limit of
-60 s, which it must simply outlast, and under one of 8 s, which must replace the actor. A fault counts if it
-was seen to hit while the phase was under way and if the run recorded that it was mended. At the end weights,
-metrics, rows and evaluations must be those of a run that nothing happened to, bit for bit.
+60 s, within which the actor continues, and under one of 8 s, after which it must be replaced. A fault counts
+if it hit during its phase and the run recorded the recovery. At the end weights, metrics, rows and
+evaluations must be those of an undisturbed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def undisturbed(more: tuple[str, ...]) -> dict[str, str]:
-    """What a run is that nothing happened to."""
+    """The fingerprint of an undisturbed run."""
     with workshop() as (folder, mark):
         code, _ = _drive(folder, mark, "", "SIGKILL", more)
         if code:
@@ -94,7 +94,7 @@ def undisturbed(more: tuple[str, ...]) -> dict[str, str]:
 def _drive(
     folder: Path, mark: str, label: str, signal_name: str, more: Sequence[str]
 ) -> tuple[int, dict[str, Any]]:
-    """A run, hurt or not: its exit code and what `matrix_run` found."""
+    """A run with or without faults: its exit code and the record of `matrix_run`."""
     asked, out = folder / "faults.json", folder / "found.json"
     fault = {"actor": label, "signal": signal_name, "stop_s": STOP_S, "out": str(out)}
     asked.write_text(json.dumps(fault))
@@ -130,7 +130,7 @@ def disturbed(actor: str, fault: str, baseline: Mapping[str, str]) -> dict[str, 
 
 
 def _judged(hit: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path, fault: str) -> dict[str, Json]:
-    """A fault with what the run recorded about it, and how long it held the run up."""
+    """A fault with what the run recorded about it, and the delay that it caused."""
     later = [other["at"] for other in found["hits"] if other["at"] > hit["at"]]
     until = min(later, default=float("inf"))
     kinds = [
@@ -149,7 +149,7 @@ def _judged(hit: Mapping[str, Any], found: Mapping[str, Any], run_dir: Path, fau
 
 
 def _recovery_s(hit: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """Seconds by which the step under way or the one after it, whichever was more, came late."""
+    """Seconds by which the current step or the next one was late, whichever is more."""
     after = [(step, at) for step, at in found["finished"] if at > hit["at"]]
     late = []
     for k in (1, 2):  # the first time: a later fault may have it trained again

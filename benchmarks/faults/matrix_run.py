@@ -1,10 +1,10 @@
-"""One run of `benchmarks.faults.matrix`: a driver that hurts one of its own actors, once in every phase.
+"""One run of `benchmarks.faults.matrix`: a driver that kills or stops its own actors in every phase.
 
     python -m benchmarks.faults.matrix_run FAULTS.json train configs/debug.yaml ...
 
 FAULTS.json: {"actor": label or "", "signal": "SIGKILL" or "SIGSTOP", "stop_s": seconds, "out": path}. The
-phases are what the run tells its reporter. A fault hit if the actor's process was seen stopped, ending or
-gone while the phase was still under way; one that came too late is tried again in a later step.
+phases are those that the run reports. A fault counts as a hit if the actor's process was seen stopped,
+exiting or gone during the phase; one that came too late is tried again in a later step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rollouts.files import Json, write_json_atomic
 
 PHASES: Final = ("idle", "generating", "scoring", "learning", "publishing", "committing")
 QUIET_STEPS: Final = 3
-"""Finished steps between two faults, for the recovery to be over and the pace to be known."""
+"""Finished steps between two faults, so that the recovery ends and the usual step time is known."""
 _WITHIN: Final = (0.4, 0.15, 0.0)
 """Share of a phase's usual length to wait before the first, second and any later attempt."""
 _EXITING: Final = 0x4
@@ -39,7 +39,7 @@ _PROOF_S: Final = 2.0
 
 @dataclass(slots=True)
 class Hit:
-    """One fault that was tried; times by the wall clock, so that they compare with the run's events."""
+    """One attempted fault. Times are by the wall clock, as in the run's events."""
 
     phase: str
     step: int
@@ -47,20 +47,20 @@ class Hit:
     at: float
     finished: int
     proven: str = ""
-    """What was seen while the phase was under way; empty if it had ended before anything was."""
+    """State of the process seen during the phase; empty if the phase ended first."""
     waited_share: float = 0.0
 
 
 @dataclass(slots=True)
 class Pace:
-    """When which step was finished, again too if it was trained again, and how long phases took."""
+    """When each step finished, each time if it was trained again, and the length of phases."""
 
     finished: list[tuple[int, float]] = field(default_factory=list)
     phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 class Saboteur:
-    """A reporter that injects: called by the run as it goes, it acts on a thread of its own."""
+    """A reporter that injects the faults, on its own thread, when the run reports a phase."""
 
     def __init__(self, run_dir: Path, actor: str, number: int, stop_s: float) -> None:
         self._run_dir, self._actor, self._number, self._stop_s = run_dir, actor, number, stop_s
@@ -160,7 +160,7 @@ def condition(pid: int) -> str:
 
 
 def main() -> int:
-    """Run to the end and tell what was hit."""
+    """Run to the end and write the attempted faults."""
     asked = json.loads(Path(sys.argv[1]).read_text())
     config = load_config(sys.argv[3], sys.argv[4:])
     number = signal.Signals[asked["signal"]] if asked["actor"] else signal.SIGKILL

@@ -1,4 +1,4 @@
-"""A user's scorer that takes its time, so that the phase of scoring can be hit; its scores tell nothing."""
+"""A user's slow scorer, so that a fault can hit the scoring phase. Its scores have no meaning."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""A long run that something is killed in every minute: does it lose samples, leak memory, files or processes?
+"""A long run in which a process is killed every minute: does it lose samples or leak resources?
 
     python -m benchmarks.faults.soak --out docs/results/durability/soak --minutes 60 --kill-every 60
 
 A stretch without faults comes first (`--quiet-minutes`), then every `--kill-every` seconds a random actor,
 and every fifth time the driver, gets SIGKILL; a killed driver is started again by the same command. Every ten
-seconds a line of samples.jsonl says what each process holds. summary.json is written at the end from that
-file and the run; `--table` prints it. The run itself stays in a temporary folder.
+seconds a line of samples.jsonl records memory, files and threads of each process. summary.json is written at
+the end from that file and the run; `--table` prints it. The run itself stays in a temporary folder.
 
 Memory: the slope of resident memory over time per kind of process with its 95 % interval. In the quiet
 stretch time is also the process's age. Among kills no process lives long, so there resident memory is fitted
-on age and on time together, and time's slope says whether later lives are bigger than earlier ones.
+on age and on time together, and the slope over time shows whether later processes are larger than earlier
+ones.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from rollouts.store import committed_steps, read_summary
 
 EVERY_S: Final = 10.0
 YOUNG_S: Final = 60.0
-"""A process's first minute is start-up: allocators fill, and its memory says nothing of leaks."""
+"""The first minute of a process is start-up, in which allocators fill: it says nothing about leaks."""
 DRIVER_TURN: Final = 5
 _SEED: Final = 7
 
@@ -67,7 +68,7 @@ def main() -> int:
 
 
 class Soak:
-    """One soak: the driver under way, and what is done to it."""
+    """One soak test: the running driver and the faults injected so far."""
 
     def __init__(self, out: Path, total_s: float, quiet_s: float, kill_every_s: float) -> None:
         self._out, self._total_s, self._quiet_s, self._kill_every_s = out, total_s, quiet_s, kill_every_s

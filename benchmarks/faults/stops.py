@@ -1,9 +1,9 @@
 """Ending this process inside a sequence of writes: at its n-th call that changes the run directory.
 
 Installed by `benchmarks.faults.warm` in the process of a driver whose actors all live in it
-(cluster.spawn=local), before the command begins. A sequence is a method of the production code under way,
-named with its occasion (`commit@6`, `checkpoint@8`, `journal@21`); a call is one of the os functions below,
-or a write of the learner's file, on a path within the run directory.
+(cluster.spawn=local), before the command begins. A sequence is the execution of a method of the production
+code, named with its step or group (`commit@6`, `checkpoint@8`, `journal@21`); a call is one of the os
+functions below, or a write of the learner's file, on a path within the run directory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stop:
 
 @dataclass(slots=True)
 class _Watch:
-    """What is under way, and the calls seen in each sequence."""
+    """The current sequence, and the calls seen in each."""
 
     root: str
     stop: Stop | None
@@ -43,7 +43,7 @@ class _Watch:
     calls: dict[str, list[str]] = field(default_factory=dict)
 
     def enter(self, sequence: str) -> bool:
-        """False inside another sequence, whose part this one is then."""
+        """Begin a sequence; False inside another one, to which its calls then belong."""
         if self.under_way:
             return False
         self.under_way = sequence
@@ -173,7 +173,7 @@ def _path_of(descriptor: int) -> str:
 
 
 def _watch_sequences(watch: _Watch) -> None:
-    """Wrap what begins and ends each sequence. Imported here: this is the weight of a driver."""
+    """Wrap the method of each sequence. Imported here, because importing a driver takes seconds."""
     import cluster.attempt
     from actors.buffer import BufferActor
     from actors.learner import LearnerRank

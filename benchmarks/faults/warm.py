@@ -1,4 +1,4 @@
-"""Drivers that start warm: one process imports the engines once, and each driver is a fork of it.
+"""Fast starts of drivers: one process imports the engines once, and each driver is a fork of it.
 
     python -m benchmarks.faults.warm     reads a JSON object a line, answers each with one
 
@@ -26,7 +26,7 @@ from benchmarks.faults.stops import Stop
 
 
 class Warm:
-    """The warm process, from outside. As a context manager it ends with its forks."""
+    """Handle of the process that imports. As a context manager it ends with its forks."""
 
     def __enter__(self) -> Warm:
         from benchmarks.faults.common import ROOT
@@ -54,7 +54,7 @@ class Warm:
     def run(
         self, arguments: Sequence[str], run_dir: Path, log: Path, stop: Stop | None = None, calls: str = ""
     ) -> int:
-        """Run the command to its end, or to where it is stopped; its exit code, negative for a signal."""
+        """Run the command to its end, or to its stop. Returns the exit code, negative for a signal."""
         assert self._process.stdin is not None and self._process.stdout is not None
         where = None
         if stop is not None:

@@ -77,6 +77,7 @@ class EntropyBands:
             level.average = sum(level.seen) / len(level.seen)
             return False
         past = self._options.smoothing
+        # Smoothed, because one step's entropy is noisy and an actuator should not follow the noise.
         level.average = past * level.average + (1 - past) * value
         return _initial(level) > 0
 

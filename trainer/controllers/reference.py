@@ -37,6 +37,7 @@ class Reference:
             self._seen = [*self._seen, value][-2 * config.plateau_steps :]
         if not (self._steps == config.reset_every or self._is_flat()):
             return False
+        # The plateau is judged anew: after a reset the metric first has to settle.
         self._steps, self._seen = 0, []
         self.num_resets += 1
         return True

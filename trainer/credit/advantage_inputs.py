@@ -83,6 +83,7 @@ def group_bounds(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray,
     A group without a value has inf and -inf.
     """
     groups, inverse = np.unique(group_N, return_inverse=True)
+    # Identity elements of min and max: a group without values keeps them.
     lowest, highest = np.full(len(groups), np.inf), np.full(len(groups), -np.inf)
     known = np.isfinite(values_N)
     np.minimum.at(lowest, inverse[known], values_N[known])

@@ -31,6 +31,7 @@ def ucb_mean(rows: RewardedRows, options: UcbMeanOptions) -> np.ndarray:
     """
     u = _ucb(rows)
     sums, sizes = group_sums(u, rows.group_N)
+    # A row without siblings is compared with itself, which gives it no bonus.
     others = np.where(sizes > 1, (sums - u) / np.maximum(sizes - 1, 1), u)
     return options.coef * _explored(rows, u - others)
 

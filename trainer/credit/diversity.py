@@ -72,6 +72,7 @@ def setpo(rows: RewardedRows, options: SetpoOptions) -> np.ndarray:
         members = np.flatnonzero((rows.group_N == group) & classed)
         _, class_M, counts_C = np.unique(rows.partition_N[members], return_inverse=True, return_counts=True)
         whole = measure(counts_C)
+        # Once per class and not per row: to remove any row of a class changes the set in the same way.
         lost_C = [
             whole - measure(counts_C - (np.arange(len(counts_C)) == each)) for each in range(len(counts_C))
         ]

@@ -103,5 +103,6 @@ def _key(answers: Mapping[str, int], answer: str | None) -> str:
     if answer is None:
         return UNREAD
     digest = hashlib.blake2b(answer.encode(), digest_size=8).hexdigest()
+    # The two shared keys do not count towards the limit.
     is_full = len(answers) - (UNREAD in answers) - (OTHERS in answers) >= MAX_ANSWERS
     return OTHERS if is_full and digest not in answers else digest

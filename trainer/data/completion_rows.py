@@ -44,8 +44,8 @@ def read_completions(path: str, limit: int = 0) -> list[CompletionGroup]:
     """The groups of a file, in order; of the first `limit` rows if it is positive.
 
     A row is a prompt as in a dataset (`trainer.data.file_dataset`) with `completion` (text or messages) or
-    `completions` (texts); `token_ids` and `finish_reason` may accompany a single completion. Rows in a row of
-    the same prompt, apart from its place in the file, are one group.
+    `completions` (texts); `token_ids` and `finish_reason` may accompany a single completion. Consecutive rows
+    of the same prompt (apart from its place in the file) are one group.
 
     Raises:
         ValueError: the file cannot be read, or a row is invalid; the message names file, row and key.
@@ -166,6 +166,7 @@ def _completion(text: str, token_ids: tuple[int, ...], finish_reason: str) -> Co
         token_ids=token_ids,
         text=text,
         finish_reason=finish_reason,
+        # Nobody sampled these tokens here; a completion must have a logprob for each, and no scorer reads it.
         behavior_logprobs=(0.0,) * len(token_ids),
         versions=((0, 0),),
     )

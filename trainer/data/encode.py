@@ -122,7 +122,7 @@ def row_of(prompt: Prompt | Demonstration) -> str:
 
 
 def named_rows(rows: Sequence[str]) -> str:
-    """The first of several `row_of` for a message, each file said once: "train.jsonl, lines 1, 2, 5, ..."."""
+    """The first of several `row_of`, each file named once: "train.jsonl, lines 1, 2, 5, ..."."""
     numbers: dict[str, list[str]] = {}
     for row in rows[:_NUM_NAMED]:
         place, _, number = row.rpartition(" ")

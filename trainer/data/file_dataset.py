@@ -76,6 +76,8 @@ def to_prompt(row: Row, domain: str = "") -> Prompt:
         extra=_extra(row, {"reward_model", "extra_info", source, id_key, domain_key, answer_key}),
         is_text=is_text(row),
         place=f"{row.path}, {row.place}",
+        # Only what text cannot hold: so a dataset of plain answers keeps the digest that its runs have
+        # stored.
         ground_truth=None if truth == answer else truth,
         data_source=own_domain if domain and domain_key and own_domain != domain else "",
     )

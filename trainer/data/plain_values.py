@@ -43,6 +43,7 @@ def _plain(value: object) -> Json:
             return _unicode(value)
         case float():
             return _finite(float(value))
+        # Text keeps all digits; a float would turn 0.10 into 0.1.
         case decimal.Decimal():
             return format(value, "f") if value.is_finite() else _finite(float(value))
         case datetime.date() | datetime.time():

@@ -38,6 +38,7 @@ def load_dataset(entry: BoundEntry[Common]) -> list[Prompt]:
     if isinstance(entry.options, FileOptions):
         check_file(f"{entry.key}.path", entry.options.path)
     prompts: list[Prompt] = entry.function()(entry.options)
+    # Our own readers have converted values already, with the file and the line in their errors.
     if entry.kind.options is OwnOptions:
         prompts = [_with_plain_values(prompt) for prompt in prompts]
     if not prompts:

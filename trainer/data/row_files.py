@@ -82,6 +82,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         for number, line in enumerate(lines):
             place = f"{path}, line {number + 1}"
             try:
+                # Some editors put a byte order mark at the start of a file.
                 text = line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
                 values = json.loads(text) if text else None
             except (ValueError, RecursionError) as error:
@@ -99,6 +100,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             for field in file.schema_arrow:
                 _refuse_extension(field, f"{path}: column {field.name}")
+            # In parts: a file with long chats may not fit into memory as Python objects.
             for batch in file.iter_batches(_ROWS_AT_A_TIME):
                 rows = _to_rows(batch, path)
                 for values in rows:

@@ -52,6 +52,7 @@ class GatheredTokens:
         """`prepared` for this rank's table. Tokens that were not gathered get NaN, 0 or False."""
         columns = {}
         for name, values in prepared.columns.items():
+            # NaN, so that a loss which wrongly reads such a token shows it.
             blank = np.nan if np.issubdtype(values.dtype, np.floating) else 0
             columns[name] = np.full(len(self.local), blank, values.dtype)
             columns[name][self.local] = values[self.places]
@@ -71,6 +72,7 @@ def gather_tokens(local: TokenTable, origins: Sequence[str], gather: Gather) -> 
     order = np.lexsort((gathered["position"], gathered["sample_id"]))
     ordered = {name: column[order] for name, column in gathered.items()}
     keys = _keys(ordered)
+    # `searchsorted` needs sorted keys, and "a/10" comes before "a/2" as text.
     by_key = np.argsort(keys)
     places = by_key[np.searchsorted(keys, _keys(mine), sorter=by_key)]
     return GatheredTokens(columns=ordered, local=learned, places=places)

@@ -86,6 +86,7 @@ def select_in_band(columns: Mapping[str, np.ndarray], options: ClipCovOptions) -
     covariance = covariances(columns)
     clipped = _is_clipped(columns, options)
     band = np.flatnonzero((covariance > options.lower) & (covariance < options.upper) & ~clipped)
+    # The draws are uniform, so the smallest ones are a uniform choice, the same on every rank.
     ranked = band[np.argsort(columns["draw"][band], kind="stable")]
     return _selection(ranked[: num_selected(options.fraction, columns["draw"])], covariance)
 

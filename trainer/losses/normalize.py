@@ -29,6 +29,7 @@ def row_weights(
     """
     weights = np.zeros(len(num_loss_tokens_N))
     for origin, common in losses.items():
+        # Each update is a step of the optimizer, with a mean of its own.
         for update in np.unique(update_N):
             mine = (origin_N == origin) & (update_N == update) & (num_loss_tokens_N > 0)
             if not mine.any():

@@ -97,6 +97,7 @@ def apply_dual_clip(token_loss: TokenLoss, advantages: Tensor, dual_clip: float)
     if not dual_clip:
         return token_loss
     bound = dual_clip * advantages.abs()
+    # A strict comparison: exactly at the bound the token keeps its gradient.
     clipped = (advantages < 0) & (token_loss.loss > bound)
     marks = {**token_loss.marks, "clip_dual": clipped}
     return TokenLoss(loss=torch.where(clipped, bound, token_loss.loss), marks=marks)

@@ -104,13 +104,16 @@ def build_microbatch(
         ids[row, starts[row] : totals[row]] = completion
     columns = np.arange(width)
     rows_T = np.repeat(np.arange(len(prompts)), counts)
+    # 0, 1, 2, ... within each row, without a loop over rows.
     offsets_T = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     positions_T = np.repeat(starts, counts) + offsets_T
     return Microbatch(
         ids_BT=torch.from_numpy(ids).to(device),
         attention_BT=torch.from_numpy((columns < totals[:, None]).astype(np.int64)).to(device),
+        # Copied: `broadcast_to` returns a read-only view, which a tensor must not share.
         positions_BT=torch.from_numpy(np.broadcast_to(columns, ids.shape).copy()).to(device),
         source_rows_T=torch.from_numpy(rows_T).to(device),
+        # A token is predicted by the hidden state before it.
         source_positions_T=torch.from_numpy(positions_T - 1).to(device),
         targets_T=torch.from_numpy(ids[rows_T, positions_T]).to(device),
         tau_T=torch.from_numpy(np.repeat(np.asarray(tau_B, np.float32), counts)).to(device),

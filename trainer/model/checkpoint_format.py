@@ -51,6 +51,7 @@ def load_checkpoint_format(model: PreTrainedModel, named: Mapping[str, Tensor]) 
             None, config=model.config, state_dict=dict(named), dtype=model.dtype
         )
         named = loaded.state_dict()
+    # Not strict: buffers that are computed, such as rotary tables, are not in a folder.
     model.load_state_dict(named, strict=False)
 
 

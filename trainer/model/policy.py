@@ -59,6 +59,7 @@ class PolicyModel(nn.Module):
             position_ids=batch.positions_BT,
             use_cache=False,
         ).last_hidden_state
+        # Only positions that predict a completion token: the head is the largest matrix of a small model.
         hidden_TD = hidden_BTD[batch.source_rows_T, batch.source_positions_T]
         head = self.model.get_output_embeddings()
         return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]

@@ -49,9 +49,11 @@ def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) 
     if training_temperature is not None:
         moved = origins_where(lambda spec: spec.at_training_temperature)
         temperature = np.where(np.isin(origins, moved), np.float32(training_temperature), temperature)
+    # `np.split` of nothing returns one empty part, where no row needs none.
     tokens = _split(batch.column("token_ids"), np.int64) if len(batch) else []
     behavior = _split(batch.column("behavior_logprobs"), np.float32) if len(batch) else []
     filled = [
+        # A null row (a demonstration) has no logprobs at all.
         logprobs if len(logprobs) == len(ids) else np.full(len(ids), np.nan, np.float32)
         for logprobs, ids in zip(behavior, tokens, strict=True)
     ]

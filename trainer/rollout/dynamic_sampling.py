@@ -61,6 +61,7 @@ def plan_rounds(has_variance: Sequence[bool], wanted: int, max_rounds: int) -> R
     """
     num_rounds, num_groups = 1, wanted
     while num_rounds < max_rounds and num_groups <= len(has_variance):
+        # Only of the rounds so far: groups of a later round may be known already after a resume.
         short = wanted - sum(has_variance[:num_groups])
         if short == 0:
             break

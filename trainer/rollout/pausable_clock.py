@@ -52,5 +52,6 @@ class Clock:
     def _reschedule(self) -> None:
         """Move the open timeouts, which count the event loop's time, to their deadlines by this clock."""
         for timeout, deadline in self._open.items():
+            # asyncio raises an error if an expired timeout is moved.
             if not timeout.expired():
                 timeout.reschedule(None if self._paused_at is not None else deadline + self._skipped_s)

@@ -120,9 +120,8 @@ class RolloutTools:
 
         `prompt_ids` default to the submission's prompt, `samples` to one per seed, numbered from 0. Seeds and
         ids depend only on (sample, turn), not on order or timing, so a later call for the same sample needs
-        another `turn`. Ids are "<group_id>.<sample>",
-        and "<group_id>.<sample>.<turn>" in later turns. `max_tokens` leaves room for turns to come; it is at
-        most `room` in any case.
+        another `turn`. Ids are "<group_id>.<sample>", and "<group_id>.<sample>.<turn>" in later turns.
+        `max_tokens` leaves room for turns to come; it is at most `room` in any case.
 
         Raises:
             ValueError: there is no room after `prompt_ids`, or a sample was already generated in this turn.
@@ -265,6 +264,7 @@ def _problem(group: object, submission: Submission) -> str:
     """What is wrong with a rollouter's group, or "". The buffer checks the rows themselves."""
     if not isinstance(group, Group) or group.submission != submission:
         return f"must return the Group of its submission, got {type(group).__name__}"
+    # A rollouter is the user's code: what would fail later in the buffer is reported here with its name.
     names = [sample.completion.sample_id for sample in group.samples]
     if not names:
         return "must have at least one sample, got none"

@@ -22,5 +22,6 @@ async def single_turn(
     prefill = submission.prompt.prefill
     whole = [replace(each, text=prefill + each.text) for each in completions] if prefill else completions
     judgements = await tools.score(whole)
+    # The stored completion is without the prefill, which is part of the prompt.
     samples = [tools.combined(*pair) for pair in zip(completions, judgements, strict=True)]
     return Group(submission=submission, samples=tuple(samples))

@@ -49,6 +49,7 @@ def select_entropy(columns: Mapping[str, np.ndarray], options: TopEntropyOptions
     """
     entropy = columns["entropy"].astype(np.float64)
     count = num_top(options.fraction, len(entropy))
+    # A stable sort breaks ties by the order of the table, which is the same on every rank.
     ranked = np.argsort(-entropy, kind="stable")[:count]
     kept = np.zeros(len(entropy), np.bool_)
     kept[ranked] = True

@@ -82,6 +82,7 @@ def locate_grams(options: HicraOptions) -> HicraOptions:
 
 def read_grams(path: str) -> Grams:
     """The n-grams of a file, cached until the file changes. Raises like `load_grams`."""
+    # The time of change is part of the key of the cache.
     return _read_once(path, os.stat(path).st_mtime_ns)
 
 

@@ -61,6 +61,7 @@ def mine_grams(
         num_documents += 1
         counts.update(set(chain.from_iterable(map(_grams_of, segments))))  # once per document
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    # The tolerance is for products such as 0.29 x 100, which is 28.999999999999996.
     kept = dict(ranked[: int(share * len(ranked) + 1e-9)])
     kept = {gram: count for gram, count in kept.items() if count >= min_documents}
     if not kept:

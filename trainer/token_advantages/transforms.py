@@ -98,6 +98,7 @@ def prepare_transforms(
             results[f"token_advantage.{name}"] = gathered.to_local(prepared)
         if name == with_prepare[-1]:  # no later `prepare` reads the advantages
             break
+        # Each rank computes this for all tokens, so that no second gathering is needed.
         columns["advantage"] = transform.apply(_inputs_of(columns, prepared)).advantages.numpy()
     return results
 

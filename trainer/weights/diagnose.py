@@ -77,6 +77,7 @@ def _stale_head_gap(
     module = policy.model.get_output_embeddings()
     assert isinstance(module, nn.Linear)
     tied = module.weight
+    # A tied head has no tensor of its own, so it cannot be loaded like the others.
     module.weight = nn.Parameter(head.clone())
     stale_gap = gap(probe_logprobs(policy, probes, head.device), observed)
     module.weight = tied  # the next hypothesis loads into the embedding and must reach the head too

@@ -19,6 +19,7 @@ def export_model(folder: Path, state: dict[str, Tensor], model: ModelConfig) -> 
     `state` are weights in checkpoint format; an existing folder is replaced.
     """
     staging = folder.with_name(folder.name + ".partial")
+    # Left over from an export that was interrupted.
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).save_pretrained(staging)

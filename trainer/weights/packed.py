@@ -68,6 +68,7 @@ def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
         ValueError: a tensor's bytes do not match its checksum.
     """
     for entry in weights.entries:
+        # Copied: the buffer is Ray's shared memory, which is read-only and may be freed.
         part = weights.buffer[entry.start : entry.end].copy()
         if zlib.crc32(part.data) != entry.checksum:
             raise ValueError(f"weights of version {weights.version}: tensor {entry.name} arrived damaged")

@@ -25,6 +25,7 @@ async def make_probes(
     seed = derive_seed(config.seed, "probe")
     probes = []
     for index, prompt in enumerate(chosen):
+        # One after the other, so that the result does not depend on how the engine batches.
         completions = await generator.generate(make_submission(index, prompt, 1, sampling, seed))
         probes.append(Probe(token_ids=prompt.token_ids + completions[0].token_ids))
     return tuple(probes)
