@@ -35,7 +35,9 @@ class EquivalenceRecipe:
     warmup_updates: int = 50
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
-    num_threads: int = 2
+    copy_weight: float = 0.5
+    """Weight of predicting the second text of equivalent pairs, beside the label's loss."""
+    num_threads: int = 1
     calibration_problems: int = 1024
     """The last problems of the train split: kept from training, for the calibration."""
     calibration_pairs: int = 4000
@@ -83,6 +85,8 @@ def _check(recipe: EquivalenceRecipe, path: str) -> None:
         if value < low or (high is not None and value > high):
             rule = f"{low} or more" if high is None else f"{low} to {high}"
             raise ValueError(f"{path}: {key} must be {rule}, got {value}")
+    if not recipe.copy_weight >= 0:
+        raise ValueError(f"{path}: copy_weight must be 0 or more, got {recipe.copy_weight}")
     for key in ("lr", "max_grad_norm"):
         if not getattr(recipe, key) > 0:
             raise ValueError(f"{path}: {key} must be above 0, got {getattr(recipe, key)}")

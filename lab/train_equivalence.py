@@ -21,14 +21,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+)
 
 from lab.calibration import Calibration, fit, measure
 from lab.equivalence_pairs import Pair, make_pairs
 from lab.equivalence_recipe import EquivalenceRecipe, load_equivalence_recipe
 from lab.problems import problem_split
 
-TEMPLATE = "<bos> {first} <user> {second} <assistant>"
+_DIVIDER = "<user>"
+TEMPLATE = f"<bos> {{first}} {_DIVIDER} {{second}} <assistant>"
 """How a pair becomes one text. The last token is the one that is classified."""
 CALIBRATION_FILE = "calibration.json"
 _LABELS = {0: "different", 1: "equivalent"}
@@ -119,12 +125,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _logits(model: Qwen3ForSequenceClassification, encoded: Sequence[list[int]]) -> Tensor:
-    """Logits [B, 2] of token lists, padded at the right."""
+def _padded(encoded: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists as ids [B, T], padded at the right, and their attention mask."""
     longest = max(len(ids) for ids in encoded)
-    pad = model.config.pad_token_id
     ids_BT = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in encoded])
-    return model(input_ids=ids_BT, attention_mask=(ids_BT != pad).long()).logits  # type: ignore[no-any-return]
+    return ids_BT, (ids_BT != pad).long()
+
+
+def _logits(model: Qwen3ForSequenceClassification, encoded: Sequence[list[int]]) -> Tensor:
+    """Logits [B, 2] of token lists."""
+    ids_BT, mask_BT = _padded(encoded, model.config.pad_token_id)
+    return model(input_ids=ids_BT, attention_mask=mask_BT).logits  # type: ignore[no-any-return]
 
 
 def _train(
@@ -133,28 +144,54 @@ def _train(
     recipe: EquivalenceRecipe,
     pairs: Sequence[Pair],
 ) -> None:
-    """AdamW with linear warm-up and cosine decay; every pair is seen once."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
+    """AdamW with linear warm-up and cosine decay; every pair is seen once.
+
+    The loss is the classifier's, plus `copy_weight` times that of predicting the second text of equivalent
+    pairs token by token: a model that knows what must follow notices where a pair differs. One label per pair
+    alone takes several times as many updates.
+    """
+    head = Qwen3ForCausalLM.from_pretrained(recipe.base).lm_head
+    weights = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+    divider = tokenizer.convert_tokens_to_ids(_DIVIDER)
     model.train()
-    began, running = time.perf_counter(), 0.0
+    began, running = time.perf_counter(), torch.zeros(2)
     for update in range(recipe.num_updates):
         chosen = pairs[update * recipe.pairs_per_update : (update + 1) * recipe.pairs_per_update]
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(update, recipe)
-        logits = _logits(model, [_encode(tokenizer, pair) for pair in chosen])
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(_labels(chosen)).long())
+        encoded = [_encode(tokenizer, pair) for pair in chosen]
+        losses_2 = _losses(model, head, encoded, _labels(chosen), divider)
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        (losses_2[0] + recipe.copy_weight * losses_2[1]).backward()
+        torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
-        running += (loss.item() - running) * max(0.02, 1.0 / (update + 1))
-        if (update + 1) % 100 == 0 or update + 1 == recipe.num_updates:
-            elapsed = time.perf_counter() - began
-            print(
-                f"update {update + 1}/{recipe.num_updates}  loss {running:.4f}  {elapsed:.0f} s", flush=True
-            )
+        running += (losses_2.detach() - running) * max(0.02, 1.0 / (update + 1))
+        if (update + 1) % 50 == 0 or update + 1 == recipe.num_updates:
+            seconds, numbers = time.perf_counter() - began, f"update {update + 1}/{recipe.num_updates}"
+            print(f"{numbers}  loss {running[0]:.4f}  copy {running[1]:.4f}  {seconds:.0f} s", flush=True)
+
+
+def _losses(
+    model: Qwen3ForSequenceClassification,
+    head: torch.nn.Module,
+    encoded: Sequence[list[int]],
+    is_equivalent: np.ndarray,
+    divider: int,
+) -> Tensor:
+    """[2]: mean cross-entropy of the labels, and of the second texts' tokens of equivalent pairs."""
+    ids_BT, mask_BT = _padded(encoded, model.config.pad_token_id)
+    hidden_BTH = model.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+    last_B = mask_BT.sum(1) - 1
+    logits_B2 = model.score(hidden_BTH[torch.arange(len(last_B)), last_B])
+    labels_B = torch.tensor(is_equivalent)
+    label_loss = torch.nn.functional.cross_entropy(logits_B2, labels_B.long())
+    # What follows the only token `divider` is the second text.
+    begun_BT = (ids_BT == divider).cumsum(1) > 0
+    wanted_BT = begun_BT[:, :-1] & mask_BT[:, 1:].bool() & labels_B[:, None]
+    predicted = head(hidden_BTH[:, :-1][wanted_BT])
+    copy_loss = torch.nn.functional.cross_entropy(predicted, ids_BT[:, 1:][wanted_BT])
+    return torch.stack([label_loss, copy_loss])
 
 
 def _schedule(update: int, recipe: EquivalenceRecipe) -> float:
