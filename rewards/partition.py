@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from rewards.model_calls import Model
 from rewards.partition_pairs import Edges, equivalence, threshold_of
 from rewards.partition_rules import RULES, Floats, histogram, mean_distances, normalised, size_scores
 from rollouts.records import Completion, Judgement, Partition, Prompt
+
+OUTCOMES: Final = "outcomes"
+"""The text of a judgement that has one word for each test of a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +136,10 @@ class PartitionScorer:
         if self._options.equivalence == "answer":
             answer = self._quality(completion).answer
             return "" if answer is None else f"={answer}"
+        if self._options.equivalence == "behaviour":
+            if OUTCOMES not in self._quality(completion).texts:
+                raise ValueError(
+                    f"partition: scorer {self._options.quality!r} must store the text {OUTCOMES}"
+                )
+            return self._quality(completion).texts[OUTCOMES]
         return " ".join(completion.text.split())

@@ -89,7 +89,7 @@ def equivalence(options: PartitionOptions, models: Mapping[str, Model]) -> Equiv
     Raises:
         ValueError: it is unknown, its model is missing, or a file that it needs cannot be used.
     """
-    if options.equivalence == "answer":
+    if options.equivalence in ("answer", "behaviour"):
         return _same
     if options.equivalence == "ngram":
         return _NgramOverlap(options.ngram)

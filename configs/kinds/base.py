@@ -190,6 +190,8 @@ class Kind:
     """Scorers only: it can say which answer a text gives and whether it is right."""
     needs_answer: bool = False
     """Scorers only: its score is null for a prompt without an answer that it can read."""
+    outcomes: bool = False
+    """Scorers only: it runs programs and stores the text ``outcomes``, one word for each test."""
     partitions: bool = False
     """Scorers only: it puts the completions of a group into classes (`Judgement.partition`)."""
     isolated: bool = False

@@ -80,5 +80,6 @@ CODE_SCORERS: Final[dict[str, Kind]] = {
         isolated=True,
         warm_up="rewards.code.scorer:warm_up",
         tags=("code",),
+        outcomes=True,
     ),
 }

@@ -8,7 +8,7 @@ from typing import Final
 
 from configs.errors import Broken
 from configs.fields import POSITIVE, SHARE, one_of, option
-from configs.kinds.base import Options
+from configs.kinds.base import Options, RunView
 from configs.kinds.models import CLASSIFY, EMBED, GENERATE
 
 _BY_MODEL: Final = {"embedding": EMBED, "cross_encoder": CLASSIFY, "judge": GENERATE}
@@ -19,13 +19,15 @@ _BY_MODEL: Final = {"embedding": EMBED, "cross_encoder": CLASSIFY, "judge": GENE
 class PartitionOptions(Options):
     """The share of other completions of the group that are not equivalent to this one, as in DARLING."""
 
-    equivalence: str = option("answer", one_of("answer", "ngram", *_BY_MODEL))
-    """answer (what `quality` read as the answer is equal), ngram (share of common word n-grams), embedding
-    (cosine), cross_encoder (a classifier of pairs) or judge (a model says yes or no)."""
+    equivalence: str = option("answer", one_of("answer", "ngram", "behaviour", *_BY_MODEL))
+    """answer (what `quality` read as the answer is equal), ngram (share of common word n-grams), behaviour
+    (programs with the same outcome in every test of `quality`), embedding (cosine), cross_encoder (a
+    classifier of pairs) or judge (a model says yes or no)."""
     model: str = ""
     """The frozen model under `models`, for the last three."""
-    rule: str = option("complete", one_of("components", "greedy", "complete"))
-    """components (union-find, as DARLING trains), greedy (by representatives) or complete (linkage)."""
+    rule: str = option("greedy", one_of("components", "greedy", "complete"))
+    """components (union-find, as DARLING trains), greedy (by representatives) or complete (linkage).
+    docs/results/partition.md compares them under wrong pairs."""
     threshold: float = option(0.0, SHARE)
     """Two texts are equivalent from this probability, cosine or overlap on; 0 takes that of `calibration`,
     and 0.5 without one."""
@@ -81,5 +83,13 @@ class PartitionOptions(Options):
                 "quality",
                 "must name the scorer that says what is correct, or over must be all",
             )
-        if self.equivalence == "answer":
+        if self.equivalence in ("answer", "behaviour"):
             yield "quality", "must name the scorer that reads the answers, or equivalence must be another"
+
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        quality = run.scorers.get(self.quality)
+        if self.equivalence == "behaviour" and quality and not quality.kind.outcomes:
+            yield (
+                f"{key}.quality",
+                f"must be a scorer that runs programs, such as code: {self.quality} runs none",
+            )

@@ -29,7 +29,8 @@ def code(prompt: Prompt, completions: Sequence[Completion], options: CodeOptions
     """Run each completion's program against the prompt's tests.
 
     The score is 1 if all pass, else 0; with ``reward: share`` it is the share that passes. Numbers:
-    ``tests_passed`` and ``tests_total``. With ``reward: all`` tests after the first failure are not run.
+    ``tests_passed`` and ``tests_total``. Text: ``outcomes``, one word for each test that was run. With
+    ``reward: all`` tests after the first failure are not run.
 
     Raises:
         ValueError: the prompt has no tests that are known.
@@ -69,6 +70,7 @@ def _judgement(outcomes: Sequence[Outcome], total: int, options: CodeOptions) ->
         tags={"code": failure},
         answer_ok=passed == total,
         numbers={"tests_passed": float(passed), "tests_total": float(total)},
+        texts={"outcomes": " ".join(outcomes)},
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.common import UNTIMED
+from benchmarks.faults.common import metrics_lines
 from rollouts.store import committed_steps, read_step
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
@@ -44,18 +44,13 @@ def test_twenty_steps_killed_and_resumed(tmp_path: Path) -> None:
     assert len(committed_steps(killed)) < NUM_STEPS
     done = subprocess.run(command(tmp_path, "killed"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert metric_lines(killed) == metric_lines(whole)
+    assert metrics_lines(killed) == metrics_lines(whole)
     for step in range(1, NUM_STEPS + 1):
         rows, twin = (read_step(run, step).drop_columns(["run_id"]) for run in (killed, whole))
         assert rows.equals(twin), f"step {step}"
     for path in (whole / "export").iterdir():
         assert (killed / "export" / path.name).read_bytes() == path.read_bytes(), path.name
     check_columns(whole)
-
-
-def metric_lines(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(UNTIMED)} for line in lines]
 
 
 def check_columns(run: Path) -> None:
@@ -72,5 +67,5 @@ def check_columns(run: Path) -> None:
                 assert row["partition_size"] == classes[row["group_id"], row["partition_id"]] <= members
                 edges = json.loads(dict(row["texts"])["diverse/edges"])
                 assert sum(edges) == members * (members - 1) / 2
-    last = metric_lines(run)[-1]
+    last = metrics_lines(run)[-1]
     assert last["scorer/diverse/partitions"] >= 1.0 and last["score/diverse"] > 0.0

@@ -22,10 +22,11 @@ from leftovers import processes_mentioning
 from run_files import damage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.faults.common import UNTIMED, actor_pids, read_events, wait_until
+from benchmarks.faults.common import actor_pids, read_events, wait_until
 from rollouts.checkpoints import checkpoint_dir, checkpoint_steps
 from rollouts.files import Json
 from rollouts.store import committed_evals, committed_steps, read_step, read_summary
+from trainer.metrics import is_timing
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ def _metric_lines(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{name: line[name] for name in line if not name.startswith(UNTIMED)} for line in lines]
+    return [{name: line[name] for name in line if not is_timing(name)} for line in lines]
 
 
 def _events(run: Path, kind: str, actor: str = "") -> list[dict[str, Json]]:

@@ -261,6 +261,7 @@ def test_the_share_of_tests_that_pass() -> None:
     judgement = judge(STDIN, "print(3)", reward="share")
     assert judgement.score == 0.5 and judgement.tags == {"code": "wrong_answer"}
     assert judgement.numbers == {"tests_passed": 1.0, "tests_total": 2.0}
+    assert judgement.texts == {"outcomes": "passed wrong_answer"}
     program = "import os\ndef add(a, b):\n    if a == 1: os._exit(0)\n    return a + b"
     for row in (CALLS, ASSERTS):
         assert judge(row, program, reward="share").score == 0.5  # the second test has a new start

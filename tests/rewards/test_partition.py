@@ -118,6 +118,17 @@ def test_ngrams_by_hand() -> None:
     assert [each.score for each in judge([completion("a b"), completion("a\n b")], **options)] == [0.1, 0.1]
 
 
+def test_behaviour_by_hand() -> None:
+    """Outcomes word by word; whether a program is correct is another question."""
+    outcomes = ("passed wrong_answer", "passed timeout", "passed wrong_answer", "passed passed")
+    programs = [Judgement(score=0.5, answer_ok=False, texts={"outcomes": each}) for each in outcomes]
+    options = {"quality": "correct", "equivalence": "behaviour"}
+    found = judge(group(programs), over="all", **options)
+    assert [each.score for each in found] == pytest.approx([2 / 3, 1.0, 2 / 3, 1.0])
+    with pytest.raises(ValueError, match="scorer 'correct' must store the text outcomes"):
+        judge(group([answered("2"), answered("2")]), **options)
+
+
 def test_distance_and_largest() -> None:
     """Overlaps 0.5, 0 and 0: distances 0.75, 0.75 and 1, halved twice by nothing; then over the largest."""
     texts = [completion("a b c"), completion("a b d"), completion("e f g")]
@@ -152,10 +163,11 @@ def test_the_order_of_rows_changes_nothing(
 def test_the_kind_and_its_options() -> None:
     assert load_target(SCORERS["partition"].target) is PartitionScorer
     config = ["scorers.diverse={kind: partition, quality: correct, combine: multiply}"]
-    assert load_config("debug", config).scorers["diverse"]["rule"] == "complete"
+    assert load_config("debug", config).scorers["diverse"]["rule"] == "greedy"
     for wrong, message in {
         "{kind: partition}": r"diverse\.quality.*must name the scorer that says what is correct",
         "{kind: partition, over: all}": r"diverse\.quality.*must name the scorer that reads the answers",
+        "{kind: partition, quality: correct, equivalence: behaviour}": r"diverse\.quality.*runs programs",
         "{kind: partition, quality: corect}": r"diverse\.quality.*must name a scorer of this config",
         "{kind: partition, quality: diverse}": r"diverse\.quality.*must not name diverse",
         "{kind: partition, quality: correct, after: [nobody]}": r"diverse\.after.*must name a scorer",
