@@ -10,7 +10,7 @@ Inputs: a corpus seed. Outputs: `Problems` (integer arrays, read by `lab.corpus`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -201,4 +201,12 @@ def load_prompts(options: LabOptions) -> list[Prompt]:
         problems = problem_split(options.split, options.corpus_seed)
         answers = [str(answer) for answer in problems.answer.tolist()]
         prompts = _prompts(problem_texts(problems), answers, name, "arithmetic")
-    return prompts[: options.limit] if options.limit else prompts
+    prompts = prompts[: options.limit] if options.limit else prompts
+    return [_with_test(prompt) for prompt in prompts] if options.tests else prompts
+
+
+def _with_test(prompt: Prompt) -> Prompt:
+    """The prompt with a test of standard output as its ground truth; open-ended ones have none."""
+    if prompt.answer is None:
+        return prompt
+    return replace(prompt, ground_truth={"inputs": [""], "outputs": [prompt.answer]})

@@ -21,8 +21,8 @@ _START_S: Final = 10.0
 class CodeOptions(Options):
     """1 when the program in the answer passes the tests of its prompt, run in a sandbox."""
 
-    language: str = option("python", one_of("python"))
-    """Language of the programs."""
+    language: str = option("python", one_of("python", "lab"))
+    """Language of the programs: python, or lab, the lab's format code."""
     reward: str = option("all", one_of("all", "share"))
     """all: 1 if every test passes, else 0. share: the share of the tests that pass."""
     max_tests: int = option(0, NOT_NEGATIVE)

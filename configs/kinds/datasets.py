@@ -21,6 +21,8 @@ class LabOptions(Options):
     """Seed of the set of problems."""
     limit: int = option(0, NOT_NEGATIVE)
     """Keep the first `limit` prompts; 0 keeps all."""
+    tests: bool = False
+    """Give each problem a test for the scorer `code`: the program must print the answer."""
 
 
 @dataclass

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rewards.code.lab_programs import to_python
+
 MARKS = {"python": ("python", "python3", "py")}
 """Language -> what stands after the opening fence."""
 
 
 def extract(text: str, language: str, *, bare: bool) -> str | None:
-    """The program of `text`, without what is around it; None if there is none or it is blank."""
+    """The program of `text` as Python, without what is around it; None if there is none or it is blank.
+
+    Of ``lab``, the whole text is the program (`rewards.code.lab_programs`).
+    """
+    if language == "lab":
+        return to_python(text)
     named, plain = None, None
     for mark, body in _blocks(text):
         if mark in MARKS[language]:

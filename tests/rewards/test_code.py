@@ -429,3 +429,21 @@ def test_more_than_one_process_holds_where_it_is_allowed(method: str) -> None:
 def test_a_null_row_says_which_row(method: str) -> None:
     with pytest.raises(ValueError, match="prompt p"):
         scorer.code(prompt("42"), [completion(fenced(ADD))], options(isolation=method))
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("def : x = 3 + 4 -> 7 ; x = x * 2 -> 14 ; return 14", "passed"),
+        ("def : x = 3 + 4 -> 7 ; x = x * 2 -> 15 ; return 14", "runtime_error"),
+        ("def : x = 3 + 4 -> 7 ; return 7", "wrong_answer"),
+        ("def : x = 3 + -> 7 ; return 14", "compile_error"),
+        ("def : import os ; return 14", "compile_error"),
+        ("def : x = 3 + 4", "compile_error"),
+        ("we take 3 plus 4 which is 7 so the answer is 7", "no_code"),
+    ],
+)
+def test_programs_of_the_lab(text: str, outcome: str) -> None:
+    row = prompt({"inputs": [""], "outputs": ["14"]})
+    (judgement,) = scorer.code(row, [completion(text)], options(language="lab"))
+    assert judgement.tags == {"code": outcome} and judgement.score == float(outcome == "passed")
