@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from test_live_actors import Told
+from recorder import Recorder
 
 import cluster.actor_pool
 import cluster.series
@@ -33,7 +33,7 @@ def _order(folder: Path, name: str, *overrides: str) -> ResolvedRun:
         run=bind(config),
         prompts=Prompts(train=[], held_out=[], demonstrations=no_demonstrations()),
         placement=plan(bind(config), "cpu"),
-        reporter=Told(),
+        reporter=Recorder(),
         job=Job(),
     )
 
@@ -87,7 +87,7 @@ def test_a_failure_ends_its_actors_and_not_the_series(
     def fail() -> bool:
         raise RunError("it went wrong")
 
-    work, told = _Work({"b": fail}), Told()
+    work, told = _Work({"b": fail}), Recorder()
     work.install(monkeypatch)
     series = cluster.series._Series([_order(tmp_path, name) for name in "abc"], told)
     assert asyncio.run(series.work())
@@ -100,7 +100,7 @@ def test_a_series_that_is_stopped_begins_nothing_more(
 ) -> None:
     """Asked in the first run, which still reaches its end: it counts, the second does not begin. Asked in a
     run that ends before its last step: it is neither finished nor failed. Between runs none can be."""
-    work, told = _Work({"a": lambda: series.stop()}), Told()
+    work, told = _Work({"a": lambda: series.stop()}), Recorder()
     work.install(monkeypatch)
     series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
     assert not series.stop() and not asyncio.run(series.work()) and work.calls == ["close"]
@@ -108,7 +108,7 @@ def test_a_series_that_is_stopped_begins_nothing_more(
     work.calls.clear()
     assert not asyncio.run(series.work())
     assert work.calls == ["a", "stop a", "close"] and [path.name for path in told.folders] == ["a"]
-    work.acts["a"], told = (lambda: False), Told()
+    work.acts["a"], told = (lambda: False), Recorder()
     series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
     assert not asyncio.run(series.work())
     assert (told.folders, told.failures, told.notes) == ([], [], ["run 0"])
@@ -180,4 +180,4 @@ def test_actors_are_kept_where_they_fit_and_live(
 
     asyncio.run(both())
     assert (actor_pool.starts, actor_pool.closes) == (starts, starts - 1)
-    assert isinstance(second.reporter, Told) and any(said in note for note in second.reporter.notes)
+    assert isinstance(second.reporter, Recorder) and any(said in note for note in second.reporter.notes)

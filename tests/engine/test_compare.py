@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from compare_results import prompt, result
-from test_report import HOSTILE, Page
+from html_page import HOSTILE, Page
 
 import lab.compare
 from cluster.series import Listener

@@ -8,9 +8,9 @@ import pytest
 import torch
 from frozen_rank import FROZEN, TARGET
 from learner_cases import Bench, Case
+from learner_checkpoints import assert_bitwise, save, steps_of, without_random
 from matrices import quick_of
 from safetensors.torch import load_file, save_file
-from test_learner_state import assert_bitwise, save, steps_of, without_random
 
 from trainer.model.checkpoint_format import published_names
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from learner_cases import Bench, Case, make_rows
+from learner_checkpoints import assert_bitwise, save, steps_of, without_random
 from matrices import quick_of
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import actors.learner_state
 from actors.learner import LearnerRank
@@ -27,37 +24,6 @@ from trainer.weights.packed import PackedWeights
 pytestmark = pytest.mark.engine
 
 HERE = "test_learner_state"
-
-
-def steps_of(bench: Bench, case: Case, steps: range) -> None:
-    """Score and update on the rows of these steps."""
-    for step in steps:
-        (sums,) = bench.ranks(case).step(case, case.config(bench.base), make_rows(step), step)
-        assert sums["grad/applied"] == 1.0
-
-
-def assert_bitwise(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor.view(torch.uint8), other[name].view(torch.uint8)), name
-
-
-def without_random(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("rng/")}
-
-
-def save(bench: Bench, case: Case, folder: Path) -> dict[str, Tensor]:
-    """All tensors of all ranks' files, whose digests must be those the ranks gave."""
-    folder.mkdir()
-    tensors: dict[str, Tensor] = {}
-    for digests in bench.ranks(case).ask("save", str(folder)):
-        for name, digest in digests.items():
-            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            own = load_file(folder / name)
-            assert not tensors.keys() & own.keys()
-            tensors |= own
-    assert len(list(folder.iterdir())) == case.num_ranks
-    return tensors
 
 
 PLACES = [(0, 1, "fp32"), (1, 2, "fp32"), (2, 2, "fp32"), (3, 2, "fp32")]

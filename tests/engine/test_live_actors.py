@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from recorder import Recorder
 
 from benchmarks.faults.common import fingerprint
 from cluster.actor_pool import BUILT_IN, built_in
-from cluster.job import Reporter
 from cluster.series import train_all
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -27,37 +25,6 @@ SMALL = (
     ),
     *("eval.num_samples=4", "eval.pass_at=[1,4]", "sync.num_probes=2"),
 )
-
-
-@dataclass
-class Told:
-    """A listener and a reporter that keep what they hear."""
-
-    notes: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-
-    def reporter(self, index: int) -> Reporter:
-        return self
-
-    def begins(self, index: int) -> None:
-        self.notes.append(f"run {index}")
-
-    def finished(self, index: int, run_dir: Path) -> None:
-        self.folders.append(run_dir)
-
-    def failed(self, index: int, reason: str) -> None:
-        self.failures.append(reason)
-
-    def header(self, *, run_dir: Path, model: str, num_parameters: int = 0) -> None:
-        self.notes.append(f"header {run_dir.name} {num_parameters}")
-
-    def step(self, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def phase(self, step: int, name: str) -> None: ...
 
 
 def _config(runs: Path, name: str, *overrides: str) -> RunConfig:
@@ -95,9 +62,9 @@ def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
         "scorers.format=null",
     )
     had_engine = "vllm" in sys.modules  # by another test
-    fresh = Told()
+    fresh = Recorder()
     assert train_all([_config(tmp_path / "fresh", "run", *wanted)], fresh, fresh) == 0, fresh
-    live = Told()
+    live = Recorder()
     broken = ("scorers.other={kind: 'scorer_forms:NoScorer', weight: 1.0}", "allow=[scorer_forms]")
     configs = [
         _config(tmp_path / "live", "before", *before),

@@ -5,53 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import FunctionType
 
+import covariance_tables
 import credit_cases
 import diversity_cases
 import loss_cases
 import mask_cases
+import normalize_tables
 import numpy as np
 import planning_cases
 import pytest
 import sampling_cases
 import shape_cases
-import test_covariance
-import test_normalize
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
 Check = Callable[[], object]
 
-REDUCE_CHECKS = {
-    "row_weights": (
-        test_normalize.test_token_mean_by_hand,
-        test_normalize.test_sequence_mean_by_hand,
-        test_normalize.test_sequence_sum_by_hand,
-        test_normalize.test_origins_and_updates_are_normalised_apart,
-    )
+ROW_WEIGHT_CHECKS = {"row_weights": normalize_tables.CHECKS}
+COVARIANCE_CHECKS = {
+    it.__name__: covariance_tables.CHECKS for it in functions_of("trainer.losses.covariance")
 }
-
-
-def each_case(test: Callable[..., None]) -> Check:
-    """A parametrised test as one check of all its cases."""
-    (mark,) = (mark for mark in test.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
-    return lambda: [test(*case) for case in mark.args[1]]
-
-
-OF_COVARIANCE: tuple[Check, ...] = (
-    test_covariance.test_covariances_by_hand,
-    test_covariance.test_what_is_not_known_enters_no_mean,
-    test_covariance.test_where_the_ratio_has_stopped_a_token,
-    test_covariance.test_kl_cov_takes_the_highest,
-    test_covariance.test_clip_cov_takes_the_smallest_draws_within_the_band,
-    each_case(test_covariance.test_clip_cov_leaves_what_the_ratio_has_stopped),
-    test_covariance.test_with_old_behavior_the_sampler_decides_what_is_stopped,
-    test_covariance.test_ties_go_to_the_first_sample_and_position,
-    test_covariance.test_no_least_of_one_token,
-    each_case(test_covariance.test_clip_regions),
-    test_covariance.test_the_published_clip_is_zero_to_two,
-    test_covariance.test_marks,
-)
-COVARIANCE_CHECKS = {it.__name__: OF_COVARIANCE for it in functions_of("trainer.losses.covariance")}
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
     for module, checks in (
@@ -67,7 +40,7 @@ CASES = [
         *credit_cases.CHECKS.items(),
         ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
         ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
-        ("trainer.losses.normalize", REDUCE_CHECKS),
+        ("trainer.losses.normalize", ROW_WEIGHT_CHECKS),
         ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
         ("trainer.rollout.tempered", sampling_cases.TEMPERED_CHECKS),
     )
@@ -108,7 +81,7 @@ def test_the_functions_with_tables() -> None:
     complete = {
         **credit_cases.CHECKS,
         "trainer.credit.diversity": diversity_cases.DIVERSITY_CHECKS,
-        "trainer.losses.normalize": REDUCE_CHECKS,
+        "trainer.losses.normalize": ROW_WEIGHT_CHECKS,
         "trainer.losses.clamping": loss_cases.CLAMPING_CHECKS,
         "trainer.loss_tokens": mask_cases.MASK_CHECKS,
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from run_files import damage
-from test_resume import NUM_STEPS, Trial
+from trial import NUM_STEPS, Trial
 
 from rollouts.events import describe_event
 from rollouts.store import step_dir

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from index_table import make_index
 from loop_fakes import token_prompts
 from sampling_cases import CHECKS, DROP, reference_rounds, reference_teaches, rows_of
-from test_collate import make_index
 
 from cluster.train import Job, train
 from configs.bound import bind

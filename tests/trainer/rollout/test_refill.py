@@ -9,7 +9,7 @@ import pytest
 from loop_fakes import FakeScorer, TokenScorer
 from matrices import parts
 from run_files import damage
-from test_resume import Killed, Result, Trial, result_of
+from trial import Killed, Result, Trial, result_of
 
 from rollouts.journal import Journal
 from rollouts.store import committed_steps, read_step, read_summary, step_dir

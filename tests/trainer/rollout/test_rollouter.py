@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
 import pyarrow as pa
 import pytest
+from added_rows import check_added_rows
+from fresh_imports import fresh_imports
 from loop_fakes import LOGPROB, FakeGenerator, FakeScorer, FileBuffer, scorers, token_prompts
-from rollouters import ENVIRONMENT, FEEDBACK
-from test_resume import NUM_STEPS, Killed, Trial
+from rollouters import ENVIRONMENT
+from trial import NUM_STEPS, Killed, Trial
 
 from configs.errors import ConfigError
 from configs.kinds.base import OwnOptions
@@ -23,7 +23,7 @@ from configs.load import load_config
 from configs.origins import ORIGINS
 from configs.schema import RolloutConfig, RunConfig
 from rollouts.records import Completion, Group, Judgement, Prompt, Sampling, Span, Submission
-from rollouts.store import committed_evals, read_eval, read_step, read_summary
+from rollouts.store import committed_evals, read_eval, read_step
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import Producer
@@ -32,7 +32,6 @@ from trainer.rollout.single_turn import single_turn
 
 TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=10)
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -220,66 +219,19 @@ def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Pat
         assert read_step(whole.folder, step).equals(read_step(again.folder, step))
 
 
-def check_added_rows(folder: Path, origin: str) -> None:
-    """A run whose groups have, for each of two answers, one more row of `origin` in the policy's group: with
-    its own ids, parents and contexts, compared within the whole group, measured separately.
-    """
-    more: dict[str, Any] = {
-        "rollouter": {"kind": "rollouters:with_refined", "options": {"origin": origin}},
-        "loss": {"policy": {"kind": "ppo_clip"}, origin: {"kind": "nll"}},
-        "prompt_weight": {},
-    }
-    scorer = FakeScorer(fails=lambda completion: completion.sample_id[8:] == ".0")
-    trial = Trial(folder, more=more, scorer=scorer)
-    assert trial.train()
-    rows = read_step(folder, 2).to_pylist()
-    assert [row["origin"] for row in rows] == ["policy", "policy", origin, origin] * 2
-    names = [
-        f"{group}.{k}{turn}" for group in ("00000002", "00000003") for turn in ("", ".1") for k in (0, 1)
-    ]
-    assert [row["sample_id"] for row in rows] == names
-    assert [row["parent_id"] for row in rows[:4]] == [None, None, *names[:2]]
-    for row, parent in zip(rows[2:4], rows[:2], strict=True):
-        assert row["prompt_ids"] == parent["prompt_ids"] and row["group_id"] == parent["group_id"]
-        assert row["behavior_prompt_ids"] == [*parent["prompt_ids"], *parent["token_ids"], *FEEDBACK]
-        assert row["seed"] != parent["seed"] and row["visit_count"] is None
-    assert [row["behavior_prompt_ids"] for row in rows[:2]] == [None, None]
-    # scores are 1, 0, 1, 0 in a group, but the first row has none: of 0, 1, 0 the mean is 1/3, the std 3^-1/2
-    assert [row["reward"] for row in rows[:4]] == [None, 0.0, 1.0, 0.0]
-    expected = [0.0, -0.57735, 1.1547, -0.57735]
-    assert [row["advantage"] for row in rows[:4]] == pytest.approx(expected, abs=1e-4)
-    assert [row["update_count"] for row in rows[:4]] == [0, 1, 1, 1]
-    line = cast(dict[str, float], read_summary(folder, 2)["metrics"])
-    assert line[f"{origin}/num_rows"] == 4.0 and line[f"{origin}/reward_mean"] == 0.5
-    assert line["reward/mean"] == 0.0 and line["reward/null_share"] == 0.5
-    # two policy rows of three tokens have a reward, and four of the other origin
-    assert trial.learner.learned[1].row_weight_N.tolist() == pytest.approx([0, 1 / 6, 1 / 12, 1 / 12] * 2)
-
-
 def test_refined_rows_fit(tmp_path: Path) -> None:
     """No built-in rollouter makes any: the table of origins, the ids and the records allow it."""
     check_added_rows(tmp_path / "run", "refined")
 
 
 def test_an_origin_is_one_line(tmp_path: Path) -> None:
-    """In another process, with one more line in the table and nothing else: works like refined."""
-    program = (
-        "import configs.origins as o\n"
-        "o.ORIGINS['echoed'] = o.OriginSpec("
-        "sampled='other_context', learned='by_advantage', journaled=True, group_of=o.POLICY)\n"
-        "from pathlib import Path\n"
-        "import test_rollouter\n"
-        f"test_rollouter.check_added_rows(Path({str(tmp_path / 'run')!r}), 'echoed')\n"
-    )
-    places = [ROOT, *(ROOT / "tests" / part for part in ("helpers", "trainer", "trainer/rollout"))]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": ":".join(map(str, places)), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    """With one more line in the table before anything else is imported: works like refined."""
+    with fresh_imports():
+        origins = importlib.import_module("configs.origins")
+        origins.ORIGINS["echoed"] = origins.OriginSpec(
+            sampled="other_context", learned="by_advantage", journaled=True, group_of=origins.POLICY
+        )
+        importlib.import_module("added_rows").check_added_rows(tmp_path / "run", "echoed")
     assert "echoed" not in ORIGINS
 
 

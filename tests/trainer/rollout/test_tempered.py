@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from index_table import make_index
 from loop_fakes import TokenScorer
 from rollout_rows import make_group, make_sample
 from sampling_cases import TEMPERED_CHECKS
-from test_collate import make_index
-from test_resume import Killed, Trial, result_of
+from trial import Killed, Trial, result_of
 
 from cluster.train import Job, train
 from configs.bound import bind
