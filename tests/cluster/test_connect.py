@@ -16,8 +16,7 @@ import pytest
 
 from cluster.connect import _hidden_from, check_reachable, lost_for
 from cluster.interrupts import interruptible
-
-ROOT = Path(__file__).resolve().parents[2]
+from polyphony.cli import main
 
 
 @pytest.fixture
@@ -64,19 +63,13 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         check_reachable(address)
 
 
-def test_the_command_ends_with_one_line(closed_port: int, tmp_path: Path) -> None:
+def test_the_command_ends_with_one_line(
+    closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As a user meets it: exit code 2, no warnings of Ray's, and no run folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "polyphony", "train", "debug", f"runs_dir={tmp_path / 'runs'}"],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": f"127.0.0.1:{closed_port}", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    assert main(["train", "debug", f"runs_dir={tmp_path / 'runs'}"]) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith(
         f"polyphony: RAY_ADDRESS must name a running Ray cluster, got '127.0.0.1:{closed_port}'"
     )

@@ -169,7 +169,7 @@ def test_actors_are_kept_where_they_fit_and_live(
     override: str, actor_pool: _Pool, starts: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second run of two: on the first one's actors, or on others when those are ended; that is said."""
-    monkeypatch.setattr(cluster.actor_pool, "scorer_set", lambda config, scorer_pools: None)
+    monkeypatch.setattr(cluster.actor_pool, "scorer_set", lambda config, scorer_pools, note: None)
     limit = "cluster.ready_timeout_s=0.25"
     first, second = _order(tmp_path, "a", limit), _order(tmp_path, "b", limit, override)
 

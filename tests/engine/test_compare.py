@@ -24,6 +24,7 @@ from lab.arms import Arm, load_arms
 from lab.compare import Request, compare
 from lab.compare_page import Comparison, markdown, page
 from lab.results import RunResult, prompt_results, read_result, result_path, write_result
+from polyphony.cli import main
 from viewer.svg import Chart, Line, line_chart
 from viewer.terminal import StepReporter
 
@@ -60,7 +61,9 @@ def _replace_runs(
                 after(config.name)
         return 0
 
-    def gather(run_dir: Path, arm: str, config: RunConfig, wall_s: float) -> RunResult:
+    def gather(
+        run_dir: Path, arm: str, config: RunConfig, wall_s: float, metrics: Sequence[str]
+    ) -> RunResult:
         made = result(arm, config.seed, [prompt("a", 1 + config.seed, BOTH)])
         return replace(made, config_hash=config_hash(config, with_evaluation=True))
 
@@ -231,7 +234,7 @@ def test_the_page_is_well_formed_and_runs_nothing(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text and text.count("<svg") == 5
     assert text.count('class="spread fill0"') == 5, "control has two seeds, so its band is drawn in each"
     rows = [tag for tag, _ in found.tags].count("tr")
-    assert rows == 1 + 1 + 1 + 2 * 9, "two headings, a setting, and nine metrics of two arms"
+    assert rows == 1 + 1 + 1 + 2 * 10, "two headings, a setting, and ten metrics of two arms"
     assert "With so few seeds the bootstrap interval is too narrow" in found.text
     written = markdown(comparison, comparison.rows())
     prose = [line for line in written.splitlines() if not line.startswith("    ")]
@@ -242,19 +245,14 @@ def test_the_page_is_well_formed_and_runs_nothing(tmp_path: Path) -> None:
     assert "Still missing: control seed 0" in markdown(empty, empty.rows())
 
 
-def test_bad_input_is_one_message(tmp_path: Path) -> None:
+def test_bad_input_is_one_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """From the command line: exit code 2, no folder."""
     (tmp_path / "arm.yaml").write_text("klx: {coef: 1}\n")
-    command = [sys.executable, "-m", "polyphony", "compare", "debug", "--arms", str(tmp_path / "arm.yaml")]
-    done = subprocess.run(
-        [*command, "num_steps=3", "--seeds", "2", "--out", str(tmp_path / "out"), "learner.lr=1e-4"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "arm.yaml: klx.coef = 1: unknown key" in done.stderr and "Traceback" not in done.stderr
+    words = ["compare", "debug", "--arms", str(tmp_path / "arm.yaml"), "num_steps=3", "--seeds", "2"]
+    assert main([*words, "--out", str(tmp_path / "out"), "learner.lr=1e-4"]) == 2
+    printed = capfd.readouterr()
+    (line,) = printed.err.strip().splitlines()
+    assert printed.out == "" and "arm.yaml: klx.coef = 1: unknown key" in line
     assert not (tmp_path / "out").exists()
 
 
