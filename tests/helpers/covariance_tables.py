@@ -195,7 +195,7 @@ def check_the_published_clip_is_zero_to_two() -> None:
 def check_marks() -> None:
     """clip_high and clip_low where the ratio's clip stops the gradient, cov where the token is selected."""
     r = [1.5, 1.5, 0.5, 0.5, 1.0, 1.25, 0.75]
-    advantages = [1, -1, 1, -1, 1, 1, -1]  # the last two: within 1.3, and below 0.8 but not 0.7
+    advantages = [1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -1.0]  # the last two: within 1.3, and below 0.8 but not 0.7
     selected = [False] * 4 + [True] + [False] * 2
     inputs = marked_inputs([math.log(x) for x in r], [0.0] * 7, advantages, selected)
     marks = {name: mark.tolist() for name, mark in clip_cov(inputs, NARROW).marks.items()}
