@@ -138,6 +138,14 @@ def run_equivalence_training(config_path: str, overrides: Sequence[str]) -> int:
     return train_equivalence(config_path, overrides)
 
 
+def serve_judge(arguments: argparse.Namespace) -> int:
+    """Serve the lab's judge until interrupted."""
+    from lab.judge_server import FAULTS, Faults, run
+
+    kinds = tuple(arguments.fault_kinds.split(",")) if arguments.fault_kinds else FAULTS
+    return run(arguments.port, Faults(share=arguments.faults, kinds=kinds), arguments.gullible)
+
+
 def mine_runs(runs: Sequence[str], out: str, share: float, min_documents: int) -> int:
     """Mine strategic n-grams (HICRA, arXiv:2509.03646) from the correct completions of runs into a file."""
     from trainer.token_advantages.strategic_ngrams import correct_completions, mine_grams, write_grams
@@ -172,6 +180,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return run_training(arguments, [*arguments.overrides, *rest])
         case "compare":
             return run_comparison(arguments, rest)
+        case "lab" if arguments.lab_verb == "judge-server":
+            return serve_judge(arguments)
         case "lab":
             train = run_pretraining if arguments.lab_verb == "pretrain" else run_equivalence_training
             return train(arguments.config, [*arguments.overrides, *rest])
@@ -204,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(lab.add_parser("pretrain", help="train a small base model from scratch"))
     _add_config(lab.add_parser("train-equivalence", help="train a classifier of equivalent solutions"))
+    _add_judge_server(lab.add_parser("judge-server", help="serve the lab's judge, for the preset judge"))
     _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the transform hicra"))
     _add_rewards(
         verbs.add_parser("rewards", help="list scorers, try them on completions, measure their speed")
@@ -241,6 +252,24 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "KEY=VALUE after the files applies to all arms",
     )
     parser.set_defaults(overrides=[])  # overrides after options arrive as unparsed arguments
+
+
+def _add_judge_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--port", type=int, default=8901, metavar="N", help="port on 127.0.0.1 (default: 8901; 0: any)"
+    )
+    parser.add_argument(
+        "--faults", type=float, default=0.0, metavar="X", help="share of requests that fail (default: 0)"
+    )
+    parser.add_argument(
+        "--fault-kinds",
+        default="",
+        metavar="KIND,...",
+        help="how they fail: 429, 500, nothing, half, refusal, slow, dies (default: all of these)",
+    )
+    parser.add_argument(
+        "--gullible", action="store_true", help="give the verdict that an answer dictates, to try canaries"
+    )
 
 
 def _add_mine(parser: argparse.ArgumentParser) -> None:

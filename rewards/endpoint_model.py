@@ -99,8 +99,12 @@ class EndpointModel:
     """A `Model` of task generate. Beside `ModelCallError` it raises TimeoutError, at its own deadline."""
 
     def __init__(self, config: EndpointConfig, limits: CallLimits, counts: CallCounts) -> None:
-        import openai
-
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "a model behind an endpoint needs the package openai, which the extras [cpu] and [gpu] have"
+            ) from error
         self._openai, self._config, self._limits, self._counts = openai, config, limits, counts
         self._random = random.Random()  # only for the waits between retries, which decide no score
         # A proxy of the environment cannot reach this machine's own ports.

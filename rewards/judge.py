@@ -69,7 +69,7 @@ class Judge:
             ValueError: the judge gives no verdict on the known good answer, or it fails a canary and
                 `canaries` is stop.
         """
-        if self._rubric.probe is None or self._options.canaries == "off":
+        if self._rubric.probe is None or self._options.canaries == "none":
             return
         await self._try_canaries(self._rubric.probe, at_start=True)
         if self._stop:
@@ -190,7 +190,7 @@ class Judge:
         options, first = self._options, not self._tried
         self._num_groups += 1
         due = options.canary_every and self._num_groups % options.canary_every == 0
-        if options.canaries == "off" or not (first or due):
+        if options.canaries == "none" or not (first or due):
             return
         probe = self._rubric.probe or probe_of(question_of(prompt), reference_of(prompt), prompt)
         if probe is not None:

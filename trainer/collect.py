@@ -43,7 +43,7 @@ async def collect(
     rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
     producer.on_group = groups.append
     watch = ScorerReports(scorers.scorers, reports.event)
-    await watch.take()
+    await watch.look()
     for step in range(config.num_steps):
         producer.top_up(step)
         watch.check()

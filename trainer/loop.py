@@ -125,7 +125,7 @@ class Run:
                 if self._probes is None:
                     await self._unless_stopped(self._make_probes(prompts))
                 step = await self._unless_stopped(self._restore())
-                await self._scorers.take()
+                await self._scorers.look()
                 self._scorers.check()
                 finished = await self._steps(step)
                 if finished and export_to:
@@ -187,6 +187,7 @@ class Run:
                 await self._checkpoint(step)
             return False
         self._state.rewards.finish(step)
+        await self._scorers.finish()
         return True
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, Protocol, runtime_checkable
 
-from rewards.scorer_reports import ScorerReport
+from rewards.scorer_reports import NO_REPORT, ScorerReport, combined
 from rollouts.records import Group
 from trainer.roles import Scorer
 
@@ -38,20 +39,35 @@ class ScorerReports:
     def __init__(self, scorers: Mapping[str, Scorer], event: Callable[..., None]) -> None:
         self._scorers = {name: each for name, each in scorers.items() if isinstance(each, ReportingScorer)}
         self._event = event
+        self._held: dict[str, ScorerReport] = {}
         self._stop = ""
 
-    async def take(self) -> dict[str, float]:
-        """The metrics health/<scorer>/<name> since the last call; the events are passed on."""
+    async def look(self) -> None:
+        """Pass on events and requests to stop. The numbers are those of the next `take`."""
         reports = await asyncio.gather(*(each.take_report() for each in self._scorers.values()))
-        metrics: dict[str, float] = {}
         for name, report in zip(self._scorers, reports, strict=True):
-            for number, value in {**report.sums, **report.maxima}.items():
-                metrics[f"health/{name}/{number}"] = float(value)
             for event in report.events:
                 self._event(event.kind, scorer=name, **event.fields)
             if report.stop and not self._stop:
                 self._stop = f"scorer {name}: {report.stop}"
-        return metrics
+            self._held[name] = combined([self._held.get(name, NO_REPORT), replace(report, events=())])
+
+    async def take(self) -> dict[str, float]:
+        """The metrics health/<scorer>/<name> since the last call; events are passed on as by `look`."""
+        await self.look()
+        held, self._held = self._held, {}
+        return {
+            f"health/{name}/{number}": float(value)
+            for name, report in held.items()
+            for number, value in {**report.sums, **report.maxima}.items()
+        }
+
+    async def finish(self) -> None:
+        """Pass on what was called after the last step, by its evaluation, as an event."""
+        await self.look()
+        for name, report in self._held.items():
+            if sums := {number: round(value, 6) for number, value in report.sums.items() if value}:
+                self._event("scorer_calls", scorer=name, **sums)
 
     def check(self) -> None:
         """Check that no scorer has asked to stop.

@@ -65,7 +65,7 @@ class JudgeOptions(Options):
     """The run stops if more of its recent scores are missing; 1 never stops it."""
     cache: str = option("runs/judge-cache", None, NOTHING)
     """Folder for the replies, by request; runs may share it. Empty keeps none."""
-    canaries: str = option("warn", one_of("off", "warn", "stop"), NOTHING)
+    canaries: str = option("warn", one_of("none", "warn", "stop"), NOTHING)
     """What happens if the judge fails an answer whose rating is known: nothing, an event, the run stops."""
     canary_every: int = option(200, NOT_NEGATIVE, NOTHING)
     """Groups between two trials with canaries; 0 tries them only at the start."""
@@ -112,6 +112,6 @@ class JudgeOptions(Options):
             max_concurrent=self.max_concurrent // count + extra_place,
             requests_per_minute=self.requests_per_minute / count,
             tokens_per_minute=self.tokens_per_minute / count,
-            canaries="off" if index else self.canaries,
+            canaries="none" if index else self.canaries,
             canary_every=max(1, self.canary_every // count) if self.canary_every else 0,
         )

@@ -25,7 +25,7 @@ WHOLE = json.dumps(completion('{"tag": "x"}')).encode()
 
 
 def options(url: str, **changed: Any) -> JudgeOptions:
-    usual = {"served_model": "stub", "cache": "", "canaries": "off", "price_in": 1.0, "price_out": 10.0}
+    usual = {"served_model": "stub", "cache": "", "canaries": "none", "price_in": 1.0, "price_out": 10.0}
     return JudgeOptions(endpoint=url, **{**usual, **changed})
 
 
@@ -406,7 +406,7 @@ class FakeModel:
 def test_a_model_of_the_run_judges_as_an_endpoint(model: FakeModel, score: float | None, status: str) -> None:
     """Named in `models`, with the same deadline and the same nulls."""
     own = JudgeOptions(
-        model="judge", cache="", canaries="off", deadline_s=0.3, call_timeout_s=0.3, price_in=1.0
+        model="judge", cache="", canaries="none", deadline_s=0.3, call_timeout_s=0.3, price_in=1.0
     )
 
     async def run() -> tuple[Judgement, ScorerReport]:
