@@ -96,7 +96,8 @@ def start(options: JudgeOptions) -> JudgeOptions:
     """
     path = rubric_path(options.rubric)
     load_rubric(str(path))
-    return replace(options, rubric=str(path.resolve()), cache=str(Path(options.cache).resolve()))
+    cache = str(Path(options.cache).resolve()) if options.cache else ""
+    return replace(options, rubric=str(path.resolve()), cache=cache)
 
 
 def rubric_path(name: str) -> Path:
