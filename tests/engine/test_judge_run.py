@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from benchmarks.faults.common import UNTIMED
 from lab.judge_server import MODEL, Faults, JudgeServer, serve
 from rewards.judge_request import JudgeRequest
 from rollouts.store import committed_steps, read_step
+from trainer.metrics import is_timing
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on time or on the cache."""
     lines = lines_of(run / "metrics.jsonl")
-    return [{name: line[name] for name in line if not name.startswith(UNTIMED)} for line in lines]
+    return [{name: line[name] for name in line if not is_timing(name)} for line in lines]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
