@@ -26,6 +26,7 @@ from configs.errors import raised_at
 from configs.kinds.base import Options, load_target
 from configs.kinds.scorers import SCORERS, CustomOptions
 from rewards import custom
+from rewards.model_calls import Model
 from rewards.scorer_reports import ScorerReport, masked
 from rewards.target_forms import runs_in_actor
 from rollouts.records import Completion, Judgement, Prompt, Status
@@ -46,6 +47,7 @@ class ScorerActor:
     own plain function ("module:attr"), run in processes that are killed at their limit; a user's options may
     have ``limit_s`` (seconds per completion) and ``num_processes``. Everything else runs in this process:
     plain functions on threads, coroutine functions on an event loop, classes and batched targets on either.
+    `models` are the models that the options name; a class gets them (`open_target`).
     With `inline`, a user's own plain function runs in this process too, one call at a time and without any
     limit, so that `breakpoint()` works in it.
 
@@ -60,13 +62,14 @@ class ScorerActor:
         concurrency: int = 1,
         secrets: Secrets = NO_SECRETS,
         inline: bool = False,
+        models: Mapping[str, Model] | None = None,
     ) -> None:
         if ":" not in kind and kind not in SCORERS:
             raise ValueError(f'scorer kind must be one of {sorted(SCORERS)} or "module:attr", got {kind!r}')
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         self._kind, self._concurrency, self._inline = kind, concurrency, inline
-        self._secrets = secrets
+        self._secrets, self._models = secrets, models or {}
         self._log = ScorerLog(kind, self._secrets.mask)
         parsed = _make_options(kind, options)
         self._secrets.enter_environment()
@@ -122,7 +125,7 @@ class ScorerActor:
             pool.close()
         target = load_target(SCORERS[kind].target if kind in SCORERS else kind)
         try:
-            return self._loop.wait(open_target(target, options, self._concurrency))
+            return self._loop.wait(open_target(target, options, self._concurrency, self._models))
         except Exception as error:
             raise ValueError(f"scorer {kind} must start, got {_describe(error)}") from error
 

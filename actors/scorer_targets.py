@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from actors.batch_queue import BatchQueue
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
+from rewards.model_calls import Model
 from rewards.scorer_reports import NO_REPORT, ScorerReport
 from rewards.target_forms import DEFAULT_MAX_BATCH, DEFAULT_MAX_WAIT_MS, Item, is_batched
 from rollouts.records import Completion, Judgement, Prompt
@@ -201,8 +202,13 @@ class InlineTarget:
             return self._function(prompt, completions, self._options)
 
 
-async def open_target(target: Callable[..., Any], options: object, concurrency: int) -> Target:
-    """Wrap `target` by its form. A class is constructed with its options, on the event loop.
+async def open_target(
+    target: Callable[..., Any], options: object, concurrency: int, models: Mapping[str, Model] | None = None
+) -> Target:
+    """Wrap `target` by its form. A class is constructed on the event loop, with its options.
+
+    One whose constructor has a second argument `models` gets the models that its options name, by the name
+    that they have in the config.
 
     Its coroutine `start`, if it has one, is awaited: it may try what the scorer needs, and raise.
 
@@ -213,7 +219,7 @@ async def open_target(target: Callable[..., Any], options: object, concurrency: 
     score: Any
     if inspect.isclass(target):
         make: Callable[..., Any] = target
-        owner = make(options)
+        owner = make(options, models or {}) if _takes_models(target) else make(options)
         score = getattr(owner, "score", None)
         if not callable(score):
             raise ValueError(f"a scorer class must have a method score, {target.__qualname__} has none")
@@ -267,6 +273,13 @@ def option(options: object, name: str, default: Any) -> Any:
         return getattr(options, name)
     given = getattr(options, "options", options)  # a user's own kind has them in its field `options`
     return given.get(name, default) if isinstance(given, Mapping) else default
+
+
+def _takes_models(target: type) -> bool:
+    try:
+        return "models" in inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some classes written in C have no signature
+        return False
 
 
 def _with_options(function: Callable[..., object], options: object) -> Callable[..., object]:

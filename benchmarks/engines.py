@@ -29,11 +29,12 @@ from ray.util.placement_group import remove_placement_group
 
 from benchmarks.bare import PRESET, ROOT, BareProcess
 from cluster.actor_process import host_environment
-from cluster.actors import Site, scorer_set, spawn_buffer, spawn_engines, spawn_learner, spawn_scorers
+from cluster.actors import scorer_set, spawn_buffer, spawn_engines, spawn_learner, spawn_scorers
 from cluster.calls import BufferActor, call
 from cluster.connect import connect
 from cluster.placement import check, plan, reserve
 from cluster.role_proxies import Engines, LearnerGroup, local_microbatches
+from cluster.site import Site
 from cluster.spawn import wait_ready
 from cluster.supervise import Supervised
 from cluster.weight_transport import HostTransport
@@ -329,7 +330,7 @@ def print_event(kind: str, actor: str, **fields: str | float) -> None:
 
 def start_system(site: Site, run_dir: Path) -> System:
     """Start the actors of a run, as `cluster.actor_pool` does."""
-    engines, scorers = spawn_engines(site), spawn_scorers(site)
+    engines, scorers = spawn_engines(site), spawn_scorers(site, {})
     buffer, buffer_actor = spawn_buffer(site, run_dir)
     learner, generator = spawn_learner(site, buffer), Engines(engines)
     roles = Roles(

@@ -21,7 +21,6 @@ from ray.util.placement_group import remove_placement_group
 
 from cluster.actors import (
     ScorerPool,
-    Site,
     scorer_set,
     spawn_buffer,
     spawn_engines,
@@ -30,15 +29,18 @@ from cluster.actors import (
 )
 from cluster.calls import ScorerActor, call_once
 from cluster.job import ResolvedRun
+from cluster.models import ModelPool, clients, spawn_models
 from cluster.placement import reserve
 from cluster.role_proxies import BufferProxy, Engines, LearnerGroup, NoEngines
 from cluster.run_directory import Claim
+from cluster.site import Site
 from cluster.spawn import ActorCallError, wait_ready
 from cluster.supervise import Fleet, ReportEvent, Supervised
 from cluster.weight_transport import HostTransport, NoTransport
 from configs.bound import BoundRun
 from configs.fields import ACTORS, settings_of
 from configs.schema import RunConfig
+from rewards.model_calls import Model
 from trainer.loop import Roles
 from trainer.roles import LearnerLostError, WeightTransport
 from trainer.rollout.rollouter import ScorerSet
@@ -60,6 +62,8 @@ class SamplingActors:
     generator: Engines
     scorers: ScorerSet
     buffer: BufferProxy
+    models: Mapping[str, Model]
+    """The frozen models as the driver uses them, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +73,17 @@ class TrainingActors:
     roles: Roles
     buffer: BufferProxy
     num_parameters: int
+    models: Mapping[str, Model]
+    """The frozen models as the driver uses them, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Actors:
-    """All actors of a run that learns; `engines` and `scorer_pools` are empty if nothing is sampled."""
+    """All actors of a run that learns; engines, models and scorers are none if nothing is sampled."""
 
     engines: Sequence[Supervised]
     generator: Engines | NoEngines
+    model_pools: Mapping[str, ModelPool]
     scorer_pools: Mapping[str, ScorerPool]
     learner: LearnerGroup
     transport: WeightTransport
@@ -88,8 +95,9 @@ class _Actors:
     @property
     def others(self) -> tuple[Supervised, ...]:
         """All actors but the learner's ranks; the buffer is the last."""
+        models = (replica for pool in self.model_pools.values() for replica in pool.replicas)
         scorers = (replica for scorer_pool in self.scorer_pools.values() for replica in scorer_pool.replicas)
-        return (*self.engines, *scorers, self.buffer_actor)
+        return (*self.engines, *models, *scorers, self.buffer_actor)
 
 
 class ActorPool:
@@ -127,23 +135,30 @@ class ActorPool:
             transport=actors.transport,
             buffer=actors.buffer,
         )
-        return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size)
+        models = clients(actors.model_pools)
+        return TrainingActors(roles=roles, buffer=actors.buffer, num_parameters=size, models=models)
 
     async def for_sampling(self, resolved: ResolvedRun, claim: Claim, report: ReportEvent) -> SamplingActors:
         """The actors of a run that only samples, ready and watched. They are not kept for the next run."""
         await self.close()
         site = await self._open(resolved, claim, report)
-        engines, scorer_pools, note = spawn_engines(site), spawn_scorers(site), resolved.reporter.note
+        engines, model_pools = spawn_engines(site), spawn_models(site)
+        scorer_pools, note = spawn_scorers(site, model_pools), resolved.reporter.note
         buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
         self._scorers = tuple(
             replica for scorer_pool in scorer_pools.values() for replica in scorer_pool.replicas
         )
         self._scorer_logs = _logs(scorer_pools)
-        self._fleet = Fleet((*engines, *self._scorers, buffer_actor))
-        await wait_ready((*engines, *self._scorers, buffer_actor), site.config.cluster.ready_timeout_s)
+        models = [replica for pool in model_pools.values() for replica in pool.replicas]
+        everyone = (*engines, *models, *self._scorers, buffer_actor)
+        self._fleet = Fleet(everyone)
+        await wait_ready(everyone, site.config.cluster.ready_timeout_s)
         self._fleet.watch()
         return SamplingActors(
-            generator=Engines(engines), scorers=scorer_set(site.run, scorer_pools, note), buffer=buffer
+            generator=Engines(engines),
+            scorers=scorer_set(site.run, scorer_pools, note),
+            buffer=buffer,
+            models=clients(model_pools),
         )
 
     def scorer_log(self, name: str) -> str:
@@ -184,7 +199,7 @@ class ActorPool:
             note(f"starting new actors: {', '.join(others)} differ from the run before")
             return None
         if site.placement != resolved.placement:
-            note("starting new actors: the scorers need other CPUs or GPUs than in the run before")
+            note("starting new actors: scorers or models need other CPUs or GPUs than in the run before")
             return None
         actors = await self._fitted(site, before, resolved, claim, report)
         limit_s = resolved.config.cluster.ready_timeout_s
@@ -218,7 +233,8 @@ class ActorPool:
 
     async def _start(self, site: Site, run_dir: Path, samples: bool) -> tuple[_Actors, int]:
         engines = spawn_engines(site) if samples else []
-        scorer_pools = spawn_scorers(site) if samples else {}
+        model_pools = spawn_models(site) if samples else {}
+        scorer_pools = spawn_scorers(site, model_pools) if samples else {}
         buffer, buffer_actor = spawn_buffer(site, run_dir)
         learner = spawn_learner(site, buffer)
         generator = Engines(engines) if samples else NoEngines()
@@ -226,6 +242,7 @@ class ActorPool:
         actors = _Actors(
             engines=engines,
             generator=generator,
+            model_pools=model_pools,
             scorer_pools=scorer_pools,
             learner=learner,
             transport=transport,
@@ -241,13 +258,20 @@ class ActorPool:
     async def _fitted(
         self, site: Site, before: _Actors, resolved: ResolvedRun, claim: Claim, report: ReportEvent
     ) -> _Actors:
-        """The engines and ranks of `before`, with this run's own scorers and buffer; those are ready."""
+        """The engines and ranks of `before`, with this run's models, scorers and buffer; those are ready."""
         # `site` is shared with actors that stay: what they start or report from now on belongs to this run.
         site.run, site.log_dir, site.report = resolved.run, claim.log_dir, report
         site.in_actor = resolved.code.in_actor
-        scorer_pools = spawn_scorers(site, before.scorer_pools)
+        model_pools = spawn_models(site, before.model_pools)
+        scorer_pools = spawn_scorers(site, model_pools, before.scorer_pools)
         buffer, buffer_actor = spawn_buffer(site, claim.run_dir)
-        actors = replace(before, scorer_pools=scorer_pools, buffer=buffer, buffer_actor=buffer_actor)
+        actors = replace(
+            before,
+            model_pools=model_pools,
+            scorer_pools=scorer_pools,
+            buffer=buffer,
+            buffer_actor=buffer_actor,
+        )
         self._take(actors)  # before anything is awaited: if that fails, `close` must end the new ones too
         await _end([each for each in before.others[:-1] if each not in actors.others])
         new = [each for each in actors.others if each not in before.others]

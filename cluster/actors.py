@@ -12,95 +12,25 @@ from functools import partial
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import RankPlace
-from actors.secrets import NO_SECRETS, Secrets
-from cluster.actor_process import Blueprint, ProcessSetup, host_environment
+from actors.secrets import Secrets
+from cluster.actor_process import Blueprint
 from cluster.calls import BufferActor, GeneratorActor, LearnerRank, ScorerActor, blueprint
-from cluster.placement import Cores, Placement, Share, split_cores
+from cluster.models import ModelPool
+from cluster.placement import Cores, split_cores
 from cluster.role_proxies import BufferProxy, LearnerGroup
 from cluster.score_limits import score_limit_s
 from cluster.scorer_replicas import ScorerReplicas
-from cluster.secrets import secret_names, secrets_of
-from cluster.spawn import Handle, spawn_local, spawn_ray
-from cluster.supervise import Limits, ReportEvent, Supervised
+from cluster.secrets import secrets_of
+from cluster.site import Site
+from cluster.spawn import Handle
+from cluster.supervise import Limits, Supervised
 from configs.bound import BoundRun
-from configs.schema import RunConfig
 from trainer.reward_watch import FirstFailures
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.rollouter import ScorerSet
-
-
-@dataclass(slots=True, kw_only=True)
-class Site:
-    """Where a run's actors go: a placement and its reservation, or this process if `group` is None.
-
-    Mutable: actors kept for another run are supervised and replaced under that run's config. Read the fields
-    when an actor is started or an event reported, not before.
-    """
-
-    run: BoundRun
-    placement: Placement
-    group: PlacementGroup | None
-    log_dir: Path
-    report: ReportEvent
-    in_actor: frozenset[str] = frozenset()
-    """Own scorers that run in no sandbox (`cluster.user_code.UserCode`)."""
-
-    @property
-    def config(self) -> RunConfig:
-        """The run's sections."""
-        return self.run.config
-
-    def spawn(
-        self,
-        label: str,
-        plan: Blueprint,
-        *,
-        share: Share | None = None,
-        threads: int = 1,
-        cores: Cores | None = None,
-        limited: bool = True,
-        secrets: Secrets = NO_SECRETS,
-    ) -> Handle:
-        """Start an actor. Without `share` it reserves no CPU; if not `limited`, calls have no time limit."""
-        local = self.config.cluster.spawn == "local"
-        on_gpu = share is not None and share.num_gpus > 0
-        setup = ProcessSetup(
-            label=label,
-            log_file="" if local else str(self.log_dir / f"{label}.log"),
-            environment=host_environment(threads, "cuda" if on_gpu else self.placement.device),
-            cores=cores,
-            secrets=secrets,
-            foreign_secrets=secret_names(self.config),
-        )
-        if local:
-            return spawn_local(setup, plan)
-        return spawn_ray(
-            setup,
-            plan,
-            num_cpus=share.num_cpus if share else 0,
-            num_gpus=share.num_gpus if share else 0,
-            group=self.group if share else None,
-            bundle=share.bundle if share else -1,
-            limit_s=self.config.cluster.call_timeout_s if limited else None,
-        )
-
-    def log_of(self, label: str) -> str:
-        """The log file of the actor with this label."""
-        if self.config.cluster.spawn == "local":
-            return "the output of this terminal"
-        return str(self.log_dir / f"{label}.log")
-
-    def supervise(self, label: str, start: Callable[[], Handle]) -> Supervised:
-        """A supervised actor; `start` makes each of its processes."""
-        return Supervised(label, start, Limits.of(self.config.cluster), self.report_event)
-
-    def report_event(self, kind: str, actor: str, **fields: str | float) -> None:
-        """Report an event of an actor to the run that uses it now."""
-        self.report(kind, actor, **fields)
 
 
 def _free_port() -> int:
@@ -182,10 +112,13 @@ class ScorerPool:
     """Where its replicas log, for messages."""
 
 
-def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> dict[str, ScorerPool]:
-    """Start the replicas of all scorers.
+def spawn_scorers(
+    site: Site, models: Mapping[str, ModelPool], kept: Mapping[str, ScorerPool] | None = None
+) -> dict[str, ScorerPool]:
+    """Start the replicas of all scorers; each gets the `models` that its options name.
 
-    Pools in `kept` that were built with the same options and secrets are reused, with this run's time limit.
+    Pools in `kept` that were built with the same options, secrets and models are reused, with this run's time
+    limit.
     """
     scorer_pools = {}
     for name, entry in site.run.scorers.items():
@@ -196,17 +129,20 @@ def spawn_scorers(site: Site, kept: Mapping[str, ScorerPool] | None = None) -> d
         if inline and entry.own_code():
             limit_s = math.inf  # it may stop at a breakpoint
         # Weight and combination are applied by the driver: a replica need not be rebuilt for another.
-        built_with = (replace(common, weight=0.0, combine=""), options, secrets, inline)
+        used = {model: models[model] for model in options.models().values()}
+        prefixes = tuple(pool.prefix for pool in used.values())
+        built_with = (replace(common, weight=0.0, combine=""), options, secrets, inline, prefixes)
         scorer_pool = (kept or {}).get(name)
         if scorer_pool is not None and scorer_pool.built_with == built_with:
             scorer_pool.role.limit_s = limit_s
             scorer_pools[name] = scorer_pool
             continue
+        asked = {model: pool.for_scorers for model, pool in used.items()}
         starts = []
         for k in range(common.replicas):
             # A limit of the whole scorer, such as requests per minute, is divided over its replicas.
             own = options.for_replica(k, common.replicas)
-            plan = blueprint(ScorerActor, common.kind, own, common.concurrency, secrets, inline)
+            plan = blueprint(ScorerActor, common.kind, own, common.concurrency, secrets, inline, asked)
             starts.append(partial(_start_scorer, site, name, k, plan, secrets))
         replicas = [site.supervise(f"scorer-{name}-{k}", start) for k, start in enumerate(starts)]
         scorer_pools[name] = ScorerPool(

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from cluster.actor_pool import ActorPool, SamplingActors, TrainingActors
 from cluster.job import ResolvedRun
+from cluster.model_files import used_models
 from cluster.run_directory import (
     Claim,
     claim_run,
     demonstrations_digest,
+    models_digest,
     reading,
     scorer_files_digest,
     source_digest,
@@ -70,7 +72,9 @@ def claimed(resolved: ResolvedRun) -> Iterator[Claim]:
     digest = source_digest(prompts.train, Path(resolved.config.model.path))
     demonstrations = demonstrations_digest(prompts.demonstrations)
     files = scorer_files_digest(resolved.run)
-    claim = claim_run(resolved.given, digest, resolved.job.describe(), demonstrations, resolved.code, files)
+    models = models_digest({name: Path(each.path) for name, each in used_models(resolved.run)})
+    job, code = resolved.job.describe(), resolved.code
+    claim = claim_run(resolved.given, digest, job, demonstrations, code, files, models)
     try:
         write_config(claim.run_dir, resolved.config)
         yield claim
@@ -168,6 +172,7 @@ class Attempt:
             reports.phase,
             self._resolved.prompts.encode,
             reports.scorer_log,
+            actors.models,
         )
         held_out = self._resolved.prompts.held_out
         evaluator = Evaluator(config, held_out, roles.generator, for_evaluation(roles.scorers), claim.run_dir)
@@ -190,6 +195,7 @@ class Attempt:
             self._reporter.phase,
             self._resolved.prompts.encode,
             self._actor_pool.scorer_log,
+            samplers.models,
         )
         try:
             await collect(

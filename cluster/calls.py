@@ -16,12 +16,14 @@ from cluster.actor_process import Blueprint
 
 if TYPE_CHECKING:
     from actors.buffer import BufferActor
+    from actors.classifier_server import ClassifierServer
     from actors.generator import GeneratorActor
     from actors.learner import LearnerRank
+    from actors.model_server import ModelServer
     from actors.scorer import ScorerActor
 
 __all__ = [
-    *("BufferActor", "GeneratorActor", "LearnerRank", "ScorerActor"),
+    *("BufferActor", "ClassifierServer", "GeneratorActor", "LearnerRank", "ModelServer", "ScorerActor"),
     *("blueprint", "call", "call_once", "call_ref"),
 ]
 
@@ -48,8 +50,10 @@ class RemoteClass:
 
 if not TYPE_CHECKING:
     BufferActor = RemoteClass("actors.buffer", "BufferActor")
+    ClassifierServer = RemoteClass("actors.classifier_server", "ClassifierServer")
     GeneratorActor = RemoteClass("actors.generator", "GeneratorActor")
     LearnerRank = RemoteClass("actors.learner", "LearnerRank")
+    ModelServer = RemoteClass("actors.model_server", "ModelServer")
     ScorerActor = RemoteClass("actors.scorer", "ScorerActor")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cluster.answers import check_answers
 from cluster.job import Job, Prompts, Reporter, ResolvedRun, check_job, load_prompts, local_model
+from cluster.model_files import check_models, local_models
 from cluster.placement import plan
 from cluster.run_directory import check_claimable, check_space, reading
 from cluster.secrets import check_secrets
@@ -38,10 +39,11 @@ class CheckedRun:
         """The run placed on `device`.
 
         Raises:
-            ValueError: the model cannot run on this device.
+            ValueError: the model, or a frozen one, cannot run on this device.
         """
         if device == "cpu":
             check_cpu_attention(self.run.config.model)
+        check_models(self.run, device)
         return ResolvedRun(
             given=self.given,
             run=self.run,
@@ -79,7 +81,7 @@ class InputChecks:
         bound = bind(given)
         # Before the model: a wrong name is found in seconds, a download from the hub may take an hour.
         code = self._check_code(bound)
-        run = local_model(bound)
+        run = local_models(local_model(bound))
         check_job(given, job)
         check_startable(given, run, code)
         if job.rollouts_of is not None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from cluster.model_files import model_folder
 from cluster.placement import Placement
 from cluster.user_code import NO_CODE, UserCode
 from configs.bound import BoundRun, started
@@ -33,8 +32,6 @@ from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.model.checkpoint_format import check_model
 from trainer.rollout.rollouter import no_tokenizer
 from trainer.token_advantages.transforms import start_transforms
-
-_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 class Reporter(Protocol):
@@ -113,38 +110,14 @@ class ResolvedRun:
 def local_model(run: BoundRun) -> BoundRun:
     """The run with an absolute path to its model, and to the files named by its scorers and transforms.
 
-    A relative `model.path` is searched in the working directory, then beside the packages, then on the
-    Hugging Face hub, from which a snapshot is downloaded.
-
     Raises:
         ValueError: there is no such folder and no such model on the hub, or a file that a transform or a
             scorer names cannot be used.
     """
     run = started(start_transforms(run), "scorers")
     model = run.config.model
-    packages = Path(__file__).resolve().parent.parent
-    # A preset names the lab's models beside the packages, wherever the command is started.
-    folders = [root / model.path for root in (Path.cwd(), packages)]
-    path = next((folder.resolve() for folder in folders if (folder / "config.json").exists()), None)
-    if path is None:
-        path = _from_hub(model.path, folders[0])
+    path = model_folder(model.path, "model.path")
     return replace(run, config=replace(run.config, model=replace(model, path=str(path))))
-
-
-def _from_hub(name: str, folder: Path) -> Path:
-    """The folder of a snapshot of the hub's model `name`; `folder` is where it is not."""
-    place = f"model.path = {name!r}"
-    if folder.is_dir():
-        raise ValueError(f"{place}: the folder has no config.json, so it is no Hugging Face model: {folder}")
-    missing = f"{place}: no such folder in {Path.cwd()}"
-    if name.startswith(("/", ".", "~")):  # clearly a path: the hub would answer with an error about names
-        raise ValueError(missing)
-    try:
-        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"{missing}, and the hub could not be reached") from error
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{missing}, and the hub has it neither: {' '.join(str(error).split())}") from error
 
 
 def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:

@@ -16,6 +16,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from configs.bound import BoundRun
+from configs.kinds.models import ModelOptions
+from configs.kinds.scorers import ScorerCommon
 from configs.schema import RunConfig
 
 _LEARNER_LEAST: Final = 0.1
@@ -48,20 +50,24 @@ class Placement:
     ranks: tuple[Share, ...]
     scorers: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
     """By name, a share for each replica. Scorers without reserved resources are left out."""
+    models: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
+    """The same of frozen models; those that no option names are left out, too."""
 
     def totals(self) -> dict[str, float]:
         """CPUs and GPUs of all bundles together."""
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in ("CPU", "GPU")}
 
     def describe(self) -> str:
-        """The totals in words, and which scorers are on a GPU of an engine or a rank."""
+        """The totals in words, and which scorers and models are on a GPU of an engine or a rank."""
         parts = [", ".join(f"{amount:g} {name}" for name, amount in self.totals().items() if amount)]
         training = {share.bundle for share in (*self.engines, *self.ranks)}
-        for name, shares in self.scorers.items():
+        named = {f"scorers.{name}": shares for name, shares in self.scorers.items()}
+        named |= {f"models.{name}": shares for name, shares in self.models.items()}
+        for name, shares in named.items():
             if beside := [share for share in shares if share.bundle in training]:
                 number = f"{len(beside)} replica{'s' if len(beside) > 1 else ''}"
                 each = f"{beside[0].num_gpus:g} of a GPU each"
-                parts.append(f"scorers.{name} shares GPUs with engines or learner ({number}, {each})")
+                parts.append(f"{name} shares GPUs with engines or learner ({number}, {each})")
         return "; ".join(parts)
 
 
@@ -69,25 +75,30 @@ def plan(run: BoundRun, device: str) -> Placement:
     """The placement of a run on `device`.
 
     With `cluster.schedule: take_turns`, engine k and rank k share a bundle, each with half of its CPU or GPU.
-    With `overlap`, or if an engine spans several GPUs, each has its own bundle. A replica of a scorer that
-    asks for less than one GPU is placed on the GPU of an engine or a rank that has room; any other replica
-    with `num_cpus` or `num_gpus` has its own bundle.
+    With `overlap`, or if an engine spans several GPUs, each has its own bundle. A replica of a scorer or of a
+    frozen model (one that some option names) that asks for less than one GPU is placed on the GPU of an
+    engine or a rank that has room; any other replica with `num_cpus` or `num_gpus` has its own bundle.
     """
     placement = _plan_training(run.config, device)
     room = _gpu_room(placement, run.config.generator.gpu_memory_utilization)
-    bundles, scorers = [dict(bundle) for bundle in placement.bundles], {}
-    for name, entry in run.scorers.items():
-        asked = entry.common
-        if asked.num_cpus or asked.num_gpus:
-            scorers[name] = tuple(
-                Share(
-                    bundle=_bundle_for(asked.num_gpus, asked.num_cpus, bundles, room),
-                    num_cpus=asked.num_cpus,
-                    num_gpus=asked.num_gpus,
-                )
-                for _ in range(asked.replicas)
-            )
-    placement = replace(placement, bundles=tuple(bundles), scorers=scorers)
+    bundles, used = [dict(bundle) for bundle in placement.bundles], run.used_models()
+
+    def shares(asked: ScorerCommon | ModelOptions) -> tuple[Share, ...]:
+        cpus, gpus = asked.num_cpus, asked.num_gpus
+        number = asked.replicas if cpus or gpus else 0
+        return tuple(
+            Share(bundle=_bundle_for(gpus, cpus, bundles, room), num_cpus=cpus, num_gpus=gpus)
+            for _ in range(number)
+        )
+
+    scorers = {name: shares(entry.common) for name, entry in run.scorers.items()}
+    models = {name: shares(options) for name, options in run.models.items() if name in used}
+    placement = replace(
+        placement,
+        bundles=tuple(bundles),
+        scorers={name: own for name, own in scorers.items() if own},
+        models={name: own for name, own in models.items() if own},
+    )
     return replace(
         placement,
         engines=tuple(_beside_scorers(share, placement) for share in placement.engines),
@@ -96,7 +107,7 @@ def plan(run: BoundRun, device: str) -> Placement:
 
 
 def _gpu_room(placement: Placement, engine_share: float) -> dict[int, float]:
-    """Bundle -> the part of its GPU that scorers may have: what an engine and a learner's least leave.
+    """Bundle -> the part of its GPU that others may have: what an engine and a learner's least leave.
 
     Only bundles of one GPU: Ray gives an actor several GPUs whole or not at all.
     """
@@ -123,10 +134,10 @@ def _bundle_for(
 
 
 def _beside_scorers(share: Share, placement: Placement) -> Share:
-    """The share of an engine or a rank, reduced by what scorers have of the same GPU."""
+    """The share of an engine or a rank, reduced by what scorers and models have of the same GPU."""
     lent = sum(
         each.num_gpus
-        for of_one in placement.scorers.values()
+        for of_one in (*placement.scorers.values(), *placement.models.values())
         for each in of_one
         if each.bundle == share.bundle
     )
@@ -217,8 +228,8 @@ def check(placement: Placement) -> None:
         raise PlacementError(
             f"the cluster cannot place this run ({why}):\n{table(asked, total, free)}\n"
             "lower generator.num_engines, generator.tensor_parallel, learner.num_ranks or the resources of "
-            "scorers (num_gpus, num_cpus, replicas), set cluster.device=cpu, or add nodes; a scorer's share "
-            "of a GPU fits beside engine and rank up to 1 - generator.gpu_memory_utilization - "
+            "scorers and models (num_gpus, num_cpus, replicas), set cluster.device=cpu, or add nodes; a "
+            "share of a GPU fits beside engine and rank up to 1 - generator.gpu_memory_utilization - "
             f"{_LEARNER_LEAST:g}"
         )
 

@@ -38,11 +38,14 @@ RUN_FILE: Final = "run.json"
 FINISHED_FILE: Final = "finished.json"
 _SAMPLED_BYTES: Final = 1 << 20
 """Bytes hashed at each end of a model file; hashing all of a large model would take minutes."""
+MODEL_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""The files of a model's folder."""
 _FORMAT: Final = 1
 _SOURCES: Final = {
     "source_sha256": "prompts or answers of data.train, or other tokenizer or model files of model.path",
     "demonstrations_sha256": "demonstrations of sft.data",
     "scorer_files_sha256": "files that scorers name, such as rubrics",
+    "models_sha256": "files of frozen models under models",
 }
 """What each digest in the run's description is of."""
 _LOCK_WAIT_S: Final = 3.0
@@ -84,13 +87,32 @@ def source_digest(prompts: Sequence[TokenPrompt], model: Path) -> str:
         if row.ground_truth is not None or row.data_source:
             digest.update(f"{(row.ground_truth, row.data_source)}\n".encode())
     for path in sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode() + file.read(_SAMPLED_BYTES))
-            # Another training of the same model differs at the end of every file, where no header is.
-            file.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(file.read())
+        _add_file(digest, path)
     return digest.hexdigest()
+
+
+def models_digest(folders: Mapping[str, Path]) -> str:
+    """sha256 (hex) of the files of frozen models, by the models' names, or "" if there are none.
+
+    Files count as in `source_digest`; those of tokenizer and chat template are among them.
+    """
+    if not folders:
+        return ""
+    digest = hashlib.sha256()
+    for name, folder in sorted(folders.items()):
+        digest.update(f"{name}\0".encode())
+        for path in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
+            _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode() + file.read(_SAMPLED_BYTES))
+        # Another training of the same model differs at the end of every file, where no header is.
+        file.seek(max(0, size - _SAMPLED_BYTES))
+        digest.update(file.read())
 
 
 def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
@@ -177,11 +199,12 @@ def claim_run(
     demonstrations: str = "",
     code: UserCode = NO_CODE,
     scorer_files: str = "",
+    models: str = "",
 ) -> Claim:
     """Claim the run directory of `config` (as the user gave it, model path unresolved).
 
-    `digest`, `demonstrations` and `scorer_files` are those of `source_digest`, `demonstrations_digest` and
-    `scorer_files_digest`.
+    `digest`, `demonstrations`, `scorer_files` and `models` are those of `source_digest`,
+    `demonstrations_digest`, `scorer_files_digest` and `models_digest`.
 
     Raises:
         ValueError: the directory is in use; belongs to another experiment (with the differences), another
@@ -201,6 +224,7 @@ def claim_run(
             "source_sha256": digest,
             "demonstrations_sha256": demonstrations,
             "scorer_files_sha256": scorer_files,
+            "models_sha256": models,
         }
         experiment_hash = _identify(run_dir, config, digests, job, code)
         newest_checkpoint(run_dir)  # raises if there are checkpoints but none can be used

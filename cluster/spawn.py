@@ -172,8 +172,9 @@ def spawn_ray(
     group: PlacementGroup | None,
     bundle: int,
     limit_s: float | None,
+    name: str = "",
 ) -> RayHandle:
-    """Start an actor process. It is not detached, so Ray ends it with the driver.
+    """Start an actor process, with a `name` in Ray if given. Not detached, so Ray ends it with the driver.
 
     The environment is set before its Python starts: unpickling the arguments may import torch, whose OpenMP
     reads the environment only once.
@@ -187,6 +188,7 @@ def spawn_ray(
         num_gpus=num_gpus,
         scheduling_strategy=strategy,
         runtime_env={"env_vars": dict(setup.environment)},
+        name=name or None,
     )
     actor = options.remote(setup, blueprint)
     return RayHandle(setup.label, actor, limit_s, setup.log_file)

@@ -150,6 +150,11 @@ class Supervised:
         """Kill the actor and start another; calls wait for it. Does nothing if `life` is already over."""
         self._begin_replacing(self._life if life is None else life, reason, counted)
 
+    @property
+    def current(self) -> Handle:
+        """The handle of the current actor, unsupervised."""
+        return self._handle
+
     async def settled(self) -> int:
         """Wait while the actor is being replaced; returns the number of its current life.
 

@@ -12,7 +12,8 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 from configs.errors import Broken, nearest, raised_at
 from configs.schema import RunConfig
@@ -97,6 +98,14 @@ class Options:
     def models(self) -> Mapping[str, str]:
         """option -> the frozen model under `models` that it names."""
         return {}
+
+    def with_folders(self, folders: Mapping[str, Path]) -> Self:
+        """Scorers only: these options once the folders of the models that they name are known, by name.
+
+        Raises:
+            ValueError: an option does not fit what is in a folder; the message begins with the option.
+        """
+        return self
 
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
         """option of `models` -> the tasks that its model may have; any if the option is not in it."""

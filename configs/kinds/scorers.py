@@ -15,6 +15,7 @@ from configs.kinds.base import Common, Kind, Options
 from configs.kinds.code import CODE_SCORERS
 from configs.kinds.judges import JudgeOptions
 from configs.kinds.partition import PartitionOptions
+from configs.kinds.reward_model import RewardModelOptions
 from configs.kinds.text_scorers import TEXT_SCORERS
 from configs.redact import VARIABLE_NAME
 
@@ -158,6 +159,7 @@ SCORERS: dict[str, Kind] = {
     **CODE_SCORERS,
     "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer", partitions=True),
     "judge": Kind(JudgeOptions, "rewards.judge:Judge", start="rewards.judge_rubric:start", reports=True),
+    "reward_model": Kind(RewardModelOptions, "rewards.reward_model:RewardModel"),
     # It answers by what it returns as `pred` and `acc`.
     "custom": Kind(
         CustomOptions, "rewards.custom:custom", answers=True, isolated=True, warm_up="rewards.custom:warm_up"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fake_actors import FakeHandle
 
-from cluster import actors
-from cluster.actors import Site, score_limit_s, spawn_scorers
+from cluster import site
+from cluster.actors import score_limit_s, spawn_scorers
 from cluster.placement import plan
 from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
 from cluster.train import dry_run, train
@@ -112,9 +112,9 @@ class Spawned:
             self.made.append((setup, blueprint, asked))
             return FakeHandle(label=setup.label)
 
-        monkeypatch.setattr(actors, "spawn_ray", spawn)
+        monkeypatch.setattr(site, "spawn_ray", spawn)
         group: Any = object()
-        self.site = Site(
+        self.site = site.Site(
             run=bind(config),
             placement=plan(bind(config), "cpu"),
             group=group,
@@ -126,13 +126,13 @@ class Spawned:
 def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets travel in the constructor call, never in the environment that Ray shows."""
     spawned = Spawned(monkeypatch, load_config("debug", TWO))
-    spawn_scorers(spawned.site)
+    spawn_scorers(spawned.site, {})
     made = {setup.label: (setup, blueprint, asked) for setup, blueprint, asked in spawned.made}
     assert list(made) == [
         *("scorer-correct-0", "scorer-format-0", "scorer-judge-0", "scorer-judge-1", "scorer-other-0")
     ]
     setup, blueprint, asked = made["scorer-judge-1"]
-    assert blueprint.arguments[2:] == (4, setup.secrets, False)
+    assert blueprint.arguments[2:] == (4, setup.secrets, False, {})
     assert setup.secrets.values["JUDGE_API_KEY"] == VALUE
     assert setup.foreign_secrets == ("JUDGE_API_KEY", "JUDGE_URL", "OTHER_API_KEY")
     assert (asked["num_cpus"], asked["num_gpus"], asked["group"], asked["limit_s"]) == (0, 0, None, None)
@@ -146,12 +146,12 @@ def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytes
 def test_scorers_of_the_run_before_stay_if_they_were_built_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another weight is no other scorer; another concurrency, replica or value of a secret is."""
     spawned = Spawned(monkeypatch, load_config("debug", TWO))
-    first = spawn_scorers(spawned.site)
+    first = spawn_scorers(spawned.site, {})
 
     def again(*overrides: str) -> list[str]:
         """Which scorers are made anew."""
         spawned.site.run = bind(load_config("debug", [*TWO, *overrides]))
-        found = spawn_scorers(spawned.site, first)
+        found = spawn_scorers(spawned.site, {}, first)
         return [name for name, pool in found.items() if pool is not first[name]]
 
     assert again() == [] and again("scorers.judge.weight=3") == []
@@ -181,4 +181,4 @@ def test_the_limit_of_a_group(scorer: str, limit_s: float, monkeypatch: pytest.M
     assert score_limit_s(config, bind(config).scorers["mine"], in_actor) == limit_s
     spawned = Spawned(monkeypatch, config)
     spawned.site.in_actor = in_actor
-    assert spawn_scorers(spawned.site)["mine"].role.limit_s == limit_s
+    assert spawn_scorers(spawned.site, {})["mine"].role.limit_s == limit_s

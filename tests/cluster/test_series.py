@@ -145,6 +145,7 @@ class _Pool(ActorPool):
 @dataclass
 class _FakeActors:
     engines: tuple[str, ...] = ("one",)
+    model_pools: dict[str, object] = field(default_factory=dict)
     scorer_pools: dict[str, object] = field(default_factory=dict)
     generator: object = None
     learner: object = None

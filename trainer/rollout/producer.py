@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from configs.schema import RunConfig
+from rewards.model_calls import Model
 from rollouts.records import Completion, Group, Sampling, Submission
 from rollouts.schema import group_to_batch
 from trainer.data.prompts import PromptOrder
@@ -59,6 +60,7 @@ class Producer:
         phase: Callable[[int, str], None] = lambda step, name: None,
         encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
         scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}",
+        models: Mapping[str, Model] | None = None,
     ) -> None:
         self._config, self._order = config, order
         self._generator, self._scorers, self._buffer = _TimedGenerator(generator), scorers, buffer
@@ -69,7 +71,7 @@ class Producer:
         self._rollouter = bound_rollouter(config)
         self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
-        self._encode = encode
+        self._encode, self._models = encode, models
         self._failures = FailureWatch(scorers.failure_limits, scorer_log)
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -202,6 +204,7 @@ class Producer:
             limit_s=rollout.group_timeout_s,
             clock=self._clock,
             encode=self._encode,
+            models=self._models,
         )
         try:
             # The tools end at the deadline, when late scorers give nulls. The grace is for a rollouter that

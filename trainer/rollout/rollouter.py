@@ -16,6 +16,8 @@ from configs.kinds.scorers import ScorerCommon
 from configs.origins import POLICY
 from configs.schema import RunConfig
 from rewards.combine import combine
+from rewards.limited_model import LimitedModel
+from rewards.model_calls import Model
 from rollouts.records import Completion, Group, Judgement, Prompt, Sample, Sampling, Submission
 from trainer.data.prompts import TokenPrompt
 from trainer.roles import Generator, Scorer
@@ -78,14 +80,20 @@ class RolloutTools:
         limit_s: float,
         clock: Clock,
         encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
+        models: Mapping[str, Model] | None = None,
     ) -> None:
         """`longest` is the largest number of tokens of a context and its completion; `limit_s` counts from
-        now, by `clock`."""
+        now, by `clock`. `models` are the frozen models of the run that some option names."""
         self._submission, self._generator, self._scorers = submission, generator, scorers
         self._longest, self._clock = longest, clock
         self._deadline = clock.now() + limit_s
         self._asked: set[tuple[int, int]] = set()
         self._encode = encode
+        self.models: Mapping[str, Model] = {
+            name: LimitedModel(model, lambda: clock.timeout_at(self._deadline))
+            for name, model in (models or {}).items()
+        }
+        """The frozen models by their names in the config; past the deadline calls raise TimeoutError."""
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a text, such as what a tool answered, by the model's tokenizer.
