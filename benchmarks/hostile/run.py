@@ -34,7 +34,7 @@ CODE_OPTIONS: Final[Mapping[str, Any]] = {
     "bare": False,
 }
 NUM_WORKERS: Final = 2
-_SETTLE_S: Final = 3.0
+_SETTLE_S: Final = 6.0
 
 
 @dataclass(slots=True)
@@ -148,8 +148,9 @@ def _run_family(cases: Sequence[Case], scorers: Scorers, bait: Bait) -> list[Tri
             trials[-1].breaches.append(f"processes left: {left}")
         if any(case.scorer == "code" for case in cases) and (gone := workers - set(_workers())):
             trials[-1].breaches.append(f"scoring processes killed: {sorted(gone)}")
-        if folders := glob.glob(os.path.join(tempfile.gettempdir(), f"{PREFIX}*")):
-            trials[-1].breaches.append(f"folders left: {folders}")
+        for pid in workers:
+            if folders := glob.glob(os.path.join(tempfile.gettempdir(), f"{PREFIX}{pid}-*")):
+                trials[-1].breaches.append(f"folders left: {folders}")
     return trials
 
 
@@ -189,13 +190,13 @@ def _workers() -> list[int]:
 
 
 def _left_processes() -> list[str]:
-    """Processes of sandboxes that are still there after a while."""
+    """Processes of sandboxes that are there all the time for a while: others are those of another run."""
     deadline = time.monotonic() + _SETTLE_S
-    while True:
-        left = [f"{pid} {command[:60]}" for pid, command in _processes() if _is_of_a_sandbox(pid, command)]
-        if not left or time.monotonic() > deadline:
-            return left
+    left = {pid: command[:60] for pid, command in _processes() if _is_of_a_sandbox(pid, command)}
+    while left and time.monotonic() < deadline:
         time.sleep(0.1)
+        left = {pid: left[pid] for pid, _ in _processes() if pid in left}
+    return [f"{pid} {command}" for pid, command in left.items()]
 
 
 def _is_of_a_sandbox(pid: int, command: str) -> bool:

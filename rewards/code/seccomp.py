@@ -95,7 +95,17 @@ def _special(may_fork: bool, own_pid: int) -> dict[str, Code]:
     pair: Code = [_argument(0), (_EQUAL, 1, 0, _AF_UNIX), refuse, allow]
     # Only to the socket's own peer: an address could name a service outside.
     send: Code = [_argument(4), (_EQUAL, 0, 2, 0), _argument(4, high=True), (_EQUAL, 1, 0, 0), refuse, allow]
-    return {"clone": clone, **signals, "prlimit64": limits, "socketpair": pair, "sendto": send}
+    # The kernel would send a signal of the caller's choice to any process of the user when a file is ready.
+    owner = {"fcntl": _refused(1, (8, 10, 15)), "ioctl": _refused(1, (0x8901, 0x8902))}
+    return {"clone": clone, **signals, **owner, "prlimit64": limits, "socketpair": pair, "sendto": send}
+
+
+def _refused(argument: int, values: Sequence[int]) -> Code:
+    """Refuse the call for these values of an argument, and allow it for others."""
+    refuse, allow = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
+    last = len(values)
+    checks = [(_EQUAL, last - place, 0, value) for place, value in enumerate(values)]
+    return [_argument(argument), *checks, allow, refuse]
 
 
 def _argument(number: int, *, high: bool = False) -> tuple[int, int, int, int]:
