@@ -38,6 +38,7 @@ _INDEX_COLUMNS: Final = (
     "origin",
     "reward",
     "format_tag",
+    "tags",
     "answer",
     "answer_ok",
     "finish_reason",

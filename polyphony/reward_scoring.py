@@ -19,7 +19,7 @@ from actors.scorer import ScorerActor
 from cluster.score_limits import score_limit_s
 from cluster.secrets import secrets_of
 from cluster.user_code import UserCode, check_user_code
-from configs.bound import BoundEntry, BoundRun
+from configs.bound import BoundEntry, BoundRun, started
 from configs.errors import nearest
 from configs.kinds.scorers import ScorerCommon
 from rewards.combine import check_tags
@@ -119,7 +119,8 @@ def with_scorers(run: BoundRun, names: Sequence[str]) -> BoundRun:
     """The run with only the scorers `names` (all if empty), which must need no model.
 
     Raises:
-        ValueError: there is no such scorer, or one needs a model, another scorer's judgements, or both.
+        ValueError: there is no such scorer, or one needs a model, another scorer's judgements or a file that
+            cannot be used.
     """
     for name in names:
         if name not in run.scorers:
@@ -135,7 +136,7 @@ def with_scorers(run: BoundRun, names: Sequence[str]) -> BoundRun:
             )
         if missing := [other for other in run.scored_after()[name] if other not in chosen]:
             raise ValueError(f"{entry.key} reads the judgements of {', '.join(missing)}: add --scorer for it")
-    return replace(run, named={**run.named, "scorers": chosen})
+    return started(replace(run, named={**run.named, "scorers": chosen}), "scorers")
 
 
 def _others(run: BoundRun) -> str:

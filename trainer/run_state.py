@@ -33,7 +33,8 @@ class RunState:
         self._controllers = make_controllers(run)
         self._watched = watched_metrics(run)
         self.reference = Reference(config.reference)
-        self.history = AnswerHistory()
+        counted = (entry for entry in run.named["bonus"].values() if entry.kind.counts_tags)
+        self.history = AnswerHistory(sorted({entry.options.tag for entry in counted}))
         self.rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
         self.updates = UpdateWatch(config.learner.max_nonfinite_updates, reports.event)
 

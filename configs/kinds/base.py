@@ -187,6 +187,8 @@ class Kind:
     """Token advantages only: it scales or drops a token's gradient, so the loss must be `in_proportion`."""
     compares_siblings: bool = False
     """Advantages and bonuses only: it compares a row with those of its group, so one alone gets nothing."""
+    counts_tags: bool = False
+    """Bonuses only: it needs the counts of earlier samples by the value of its option `tag`."""
     needs_answers: bool = True
     """Bonuses and prompt weights only: it counts answers, which a scorer must read."""
     only_success: bool = False
@@ -214,6 +216,8 @@ class Kind:
     """Scorers only: its class has `take_report`; see `rewards.scorer_reports`."""
     tags: tuple[str, ...] = ()
     """Scorers only: names of the tags it gives, which no other scorer of a run may give."""
+    other_tags: tuple[str, ...] = ()
+    """Scorers only: names of tags it gives that others may give too; see `rewards.combine`."""
 
 
 class TargetError(ValueError):

@@ -1,8 +1,8 @@
 """Bonuses by name. A target is ``fn(rows: RewardedRows, options) -> bonus_N``.
 
 What it returns is added to the advantage of every token outside the row's answer, for rows of origin policy.
-All but setpo are of outcome-based exploration, arXiv 2509.06941, which reports no coefficient that we could
-retrieve: the defaults of `coef` are ours, a tenth of the spread of rewards of 0 and 1.
+All but setpo are of outcome-based exploration, arXiv 2509.06941, or count as it does. It reports no
+coefficient that we could retrieve: the defaults of `coef` are ours, a tenth of the spread of rewards 0 and 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.errors import Broken
-from configs.fields import NOT_NEGATIVE, one_of, option
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, one_of, option
 from configs.kinds.base import Kind, Options, RunView
 
 
@@ -66,6 +66,44 @@ class SetpoOptions(Options):
             yield key, "must have a scorer that puts completions into classes: partition or your own"
 
 
+@dataclass
+class FormatNoveltyOptions(Options):
+    """A bonus for right rows in a format that the prompt has rarely had; the format is a scorer's tag."""
+
+    coef: float = option(0.1, NOT_NEGATIVE)
+    """As in ucb."""
+    tag: str = option("format", NOT_EMPTY)
+    """The tag that is counted."""
+    counts: str = option("history", one_of("history", "group"))
+    """history (the prompt's samples of earlier steps) or group (the other rows of the group)."""
+    only_right: bool = True
+    """Whether only rows with a right answer get it, so that nothing novel pays that does not work."""
+    centred: bool = True
+    """Subtract the mean over the rows of the group that get it, so that these gain nothing together."""
+    exclude: tuple[str, ...] = ("mixed", "none")
+    """Values of the tag that get nothing, such as what is in no format."""
+
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        entries = run.scorers.values()
+        own = any(":" in entry.kind_name for entry in entries)
+        tags = {tag for entry in entries for tag in (*entry.kind.tags, *entry.kind.other_tags)}
+        if not own and self.tag not in tags:
+            found = f"those here give {', '.join(sorted(tags)) or 'none'}"
+            yield f"{key}.tag", f"must be a tag of a scorer: {found}"
+        if self.only_right and not any(":" in entry.kind_name or entry.kind.answers for entry in entries):
+            yield f"{key}.only_right", "must be false without a scorer that says which answers are right"
+
+
+@dataclass
+class StrategyNoveltyOptions(FormatNoveltyOptions):
+    """The same with the tag `strategy`: the plan of a row, as the scorer plan_tags or your own names it."""
+
+    tag: str = option("strategy", NOT_EMPTY)
+    """The tag that is counted."""
+    exclude: tuple[str, ...] = ("none",)
+    """Values of the tag that get nothing, such as a text without a plan."""
+
+
 BONUSES: dict[str, Kind] = {
     "ucb": Kind(UcbOptions, "trainer.credit.bonuses:ucb"),
     "ucb_mean": Kind(UcbMeanOptions, "trainer.credit.bonuses:ucb_mean", compares_siblings=True),
@@ -73,5 +111,14 @@ BONUSES: dict[str, Kind] = {
     "batch": Kind(BatchOptions, "trainer.credit.bonuses:batch", compares_siblings=True),
     "setpo": Kind(
         SetpoOptions, "trainer.credit.diversity:setpo", compares_siblings=True, needs_answers=False
+    ),
+    "format_novelty": Kind(
+        FormatNoveltyOptions, "trainer.credit.novelty:format_novelty", needs_answers=False, counts_tags=True
+    ),
+    "strategy_novelty": Kind(
+        StrategyNoveltyOptions,
+        "trainer.credit.novelty:strategy_novelty",
+        needs_answers=False,
+        counts_tags=True,
     ),
 }

@@ -175,15 +175,43 @@ class FormatOptions(Options):
     """Score the share of checks that hold: each tag once, and all of the rest (as tag_count_reward)."""
 
 
+@dataclass
+class PlanTagsOptions(Options):
+    """Tags each completion's `strategy`: the strategic n-grams that it contains. Scores 1 if there are any.
+
+    The n-grams are mined from right completions of earlier runs: `polyphony mine`.
+    """
+
+    path: str = option("", NOT_EMPTY)
+    """The n-grams: a file of `polyphony mine`; relative to the folder you start in."""
+    ordered: bool = False
+    """Whether the order of the n-grams counts, and each time that one occurs."""
+    max_grams: int = option(8, POSITIVE)
+    """N-grams that a tag has at most: the most frequent ones of the file, or with `ordered` the first."""
+
+    def reads_tokens(self) -> bool:
+        return True
+
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
 TEXT_SCORERS: Final[dict[str, Kind]] = {
     "repetition": Kind(RepetitionOptions, "rewards.repetition:repetition"),
-    "language": Kind(LanguageOptions, "rewards.language:language"),
+    "language": Kind(LanguageOptions, "rewards.language:language", other_tags=("script",)),
     "regex": Kind(RegexOptions, "rewards.regex:regex", isolated=True, warm_up="rewards.regex:warm_up"),
     "json_schema": Kind(
         JsonSchemaOptions,
         "rewards.json_schema:json_schema",
         isolated=True,
         warm_up="rewards.json_schema:warm_up",
+        other_tags=("json",),
     ),
-    "format": Kind(FormatOptions, "rewards.sections:sections"),
+    "format": Kind(FormatOptions, "rewards.sections:sections", other_tags=("structure",)),
+    "plan_tags": Kind(
+        PlanTagsOptions,
+        "trainer.token_advantages.plan_tags:plan_tags",
+        tags=("strategy",),
+        start="trainer.token_advantages.plan_tags:locate_grams",
+    ),
 }

@@ -90,6 +90,7 @@ def test_the_index_says_what_a_batch_is_made_of(tmp_path: Path) -> None:
         "origin": "policy",
         "reward": None,
         "format_tag": "code",
+        "tags": [("format", "code")],
         "answer": "3",
         "answer_ok": True,
         "finish_reason": "stop",

@@ -11,6 +11,7 @@ import diversity_cases
 import loss_cases
 import mask_cases
 import normalize_tables
+import novelty_cases
 import numpy as np
 import planning_cases
 import pytest
@@ -39,6 +40,7 @@ CASES = [
         ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
         *credit_cases.CHECKS.items(),
         ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
+        *novelty_cases.CHECKS.items(),
         ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
         ("trainer.losses.normalize", ROW_WEIGHT_CHECKS),
         ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
@@ -82,6 +84,7 @@ def test_the_functions_with_tables() -> None:
         **credit_cases.CHECKS,
         "trainer.credit.diversity": diversity_cases.DIVERSITY_CHECKS,
         "trainer.losses.normalize": ROW_WEIGHT_CHECKS,
+        **novelty_cases.CHECKS,
         "trainer.losses.clamping": loss_cases.CLAMPING_CHECKS,
         "trainer.loss_tokens": mask_cases.MASK_CHECKS,
     }

@@ -45,6 +45,10 @@ class RewardedRows:
     """dict: scorer -> score, None where it is null."""
     numbers_N: np.ndarray
     """dict: what scorers ("<scorer>/<name>") and the rollouter stored beside the scores."""
+    tags_N: np.ndarray
+    """dict: tag -> value, as scorers gave them."""
+    tag_visits_N: np.ndarray
+    """dict: tag -> earlier samples of the prompt with the row's value of it; of tags that a bonus counts."""
     visits_N: np.ndarray
     """int64, earlier samples of the prompt with this answer."""
     successes_N: np.ndarray

@@ -122,6 +122,8 @@ def _all_rows(
         partition_N=index.column("partition_id").cast(pa.int64()).fill_null(-1).to_numpy(),
         scores_N=_mappings(index, "scores"),
         numbers_N=_mappings(index, "numbers"),
+        tags_N=_mappings(index, "tags"),
+        tag_visits_N=before.tag_visits_N,
         visits_N=before.visits_N,
         successes_N=before.successes_N,
         failures_N=before.failures_N,
@@ -129,8 +131,11 @@ def _all_rows(
 
 
 def _mappings(index: pa.Table, name: str) -> np.ndarray:
-    """A map column as dicts, object [N]; empty where it is null."""
+    """A map column as dicts, object [N]; empty where it is null, or the index has no such column."""
     rows = np.empty(index.num_rows, dtype=object)
+    if name not in index.column_names:
+        rows[:] = [{} for _ in range(index.num_rows)]
+        return rows
     rows[:] = [dict(pairs or ()) for pairs in index.column(name).to_pylist()]
     return rows
 

@@ -42,7 +42,7 @@ def made(rows: list[Row]) -> RewardedRows:
 @given(ROWS)
 def test_against_the_paper_in_scalars(rows: list[Row]) -> None:
     """Every kind, row by row: interleaved groups, single rows, all correct, nothing checked."""
-    wanted: dict[str, list[float]] = {name: [] for name in BONUSES if name != "setpo"}
+    wanted: dict[str, list[float]] = {name: [] for name in BONUSES if name in credit_cases.BONUS_CHECKS}
     for number, (group, answer, _) in enumerate(rows):
         siblings = [row for place, row in enumerate(rows) if row[0] == group and place != number]
         mine = papers.ucb(VISITS[answer])

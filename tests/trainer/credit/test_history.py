@@ -82,6 +82,27 @@ def test_the_state_goes_through_json_and_order_does_not_matter(rows: list[Row], 
     assert seen(resumed) == [(0, 0, 0)] * 4
 
 
+def test_tags_are_counted_if_a_bonus_asks() -> None:
+    """By prompt and value, with the rules of answers; they are in the state only then, and come back."""
+    rows: list[Row] = [("p", "3", True)] * 3 + [("q", "3", True)]
+    tags = [[("format", "a"), ("other", "x")], [("format", "a")], [], [("format", "a")]]
+    step = index(rows).append_column("tags", pa.array(tags, pa.map_(pa.string(), pa.string())))
+    plain, counting = AnswerHistory(), AnswerHistory(["format"])
+    plain.add(step)
+    assert all(len(kept) == 3 for kept in plain.state().values())  # type: ignore[arg-type]
+    assert plain.before(step).tag_visits_N.tolist() == [{}, {}, {}, {}]
+    counting.add(step)
+    counting.add(step.slice(0, 1))
+    resumed = AnswerHistory(["format"])
+    resumed.restore(json.loads(json.dumps(counting.state())))
+    for history in (counting, resumed):
+        found = history.before(step)
+        assert found.tag_visits_N.tolist() == [{"format": 3}, {"format": 3}, {}, {"format": 1}]
+        assert found.visits_N.tolist() == [4, 4, 4, 1]
+    resumed.restore(plain.state())  # a run that began without the bonus
+    assert resumed.before(step).tag_visits_N.tolist() == [{"format": 0}, {"format": 0}, {}, {"format": 0}]
+
+
 def test_it_is_bounded() -> None:
     """64 answers of a prompt have their own counts; later new ones share one; rows without an answer keep
     theirs.
