@@ -23,6 +23,7 @@ from configs.bound import BoundEntry, BoundRun, started
 from configs.errors import nearest
 from configs.kinds.scorers import ScorerCommon
 from rewards.combine import check_tags
+from rollouts.events import describe_event
 from rollouts.records import Completion, Judgement, Prompt, Sample, Sampling, Submission
 from trainer.data.completion_rows import CompletionGroup
 from trainer.rollout.pausable_clock import Clock
@@ -75,6 +76,17 @@ class OpenScorers:
             return [Judgement(score=None, status="timeout", detail=str(error)) for _ in completions]
         finally:
             self.seconds[name] += time.perf_counter() - began
+
+    async def reports(self) -> list[str]:
+        """What the scorers report of themselves, such as calls, costs and failed canaries, as sentences."""
+        lines = []
+        for name, actor in self._actors.items():
+            report = await actor.take_report()
+            for event in report.events:
+                lines.append(describe_event(event.kind, {"scorer": name, **event.fields}))
+            if sums := ", ".join(f"{number} {value:.6g}" for number, value in report.sums.items() if value):
+                lines.append(f"scorer {name}: {sums}")
+        return lines
 
     def as_set(self) -> ScorerSet:
         """The scorers as rollouters know them."""

@@ -76,6 +76,8 @@ def try_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     with opened(bound, groups, _note) as scorers:
         scored = asyncio.run(score_groups(scorers, groups))
         seconds = dict(scorers.seconds)
+        for line in asyncio.run(scorers.reports()):
+            _note(line)
     print(f"{one_line(arguments.rows, 120)}: {len(scored)} completions of {len(groups)} prompts\n")
     summaries = {
         name: summary_of(entry, name, scored, seconds[name]) for name, entry in bound.scorers.items()

@@ -96,6 +96,9 @@ class JudgeOptions(Options):
     def models(self) -> Mapping[str, str]:
         return {"model": self.model} if self.model else {}
 
+    def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
+        return {"model": ("generate",)}
+
     def files(self) -> tuple[str, ...]:
         return (self.rubric,)
 
