@@ -228,9 +228,7 @@ def claim_run(
         }
         experiment_hash = _identify(run_dir, config, digests, job, code)
         newest_checkpoint(run_dir)  # raises if there are checkpoints but none can be used
-        make_dir_synced(run_dir / "journal")
-        attempt = _next_attempt(run_dir / "logs")
-        (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)
+        attempt = _begin_attempt(run_dir)
     except BaseException:  # KeyboardInterrupt too: the lock must not outlive a failed claim
         lock.release()
         raise
@@ -328,6 +326,14 @@ def _check_experiment(run_dir: Path, config: RunConfig) -> Mapping[str, object]:
         + "\n".join(lines)
         + "\nset these keys to the run's own values to resume it, or choose another name (name=...)"
     )
+
+
+def _begin_attempt(run_dir: Path) -> int:
+    """Make the folders of the next attempt; returns its number, from 1."""
+    make_dir_synced(run_dir / "journal")
+    attempt = _next_attempt(run_dir / "logs")
+    (run_dir / "logs" / f"attempt_{attempt}").mkdir(parents=True)
+    return attempt
 
 
 def _next_attempt(logs: Path) -> int:

@@ -38,8 +38,7 @@ async def collect(
     await producer.restart(0, restored.waiting)
     if restored.waiting:
         reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)
-    groups: list[Group] = []
-    stride = submissions_per_step(config)
+    groups, stride = list[Group](), submissions_per_step(config)
     rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
     producer.on_group = groups.append
     watch = ScorerReports(scorers.scorers, reports.event)
