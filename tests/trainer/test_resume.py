@@ -28,12 +28,6 @@ from trainer.data.demonstrations import draw
 from trainer.update_watch import NonFiniteError
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fsync: these tests end processes, not machines; what was written is there."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="module", params=[0, 1], ids=["lag 0", "lag 1"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Result]:
     """A run that is not interrupted, for each lag."""
@@ -83,7 +77,7 @@ def test_demonstrations_are_drawn_alike_after_a_resume(tmp_path: Path, part: int
         assert result_of(again) == expected, f"killed at call {fatal}, {name}"
 
 
-@pytest.mark.parametrize("part", parts(13, 2))
+@pytest.mark.parametrize("part", parts(13))
 def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """Two processes give what one gives, whichever call of a role is the last of the first process.
 

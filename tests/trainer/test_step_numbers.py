@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from run_files import damage
 from trial import NUM_STEPS, Trial
 
@@ -13,12 +12,6 @@ from rollouts.store import step_dir
 
 STEP = 3
 """The step, counted from 1, in which something happens."""
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fsync: these tests end processes, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def test_phases_count_as_commits_do(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import quick_of
 
-from configs.bound import bind
+from configs.bound import BoundRun, bind
 from configs.errors import ConfigError
 from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import load_target
@@ -232,6 +232,12 @@ def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], se
     )
 
 
+@lru_cache
+def bound_of(advantage: str) -> BoundRun:
+    """The debug preset with this advantage."""
+    return bind(load_config("debug", [f"advantage={{kind: {advantage}}}"]))
+
+
 @pytest.mark.parametrize(
     "advantage", [name for name in ADVANTAGES if name not in ("reinforce", "w_reinforce", "reinforce_pp")]
 )
@@ -239,7 +245,7 @@ def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], se
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_equal_rewards_teach_nothing(advantage: str, reward: float, size: int) -> None:
     """Every group baseline gives zeros for a group of equal rewards, rounding included."""
-    config = load_config("debug", [f"advantage={{kind: {advantage}}}"])
+    bound = bound_of(advantage)
     index = index_of([[Row("policy", reward, 2, None)] * size])
     columns = scores_of(index, np.random.default_rng(0))
-    assert not with_advantages(collate(index, config), columns, bind(config), 0).advantage_N.any()
+    assert not with_advantages(collate(index, bound.config), columns, bound, 0).advantage_N.any()

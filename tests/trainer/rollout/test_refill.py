@@ -22,12 +22,6 @@ class EqualScorer(FakeScorer):
         return [(await super(EqualScorer, self).score(prompt, completions[:1]))[0] for _ in completions]
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fsync: these tests end processes, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def refill(folder: Path, attempt: int = 1, scorer: FakeScorer | None = None) -> Trial:
     return Trial(folder, attempt=attempt, zero_variance_groups="refill", scorer=scorer or TokenScorer())
 
@@ -96,7 +90,7 @@ def test_the_prompts_in_turn_do_not_shift(whole: tuple[Trial, Result], tmp_path:
     assert first == result_of(plain).steps[0].select(names)
 
 
-@pytest.mark.parametrize("part", parts(17, 2))
+@pytest.mark.parametrize("part", parts(17))
 def test_killed_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part: int) -> None:
     """Two processes give what one gives, bit for bit, whichever call is the last of the first process (before
     or after it has its effect, alternating); no stored group is sampled again.

@@ -34,12 +34,6 @@ TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=10)
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fsync: these tests end processes, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @dataclass
 class RisingGenerator(FakeGenerator):
     """Loads new weights after every reply, and is slower for odd seeds: replies come out of order."""

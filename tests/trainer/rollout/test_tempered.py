@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from index_table import make_index
 from loop_fakes import TokenScorer
+from matrices import parts
 from rollout_rows import make_group, make_sample
 from sampling_cases import TEMPERED_CHECKS
 from trial import Killed, Trial, result_of
@@ -45,12 +46,6 @@ HEAT = {
 }
 CONFIG = RunConfig(loss=LOSSES, tempered=TemperedConfig(groups_per_step=1), advantage={"kind": "dr_grpo"})
 REWARD = st.sampled_from([None, 0.0, 1.0, 0.5, -1.0])
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fsync: these tests end processes, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @pytest.mark.parametrize("name", TEMPERED_CHECKS)
@@ -181,13 +176,19 @@ def tempered_trial(folder: Path, attempt: int = 1) -> Trial:
     return Trial(folder, attempt=attempt, heat=HEAT, scorer=TokenScorer())
 
 
-def test_the_loop_samples_at_what_the_controller_says(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """A run that is not interrupted."""
+    trial = tempered_trial(tmp_path_factory.mktemp("whole") / "run")
+    assert trial.train()
+    return trial
+
+
+def test_the_loop_samples_at_what_the_controller_says(whole: Trial) -> None:
     """Two groups of the policy at 1.0 and a tempered one a step, with the prompt of the first: at 1.2 after a
-    step of low entropy, else at 0.8. Bit for bit the same after a kill at every seventh call.
+    step of low entropy, else at 0.8.
     """
-    reference = tempered_trial(tmp_path / "whole")
-    assert reference.train()
-    expected, seen = result_of(reference), set()
+    expected, seen = result_of(whole), set()
     for step, (table, line) in enumerate(zip(expected.steps, expected.metrics, strict=True)):
         low = step > 0 and expected.metrics[step - 1]["entropy/token_mean"] < 0.5
         heat = 1.2 if low else 0.8
@@ -210,9 +211,15 @@ def test_the_loop_samples_at_what_the_controller_says(tmp_path: Path) -> None:
         assert line["reward/mean"] == np.mean([row["reward"] for row in own])
         assert line["tempered/reward_mean"] == np.mean([row["reward"] for row in other])
     assert seen == {0.8, 1.2}, "this seed has steps of both kinds"
-    assert all("tempered.temperature" not in learned.settings for learned in reference.learner.learned)
-    assert {group.column("origin")[0].as_py() for group in saved_groups(reference.folder)} == {"policy"}
-    for fatal, name in list(enumerate(reference.calls))[::7]:
+    assert all("tempered.temperature" not in learned.settings for learned in whole.learner.learned)
+    assert {group.column("origin")[0].as_py() for group in saved_groups(whole.folder)} == {"policy"}
+
+
+@pytest.mark.parametrize("part", parts(29))
+def test_killed_at_every_call(whole: Trial, tmp_path: Path, part: int) -> None:
+    """Bit for bit the same, whichever call is the last of the first process."""
+    expected = result_of(whole)
+    for fatal, name in list(enumerate(whole.calls))[part::29]:
         trial = tempered_trial(tmp_path / str(fatal))
         trial.kill_at(fatal, before=fatal % 2 == 0)
         with pytest.raises(Killed):
