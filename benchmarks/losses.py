@@ -50,6 +50,7 @@ ARMS: Final[dict[str, tuple[str, ...]]] = {
     "KL anchors in the loss": ("kl.coef=0.1", "kl_base.coef=0.1"),
     "entropy bonus": ("entropy.coef=0.001",),
     "positive_reweight": ("token_advantage.a={kind: positive_reweight}",),
+    "entropy_quadrants": ("token_advantage.a={kind: entropy_quadrants}",),
     "stare": ("token_advantage.a={kind: stare}",),
     "clamped bonus": ("entropy.coef=0.001", "entropy.clamp=0.3"),
     "repo_r": ("token_advantage.a={kind: repo_r}",),

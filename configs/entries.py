@@ -30,6 +30,7 @@ from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.rollouters import ROLLOUTERS
 from configs.kinds.scorers import SCORERS, ScorerCommon
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES
+from configs.renamed import former_kind
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
@@ -280,6 +281,9 @@ def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[
         return assign(parsed.common, option, value, common[option]), ""
     if option in own:
         return assign(parsed.options, option, value, own[option]), ""
+    kind = str(parsed.common.get("kind", ""))
+    if former := former_kind(kind, option):
+        return f"unknown key: {kind} is now the released rule; the kind with this option is {former}", ""
     valid = [*common, *own]
     owner = "an entry here" if role.only is not None else "this kind"
     return f"unknown key; {owner} takes {', '.join(valid)}", nearest(option, valid)

@@ -17,7 +17,7 @@ from typing import Final, cast
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, complete
 from configs.fields import EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of
 from configs.redact import redact
-from configs.renamed import new_key, new_metric
+from configs.renamed import former_kind, new_key, new_metric
 from configs.schema import RunConfig
 from configs.sources import Provenance, Tree
 
@@ -97,7 +97,12 @@ def _with_new_names(known: Mapping[str, object]) -> dict[str, object]:
 
     Controllers and the reference's plateau name settings and metrics in their values.
     """
-    return {(new := new_key(key) or key): _renamed_value(new, value) for key, value in known.items()}
+    renamed = {(new := new_key(key) or key): _renamed_value(new, value) for key, value in known.items()}
+    for key in list(renamed):
+        entry, _, option = key.rpartition(".")
+        if former := former_kind(str(renamed.get(f"{entry}.kind", "")), option):
+            renamed[f"{entry}.kind"] = former
+    return renamed
 
 
 def _renamed_value(key: str, value: object) -> object:

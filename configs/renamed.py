@@ -17,6 +17,16 @@ RENAMED_METRICS: Final[tuple[tuple[str, str], ...]] = (
     ("prepare/shape.", "prepare/token_advantage."),
 )
 """(old, new) metrics; one that ends in a dot stands for all that begin with it."""
+FORMER_KINDS: Final[dict[str, tuple[str, frozenset[str]]]] = {
+    "stare": ("entropy_quadrants", frozenset({"strength", "fraction"})),
+}
+"""Kind -> the kind that had this name before, and options that only that one has."""
+
+
+def former_kind(kind: str, option: str) -> str:
+    """The kind that was called `kind` when that had an `option` which it has no more; "" if none was."""
+    new, options = FORMER_KINDS.get(kind, ("", frozenset()))
+    return new if option in options else ""
 
 
 def new_key(key: str) -> str:

@@ -89,9 +89,26 @@ class HicraOptions(Options):
 
 @dataclass
 class StareOptions(Options):
-    """After STARE, arXiv 2606.19236: |A| increased where it raises entropy, reduced where it lowers it.
+    """STARE, arXiv 2606.19236, as released: weights on the tokens of highest surprisal, by sign of A.
 
-    Weights, quantiles and defaults are ours; the released rule differs, see docs/methods/stare.md.
+    The defaults are its variant O1. Ours, with four quadrants, is entropy_quadrants.
+    """
+
+    amplify: float = option(1.1, at_least(1))
+    """Weight of the chosen tokens with A > 0 (its W; 1.05 for models of 14B and 32B)."""
+    damp: float = option(1.0, SHARE)
+    """Weight of the chosen tokens with A < 0 (its M): 1 is variant O1, 0.9 is variant C2."""
+    share: float = option(0.1, SHARE_ABOVE_ZERO)
+    """Share of the tokens of each sign that are chosen."""
+    gate: float = option(1.0, SHARE)
+    """Scales how far both weights are from 1; 0 is off. The released gate is a `threshold` controller."""
+
+
+@dataclass
+class EntropyQuadrantsOptions(Options):
+    """After the analysis of STARE, arXiv 2606.19236: |A| increased where it raises entropy, else reduced.
+
+    Weights, quantiles and defaults are ours; the released rule is stare.
     """
 
     strength: float = option(0.5, SHARE)
@@ -191,6 +208,11 @@ TOKEN_ADVANTAGES: dict[str, Kind] = {
     "stare": Kind(
         StareOptions,
         "trainer.token_advantages.entropy_transforms:stare",
+        "trainer.token_advantages.entropy_transforms:choose_surprising",
+    ),
+    "entropy_quadrants": Kind(
+        EntropyQuadrantsOptions,
+        "trainer.token_advantages.entropy_transforms:entropy_quadrants",
         "trainer.token_advantages.entropy_transforms:find_quantiles",
     ),
     "tis": Kind(TisOptions, "trainer.token_advantages.off_policy:tis", masks=True),

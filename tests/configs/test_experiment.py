@@ -121,6 +121,16 @@ def test_new_names() -> None:
     assert [new_metric(metric) for metric in ("sampling/degenerate_shares", "clip/shapes", "")] == [""] * 3
 
 
+def test_a_run_with_a_kind_that_has_another_name_now_resumes() -> None:
+    """Its description has the old name, which another kind has today; a run of that other kind is another."""
+    config = load_config("debug", ["token_advantage.a={kind: entropy_quadrants, strength: 0.25}"])
+    known = experiment.experiment(config)
+    assert differences(known | {"token_advantage.a.kind": "stare"}, config) == []
+    released = load_config("debug", ["token_advantage.a={kind: stare}"])
+    assert differences(known | {"token_advantage.a.kind": "stare"}, released) != []
+    assert differences(experiment.experiment(released), released) == []
+
+
 def test_a_run_that_watches_a_renamed_metric_resumes() -> None:
     """Its description has the old name, in controllers and for the reference."""
     watched = "controllers.c={kind: threshold, metric: sampling/zero_variance_share}"

@@ -60,7 +60,7 @@ class ShapedCase(Case):
         """The case's own with the transforms."""
         transforms: dict[str, Any] = {
             "plan": {"kind": "hicra", "path": self.grams, "alpha": 0.5},
-            "swing": {"kind": "stare", "strength": 0.5, "fraction": 0.2},
+            "swing": {"kind": "entropy_quadrants", "strength": 0.5, "fraction": 0.2},
             "forks": {"kind": "top_entropy", "fraction": 0.6},
             "correct": {"kind": "tis", "cap": 0.05},
         }
@@ -96,7 +96,7 @@ def shaped(rows: Sequence[Row], now: Mapping[str, Scores], old: Mapping[str, Sco
         advantages[name] + 0.5 * abs(advantages[name]) * (name in planned and 2 <= k < 5)
         for name, k, _ in keys
     ]
-    swung = papers.stare(plain, [now[name][0][k].item() for name, k, _ in keys], 0.5, 0.2)
+    swung = papers.entropy_quadrants(plain, [now[name][0][k].item() for name, k, _ in keys], 0.5, 0.2)
     kept = papers.top_entropy(swung, [old[name][1][k].item() for name, k, _ in keys], 0.6)
     result = {row["sample_id"]: torch.zeros(len(row["token_ids"])) for row in rows}
     for (name, k, sampled), advantage in zip(keys, kept, strict=True):

@@ -28,7 +28,7 @@ def quantile(values: Floats, share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def stare(advantages: Floats, logprobs: Floats, strength: float, fraction: float) -> list[float]:
+def entropy_quadrants(advantages: Floats, logprobs: Floats, strength: float, fraction: float) -> list[float]:
     """Our weights for arXiv 2606.19236: raise |A| in two of the four quadrants of A and surprisal."""
     if not logprobs:
         return []
@@ -40,6 +40,17 @@ def stare(advantages: Floats, logprobs: Floats, strength: float, fraction: float
         sign = 1 if advantage > 0 else -1 if advantage < 0 else 0
         found.append(advantage * (1.0 + strength * side * sign))
     return found
+
+
+def stare(advantages: Floats, logprobs: Floats, amplify: float, damp: float, share: float) -> list[float]:
+    """hp-luo/STARE, compute_stare_token_weights with the gate on: weights by rank within each sign of A."""
+    weights = [1.0] * len(advantages)
+    for weight, sign in ((amplify, 1), (damp, -1)):
+        candidates = [place for place, advantage in enumerate(advantages) if sign * advantage > 0]
+        count = min(len(candidates), max(1, int(len(candidates) * share + 0.999999)))
+        for place in sorted(candidates, key=lambda place: (logprobs[place], place))[:count]:
+            weights[place] = weight
+    return [advantage * weight for advantage, weight in zip(advantages, weights, strict=True)]
 
 
 def tis(advantage: float, proximal: float, behavior: float, cap: float) -> float:

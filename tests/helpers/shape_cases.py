@@ -13,6 +13,7 @@ from loss_cases import loss_inputs
 
 from configs.kinds.token_advantages import (
     EntropyAdvantageOptions,
+    EntropyQuadrantsOptions,
     IcepopOptions,
     RejectionOptions,
     StareOptions,
@@ -22,7 +23,9 @@ from configs.kinds.token_advantages import (
 from trainer.losses.logprobs import _clamped, _entropy_gradient
 from trainer.losses.per_token import LossInputs
 from trainer.token_advantages.entropy_transforms import (
+    choose_surprising,
     entropy_advantage,
+    entropy_quadrants,
     find_quantiles,
     num_top,
     select_entropy,
@@ -89,16 +92,54 @@ def check_select_entropy() -> None:
     assert none.columns["kept"].shape == (0,) and none.stats == {}
 
 
-def check_stare() -> None:
+def check_entropy_quadrants() -> None:
     """strength 1/4: A = 2 is 5/2 where S is high, 3/2 where low; A = -2 the other way round; 0 stays."""
     advantages = [2.0, 2.0, 2.0, -2.0, -2.0, -2.0, 0.0]
     high = torch.tensor([True, False, False, True, False, False, True])
     low = torch.tensor([False, True, False, False, True, False, False])
     inputs = loss_inputs([-1.0] * 7, [-1.0] * 7, advantages)
-    found = stare(replace(inputs, prepared={"high": high, "low": low}), StareOptions(strength=0.25))
+    found = entropy_quadrants(
+        replace(inputs, prepared={"high": high, "low": low}), EntropyQuadrantsOptions(strength=0.25)
+    )
     assert found.advantages.tolist() == [2.5, 1.5, 2.0, -1.5, -2.5, -2.0, 0.0]
     assert found.marks["raised"].tolist() == [True, False, False, False, True, False, False]
     assert found.marks["shrunk"].tolist() == [False, True, False, True, False, False, False]
+
+
+def check_stare() -> None:
+    """amplify 3/2, damp 1/2: 2 becomes 3, -2 becomes -1; with half a gate 5/2 and -3/2; without, nothing."""
+    inputs = loss_inputs([-1.0] * 5, [-1.0] * 5, [2.0, 2.0, -2.0, -2.0, 0.0])
+    prepared = {
+        "positive": torch.tensor([True, False, False, False, False]),
+        "negative": torch.tensor([False, False, False, True, False]),
+    }
+    for gate, wanted in ((1.0, (3.0, -1.0)), (0.5, (2.5, -1.5)), (0.0, (2.0, -2.0))):
+        options = StareOptions(amplify=1.5, damp=0.5, gate=gate)
+        found = stare(replace(inputs, prepared=prepared), options)
+        assert found.advantages.tolist() == [wanted[0], 2.0, -2.0, wanted[1], 0.0]
+        assert {name: mark.tolist() for name, mark in found.marks.items()} == {
+            "amplified": prepared["positive"].tolist(),
+            "damped": prepared["negative"].tolist(),
+        }
+
+
+def check_choose_surprising() -> None:
+    """Five with A > 0: of 0.3, so two, those of S 5 and the first of S 3. Two with A < 0: one. None at A = 0.
+
+    An impossible token is the most surprising. Nothing to choose from: nothing is chosen, and no stat.
+    """
+    columns = {
+        "policy_logprobs": np.array([-1.0, -3.0, -5.0, -3.0, -0.5, -9.0, -2.0, -math.inf], np.float32),
+        "advantage": np.array([1.0, 1.0, 0.1, 2.0, 1.0, 0.0, -1.0, -3.0]),
+    }
+    found = choose_surprising(columns, StareOptions(share=0.3))
+    assert np.flatnonzero(found.columns["positive"]).tolist() == [1, 2]
+    assert np.flatnonzero(found.columns["negative"]).tolist() == [7]
+    largest = float(np.finfo(np.float32).max)
+    assert found.stats == {"surprisal_positive": 3.0, "surprisal_negative": largest}
+    none = {"policy_logprobs": np.array([-1.0], np.float32), "advantage": np.array([0.0])}
+    found = choose_surprising(none, StareOptions())
+    assert not found.columns["positive"].any() and not found.columns["negative"].any() and not found.stats
 
 
 def check_find_quantiles() -> None:
@@ -108,12 +149,14 @@ def check_find_quantiles() -> None:
     """
     for last in (-10.0, -math.inf):
         columns = {"policy_logprobs": np.array([*range(0, -10, -1), last], np.float32)}
-        found = find_quantiles(columns, StareOptions(fraction=0.2))
+        found = find_quantiles(columns, EntropyQuadrantsOptions(fraction=0.2))
         assert np.flatnonzero(found.columns["high"]).tolist() == [9, 10]
         assert np.flatnonzero(found.columns["low"]).tolist() == [0, 1]
         assert found.stats == {"surprisal_lower": 2.0, "surprisal_upper": 8.0}
     for count in (0, 1, 5):
-        found = find_quantiles({"policy_logprobs": np.full(count, -2.0, np.float32)}, StareOptions())
+        found = find_quantiles(
+            {"policy_logprobs": np.full(count, -2.0, np.float32)}, EntropyQuadrantsOptions()
+        )
         assert not found.columns["high"].any() and not found.columns["low"].any()
         assert found.columns["high"].shape == found.columns["low"].shape == (count,)
 
@@ -202,6 +245,8 @@ ENTROPY_CHECKS: dict[str, tuple[Check, ...]] = {
     "select_entropy": (check_select_entropy,),
     "num_top": (check_select_entropy,),
     "stare": (check_stare,),
+    "choose_surprising": (check_choose_surprising,),
+    "entropy_quadrants": (check_entropy_quadrants,),
     "find_quantiles": (check_find_quantiles,),
 }
 """By function of `trainer.token_advantages.entropy_transforms`."""

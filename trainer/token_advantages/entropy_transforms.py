@@ -14,7 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.kinds.token_advantages import EntropyAdvantageOptions, StareOptions, TopEntropyOptions
+from configs.kinds.token_advantages import (
+    EntropyAdvantageOptions,
+    EntropyQuadrantsOptions,
+    StareOptions,
+    TopEntropyOptions,
+)
 from trainer.losses.batch_statistics import Prepared
 from trainer.losses.per_token import LossInputs
 from trainer.token_advantages.transforms import TokenTransform
@@ -63,13 +68,49 @@ def num_top(fraction: float, count: int) -> int:
 
 
 def stare(inputs: LossInputs, options: StareOptions) -> TokenTransform:
+    """A' = (1 + gate (amplify - 1)) A on the chosen tokens with A > 0, (1 - gate (1 - damp)) A on those with
+    A < 0, else A. [T] -> [T]
+
+    STARE, arXiv 2606.19236, from the released code. `choose_surprising` chooses the tokens before the update.
+    The code multiplies the clipped loss, which is proportional to A for a factor above 0.
+    """
+    positive, negative = inputs.prepared["positive"].bool(), inputs.prepared["negative"].bool()
+    amplified = 1.0 + options.gate * (options.amplify - 1.0)
+    damped = 1.0 - options.gate * (1.0 - options.damp)
+    advantages = torch.where(positive, amplified * inputs.advantages, inputs.advantages)
+    advantages = torch.where(negative, damped * inputs.advantages, advantages)
+    return TokenTransform(advantages=advantages, marks={"amplified": positive, "damped": negative})
+
+
+def choose_surprising(columns: Mapping[str, np.ndarray], options: StareOptions) -> Prepared:
+    """Of the tokens with A > 0, and of those with A < 0, the ceil(share n) with the highest S = -log pi.
+
+    S is computed with the weights at the start of the update; ties go to the first token. The released code
+    ranks the tokens of each microbatch, so that its choice depends on how a batch is cut; here it is the
+    update's. The stats are the lowest chosen S of either sign, in nats.
+    """
+    surprisal = -columns["policy_logprobs"].astype(np.float64)
+    chosen, stats = {}, {}
+    for name, sign in (("positive", 1.0), ("negative", -1.0)):
+        candidates = np.flatnonzero(sign * columns["advantage"] > 0)
+        order = np.argsort(-surprisal[candidates], kind="stable")
+        highest = candidates[order[: num_top(options.share, len(candidates))]]
+        chosen[name] = np.zeros(len(surprisal), np.bool_)
+        chosen[name][highest] = True
+        if len(highest):
+            lowest = min(float(surprisal[highest].min()), float(np.finfo(np.float32).max))
+            stats[f"surprisal_{name}"] = lowest
+    return Prepared(columns=chosen, stats=stats)
+
+
+def entropy_quadrants(inputs: LossInputs, options: EntropyQuadrantsOptions) -> TokenTransform:
     """A' = (1 + strength) A where A > 0 and S > upper or A < 0 and S < lower, (1 - strength) A where
     A > 0 and S < lower or A < 0 and S > upper, else A. [T] -> [T]
 
-    After STARE, arXiv 2606.19236. The released code uses another rule (docs/methods/stare.md); these weights
-    are our own derivation. S = -log pi is the token's surprisal; lower and upper are its quantiles over the
-    update, see `find_quantiles`. To first order, a gradient step on one token changes the entropy of its
-    distribution by A (pi (S - H) + c) with c equal for all tokens: |A| is raised where A (S - H) is positive.
+    After STARE, arXiv 2606.19236, whose released rule is `stare`; these weights are our own derivation.
+    S = -log pi is the token's surprisal; lower and upper are its quantiles over the update, see
+    `find_quantiles`. To first order, a gradient step on one token changes the entropy of its distribution by
+    A (pi (S - H) + c) with c equal for all tokens: |A| is raised where A (S - H) is positive.
     """
     high, low = inputs.prepared["high"].bool(), inputs.prepared["low"].bool()
     up, down = inputs.advantages > 0, inputs.advantages < 0
@@ -78,7 +119,7 @@ def stare(inputs: LossInputs, options: StareOptions) -> TokenTransform:
     return TokenTransform(advantages=weight * inputs.advantages, marks={"raised": raised, "shrunk": shrunk})
 
 
-def find_quantiles(columns: Mapping[str, np.ndarray], options: StareOptions) -> Prepared:
+def find_quantiles(columns: Mapping[str, np.ndarray], options: EntropyQuadrantsOptions) -> Prepared:
     """Which tokens are above the quantile 1 - fraction of S, and which are below the quantile `fraction`.
 
     S is computed with the weights at the start of the update. A token exactly at a quantile is in neither

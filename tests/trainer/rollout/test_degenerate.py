@@ -40,7 +40,7 @@ EXTRAS = (
     *(
         "reward_shape.long={kind: overlong}",
         "token_advantage.push={kind: repo_r}",
-        "token_advantage.swing={kind: stare}",
+        "token_advantage.swing={kind: entropy_quadrants}",
     ),
 )
 """What is on beside the loss and the advantage; what a loss or an advantage refuses is left out."""

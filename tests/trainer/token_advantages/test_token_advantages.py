@@ -21,6 +21,7 @@ from configs.kinds.losses import LOSSES, LossCommon, PpoClipOptions
 from configs.kinds.token_advantages import (
     TOKEN_ADVANTAGES,
     EntropyAdvantageOptions,
+    EntropyQuadrantsOptions,
     IcepopOptions,
     RejectionOptions,
     StareOptions,
@@ -33,7 +34,9 @@ from trainer.losses.logprobs import TokenScores
 from trainer.losses.per_token import LossInputs, TokenLoss
 from trainer.objective import BoundLoss, Objective, TokenColumns, microbatch_loss
 from trainer.token_advantages.entropy_transforms import (
+    choose_surprising,
     entropy_advantage,
+    entropy_quadrants,
     find_quantiles,
     select_entropy,
     stare,
@@ -71,12 +74,23 @@ def test_entropy_shapes_against_scalars(tokens: list[tuple[float, float, float]]
     kept = top_entropy(replace(inputs, prepared={"kept": torch.from_numpy(chosen)}), few)
     assert kept.advantages.tolist() == papers.top_entropy(advantages, entropies, fraction)
 
-    options = StareOptions(strength=0.5, fraction=fraction)
+    options = EntropyQuadrantsOptions(strength=0.5, fraction=fraction)
     ends = find_quantiles({"policy_logprobs": np.array(logprobs)}, options).columns
     given_ends = {name: torch.from_numpy(values) for name, values in ends.items()}
-    swung = stare(replace(inputs, prepared=given_ends), options)
-    assert swung.advantages.tolist() == pytest.approx(papers.stare(advantages, logprobs, 0.5, fraction))
-    for found in (paid, kept.advantages, swung.advantages):
+    swung = entropy_quadrants(replace(inputs, prepared=given_ends), options)
+    assert swung.advantages.tolist() == pytest.approx(
+        papers.entropy_quadrants(advantages, logprobs, 0.5, fraction)
+    )
+    released = StareOptions(amplify=1.1, damp=0.9, share=fraction)
+    given = {"policy_logprobs": np.array(logprobs), "advantage": np.array(advantages)}
+    picked = {
+        name: torch.from_numpy(each) for name, each in choose_surprising(given, released).columns.items()
+    }
+    weighed = stare(replace(inputs, prepared=picked), released)
+    assert weighed.advantages.tolist() == pytest.approx(
+        papers.stare(advantages, logprobs, 1.1, 0.9, fraction)
+    )
+    for found in (paid, kept.advantages, swung.advantages, weighed.advantages):
         assert found.isfinite().all() and not found.requires_grad
         assert (found * inputs.advantages >= 0).all() and not found[inputs.advantages == 0].any()
 
@@ -131,7 +145,7 @@ def test_a_sampler_that_agrees_changes_nothing(shape: object) -> None:
 
 
 def test_where_an_advantage_raises_entropy() -> None:
-    """The first-order claim behind `stare`, by finite differences of the entropy of four probabilities.
+    """The first-order claim behind `entropy_quadrants`, by finite differences of an entropy of four.
 
     A step dz = eta A (e_y - pi) changes H by eta A [pi_y (S_y - H) + c] with c = sum pi^2 (log pi + H) for
     every y alike, so that of two tokens the one with the higher pi (S - H) raises H more.
@@ -155,7 +169,9 @@ def test_where_an_advantage_raises_entropy() -> None:
 
 SHAPED: dict[str, BoundTransform] = {
     "few": BoundTransform(kind=TOKEN_ADVANTAGES["top_entropy"], options=TopEntropyOptions(fraction=0.3)),
-    "swing": BoundTransform(kind=TOKEN_ADVANTAGES["stare"], options=StareOptions(fraction=0.3)),
+    "swing": BoundTransform(
+        kind=TOKEN_ADVANTAGES["entropy_quadrants"], options=EntropyQuadrantsOptions(fraction=0.3)
+    ),
 }
 
 
@@ -320,8 +336,13 @@ def test_a_later_shape_sees_what_an_earlier_one_dropped() -> None:
         (["token_advantage.a={kind: entropy_advantage, alpha: -1}"], "alpha .*must not be negative"),
         (["token_advantage.a={kind: entropy_advantage, kappa: 1}"], "must be above 1"),
         (["token_advantage.a={kind: top_entropy, fraction: 0}"], "must be above 0 and at most 1"),
-        (["token_advantage.a={kind: stare, fraction: 0.6}"], "must be above 0 and at most 0.5"),
-        (["token_advantage.a={kind: stare, strength: 1.5}"], "must be between 0 and 1"),
+        (["token_advantage.a={kind: entropy_quadrants, fraction: 0.6}"], "must be above 0 and at most 0.5"),
+        (
+            ["token_advantage.a={kind: stare, strength: 0.5, fraction: 0.2}"],
+            "strength.*stare is now the released rule; the kind with this option is entropy_quadrants",
+        ),
+        (["token_advantage.a={kind: stare, amplify: 0.9}"], "must be at least 1"),
+        (["token_advantage.a={kind: entropy_quadrants, strength: 1.5}"], "must be between 0 and 1"),
         (["token_advantage.a={kind: hicra}"], "path .*must not be empty"),
         (["token_advantage.a={kind: hicra, path: x.json, mask: both}"], "must be one of mined, random"),
         (["token_advantage.a={kind: hicra, path: x.json, alpha: 1}"], "must be at least 0 and below 1"),
@@ -362,4 +383,4 @@ def test_what_works_together() -> None:
     """Masks beside one correction; a mask with ratios to the sampler; the bonus with kl_cov."""
     load_config("debug", ["token_advantage.a={kind: tis}", "token_advantage.b={kind: icepop, weigh: false}"])
     load_config("debug", ["token_advantage.a={kind: rejection}", "loss.policy.ratio_to=behavior"])
-    load_config("debug", ["token_advantage.a={kind: stare}", "loss.policy={kind: kl_cov}", TWO])
+    load_config("debug", ["token_advantage.a={kind: entropy_quadrants}", "loss.policy={kind: kl_cov}", TWO])
