@@ -39,11 +39,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two texts of one problem. `kind` is one of `KINDS`."""
+    """Two texts of one problem. `kind` is one of `KINDS`.
+
+    The first `common` words of `second` could also begin a text that is equivalent to `first`. They are all
+    of its words if the pair is equivalent.
+    """
 
     first: str
     second: str
     kind: str
+    common: int
 
     @property
     def is_equivalent(self) -> bool:
@@ -76,10 +81,16 @@ def _pair(kind: str, name: str, steps: list[Step], rng: np.random.Generator) -> 
         other_name = _one(rng, [each for each in FORMATS if each != name])
     elif kind != "equivalent":
         other_steps = _changed(steps, kind, rng)
-    first = reworded(name, steps, rng)
-    while (second := reworded(other_name, other_steps, rng)) == first:
-        pass  # every format has many wordings
-    return Pair(first=first, second=second, kind=kind)
+    first, second = reworded(name, steps, rng), ""
+    while not second or second == first:  # every format has many wordings
+        wording = int(rng.integers(2**63))
+        second = reworded(other_name, other_steps, np.random.default_rng(wording))
+    if kind == "format":
+        return Pair(first=first, second=second, kind=kind, common=0)
+    # In the same wording the two differ exactly where the steps do.
+    same = reworded(name, steps, np.random.default_rng(wording)).split()
+    differs = (at for at, (one, two) in enumerate(zip(same, second.split(), strict=True)) if one != two)
+    return Pair(first=first, second=second, kind=kind, common=next(differs, len(same)))
 
 
 def _solution(problems: Problems, row: int, rng: np.random.Generator) -> list[Step]:
@@ -134,12 +145,9 @@ def _changed(steps: list[Step], kind: str, rng: np.random.Generator) -> list[Ste
 
 def reworded(name: str, steps: Sequence[Step], rng: np.random.Generator) -> str:
     """The solution in format `name`, in one of its wordings."""
-    turned = [
-        Step(each.right, each.op, each.left, each.result)
-        if each.op != SUBTRACT and at == 0 and rng.random() < 0.5
-        else each
-        for at, each in enumerate(steps)
-    ]
+    head, *rest = steps
+    is_turned = rng.random() < 0.5 and head.op != SUBTRACT
+    turned = [Step(head.right, head.op, head.left, head.result) if is_turned else head, *rest]
 
     def choose(*texts: str) -> str:
         return _one(rng, texts)

@@ -35,6 +35,8 @@ class EquivalenceRecipe:
     warmup_updates: int = 50
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
+    prefix_weight: float = 1.0
+    """Weight of the label so far after each word of the second text, beside the pair's label."""
     copy_weight: float = 0.5
     """Weight of predicting the second text of equivalent pairs, beside the label's loss."""
     num_threads: int = 1
@@ -85,8 +87,9 @@ def _check(recipe: EquivalenceRecipe, path: str) -> None:
         if value < low or (high is not None and value > high):
             rule = f"{low} or more" if high is None else f"{low} to {high}"
             raise ValueError(f"{path}: {key} must be {rule}, got {value}")
-    if not recipe.copy_weight >= 0:
-        raise ValueError(f"{path}: copy_weight must be 0 or more, got {recipe.copy_weight}")
+    for key in ("prefix_weight", "copy_weight"):
+        if not getattr(recipe, key) >= 0:
+            raise ValueError(f"{path}: {key} must be 0 or more, got {getattr(recipe, key)}")
     for key in ("lr", "max_grad_norm"):
         if not getattr(recipe, key) > 0:
             raise ValueError(f"{path}: {key} must be above 0, got {getattr(recipe, key)}")

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def margins(
 ) -> Margins:
     """The margin of every pair, each read in both orders."""
     model.eval()
-    both = [*pairs, *(Pair(first=each.second, second=each.first, kind=each.kind) for each in pairs)]
+    both = [*pairs, *(replace(each, first=each.second, second=each.first) for each in pairs)]
     encoded = [_encode(tokenizer, pair) for pair in both]
     order = np.argsort([len(ids) for ids in encoded], kind="stable").tolist()
     found, began = np.zeros(len(both)), time.perf_counter()
@@ -146,52 +146,57 @@ def _train(
 ) -> None:
     """AdamW with linear warm-up and cosine decay; every pair is seen once.
 
-    The loss is the classifier's, plus `copy_weight` times that of predicting the second text of equivalent
-    pairs token by token: a model that knows what must follow notices where a pair differs. One label per pair
-    alone takes several times as many updates.
+    One label per pair alone takes many times as many updates. So the head is also trained after every word of
+    the second text, with the label of the pair so far (`prefix_weight`), and the trunk to predict the second
+    text of equivalent pairs (`copy_weight`): a model that knows what must follow sees where a pair differs.
     """
     head = Qwen3ForCausalLM.from_pretrained(recipe.base).lm_head
     weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     divider = tokenizer.convert_tokens_to_ids(_DIVIDER)
     model.train()
-    began, running = time.perf_counter(), torch.zeros(2)
+    began, running = time.perf_counter(), torch.zeros(3)
+    shares = torch.tensor([1.0, recipe.prefix_weight, recipe.copy_weight])
     for update in range(recipe.num_updates):
         chosen = pairs[update * recipe.pairs_per_update : (update + 1) * recipe.pairs_per_update]
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(update, recipe)
-        encoded = [_encode(tokenizer, pair) for pair in chosen]
-        losses_2 = _losses(model, head, encoded, _labels(chosen), divider)
+        losses_3 = _losses(model, head, [_encode(tokenizer, pair) for pair in chosen], chosen, divider)
         optimizer.zero_grad()
-        (losses_2[0] + recipe.copy_weight * losses_2[1]).backward()
+        (losses_3 * shares).sum().backward()
         torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
-        running += (losses_2.detach() - running) * max(0.02, 1.0 / (update + 1))
+        running += (losses_3.detach() - running) * max(0.02, 1.0 / (update + 1))
         if (update + 1) % 50 == 0 or update + 1 == recipe.num_updates:
             seconds, numbers = time.perf_counter() - began, f"update {update + 1}/{recipe.num_updates}"
-            print(f"{numbers}  loss {running[0]:.4f}  copy {running[1]:.4f}  {seconds:.0f} s", flush=True)
+            label, prefix, copy = running.tolist()
+            print(f"{numbers}  loss {label:.4f}, {prefix:.4f}, {copy:.4f}  {seconds:.0f} s", flush=True)
 
 
 def _losses(
     model: Qwen3ForSequenceClassification,
     head: torch.nn.Module,
     encoded: Sequence[list[int]],
-    is_equivalent: np.ndarray,
+    pairs: Sequence[Pair],
     divider: int,
 ) -> Tensor:
-    """[2]: mean cross-entropy of the labels, and of the second texts' tokens of equivalent pairs."""
+    """[3]: mean cross-entropy of the labels, of the labels so far, and of the second texts' tokens."""
     ids_BT, mask_BT = _padded(encoded, model.config.pad_token_id)
     hidden_BTH = model.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+    logits_BT2 = model.score(hidden_BTH)
     last_B = mask_BT.sum(1) - 1
-    logits_B2 = model.score(hidden_BTH[torch.arange(len(last_B)), last_B])
-    labels_B = torch.tensor(is_equivalent)
-    label_loss = torch.nn.functional.cross_entropy(logits_B2, labels_B.long())
-    # What follows the only token `divider` is the second text.
-    begun_BT = (ids_BT == divider).cumsum(1) > 0
-    wanted_BT = begun_BT[:, :-1] & mask_BT[:, 1:].bool() & labels_B[:, None]
-    predicted = head(hidden_BTH[:, :-1][wanted_BT])
-    copy_loss = torch.nn.functional.cross_entropy(predicted, ids_BT[:, 1:][wanted_BT])
-    return torch.stack([label_loss, copy_loss])
+    labels_B = torch.tensor(_labels(pairs))
+    entropy = torch.nn.functional.cross_entropy
+    label_loss = entropy(logits_BT2[torch.arange(len(last_B)), last_B], labels_B.long())
+    # A word is a token, and what follows the only token `divider` is the second text.
+    word_BT = torch.arange(ids_BT.shape[1]) - (ids_BT == divider).long().argmax(1, keepdim=True) - 1
+    in_second_BT = (word_BT >= 0) & mask_BT.bool()
+    so_far_BT = word_BT < torch.tensor([pair.common for pair in pairs])[:, None]
+    so_far_BT |= labels_B[:, None]
+    prefix_loss = entropy(logits_BT2[in_second_BT], so_far_BT[in_second_BT].long())
+    wanted_BT = in_second_BT[:, 1:] & labels_B[:, None]
+    copy_loss = entropy(head(hidden_BTH[:, :-1][wanted_BT]), ids_BT[:, 1:][wanted_BT])
+    return torch.stack([label_loss, prefix_loss, copy_loss])
 
 
 def _schedule(update: int, recipe: EquivalenceRecipe) -> float:

@@ -48,6 +48,19 @@ def test_what_an_equivalent_pair_keeps() -> None:
             assert numbers[0] == numbers[1], pair
 
 
+def test_how_much_of_the_second_text_is_common() -> None:
+    """All of an equivalent one, nothing where the format differs; else up to a number, operator or x."""
+    for pair in make_pairs(PROBLEMS, 400, 6):
+        words = pair.second.split()
+        if pair.kind == "equivalent":
+            assert pair.common == len(words)
+        elif pair.kind == "format":
+            assert pair.common == 0
+        else:
+            assert 0 <= pair.common < len(words)
+            assert re.fullmatch(r"\d+|[-+*]|plus|minus|times", words[pair.common]), pair
+
+
 def test_changes_by_hand() -> None:
     """One thing changes; a first result is carried into the next step."""
     steps = [Step(3, ADD, 4, 7), Step(7, MULTIPLY, 2, 14)]
