@@ -29,7 +29,7 @@ class EquivalenceRecipe:
     corpus_seed: int = 0
     """Seed of the problems' splits; that of the base's corpus."""
     seed: int = 0
-    num_updates: int = 1500
+    num_updates: int = 1200
     pairs_per_update: int = 64
     lr: float = 1.0e-3
     warmup_updates: int = 50
