@@ -75,6 +75,7 @@ class Scorers:
     """One scorer for each kind and options, as many workers of the scorer `code` as are used at a time."""
 
     def __init__(self, options: Mapping[str, Any], num_workers: int) -> None:
+        self.num_workers = num_workers
         self._code = [ScorerActor("code", dict(options)) for _ in range(num_workers)]
         self._others: dict[str, ScorerActor] = {}
         self._lock = threading.Lock()
@@ -96,16 +97,24 @@ class Scorers:
 
 
 def run_cases(
-    families: Sequence[str], options: Mapping[str, Any], *, every: int = 1, answers_too: bool = True
+    families: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    every: int = 1,
+    answers_too: bool = True,
+    num_workers: int = NUM_WORKERS,
 ) -> list[Trial]:
-    """Score every `every`-th program of `families` with `options` of `code`, and answers to rule scorers."""
+    """Score every `every`-th program of `families` with `options` of `code`, and answers to rule scorers.
+
+    `num_workers` are at work at a time.
+    """
     token = str(secrets.randbelow(9 * 10**11) + 10**11)
     os.environ[TOKEN] = token
     with (
         tempfile.TemporaryDirectory(prefix="polyphony-hostile-") as folder,
         Bait(Path(folder), token) as bait,
     ):
-        scorers = Scorers(options, NUM_WORKERS)
+        scorers = Scorers(options, num_workers)
         trials: list[Trial] = []
         try:
             places = {
@@ -138,8 +147,8 @@ def _grouped(cases: Iterator[Case]) -> Iterator[list[Case]]:
 def _run_family(cases: Sequence[Case], scorers: Scorers, bait: Bait) -> list[Trial]:
     """The trials of one family; what is found on the machine afterwards is charged to its last one."""
     workers, changed = set(_workers()), bait.state()
-    with ThreadPoolExecutor(NUM_WORKERS) as threads:
-        shares = [cases[number::NUM_WORKERS] for number in range(NUM_WORKERS)]
+    with ThreadPoolExecutor(scorers.num_workers) as threads:
+        shares = [cases[number :: scorers.num_workers] for number in range(scorers.num_workers)]
         done = threads.map(lambda each: [_run(case, scorers, each[0]) for case in each[1]], enumerate(shares))
         trials = [trial for share in done for trial in share]
     if trials:

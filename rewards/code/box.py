@@ -180,6 +180,17 @@ class Box:
         os.close(self.pidfd)
         self.ending.status = status
 
+    def discard(self) -> None:
+        """Kill the sandbox, and leave nothing of it."""
+        self.kill("done")
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+        for descriptor in (*self.sinks, self.pidfd):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def finish(self) -> None:
         """Read the report, keep the output, remove the folder."""
         report = bytes(self.sinks[self.fds["report"]])
@@ -227,9 +238,10 @@ def supervise(
     """
     try:
         return _supervise(boxes, clock, on_line)
-    finally:
+    except BaseException:
         for box in boxes:
-            box.kill("timeout")
+            box.discard()
+        raise
 
 
 def _supervise(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from typing import Final
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -63,8 +62,3 @@ def system_call(name: str, number: int, *arguments: object) -> int:
     """
     packed = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     return checked(name, libc.syscall(ctypes.c_long(number), *packed))
-
-
-def is_linux() -> bool:
-    """Whether this is Linux at all: there is no other sandbox here."""
-    return sys.platform == "linux"

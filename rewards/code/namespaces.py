@@ -80,10 +80,11 @@ def _new_namespaces() -> None:
     pid = os.getpid()
     if os.fork() == 0:  # only a process that stays outside may map a second user
         try:
-            os.read(ready[0], 1)
-            for name in ("uid_map", "gid_map"):
-                _write(f"/proc/{pid}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
-            os.write(done[1], b"k")
+            os.close(ready[1])
+            if os.read(ready[0], 1) == b"k":  # else the other side could not leave, and has ended
+                for name in ("uid_map", "gid_map"):
+                    _write(f"/proc/{pid}/{name}", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+                os.write(done[1], b"k")
         finally:
             os._exit(0)
     checked("unshare", libc.unshare(_NEW_ALL))

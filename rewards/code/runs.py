@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rewards.code.box import Box, Clock, Ending, Job, Limits, Sandbox, SandboxBrokenError, supervise
+from rewards.code.box import Box, Clock, Ending, Job, Limits, Sandbox, supervise
 from rewards.code.cases import CallTest, SourceTest, StdinTest, Test
 from rewards.code.compare import same_output, same_value
 from rewards.code.inside import wire
@@ -144,6 +144,10 @@ class LocalRunner:
             boxes.append(
                 Box(Job("check.py", files, limits, descriptors=[reply_read, request_write]), self._sandbox)
             )
+        except BaseException:
+            for box in boxes:
+                box.discard()
+            raise
         finally:
             for descriptor in ends:
                 os.close(descriptor)
@@ -213,8 +217,8 @@ def request_of(test: CallTest) -> str:
         BrokenTestError: an argument is not plain data.
     """
     try:
-        args = [wire.pack(each, 0) for each in test.args]
-        words = {key: wire.pack(each, 0) for key, each in test.words.items()}
+        args = [wire.pack(each) for each in test.args]
+        words = {key: wire.pack(each) for key, each in test.words.items()}
     except wire.NotPlainError as error:
         raise BrokenTestError(f"an argument of {test.function} cannot be sent: {error}") from None
     return json.dumps({"action": "call", "target": test.function, "args": args, "words": words})
@@ -226,8 +230,8 @@ def judge_reply(line: bytes, test: CallTest, tolerance: float) -> Outcome:
         reply = json.loads(line)
         if "error" in reply:
             return as_failure(reply["error"][2])
-        got = wire.unpack(reply["ok"], 0)
-    except (wire.NotPlainError, ValueError, KeyError, IndexError, TypeError, RecursionError):
+        got = wire.unpack(reply["ok"])
+    except (wire.NotPlainError, ValueError, LookupError, TypeError, RecursionError):
         return "wrong_answer"
     return (
         "passed" if same_value(got, test.expected, loose=test.loose, tolerance=tolerance) else "wrong_answer"
@@ -265,6 +269,3 @@ def how_failed(ending: Ending, *, compiled: bool = True) -> Outcome | None:
     if ending.stderr.rstrip().endswith(b"MemoryError"):
         return "memory"
     return "runtime_error" if compiled else "compile_error"
-
-
-__all__ = ["BrokenTestError", "LocalRunner", "Outcome", "Rules", "SandboxBrokenError"]

@@ -49,7 +49,7 @@ def fenced(program: str) -> str:
 
 def options(**changed: Any) -> CodeOptions:
     """Small limits, so that programs that never end take a second."""
-    return CodeOptions(**({"wall_s": 3.0, "cpu_s": 1.0, "total_s": 8.0, "memory_mb": 256} | changed))
+    return CodeOptions(**({"wall_s": 2.0, "cpu_s": 1.0, "total_s": 8.0, "memory_mb": 256} | changed))
 
 
 def judge(row: Prompt, program: str, **changed: Any) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -157,6 +158,11 @@ def test_values_are_compared_as_python_does(got: Any, expected: Any, loose: bool
     assert same_value(got, expected, loose=loose, tolerance=0) is same
 
 
+def again(value: object) -> object:
+    """A value after the way through the wire."""
+    return wire.unpack(json.loads(json.dumps(wire.pack(value))))
+
+
 def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
     values = [
         None,
@@ -172,11 +178,11 @@ def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
         {1: {2}, (3,): frozenset()},
     ]
     for value in values:
-        again = wire.load(wire.dump(value))
-        assert again == value and type(again) is type(value)
+        found = again(value)
+        assert found == value and type(found) is type(value)
     for bad in (object(), lambda: 1, [object()], range(3)):
         with pytest.raises(wire.NotPlainError):
-            wire.dump(bad)
+            wire.pack(bad)
     lines = [
         "1.5",
         "NaN",
@@ -185,14 +191,20 @@ def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
         '{"int": "0xg"}',
         '{"set": [{"list": []}]}',
         '{"list": 3}',
-        "",
         '{"int": 3}',
+        '{"int": null}',
+        '{"float": "0x1p99999"}',
+        '{"float": []}',
+        '{"complex": []}',
+        '{"bytes": 3}',
+        '{"dict": 3}',
+        "{}",
     ]
-    lines += ['{"list": [' * 100 + "]}" * 100, '{"dict": [[1]]}', '{"bytes": "0"}', "9" * 5000]
+    lines += ['{"list": [' * 100 + "]}" * 100, '{"dict": [[1]]}', '{"bytes": "0"}']
     lines += ['{"set": [' + ",".join(map(str, range(wire.MAX_HASHED + 1))) + "]}"]
     for line in lines:
         with pytest.raises(wire.NotPlainError):
-            wire.load(line)
+            wire.unpack(json.loads(line))
 
 
 def test_a_subclass_crosses_as_its_plain_type() -> None:
@@ -205,8 +217,8 @@ def test_a_subclass_crosses_as_its_plain_type() -> None:
 
         __hash__ = int.__hash__
 
-    assert type(wire.load(wire.dump(Sly(3)))) is int
-    assert wire.load(wire.dump(Sly(3))) == 3
+    assert type(again(Sly(3))) is int
+    assert again(Sly(3)) == 3
 
 
 @pytest.fixture(params=methods_here())
@@ -307,6 +319,39 @@ def test_a_test_that_cannot_be_run_gives_no_score(name: str, program: str) -> No
 def test_no_program_can_make_its_own_score_missing(program: str, row: Any) -> None:
     """A missing score is not trained on, so a policy that could cause it would never be wrong."""
     assert judge(row, program).score == 0.0
+
+
+FORGED = [
+    '{"ok": {"float": "0x1p99999"}}',
+    '{"ok": {"complex": []}}',
+    '{"ok": {"int": null}}',
+    '{"ok": ' + "9" * 5000 + "}",
+    '{"ok": ' + "[" * 100000,
+    '{"error": 3}',
+    '{"error": []}',
+    '{"error": ["UnicodeDecodeError", "x", "x"]}',
+    '{"handle": "x"}',
+    '{"handle": 1e999}',
+    '{"ok": 1, "args": 3}',
+    "[]",
+    "3",
+    "\\xff",
+    "",
+]
+"""Lines that a program may send in the place of a reply."""
+
+
+@pytest.mark.parametrize("line", FORGED)
+@pytest.mark.parametrize("row", [CALLS, CHECK])
+def test_no_line_that_a_program_sends_makes_its_score_missing(line: str, row: Any) -> None:
+    program = f"""
+import os
+def add(a, b):
+    os.write(3, ({line!r} + chr(10)).encode())
+    os._exit(0)
+"""
+    judgement = judge(row, program, in_place=True)
+    assert judgement.score == 0.0, judgement
 
 
 SOURCE_ROWS = {

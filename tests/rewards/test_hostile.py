@@ -25,7 +25,7 @@ def test_the_corpus_has_its_size() -> None:
 
 
 def test_a_slice_of_the_corpus() -> None:
-    trials = run_cases(family_names(), CODE_OPTIONS, every=6)
+    trials = run_cases(family_names(), CODE_OPTIONS, every=6, num_workers=4)
     assert len(trials) >= 70
     check(trials)
 
@@ -34,14 +34,16 @@ def test_a_slice_of_the_corpus() -> None:
 def test_a_slice_without_namespaces(method: str) -> None:
     """What a container takes that forbids them."""
     families = ["daemons", "files", "network", "peeking", "signals", "system_calls"]
-    check(run_cases(families, {**CODE_OPTIONS, "isolation": method}, every=5, answers_too=False))
+    check(
+        run_cases(families, {**CODE_OPTIONS, "isolation": method}, every=5, answers_too=False, num_workers=4)
+    )
 
 
 def test_a_slice_with_processes() -> None:
     options = {**CODE_OPTIONS, "processes": 8}
     if set(methods_here()) == {"landlock"}:
         pytest.fail("nothing here holds more than one process: install bubblewrap or allow user namespaces")
-    check(run_cases(FORKING, options, every=7, answers_too=False))
+    check(run_cases(FORKING, options, every=7, answers_too=False, num_workers=4))
 
 
 def test_the_benchmark_sees_an_escape() -> None:

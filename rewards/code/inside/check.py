@@ -86,10 +86,10 @@ class Link:
                 raise _exception(name, message)
             if self._in_place and isinstance(reply.get("args"), list):
                 for given, after in zip(args, reply["args"], strict=False):
-                    _change(given, None if after is None else wire.unpack(after, 0))
+                    _change(given, None if after is None else wire.unpack(after))
             if "handle" in reply:
                 return Remote(self, int(reply["handle"]))
-            return wire.unpack(reply["ok"], 0)
+            return wire.unpack(reply["ok"])
         except (wire.NotPlainError, KeyError, ValueError, TypeError, RecursionError) as error:
             if "error" in reply and isinstance(error, (KeyError, ValueError, TypeError, RecursionError)):
                 raise
@@ -157,7 +157,7 @@ def _look_up(link: Link, name: str) -> Any:
 
 
 def _argument(value: Any) -> object:
-    return value._target if isinstance(value, Remote) else wire.pack(value, 0)
+    return value._target if isinstance(value, Remote) else wire.pack(value)
 
 
 def _exception(name: str, message: str) -> Exception:
@@ -279,6 +279,8 @@ def main() -> None:
     for number in range(job["count"]):
         path = os.path.join(folder, f"test_{number}.py")
         tell({"test": number, **_run(path, number, job["entry_point"], link)})
+        if link.failure:  # the tests that are left get a new start of the program
+            return
 
 
 if __name__ == "__main__":

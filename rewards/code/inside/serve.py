@@ -36,7 +36,7 @@ class Handles:
     def out(self, value: Any) -> object:
         """`value` as the wire takes it."""
         try:
-            return {"ok": wire.pack(value, 0)}
+            return {"ok": wire.pack(value)}
         except wire.NotPlainError as error:
             if not self._allowed:
                 raise TypeError(f"the result must be plain data, got {error}") from None
@@ -136,7 +136,7 @@ def _answer(module: Any, handles: Handles, request: dict[str, Any]) -> dict[str,
 def _mutated(value: Any) -> object:
     """An argument after the call, where the function may have changed it."""
     try:
-        return wire.pack(value, 0) if isinstance(value, (list, dict, set, bytearray)) else None
+        return wire.pack(value) if isinstance(value, (list, dict, set, bytearray)) else None
     except wire.NotPlainError:
         return None
 
@@ -167,7 +167,7 @@ def read_request(line: str) -> dict[str, Any]:
 def _argument(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"handle"}:
         return Handle(value["handle"])
-    return wire.unpack(value, 0)
+    return wire.unpack(value)
 
 
 def main() -> None:

@@ -1,14 +1,13 @@
-"""Plain values as lines of text, and back. Runs inside the sandbox and in the scorer.
+"""Plain values as JSON can hold them, and back. Runs inside the sandbox and in the scorer.
 
-In: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset. Out: JSON in which each
-value that JSON lacks is a mapping with one key, its type. What is read may come from a hostile program: it
-can become nothing but exactly these types, of bounded depth and size, so comparing it runs no code of the
+In: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset. Out: the same, in which
+each value that JSON lacks is a mapping with one key, its type. What is read may come from a hostile program:
+it can become nothing but exactly these types, of bounded depth and size, so comparing it runs no code of the
 program.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -28,30 +27,12 @@ class WrongTypeError(NotPlainError):
     """A value of a type that cannot be sent."""
 
 
-def dump(value: object) -> str:
-    """One line.
+def pack(value: Any, depth: int = 0) -> object:
+    """`value` as JSON can hold it, at `depth` of the whole.
 
     Raises:
-        NotPlainError: the value, or one inside it, is not plain.
+        NotPlainError: it, or a value inside it, is not plain, or too deep.
     """
-    return json.dumps(pack(value, 0), ensure_ascii=True, separators=(",", ":"))
-
-
-def load(line: str | bytes) -> Any:
-    """The value of a line.
-
-    Raises:
-        NotPlainError: it is not a line that `dump` could have written.
-    """
-    try:
-        return unpack(json.loads(line), 0)
-    except NotPlainError:
-        raise
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise NotPlainError(f"not a value: {type(error).__name__}") from None
-
-
-def pack(value: Any, depth: int) -> object:
     if depth > MAX_DEPTH:
         raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
     if value is None or value is True or value is False:
@@ -86,7 +67,23 @@ def _pack_many(value: Any, depth: int) -> object:
     raise WrongTypeError(type(value).__name__)
 
 
-def unpack(value: Any, depth: int) -> Any:
+def unpack(value: Any) -> Any:
+    """The value that `pack` has made this of.
+
+    Raises:
+        NotPlainError: it is nothing that `pack` makes, whatever else it is.
+    """
+    try:
+        return _unpack(value, 0)
+    except NotPlainError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise NotPlainError(f"not a value: {type(error).__name__}") from None
+    except (RecursionError, MemoryError) as error:
+        raise NotPlainError(f"too large: {type(error).__name__}") from None
+
+
+def _unpack(value: Any, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
     if value is None or isinstance(value, (bool, str)):
@@ -106,7 +103,7 @@ def _read_int(inner: str, depth: int) -> int:
 
 
 def _read_list(inner: list[Any], depth: int) -> list[Any]:
-    return [unpack(each, depth) for each in inner]
+    return [_unpack(each, depth) for each in inner]
 
 
 def _read_hashed(inner: list[Any], depth: int) -> list[Any]:
@@ -118,7 +115,7 @@ def _read_hashed(inner: list[Any], depth: int) -> list[Any]:
 def _read_dict(inner: list[Any], depth: int) -> dict[Any, Any]:
     if len(inner) > MAX_HASHED:
         raise NotPlainError(f"more than {MAX_HASHED} keys in a mapping")
-    return {unpack(key, depth): unpack(each, depth) for key, each in inner}
+    return {_unpack(key, depth): _unpack(each, depth) for key, each in inner}
 
 
 _READERS: dict[str, Callable[[Any, int], Any]] = {
