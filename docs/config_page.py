@@ -19,6 +19,7 @@ from configs.describe import about, attribute_docs, default_of  # noqa: E402
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES  # noqa: E402
 from configs.fields import ACTORS, EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of  # noqa: E402
 from configs.schema import RunConfig  # noqa: E402
+from docs.written_pages import write_or_check  # noqa: E402
 
 PAGE = ROOT / "docs" / "config.md"
 HEAD = """# Config keys
@@ -127,18 +128,5 @@ def page() -> str:
     return "\n".join([HEAD, *section_tables(), *kind_tables()])
 
 
-def main() -> int:
-    """Write the page, or with `--check` compare it; the exit code."""
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if found != wanted:
-            sys.stderr.write("docs/config.md is out of date: run `make docs`\n")
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({PAGE: page()}, sys.argv[1:]))

@@ -12,6 +12,10 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.written_pages import write_or_check  # noqa: E402
+
 PAGE = ROOT / "docs" / "files.md"
 PACKAGES = ("configs", "rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewer", "polyphony")
 HEAD = """# Files
@@ -55,18 +59,5 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    """Write the page, or with `--check` compare it; the exit code."""
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if found != wanted:
-            sys.stderr.write("docs/files.md is out of date: run `make docs`\n")
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({PAGE: page()}, sys.argv[1:]))

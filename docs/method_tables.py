@@ -24,6 +24,7 @@ from configs.kinds.prompt_weights import PROMPT_WEIGHTS  # noqa: E402
 from configs.kinds.reward_shapes import REWARD_SHAPES  # noqa: E402
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES  # noqa: E402
 from configs.load import load_config  # noqa: E402
+from docs.written_pages import write_or_check  # noqa: E402
 
 METHODS = ROOT / "docs" / "methods"
 NO_PAGES: Final = ("README", "combinations")
@@ -103,17 +104,5 @@ def pages() -> dict[Path, str]:
     return found
 
 
-def main() -> int:
-    """Write the tables, or with `--check` compare them; the exit code."""
-    code = 0
-    for path, wanted in pages().items():
-        if "--check" not in sys.argv[1:]:
-            path.write_text(wanted, encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != wanted:
-            sys.stderr.write(f"{path.relative_to(ROOT)} is out of date: run `make docs`\n")
-            code = 1
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(pages(), sys.argv[1:]))
