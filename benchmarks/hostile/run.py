@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from actors.requests import CallStuckError
-from actors.scorer import ScorerActor
+from actors.scorer import CANCEL_S, ScorerActor
 from benchmarks.hostile.answers import answers
 from benchmarks.hostile.bait import TOKEN, Bait
 from benchmarks.hostile.programs import Case, programs
@@ -56,11 +56,15 @@ class Trial:
         found = list(self.breaches)
         if self.score is not None and self.score > 0.5:
             found.append(f"score {self.score:g}")
-        if self.status == "stuck" or self.wall_s > self.limit_s:
+        if self.is_stuck():
             found.append(f"stuck for {self.wall_s:.1f} s")
         if self.is_missing() and not self.may_be_missing:
             found.append(f"no score ({self.outcome})")
         return ", ".join(found)
+
+    def is_stuck(self) -> bool:
+        """Whether the scorer did not answer within its limit and what a cancelled call may take."""
+        return self.status == "stuck" or self.wall_s > self.limit_s + CANCEL_S
 
     def is_missing(self) -> bool:
         """Whether it has no score."""

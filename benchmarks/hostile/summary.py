@@ -32,7 +32,7 @@ def _row(name: str, trials: Sequence[Trial]) -> dict[str, object]:
         "family": name,
         "answers": len(trials),
         "escapes": len(escapes),
-        "stuck": sum(trial.status == "stuck" or trial.wall_s > trial.limit_s for trial in trials),
+        "stuck": sum(trial.is_stuck() for trial in trials),
         "no score": sum(trial.is_missing() for trial in trials),
         "p50 s": f"{_quantile(walls, 0.5):.2f}",
         "p99 s": f"{_quantile(walls, 0.99):.2f}",
