@@ -180,6 +180,7 @@ def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
     for value in values:
         found = again(value)
         assert found == value and type(found) is type(value)
+    assert again(set(range(20000))) == set(range(20000))
     for bad in (object(), lambda: 1, [object()], range(3)):
         with pytest.raises(wire.NotPlainError):
             wire.pack(bad)
@@ -201,7 +202,9 @@ def test_plain_values_survive_the_wire_and_nothing_else_does() -> None:
         "{}",
     ]
     lines += ['{"list": [' * 100 + "]}" * 100, '{"dict": [[1]]}', '{"bytes": "0"}']
-    lines += ['{"set": [' + ",".join(map(str, range(wire.MAX_HASHED + 1))) + "]}"]
+    alike = [wire.pack(number * (2**61 - 1)) for number in range(1, 100)]
+    lines += [json.dumps({name: alike}) for name in ("set", "frozenset")]
+    lines += [json.dumps({"dict": [[each, 1] for each in alike]})]
     for line in lines:
         with pytest.raises(wire.NotPlainError):
             wire.unpack(json.loads(line))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 60
-MAX_HASHED = 5000
-"""Most elements of a set or keys of a mapping: colliding hashes make more of them slow."""
+_FEW = 64
+"""Elements that may have any hashes."""
 MAX_INT_DIGITS = 200_000
 """Hexadecimal digits."""
 _SMALL = 1 << 53
@@ -107,15 +107,21 @@ def _read_list(inner: list[Any], depth: int) -> list[Any]:
 
 
 def _read_hashed(inner: list[Any], depth: int) -> list[Any]:
-    if len(inner) > MAX_HASHED:
-        raise NotPlainError(f"more than {MAX_HASHED} elements in a set or mapping")
-    return _read_list(inner, depth)
+    found = _read_list(inner, depth)
+    _check_hashes(found)
+    return found
 
 
 def _read_dict(inner: list[Any], depth: int) -> dict[Any, Any]:
-    if len(inner) > MAX_HASHED:
-        raise NotPlainError(f"more than {MAX_HASHED} keys in a mapping")
-    return {_unpack(key, depth): _unpack(each, depth) for key, each in inner}
+    pairs = [(_unpack(key, depth), _unpack(each, depth)) for key, each in inner]
+    _check_hashes([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _check_hashes(elements: list[Any]) -> None:
+    """Refuse elements whose hashes were made equal: the time for a set of them is their number squared."""
+    if len(elements) > _FEW and len({hash(each) for each in elements}) * 2 < len(elements):
+        raise NotPlainError("too many elements with the same hash")
 
 
 _READERS: dict[str, Callable[[Any, int], Any]] = {
