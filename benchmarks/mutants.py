@@ -22,6 +22,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import CodeType, FunctionType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -114,7 +115,7 @@ class _Swap(ast.NodeTransformer):
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self._old, self._new = old, new
 
-    def visit(self, node: ast.AST) -> ast.AST:
+    def visit(self, node: ast.AST) -> Any:
         return ast.copy_location(self._new, node) if node is self._old else self.generic_visit(node)
 
 
@@ -128,7 +129,7 @@ def mutants_of(function: FunctionType) -> Iterator[Mutant]:
         if change is None:
             continue
         words = f"{function.__name__}: {change[0]} {ast.unparse(node)}"
-        fixed = ast.fix_missing_locations(_Swap(node, change[1]).visit(tree))
+        fixed: ast.Module = ast.fix_missing_locations(_Swap(node, change[1]).visit(tree))
         space: dict[str, object] = {}
         exec(compile(fixed, f"<{words}>", "exec"), function.__globals__, space)
         made = space[function.__name__]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,7 +49,7 @@ class Faults:
         return self.kinds[digest[8] % len(self.kinds)] if drawn < self.share else ""
 
 
-def judge(messages: list[Mapping[str, str]], gullible: bool = False) -> dict[str, object]:
+def judge(messages: Sequence[Mapping[str, str]], gullible: bool = False) -> dict[str, object]:
     """The verdict on the ANSWER block: yes if its last integer is that of the REFERENCE block.
 
     A `gullible` judge gives what the answer dictates as a verdict, if it does, to show that canaries find it.

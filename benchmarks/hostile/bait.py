@@ -81,8 +81,10 @@ class Bait:
             "time of the secret",
             "size of the secret",
             "mode of the folder",
+            "files in the folder",
+            "files elsewhere",
+            "files at home",
         )
-        words += ("files in the folder", "files elsewhere", "files at home")
         pairs = zip(words, before, self.state(), strict=True)
         return [f"{word}: {old} became {new}" for word, old, new in pairs if old != new]
 

@@ -55,10 +55,10 @@ def test_groups_come_in_order_of_submission(tmp_path: Path) -> None:
         buffer.add(make_batch(index))
     assert buffer.take(2, 0) is None, "two groups wait, but the first one is not among them"
     buffer.add(make_batch(0))
-    index = buffer.take(2, 0)
-    assert index is not None
-    assert index.column("submission_index").to_pylist() == [0, 0, 1, 1]
-    assert index.column("row").to_pylist() == [0, 1, 2, 3]
+    taken = buffer.take(2, 0)
+    assert taken is not None
+    assert taken.column("submission_index").to_pylist() == [0, 0, 1, 1]
+    assert taken.column("row").to_pylist() == [0, 1, 2, 3]
     assert buffer.status().waiting == buffer.waiting() == (2,)
 
 
@@ -341,11 +341,11 @@ def test_replayed_groups_come_after_the_steps_own(tmp_path: Path) -> None:
     for step in (1, 2):
         commit_next(buffer, step, 1)
     damage(next((tmp_path / "rollouts" / "step=000002").glob("*.parquet")))
-    index = buffer.take(1, 0, (Pick(step=1, submission_index=0), Pick(step=2, submission_index=1)))
-    assert index is not None
-    assert index.column("origin").to_pylist() == ["policy", "policy", "replay", "replay"]
-    assert index.column("submission_index").to_pylist()[2:] == [0, 0]
-    assert len(set(index.column("sample_id").to_pylist())) == 4
+    taken = buffer.take(1, 0, (Pick(step=1, submission_index=0), Pick(step=2, submission_index=1)))
+    assert taken is not None
+    assert taken.column("origin").to_pylist() == ["policy", "policy", "replay", "replay"]
+    assert taken.column("submission_index").to_pylist()[2:] == [0, 0]
+    assert len(set(taken.column("sample_id").to_pylist())) == 4
 
 
 def test_another_runs_groups_are_taken_in(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hostile_scorers
 import pytest
@@ -131,8 +132,8 @@ def test_verl_dict_carries_answer_and_verdict(custom: BlockingScorer) -> None:
 
 def test_the_values_of_a_row_reach_the_function_with_their_types(custom: BlockingScorer) -> None:
     """Through the process and back: a list, a boolean, an integer, null and a nested mapping."""
-    extra = {"strict": False, "n": 7, "none": None, "deep": {"a": [1, 2.5, {"b": True}]}}
-    truth = ["3", {"tests": [1, None]}]
+    extra: Any = {"strict": False, "n": 7, "none": None, "deep": {"a": [1, 2.5, {"b": True}]}}
+    truth: Any = ["3", {"tests": [1, None]}]
     asked = dataclasses.replace(PROMPT, answer=None, ground_truth=truth, data_source="gsm8k", extra=extra)
     (judged,) = custom.score(asked, completions("types"))
     assert judged.answer == repr(("gsm8k", truth, extra))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rollout_rows import make_group, make_sample
@@ -74,7 +75,7 @@ def test_what_is_stored_beside_a_score_there_and_back() -> None:
         {"texts": {"why": "\ud800"}},
     ],
 )
-def test_what_cannot_be_stored_is_invalid(extras: dict[str, object]) -> None:
+def test_what_cannot_be_stored_is_invalid(extras: dict[str, Any]) -> None:
     """Whether there is a score or not."""
     for judgement in (Judgement(score=1.0), Judgement(score=None, status="error")):
         (found,) = check_judgements([replace(judgement, **extras)], 1)

@@ -90,7 +90,8 @@ def test_a_crash_is_tried_once_more_and_then_a_status() -> None:
 
 def test_a_slow_group_is_a_status_and_its_replica_is_replaced() -> None:
     """More groups than failures are allowed: judging too slowly counts against nobody."""
-    lives, told = Lives([{"score": forever}] * 4 + [{"score": right}]), Told()
+    behaviors: list[Any] = [{"score": forever}] * 4 + [{"score": right}]
+    lives, told = Lives(behaviors), Told()
     found = score(lives, num_groups=5, limit_s=0.02, told=told)
     assert found == [[(None, "timeout")] * 2] * 4 + [[(1.0, "ok")] * 2]
     assert told.lines[0] == "actor_lost actor actor took more than 0.02 s for a group and cannot stop it"
@@ -101,7 +102,7 @@ def test_the_limit_of_a_group_does_not_run_while_its_replica_starts() -> None:
     """The replacement takes five limits to start; the group after the slow one is judged all the same."""
 
     async def starts(*arguments: object) -> object:
-        return await asyncio.sleep(0.1)
+        return await asyncio.sleep(0.1, None)
 
     found = score(Lives([{"score": forever}, {"ready": starts, "score": right}]), num_groups=2, limit_s=0.02)
     assert found == [[(None, "timeout")] * 2, [(1.0, "ok")] * 2]

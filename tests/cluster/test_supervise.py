@@ -79,14 +79,14 @@ def test_a_call_just_after_the_replacement_finds_it() -> None:
     later: list[asyncio.Task[object]] = []
 
     async def work() -> object:
-        actor = supervise(lives)
+        worker = supervise(lives)
 
-        def report(kind: str, label: str, **fields: str | float) -> None:
+        def report(kind: str, actor: str, **fields: str | float) -> None:
             if kind == "actor_replaced":
-                later.append(asyncio.ensure_future(actor.call("work", 2)))
+                later.append(asyncio.ensure_future(worker.call("work", 2)))
 
-        actor._report = report
-        assert await actor.call("work", 1) == (1,)
+        worker._report = report
+        assert await worker.call("work", 1) == (1,)
         return await later[0]
 
     assert run(work()) == (2,)
@@ -178,7 +178,8 @@ def test_the_wait_before_a_replacement_doubles(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(asyncio, "sleep", sleep)
 
     async def work() -> None:
-        lives = Lives([{"work": dies}] * 5 + [{}, {"work": dies}, {}])
+        behaviors: list[Any] = [{"work": dies}] * 5 + [{}, {"work": dies}, {}]
+        lives = Lives(behaviors)
         actor = supervise(lives, limits=replace(LIMITS, max_restarts=9, backoff_s=3.0))
         await actor.call("work")
         actor.progress()

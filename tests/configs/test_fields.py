@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
@@ -82,12 +82,13 @@ def test_a_kind_is_complete(section: str, name: str) -> None:
     for text in (kind.prepare, kind.start, kind.warm_up):
         assert not text or callable(load_target(text))
     for option, told in options_of(kind.options).items():
-        must_be_given = getattr(options, option) == ""
+        must_be_given = getattr(options, option) in ("", ())
         if told is not None and told.rule is not None and not must_be_given:
             assert told.rule.holds(getattr(options, option)), option
     if kind.isolated:
-        assert {"limit_s", "num_processes"} <= options_of(kind.options).keys()
-    bound = BoundEntry(key=section, common=ROLES[section].common(kind=name), options=options, kind=kind)
+        assert hasattr(options, "limit_s") and hasattr(options, "num_processes")
+    common: Any = ROLES[section].common
+    bound = BoundEntry(key=section, common=common(kind=name), options=options, kind=kind)
     assert pickle.loads(pickle.dumps(bound)) == bound
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,5 +68,5 @@ def check_columns(run: Path) -> None:
                 assert row["partition_size"] == classes[row["group_id"], row["partition_id"]] <= members
                 edges = json.loads(dict(row["texts"])["diverse/edges"])
                 assert sum(edges) == members * (members - 1) / 2
-    last = metrics_lines(run)[-1]
+    last: Any = metrics_lines(run)[-1]
     assert last["scorer/diverse/partitions"] >= 1.0 and last["score/diverse"] > 0.0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.role_proxies import Engines
 from cluster.spawn import RayHandle
+from cluster.supervise import Supervised
 from cluster.weight_transport import HostTransport
 from rollouts.records import Completion
 from trainer.weights.packed import PackedWeights, pack_weights
@@ -81,7 +83,7 @@ def test_a_later_turn_continues_token_ids(untied: tuple[str, RayHandle]) -> None
     """Two turns with tokens of an environment between: every sampled token has the model's logprob in the
     whole row, ids are those asked for, and calls that differ in their limit alone are two calls."""
     path, handle = untied
-    engines, submission = Engines([handle]), submission_of(5, 12, [3], max_tokens=8)
+    engines, submission = Engines([cast(Supervised, handle)]), submission_of(5, 12, [3], max_tokens=8)
 
     async def turns() -> tuple[Completion, Completion, list[Completion]]:
         shorter = replace(submission, sampling=replace(submission.sampling, max_tokens=4))
@@ -116,7 +118,7 @@ async def _sync_then_fault(
     path: str, handle: RayHandle, fault: Callable[[PackedWeights, PackedWeights], PackedWeights]
 ) -> tuple[dict[str, float], str]:
     """Two good syncs, then one with `fault(current, previous)`: metrics of the good ones, and the refusal."""
-    learner, engines, config = OwnLearner(path), Engines([handle]), engine_config(path)
+    learner, engines, config = OwnLearner(path), Engines([cast(Supervised, handle)]), engine_config(path)
     transport = HostTransport(learner, engines)  # type: ignore[arg-type]
     published: Published | None = None
     metrics: dict[str, float] = {}
@@ -223,7 +225,12 @@ def test_a_tied_head_is_repacked_and_a_stale_one_is_named(tmp_path: Path) -> Non
     )
 
     async def sync() -> None:
-        learner, engines, config, published = OwnLearner(path), Engines([bad]), engine_config(path), None
+        learner, engines, config, published = (
+            OwnLearner(path),
+            Engines([cast(Supervised, bad)]),
+            engine_config(path),
+            None,
+        )
         transport = HostTransport(learner, engines)  # type: ignore[arg-type]
         for version in range(3):
             published, _ = await publish(version, transport, learner, engines, PROBES, published, config)  # type: ignore[arg-type]

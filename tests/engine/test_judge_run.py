@@ -23,7 +23,7 @@ from trainer.metrics import is_timing
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLING = {"max_tokens": 128, "temperature": 0.0, "seed": 0, "extra": {}}
+SAMPLING: dict[str, Any] = {"max_tokens": 128, "temperature": 0.0, "seed": 0, "extra": {}}
 NUM_CANARIES = 8
 
 
@@ -43,7 +43,7 @@ class RecordingServer(JudgeServer):
 @contextmanager
 def serving(faults: Faults | None = None) -> Iterator[tuple[RecordingServer, str]]:
     """The server on a thread, and its URL."""
-    server, urls = RecordingServer(faults or Faults()), []
+    server, urls = RecordingServer(faults or Faults()), list[str]()
     loop = asyncio.new_event_loop()
     work = loop.create_task(serve(server, 0, urls.append))
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compare_results import prompt, result
@@ -141,7 +142,7 @@ def test_results_of_other_prompts_are_refused() -> None:
 
 def test_seeds_of_an_arm_have_the_same_demonstrations() -> None:
     """Arms may differ in them; a result of before, which does not know, is taken as it is."""
-    known = {"demonstrations_sha256": "x"}
+    known: dict[str, Any] = {"demonstrations_sha256": "x"}
     first, arm = (result(name, 0, [prompt("a", 1, BOTH)]) for name in ("control", "arm"))
     unknown = replace(arm, seed=2, demonstrations_sha256=None)
     check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
@@ -152,7 +153,8 @@ def test_seeds_of_an_arm_have_the_same_demonstrations() -> None:
 def test_seeds_of_an_arm_have_the_same_code() -> None:
     """A reward function that was edited between two seeds makes them another arm; arms may differ."""
     first, arm = (result(name, 0, [prompt("a", 1, BOTH)]) for name in ("control", "arm"))
-    known, unknown = {"code_sha256": "x"}, replace(arm, seed=2, code_sha256=None)
+    known: dict[str, Any] = {"code_sha256": "x"}
+    unknown = replace(arm, seed=2, code_sha256=None)
     check_paired([first, replace(arm, **known), replace(arm, seed=1, **known), unknown])
     with pytest.raises(ValueError, match="results of arm must be of the same code of your own"):
         check_paired([first, replace(arm, **known), replace(arm, seed=1, code_sha256="y")])

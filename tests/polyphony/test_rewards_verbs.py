@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from configs.kinds.scorers import SCORERS
 from configs.load import dump_yaml, load_config
 from polyphony.cli import main
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"prompt": "3 + 4 = ?", "answer": "7", "completion": "so the answer is 7"},
     {"prompt": "3 + 4 = ?", "answer": "7", "completion": "so the answer is 8"},
     {"prompt": "5 + 4 = ?", "answer": "9", "completions": ["9", ""]},
@@ -33,7 +34,7 @@ def write_rows(*rows: object, name: str = "rows.jsonl") -> str:
     return name
 
 
-def result(*arguments: str) -> dict[str, dict[str, object]]:
+def result(*arguments: str) -> dict[str, Any]:
     """The JSON of a trial, which must end with 0."""
     assert main(["rewards", "try", *arguments, "--json", "out.json"]) == 0
     return json.loads(Path("out.json").read_text())  # type: ignore[no-any-return]
@@ -59,11 +60,11 @@ def test_a_trial_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """Four completions of two prompts: two right. Consecutive rows of one prompt are one group."""
     found = result(write_rows(*ROWS), *CORRECT, "--scorer", "format")
     correct = found["scorers"]["lab_answer"]
-    assert correct["mean"] == 0.5 and correct["num_null"] == 0  # type: ignore[index]
+    assert correct["mean"] == 0.5 and correct["num_null"] == 0
     rows = found["rows"]
-    assert [row["reward"] for row in rows] == [1.0, 0.0, 1.0, 0.0]  # type: ignore[attr-defined]
+    assert [row["reward"] for row in rows] == [1.0, 0.0, 1.0, 0.0]
     places = ["rows.jsonl, line 1", "rows.jsonl, line 2", "rows.jsonl, line 3", "rows.jsonl, line 3"]
-    assert [row["place"] for row in rows] == places  # type: ignore[attr-defined]
+    assert [row["place"] for row in rows] == places
     shown = capsys.readouterr().out
     assert shown.startswith("rows.jsonl: 4 completions of 2 prompts\n")
     assert "format: tag structure: missing 4" in shown
@@ -76,7 +77,7 @@ def test_a_trial_of_a_config_and_of_chosen_scorers() -> None:
     assert list(result(path, "--config", "debug")["scorers"]) == ["correct", "format"]
     assert list(result(path, "--config", "debug", "--scorer", "correct")["scorers"]) == ["correct"]
     found = result(path, "--config", "debug", "scorers.correct.weight=2.0", "--scorer", "correct")
-    assert [row["reward"] for row in found["rows"]] == [2.0, 0.0, 2.0, 0.0]  # type: ignore[attr-defined]
+    assert [row["reward"] for row in found["rows"]] == [2.0, 0.0, 2.0, 0.0]
 
 
 def test_parquet_and_messages() -> None:
@@ -86,8 +87,8 @@ def test_parquet_and_messages() -> None:
         pa.Table.from_pylist([{"prompt": "3 + 4", "answer": "7", "completion": chat}]), "rows.parquet"
     )
     found = result("rows.parquet", *CORRECT)
-    assert [row["text"] for row in found["rows"]] == ["it is 7"]  # type: ignore[attr-defined]
-    assert found["scorers"]["lab_answer"]["mean"] == 1.0  # type: ignore[index]
+    assert [row["text"] for row in found["rows"]] == ["it is 7"]
+    assert found["scorers"]["lab_answer"]["mean"] == 1.0
 
 
 def test_groups_are_compared_as_groups(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +160,7 @@ def test_tokens_of_a_row_are_scored() -> None:
         "length",
         "scorers.length.weight=1.0",
     )
-    assert found["scorers"]["length"]["mean"] == 0.5  # type: ignore[index]  # half-way from 32 to 64
+    assert found["scorers"]["length"]["mean"] == 0.5  # half-way from 32 to 64
 
 
 def test_a_scorer_without_any_score_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,8 @@ def test_the_config_of_the_page_loads(name: str, tmp_path: Path) -> None:
     path = tmp_path / "page.yaml"
     path.write_text(f"base: {ROOT / 'configs' / 'debug.yaml'}\n{block[1]}", encoding="utf-8")
     config = load_config(str(path))
-    sections = (config.loss, config.token_advantage, config.controllers)
-    sections += (config.reward_shape, config.bonus, config.prompt_weight)
+    sections = [config.loss, config.token_advantage, config.controllers]
+    sections += [config.reward_shape, config.bonus, config.prompt_weight]
     entries = [config.advantage, *(entry for section in sections for entry in section.values())]
     used = [entry["kind"] for entry in entries]
     used += [page for page, used in USED.items() if used(config)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
+from typing import cast
 
 import covariance_tables
 import credit_cases
@@ -20,32 +21,33 @@ import shape_cases
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
-Check = Callable[[], object]
+Tables = Mapping[str, tuple[Callable[[], None], ...]]
 
 ROW_WEIGHT_CHECKS = {"row_weights": normalize_tables.CHECKS}
 COVARIANCE_CHECKS = {
     it.__name__: covariance_tables.CHECKS for it in functions_of("trainer.losses.covariance")
 }
+TABLES: tuple[tuple[str, Tables], ...] = (
+    ("trainer.losses.per_token", loss_cases.CHECKS),
+    ("trainer.losses.clamping", loss_cases.CLAMPING_CHECKS),
+    ("trainer.losses.covariance", COVARIANCE_CHECKS),
+    ("trainer.token_advantages.transforms", loss_cases.SHAPE_CHECKS),
+    ("trainer.token_advantages.entropy_transforms", shape_cases.ENTROPY_CHECKS),
+    ("trainer.token_advantages.off_policy", shape_cases.OFF_POLICY_CHECKS),
+    ("trainer.token_advantages.planning", planning_cases.PLANNING_CHECKS),
+    ("trainer.token_advantages.strategic_ngrams", planning_cases.GRAM_CHECKS),
+    ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
+    *credit_cases.CHECKS.items(),
+    ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
+    *novelty_cases.CHECKS.items(),
+    ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
+    ("trainer.losses.normalize", ROW_WEIGHT_CHECKS),
+    ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
+    ("trainer.rollout.tempered", sampling_cases.TEMPERED_CHECKS),
+)
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)
-    for module, checks in (
-        ("trainer.losses.per_token", loss_cases.CHECKS),
-        ("trainer.losses.clamping", loss_cases.CLAMPING_CHECKS),
-        ("trainer.losses.covariance", COVARIANCE_CHECKS),
-        ("trainer.token_advantages.transforms", loss_cases.SHAPE_CHECKS),
-        ("trainer.token_advantages.entropy_transforms", shape_cases.ENTROPY_CHECKS),
-        ("trainer.token_advantages.off_policy", shape_cases.OFF_POLICY_CHECKS),
-        ("trainer.token_advantages.planning", planning_cases.PLANNING_CHECKS),
-        ("trainer.token_advantages.strategic_ngrams", planning_cases.GRAM_CHECKS),
-        ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
-        *credit_cases.CHECKS.items(),
-        ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
-        *novelty_cases.CHECKS.items(),
-        ("trainer.loss_tokens", mask_cases.MASK_CHECKS),
-        ("trainer.losses.normalize", ROW_WEIGHT_CHECKS),
-        ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
-        ("trainer.rollout.tempered", sampling_cases.TEMPERED_CHECKS),
-    )
+    for module, checks in TABLES
     for function in functions_of(module)
     if function.__name__ in checks
 ]
@@ -80,7 +82,7 @@ def test_the_functions_with_tables() -> None:
     assert {
         it.__name__ for it in functions_of("trainer.token_advantages.off_policy")
     } == shape_cases.OFF_POLICY_CHECKS.keys()
-    complete = {
+    complete: dict[str, Tables] = {
         **credit_cases.CHECKS,
         "trainer.credit.diversity": diversity_cases.DIVERSITY_CHECKS,
         "trainer.losses.normalize": ROW_WEIGHT_CHECKS,
@@ -104,12 +106,12 @@ def ratio_of(low: float, high: float) -> bool:
 
 def test_mutants_by_hand() -> None:
     """One comparison and one sign; the assertion and the docstring are left alone."""
-    changes = [mutant.change for mutant in mutants_of(ratio_of)]
+    changes = [mutant.change for mutant in mutants_of(cast(FunctionType, ratio_of))]
     assert changes == ["ratio_of: Gt in low < high - 1.0", "ratio_of: Add in high - 1.0"]
 
 
 def test_the_original_comes_back() -> None:
-    (first, _) = mutants_of(ratio_of)
+    (first, _) = mutants_of(cast(FunctionType, ratio_of))
     assert not is_caught(first, lambda: ratio_of(5.0, 2.0) or 1 / 0)
     assert is_caught(first, lambda: ratio_of(0.0, 2.0) or 1 / 0)
     assert ratio_of(0.0, 2.0) and not ratio_of(5.0, 2.0)

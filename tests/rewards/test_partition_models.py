@@ -124,7 +124,11 @@ def test_a_judge_by_hand(tmp_path: Path) -> None:
     def asked(first: str, second: str) -> object:
         return (("user", f"1 + 1 = ?? {first} {second}"),)
 
-    table = {asked("a", "b"): "Yes.", asked("b", "a"): "<b>yes</b>", asked("a", "c"): "no"}
+    table: dict[object, object] = {
+        asked("a", "b"): "Yes.",
+        asked("b", "a"): "<b>yes</b>",
+        asked("a", "c"): "no",
+    }
     table |= {asked("c", "a"): "No!", asked("b", "c"): "YES", asked("c", "b"): "no"}
     options = {"equivalence": "judge", "prompt_file": str(path), "threshold": 0.6}
     found = judge(["a", "b", "c"], TableModel(table), **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -34,8 +35,8 @@ def test_figures_are_of_later_steps_and_shares_weigh_by_time(tmp_path: Path) -> 
         step_s=3.0,
         generate_s=1.0,
         learn_s=2.0,
-        tokens=pytest.approx(600),
-        generating_share=pytest.approx(0.4),
+        tokens=cast(float, pytest.approx(600)),
+        generating_share=cast(float, pytest.approx(0.4)),
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -59,10 +60,10 @@ def test_demonstrations_are_drawn_alike_after_a_resume(tmp_path: Path, part: int
     config, counts = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=2)), []
     for step, (table, line) in enumerate(zip(expected.steps, expected.metrics, strict=True)):
         names = [name for name in table.column("sample_id").to_pylist() if name.startswith("sft-")]
-        share = line["control/sft.share"]
+        share = cast(float, line["control/sft.share"])
         drawn = draw(seven_demonstrations(), config, step, share)
         assert names == drawn.column("sample_id").to_pylist()
-        low = step > 0 and expected.metrics[step - 1]["entropy/token_mean"] < 0.7
+        low = step > 0 and cast(float, expected.metrics[step - 1]["entropy/token_mean"]) < 0.7
         assert share == (0.5 if low else 0.0)
         counts.append(len(names))
     assert set(counts) == {0, 2}, "this seed has steps of both kinds"
@@ -123,9 +124,12 @@ def test_stopped_at_every_call(whole: tuple[Trial, Result], tmp_path: Path, part
     for number in range(reference.max_lag + part, len(reference.calls), 13):
         folder = tmp_path / str(number)
         trial = Trial(folder, max_lag=reference.max_lag)
-        trial.act = lambda at, name, before, trial=trial, number=number: (
-            trial.run.stop() if at == number else None
-        )
+
+        def stop_at(at: int, name: str, before: bool, trial: Trial = trial, number: int = number) -> None:
+            if at == number:
+                trial.run.stop()
+
+        trial.act = stop_at
         finished = trial.train()
         where = f"stopped at call {number}, {reference.calls[number]}"
         steps, saved = committed_steps(folder), checkpoint_steps(folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import credit_cases
 import numpy as np
 import pytest
@@ -59,19 +62,20 @@ def test_against_the_paper_in_scalars(rows: list[Row]) -> None:
             wanted[name].append(0.0 if solved else 0.3 * value)
     for name in wanted:
         kind = BONUSES[name]
-        found = load_target(kind.target)(made(rows), kind.options(coef=0.3))
+        found = load_target(kind.target)(made(rows), cast(Any, kind.options)(coef=0.3))
         assert found.tolist() == pytest.approx(wanted[name], abs=1e-12), name
 
 
 @given(ROWS, st.permutations(range(9)))
 def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
     moved = [place for place in order if place < len(rows)]
-    for fn, options in (
+    cases: list[tuple[Callable[..., np.ndarray], object]] = [
         (ucb, UcbOptions()),
         (ucb_mean, UcbMeanOptions()),
         (ucb_con, UcbConOptions()),
         (batch, BatchOptions()),
-    ):
+    ]
+    for fn, options in cases:
         here = fn(made(rows), options)
         there = fn(made([rows[place] for place in moved]), options)
         assert np.isfinite(here).all()

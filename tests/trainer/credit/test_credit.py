@@ -178,7 +178,7 @@ def test_committed_columns_by_hand() -> None:
     assert kept.column("visit_count").to_pylist() == [0, 0, None, None]
     assert kept.column("update_count").to_pylist() == [1] * 4
     assert "mismatch_abs" not in kept.column_names
-    plain = learner_columns(*[batch, given], learn(index, make_config())[1])
+    plain = learner_columns(batch, given, learn(index, make_config())[1])
     assert plain.column("advantage_with_bonus").null_count == 4
 
 

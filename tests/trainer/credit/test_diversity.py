@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import diversity_cases
 import numpy as np
@@ -112,9 +113,11 @@ def test_the_order_of_rows_changes_nothing(rows: list[Row], random: object) -> N
     random.shuffle(order)  # type: ignore[attr-defined]
     shuffled = given.only(np.array(order))
     components = VpoOptions(components=("a", "b"), scale="group", over="group")
-    for function, options in ((ucpo, UcpoOptions()), (setpo, SetpoOptions()), (vpo, components)):
-        straight = function(given, options)  # type: ignore[operator]
-        assert straight[order].tolist() == pytest.approx(function(shuffled, options).tolist(), abs=1e-9)  # type: ignore[operator]
+    functions: list[tuple[Callable[..., np.ndarray], object]]
+    functions = [(ucpo, UcpoOptions()), (setpo, SetpoOptions()), (vpo, components)]
+    for function, options in functions:
+        straight = function(given, options)
+        assert straight[order].tolist() == pytest.approx(function(shuffled, options).tolist(), abs=1e-9)
 
 
 def test_which_configs_have_them() -> None:

@@ -84,7 +84,7 @@ def test_the_state_goes_through_json_and_order_does_not_matter(rows: list[Row], 
 
 def test_tags_are_counted_if_a_bonus_asks() -> None:
     """By prompt and value, with the rules of answers; they are in the state only then, and come back."""
-    rows: list[Row] = [("p", "3", True)] * 3 + [("q", "3", True)]
+    rows: list[Row] = [*[("p", "3", True)] * 3, ("q", "3", True)]
     tags = [[("format", "a"), ("other", "x")], [("format", "a")], [], [("format", "a")]]
     step = index(rows).append_column("tags", pa.array(tags, pa.map_(pa.string(), pa.string())))
     plain, counting = AnswerHistory(), AnswerHistory(["format"])

@@ -51,7 +51,12 @@ def test_normalised_weights_have_mean_one_over_groups(groups: list[tuple[int, in
     assert np.isfinite(found).all() and (found >= 0).all()
     starts = np.cumsum([0, *sizes[:-1]])
     assert found[starts].mean() == pytest.approx(1.0)
-    more = rewarded([0.0] * len(names), names, successes=rows.successes_N + 1, failures=rows.failures_N)
+    more = rewarded(
+        [0.0] * len(names),
+        names,
+        successes=(rows.successes_N + 1).tolist(),
+        failures=rows.failures_N.tolist(),
+    )
     plain = PassAtKValueOptions(k=k, normalise=False)
     assert (pass_at_k_value(more, plain) <= pass_at_k_value(rows, plain) + 1e-12).all()
 

@@ -103,8 +103,8 @@ def test_a_template_that_prints_the_date_gives_the_same_prompts_tomorrow(
     def at(day: int) -> tuple[str, str]:
         class Clock(datetime):
             @classmethod
-            def now(cls, tz: object = None) -> datetime:
-                return datetime(2026, 3, day)
+            def now(cls, tz: object = None) -> Clock:
+                return cls(2026, 3, day)
 
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
         tokenizer = make_tokenizer()

@@ -22,7 +22,7 @@ from trainer.data.file_dataset import load_file
 from trainer.data.prompts import load_dataset
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+2?"}]
-VERL = {
+VERL: dict[str, object] = {
     "data_source": "gsm8k",
     "prompt": CHAT,
     "ability": "math",
@@ -116,7 +116,7 @@ def test_extra_info_keeps_its_types(tmp_path: Path) -> None:
     NaN is left out.
     """
     info = {"strict": False, "n": 7, "share": 0.5, "none": None, "deep": {"a": [{"b": None}], "ok": True}}
-    row = {"prompt": "q", "extra_info": info}
+    row: dict[str, object] = {"prompt": "q", "extra_info": info}
     for options in (write_jsonl(tmp_path, row), write_parquet(tmp_path, [row])):
         assert load_file(options)[0].extra == info
     path = tmp_path / "typed.parquet"

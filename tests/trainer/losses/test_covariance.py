@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from reference_covariance import (
 from configs.errors import ConfigError
 from configs.kinds.losses import ClipCovOptions, KlCovOptions
 from configs.load import load_config
-from trainer.losses.batch_statistics import prepare_origin
+from trainer.losses.batch_statistics import TokenTable, prepare_origin
 from trainer.losses.covariance import (
     clip_cov,
     covariances,
@@ -107,7 +107,11 @@ def selected_keys(shards: list[list[Token]], select: Any) -> set[tuple[str, int]
     keys = set()
     for number, table in enumerate(tables):
         others = [part for place, part in enumerate(tables) if place != number]
-        found = prepare_origin(table, "policy", lambda own, others=others: [own, *others], select)
+
+        def gather(own: TokenTable, others: Sequence[TokenTable] = others) -> list[TokenTable]:
+            return [own, *others]
+
+        found = prepare_origin(table, "policy", gather, select)
         mine = zip(table["sample_id"].tolist(), table["position"].tolist(), strict=True)
         keys |= {key for key, hit in zip(mine, chosen(found), strict=True) if hit}
     return keys
@@ -149,7 +153,7 @@ WILD = st.sampled_from([0.0, -1.0, -50.0, -math.inf, math.nan, 1e30, -1e30])
 @given(st.lists(st.tuples(WILD, WILD, WILD), max_size=6))
 def test_nothing_odd_is_selected_and_nothing_fails(tokens: list[tuple[float, float, float]]) -> None:
     """Infinite, undefined and huge numbers, one token, none: at most the number requested, with known Cov."""
-    made = [
+    made: list[dict[str, Any]] = [
         {"sample_id": "a", "position": k, "logp": logp, "old": old, "advantage": advantage, "draw": 0.5}
         for k, (logp, old, advantage) in enumerate(tokens)
     ]

@@ -130,7 +130,7 @@ def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: l
     for row in set(rows):
         mine = [at for at, other in enumerate(rows) if other == row]
         part = [[column[at] for at in mine] for column in (policy, old, advantages)]
-        wanted = papers.gspo_token(*part, LOW, HIGH)
+        wanted = papers.gspo_token(part[0], part[1], part[2], LOW, HIGH)
         assert [found[at] for at in mine] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
@@ -179,7 +179,7 @@ def test_degenerate_tokens(kind: str, tokens: list[tuple[float, float, float, in
     are 0.
     """
     columns = [list(column) for column in zip(*tokens, strict=True)] or [[], [], [], []]
-    exact = loss_inputs(*columns)
+    exact = loss_inputs(columns[0], columns[1], columns[2], columns[3])
     policy = exact.policy_logprobs.detach().float().requires_grad_()
     inputs = replace(
         exact,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -202,10 +203,11 @@ def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
 def test_a_head_size_that_cpus_cannot_run_is_refused(tmp_path: Path) -> None:
     """Said or computed; learner and GPUs take any."""
     check_cpu_attention(ModelConfig(path=old_llama(tmp_path / "usual")))
-    for name, sizes in {
+    cases: dict[str, dict[str, Any]] = {
         "said": {"head_dim": 16},
         "computed": {"head_dim": None, "num_attention_heads": 4},
-    }.items():
+    }
+    for name, sizes in cases.items():
         path = save_model(LlamaConfig(**tiny_sizes(**sizes)), tmp_path / name)
         check_model(path, False)
         with pytest.raises(ValueError, match=r"the head size must be one of 32, 64, .* on CPUs, got 16"):

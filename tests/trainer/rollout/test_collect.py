@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop_fakes import FakeGenerator, FakeLearner, FakeScorer, FileBuffer, TokenScorer, scorers, token_prompts
@@ -35,7 +36,8 @@ def collected(
     folder: Path, config: RunConfig = CONFIG, scorer: FakeScorer | None = None
 ) -> tuple[FakeGenerator, list[Mapping[str, float]]]:
     """Every group of the run in its journal; the submissions that were sampled, and the reported lines."""
-    generator, buffer, lines = FakeGenerator(), FileBuffer(folder, submissions_per_step(config)), []
+    generator, buffer = FakeGenerator(), FileBuffer(folder, submissions_per_step(config))
+    lines: list[Any] = []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     role = scorers(scorer)
     producer = Producer(config, order, generator, role, buffer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +194,7 @@ def loss_of(
     return found.item(), logprobs.grad, sums
 
 
-def _prepare(loss: BoundLoss, columns: TokenTable) -> object:
+def _prepare(loss: BoundLoss, columns: TokenTable) -> Any:
     return load_target(loss.kind.prepare)(columns, loss.options)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,13 +14,14 @@ from run_files import damage
 from trial import Killed, Result, Trial, result_of
 
 from rollouts.journal import Journal
+from rollouts.records import Completion, Judgement, Prompt
 from rollouts.store import committed_steps, read_step, read_summary, step_dir
 
 
 class EqualScorer(FakeScorer):
     """Every completion is right: zero variance everywhere."""
 
-    async def score(self, prompt: object, completions: list[object]) -> list[object]:
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
         return [(await super(EqualScorer, self).score(prompt, completions[:1]))[0] for _ in completions]
 
 
@@ -192,6 +195,6 @@ def test_a_step_says_which_groups_it_used(whole: tuple[Trial, Result]) -> None:
     """step.json lists every group sampled, used or not; the next step begins at its own index."""
     trial, _ = whole
     for step in committed_steps(trial.folder):
-        used = read_summary(trial.folder, step)["groups_used"]
-        assert used[0]["submission_index"] == 6 * (step - 1)  # type: ignore[index]
+        used: Any = read_summary(trial.folder, step)["groups_used"]
+        assert used[0]["submission_index"] == 6 * (step - 1)
         assert not read_summary(trial.folder, step)["groups_dropped"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -190,7 +191,7 @@ def test_the_loop_samples_at_what_the_controller_says(whole: Trial) -> None:
     """
     expected, seen = result_of(whole), set()
     for step, (table, line) in enumerate(zip(expected.steps, expected.metrics, strict=True)):
-        low = step > 0 and expected.metrics[step - 1]["entropy/token_mean"] < 0.5
+        low = step > 0 and cast(float, expected.metrics[step - 1]["entropy/token_mean"]) < 0.5
         heat = 1.2 if low else 0.8
         seen.add(heat)
         assert line["control/tempered.temperature"] == heat

@@ -12,7 +12,7 @@ from loss_cases import loss_inputs
 
 from configs.bound import bind
 from configs.errors import ConfigError
-from configs.kinds.base import Kind
+from configs.kinds.base import Kind, Options
 from configs.kinds.losses import LOSSES, LossCommon, PpoClipOptions
 from configs.kinds.token_advantages import (
     TOKEN_ADVANTAGES,
@@ -153,7 +153,7 @@ def doubled(inputs: object, options: object) -> torch.Tensor:
 
 
 def test_own_code_is_a_shape_too() -> None:
-    shapes = {"mine": BoundTransform(kind=Kind(object, "test_transforms:doubled"), options=None)}
+    shapes = {"mine": BoundTransform(kind=Kind(Options, "test_transforms:doubled"), options=None)}
     found, _ = apply_transforms(loss_inputs([-1.0], [-1.0], [3.0]), shapes, {})
     assert found.advantages.tolist() == [6.0]
 
@@ -190,7 +190,7 @@ def test_what_a_shape_found_reaches_its_tokens_and_its_marks_the_sums() -> None:
 
     The second token has weight 0: the transform does not get it.
     """
-    kind = Kind(object, "test_transforms:add_seen", prepare="loss_cases:note_advantage")
+    kind = Kind(Options, "test_transforms:add_seen", prepare="loss_cases:note_advantage")
     found = objective({"mine": BoundTransform(kind=kind, options=None)})
     logprobs = torch.tensor([-2.0, -4.0], requires_grad=True)
     zeros = torch.zeros(2)
