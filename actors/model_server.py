@@ -28,6 +28,8 @@ from rewards.model_calls import (
 )
 
 _LEAST_BATCHED_TOKENS = 4096
+_MOST_MEMORY = 0.9
+"""Share of a GPU's memory that one model takes if nothing is set."""
 
 
 def server_args(options: ModelOptions, device: str) -> EngineArgs:
@@ -40,7 +42,7 @@ def server_args(options: ModelOptions, device: str) -> EngineArgs:
         max_num_seqs=options.max_num_seqs,
         tensor_parallel=max(1, int(options.num_gpus)),
         kv_cache_bytes=options.kv_cache_bytes,
-        gpu_memory_utilization=options.gpu_memory_utilization,
+        gpu_memory_utilization=options.gpu_memory_utilization or min(options.num_gpus, _MOST_MEMORY),
         device=device,
     )
     generates = options.task == GENERATE

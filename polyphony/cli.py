@@ -129,6 +129,21 @@ def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
     return pretrain(config_path, overrides)
 
 
+def train_lab_reward_model(base: str, out: str, seed: int) -> int:
+    """Train the lab's reward model, for the preset reward_model."""
+    if missing := _missing_packages():
+        raise _must_install("lab train-reward-model", missing)
+    from lab.reward_model import Training, train_reward_model
+
+    measured = train_reward_model(Path(base), Path(out), Training(seed=seed))
+    print(
+        f"{out}: on {measured['rows']:.0f} solutions of unseen problems accuracy {measured['accuracy']:.3f}, "
+        f"AUC {measured['auc']:.3f} ({measured['share_right']:.2f} of them are right); "
+        f"{measured['seconds']:.0f} s"
+    )
+    return 0
+
+
 def run_equivalence_training(config_path: str, overrides: Sequence[str]) -> int:
     """Train a small classifier of equivalent solutions, for the scorer `partition`."""
     if missing := _missing_packages():
@@ -182,6 +197,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             return run_comparison(arguments, rest)
         case "lab" if arguments.lab_verb == "judge-server":
             return serve_judge(arguments)
+        case "lab" if arguments.lab_verb == "train-reward-model":
+            return train_lab_reward_model(arguments.base, arguments.out, arguments.seed)
         case "lab":
             train = run_pretraining if arguments.lab_verb == "pretrain" else run_equivalence_training
             return train(arguments.config, [*arguments.overrides, *rest])
@@ -214,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(lab.add_parser("pretrain", help="train a small base model from scratch"))
     _add_config(lab.add_parser("train-equivalence", help="train a classifier of equivalent solutions"))
+    _add_reward_model(lab.add_parser("train-reward-model", help="train the model of the preset reward_model"))
     _add_judge_server(lab.add_parser("judge-server", help="serve the lab's judge, for the preset judge"))
     _add_mine(verbs.add_parser("mine", help="mine strategic n-grams from runs, for the transform hicra"))
     _add_rewards(
@@ -222,6 +240,24 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write the HTML report of a run")
     report.add_argument("run", metavar="RUN", help="run directory, such as runs/debug-1")
     return parser
+
+
+def _add_reward_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        default=str(Path(__file__).resolve().parents[1] / "lab" / "bases" / "voices"),
+        metavar="DIR",
+        help="model whose weights it begins with (default: the lab's base)",
+    )
+    parser.add_argument(
+        "--out",
+        default="runs/lab-reward-model",
+        metavar="DIR",
+        help="folder to write (default: runs/lab-reward-model)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the order of its training rows (default: 0)"
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

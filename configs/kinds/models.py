@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from configs.errors import Broken
-from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE_ABOVE_ZERO, one_of, option
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, one_of, option
 from configs.kinds.base import Options
 
 GENERATE: Final = "generate"
@@ -52,14 +52,19 @@ class ModelOptions(Options):
     """CPUs that each replica asks the cluster for, and its threads; 0 reserves none, with one thread."""
     max_num_seqs: int = option(64, POSITIVE, NOTHING)
     """Sequences that a replica computes at the same time; further requests wait."""
-    gpu_memory_utilization: float = option(0.9, SHARE_ABOVE_ZERO, NOTHING)
-    """On GPUs: share of a GPU's memory that a replica may use."""
+    gpu_memory_utilization: float = option(0.0, SHARE, NOTHING)
+    """On GPUs: share of a GPU's memory that a replica may use; 0 takes `num_gpus`, at most 0.9."""
     kv_cache_bytes: int = option(268_435_456, POSITIVE, NOTHING)
     """On CPUs: bytes of a replica's KV cache."""
 
     def check(self) -> Iterator[Broken]:
         if self.num_gpus > 1 and self.num_gpus % 1:
             yield "num_gpus", "must be a share of one GPU or a whole number of them"
+        if self.num_gpus < 1 and self.gpu_memory_utilization > self.num_gpus:
+            yield (
+                "gpu_memory_utilization",
+                f"must be at most num_gpus ({self.num_gpus:g}), its share",
+            )
         if self.backend == "transformers" and self.task != CLASSIFY:
             yield "backend", f"must be vllm with task {self.task}: transformers serves classifiers only"
         if self.backend == "transformers" and self.num_gpus > 1:
