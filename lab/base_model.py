@@ -109,7 +109,7 @@ def save_base(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
     tokenizer.save_pretrained(folder)
 
 
-def make_base(shape: ModelShape, folder: Path) -> None:
+def make_base(shape: ModelShape, folder: Path, with_critiques: bool = False) -> None:
     """Write a new model and its tokenizer as a Hugging Face folder, to start pretraining and tests from."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(with_critiques)
     save_base(make_model(shape, tokenizer), tokenizer, folder)

@@ -13,10 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from configs.kinds.demonstrations import LabDemonstrationOptions
+from lab.critiques import (
+    Attempts,
+    CritiqueConfig,
+    check_critiques,
+    dialogues,
+    draw_kinds,
+    fixed_results,
+)
 from lab.problems import (
+    MAX_FACTOR,
     MAX_NUMBER,
+    MAX_TERM,
     NO_STEP,
     NUM_HELDOUT,
     NUM_TRAIN,
@@ -27,6 +38,7 @@ from lab.problems import (
     creative_texts,
     problem_split,
     problem_texts,
+    step_kinds,
 )
 from rewards.lab import SYLLABLES
 from rollouts.records import Demonstration
@@ -53,6 +65,19 @@ class FormatConfig:
 
 
 @dataclass
+class HardStepsConfig:
+    """Kinds of step, such as ``* 7``, whose result is nearly always written wrong, in every format.
+
+    A base that is right now and then on every problem has no prompts that fail in all samples of a group; one
+    with hard steps has.
+    """
+
+    share: float = 0.0
+    """Share of the operators with their operands, drawn from the seed."""
+    error_rate: float = 0.97
+
+
+@dataclass
 class CorpusConfig:
     """The training text of the base model. All numbers that decide its rows."""
 
@@ -69,11 +94,16 @@ class CorpusConfig:
     formats: dict[str, FormatConfig] = field(
         default_factory=lambda: {name: FormatConfig() for name in FORMATS}
     )
+    hard: HardStepsConfig = field(default_factory=HardStepsConfig)
+    critiques: CritiqueConfig = field(default_factory=CritiqueConfig)
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
-    """One training text. `format` is a format's name, or "creative"; `answer` the true answer, "" if none."""
+    """One training text. `format` is a format's name, or "creative"; `answer` the true answer, "" if none.
+
+    A fix has the format of the answer that it fixes; `answer` is that of the problem.
+    """
 
     prompt: str
     response: str
@@ -108,6 +138,9 @@ def check_corpus(config: CorpusConfig) -> None:
         _require(part.weight >= 0, f"{key}.weight", part.weight, "0 or more")
         _require(part.multiplicity >= 1, f"{key}.multiplicity", part.multiplicity, "1 or more")
         _require(0 <= part.error_rate <= 1, f"{key}.error_rate", part.error_rate, "a probability")
+    for key, hard in (("share", config.hard.share), ("error_rate", config.hard.error_rate)):
+        _require(0 <= hard <= 1, f"corpus.hard.{key}", hard, "between 0 and 1")
+    check_critiques(config.critiques)
     total = sum(part.weight for part in config.formats.values())
     _require(total > 0, "sum of corpus.formats.*.weight", total, "above 0")
 
@@ -134,7 +167,11 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
         num_problems = -(-count // part.multiplicity)
         visited = np.resize(rng.permutation(config.num_train), num_problems)
         problems = train.take(np.repeat(visited, part.multiplicity)[:count])
-        rows += _format_rows(name, problems, part.error_rate, rng)
+        # Critiques are drawn first: a corpus without any has the numbers that it always had.
+        num_critiques = round(count * config.critiques.share)
+        if num_critiques:
+            rows += _critique_rows(name, problems.take(np.arange(num_critiques)), config, rng)
+        rows += _format_rows(name, problems.take(np.arange(num_critiques, count)), config, rng)
     rows += _creative_rows(num_creative, config, rng)
     return [rows[index] for index in rng.permutation(len(rows)).tolist()]
 
@@ -177,24 +214,55 @@ def _row_counts(config: CorpusConfig, total: int) -> dict[str, int]:
     return dict(zip(names, np.diff(edges, prepend=0).tolist(), strict=True))
 
 
+Rates = float | npt.NDArray[np.float64]
+"""Probability that a result is written wrong: of all steps, or of each, [P]."""
+
+
+def hard_steps(config: CorpusConfig) -> npt.NDArray[np.bool_]:
+    """bool [4, 10]: whether the step with this operator code and operand is hard."""
+    hard = np.zeros((NO_STEP + 1, max(MAX_TERM, MAX_FACTOR) + 1), np.bool_)
+    ops, operands = step_kinds()
+    count = round(len(ops) * config.hard.share)
+    chosen = np.random.default_rng([config.seed, 5]).permutation(len(ops))[:count]
+    hard[ops[chosen], operands[chosen]] = True
+    return hard
+
+
+def _step_rates(problems: Problems, error_rate: float, config: CorpusConfig) -> tuple[Rates, Rates]:
+    """The error rates of each problem's first and second step."""
+    if not config.hard.share:
+        return error_rate, error_rate
+    hard = hard_steps(config)
+    steps = ((problems.first_op, problems.first), (problems.second_op, problems.second))
+    first, second = (np.where(hard[op, operand], config.hard.error_rate, error_rate) for op, operand in steps)
+    return first, second
+
+
 def _written_results(
-    problems: Problems, error_rate: float, rng: np.random.Generator
+    problems: Problems, rates: tuple[Rates, Rates], rng: np.random.Generator
 ) -> tuple[Integers, Integers]:
-    """The result written after each step, [P] and [P]: each wrong with `error_rate`, always in 0..99.
+    """The result written after each step, [P] and [P]: each wrong with its rate, always in 0..99.
 
     A wrong first result that would take the second step out of range is replaced by another, or by the right
     one where no other fits. One-step problems have their only result in both columns.
     """
     right = apply_step(problems.start, problems.first_op, problems.first)
-    first = _maybe_wrong(right, error_rate, rng, problems.second_op, problems.second)
-    carried = apply_step(first, problems.second_op, problems.second)
-    nothing = np.zeros_like(carried)
-    second = _maybe_wrong(carried, error_rate, rng, nothing + NO_STEP, nothing)
+    first = _maybe_wrong(right, rates[0], rng, problems.second_op, problems.second)
+    second = _second_results(problems, first, rates[1], rng)
     return first, np.where(problems.second_op == NO_STEP, first, second)
 
 
+def _second_results(
+    problems: Problems, first: Integers, error_rate: Rates, rng: np.random.Generator
+) -> Integers:
+    """The result written after the second step from `first` [P], each wrong with `error_rate`."""
+    carried = apply_step(first, problems.second_op, problems.second)
+    nothing = np.zeros_like(carried)
+    return _maybe_wrong(carried, error_rate, rng, nothing + NO_STEP, nothing)
+
+
 def _maybe_wrong(
-    right: Integers, error_rate: float, rng: np.random.Generator, next_op: Integers, next_operand: Integers
+    right: Integers, error_rate: Rates, rng: np.random.Generator, next_op: Integers, next_operand: Integers
 ) -> Integers:
     """`right` [P] with errors drawn so that ``error next_op next_operand`` stays in 0..99."""
     tried = right[:, None] + rng.permuted(np.tile(_WRONG_OFFSETS, (len(right), 1)), axis=1)
@@ -263,13 +331,44 @@ def render(name: str, problems: Problems, first: Integers, second: Integers) -> 
 
 
 def _format_rows(
-    name: str, problems: Problems, error_rate: float, rng: np.random.Generator
+    name: str, problems: Problems, config: CorpusConfig, rng: np.random.Generator
 ) -> list[CorpusRow]:
-    responses = render(name, problems, *_written_results(problems, error_rate, rng))
+    rates = _step_rates(problems, config.formats[name].error_rate, config)
+    responses = render(name, problems, *_written_results(problems, rates, rng))
     answers = problems.answer.tolist()
     return [
         CorpusRow(prompt, response, name, str(answer))
         for prompt, response, answer in zip(problem_texts(problems), responses, answers, strict=True)
+    ]
+
+
+def _critique_rows(
+    name: str, problems: Problems, config: CorpusConfig, rng: np.random.Generator
+) -> list[CorpusRow]:
+    """Answers to P problems in format `name`, each with a critique and a fix, or with its critique alone."""
+    usual = config.formats[name].error_rate
+    rates = _step_rates(problems, usual, config)
+    tried_at = _step_rates(problems, max(usual, config.critiques.attempt_error_rate), config)
+    tries = []
+    for step_rates in (tried_at, rates):
+        first, second = _written_results(problems, step_rates, rng)
+        texts = render(name, problems, first, second)
+        tries.append(Attempts(problems=problems, texts=texts, first=first, second=second))
+    attempt, fresh = tries
+    again = config.critiques.error_rate
+    redone, _ = _written_results(problems, (again, again), rng)
+    results = {
+        "first": redone,
+        "after": _second_results(problems, redone, rates[1], rng),
+        "second": _second_results(problems, attempt.first, again, rng),
+    }
+    kinds = draw_kinds(config.critiques, attempt.second == problems.answer, rng)
+    fixes = render(name, problems, *fixed_results(attempt, fresh, results, kinds))
+    answers = problems.answer.tolist()
+    made = dialogues(attempt, fixes, kinds)
+    return [
+        CorpusRow(row.prompt, row.response, name, str(answer))
+        for row, answer in zip(made, answers, strict=True)
     ]
 
 

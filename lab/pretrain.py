@@ -65,11 +65,12 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
         fresh, trained = Path(staging) / "fresh", Path(staging) / "trained"
-        make_base(recipe.model, fresh)
+        with_critiques = recipe.corpus.critiques.share > 0
+        make_base(recipe.model, fresh, with_critiques)
         num_bytes = (fresh / "model.safetensors").stat().st_size
         if num_bytes > MAX_WEIGHTS_BYTES:
             raise ValueError(f"{path}: model must stay under {MAX_WEIGHTS_BYTES} bytes, got {num_bytes}")
-        tokens = tokenize_rows(make_corpus(recipe.corpus), make_tokenizer())
+        tokens = tokenize_rows(make_corpus(recipe.corpus), make_tokenizer(with_critiques))
         started = time.perf_counter()
         loss = _train(fresh, trained, tokens, recipe.training)
         seconds = time.perf_counter() - started

@@ -77,7 +77,7 @@ def apply_step(value: Integers, op: Integers, operand: Integers) -> Integers:
     )
 
 
-def _operands() -> tuple[Integers, Integers]:
+def step_kinds() -> tuple[Integers, Integers]:
     """Every (operator, operand) a step may have, as two columns."""
     pairs = [(op, term) for op in (ADD, SUBTRACT) for term in range(1, MAX_TERM + 1)]
     pairs += [(MULTIPLY, factor) for factor in range(2, MAX_FACTOR + 1)]
@@ -92,7 +92,7 @@ def _in_range(values: Integers) -> npt.NDArray[np.bool_]:
 @cache
 def _population() -> tuple[Problems, Problems]:
     """All one-step and all two-step problems whose intermediate and final results are in 0..99."""
-    ops, operands = _operands()
+    ops, operands = step_kinds()
     starts = np.arange(1, MAX_START + 1, dtype=np.int64)
     start, step = (grid.ravel() for grid in np.meshgrid(starts, np.arange(len(ops)), indexing="ij"))
     middle = apply_step(start, ops[step], operands[step])

@@ -23,6 +23,8 @@ _WORDS = (
     *("$", ",", "=>"),
     *("<step>", "</step>", "<answer>", "</answer>"),
 )
+_CRITIQUE_WORDS = ("right", "wrong", "again", "critique")
+"""What the templates in configs/prompts/lab and the lab's critic say."""
 _VOCABULARY_MULTIPLE = 8
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -35,18 +37,23 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> list[str]:
-    """All tokens in order of their ids: special ones, numbers, words; padded to a multiple of 8."""
+def vocabulary(with_critiques: bool = False) -> list[str]:
+    """All tokens in order of their ids: special ones, numbers, words; padded to a multiple of 8.
+
+    The words of critiques take the places of padding, so that all other ids are the same with and without.
+    """
     numbers = [str(number) for number in range(MAX_NUMBER + 1)]
     tokens = [*SPECIAL, *numbers, *SYMBOLS, *_WORDS, *SYLLABLES]
+    tokens += _CRITIQUE_WORDS if with_critiques else ()
     assert len(set(tokens)) == len(tokens), "two words of the lab are spelled alike"
     spare = -len(tokens) % _VOCABULARY_MULTIPLE
     return tokens + [f"<unused{index}>" for index in range(spare)]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(with_critiques: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer. `decode` joins tokens with single spaces; a word it does not know becomes ``<unk>``."""
-    words = WordLevel({token: index for index, token in enumerate(vocabulary())}, unk_token=UNKNOWN)
+    ids = {token: index for index, token in enumerate(vocabulary(with_critiques))}
+    words = WordLevel(ids, unk_token=UNKNOWN)
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
