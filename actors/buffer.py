@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.origins import SFT
+from configs.origins import POLICY, SFT
 from rollouts.columns import GROUP_SCHEMA, LEARNER_FIELDS, ROLLOUT_SCHEMA
 from rollouts.files import Json, fsync_dir
 from rollouts.journal import Journal
@@ -180,10 +180,12 @@ class BufferActor:
         return tuple(sorted(self._waiting))
 
     def rewards(self, first: int, last: int) -> pa.Table:
-        """submission_index and reward of all waiting rows of the submissions from `first` to below `last`."""
+        """submission_index and reward of waiting policy rows, of submissions from `first` to below `last`."""
         columns = ["submission_index", "reward"]
         indexes = [index for index in self.waiting() if first <= index < last]
-        mine = [self._waiting[index].batch.select(columns) for index in indexes]
+        # What a step samples depends on the policy's own answers: refined rows of a group come after them.
+        batches = [self._waiting[index].batch for index in indexes]
+        mine = [batch.filter(pc.equal(batch.column("origin"), POLICY)).select(columns) for batch in batches]
         return pa.Table.from_batches(mine, pa.schema([GROUP_SCHEMA.field(name) for name in columns]))
 
     def close(self) -> None:

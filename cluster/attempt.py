@@ -170,7 +170,7 @@ class Attempt:
             roles.scorers,
             roles.buffer,
             reports.phase,
-            self._resolved.prompts.encode,
+            self._resolved.prompts.encoders,
             reports.scorer_log,
             actors.models,
         )
@@ -193,7 +193,7 @@ class Attempt:
             samplers.scorers,
             samplers.buffer,
             self._reporter.phase,
-            self._resolved.prompts.encode,
+            self._resolved.prompts.encoders,
             self._actor_pool.scorer_log,
             samplers.models,
         )

@@ -24,13 +24,14 @@ from trainer.data.encode import (
     load_tokenizer,
     load_vocab_size,
     named_rows,
+    prompt_ids,
     row_of,
     tells_the_time,
     text_encoder,
 )
 from trainer.data.prompts import TokenPrompt, load_dataset, tokenize_prompts
 from trainer.model.checkpoint_format import check_model
-from trainer.rollout.rollouter import no_tokenizer
+from trainer.rollout.rollouter import NO_ENCODERS, Encoders
 from trainer.token_advantages.transforms import start_transforms
 
 
@@ -82,8 +83,8 @@ class Prompts:
     train: Sequence[TokenPrompt]
     held_out: Sequence[TokenPrompt]
     demonstrations: pa.RecordBatch
-    encode: Callable[[str], tuple[int, ...]] = no_tokenizer
-    """Text to token ids by the tokenizer of the model, without special tokens; for rollouters."""
+    encoders: Encoders = NO_ENCODERS
+    """How text becomes token ids, for rollouters and refiners."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,11 @@ def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:
         train=prompts["train"],
         held_out=prompts["eval"],
         demonstrations=demonstrations,
-        encode=text_encoder(tokenizer),
+        encoders=Encoders(
+            text=text_encoder(tokenizer),
+            prompt=lambda prompt: prompt_ids(prompt, tokenizer, vocab_size),
+            end_ids=() if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),),
+        ),
     )
 
 

@@ -129,9 +129,9 @@ def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
 
 
 def scorer_files_digest(run: BoundRun) -> str:
-    """sha256 (hex) of the files that the options of scorers name, or "" if they name none."""
+    """sha256 (hex) of the files that the options of scorers and of the refiner name, or "" for none."""
     digest, num_files = hashlib.sha256(), 0
-    for name, entry in run.scorers.items():
+    for name, entry in (*run.scorers.items(), ("refiner", run.refiner)):
         for path in entry.options.files():
             content = Path(path).read_bytes()
             digest.update(f"{name}\0{len(content)}\0".encode() + content)

@@ -15,6 +15,7 @@ from actors.secrets import NO_SECRETS, Secrets
 from actors.user_calls import UserCall, custom_call, scorer_call
 from cluster.secrets import secrets_of
 from configs.bound import BoundEntry, BoundRun
+from configs.kinds.refiners import CritiqueOptions
 from configs.kinds.scorers import CustomOptions
 
 _OF_ROWS: Final = UserCall(("rows", "options"))
@@ -29,6 +30,7 @@ _CALLS: Final = {
     "reward_shape": _OF_ROWS,
     "controllers": UserCall(("options",)),
     "rollouter": UserCall(("submission", "tools", "options")),
+    "refiner": UserCall(("group", "tools", "options")),
     "scorers": scorer_call(),
 }
 """How a user's own kind is called, by the first part of its key."""
@@ -69,6 +71,8 @@ def _calls(run: BoundRun) -> dict[str, UserCall]:
 def _call_of(entry: BoundEntry[Any], name: str) -> UserCall:
     if name == "kind":
         return _CALLS[entry.key.partition(".")[0]]
+    if isinstance(entry.options, CritiqueOptions):
+        return UserCall(("prompt", "text"))
     assert isinstance(entry.options, CustomOptions), "no other kind names a function"
     return custom_call(tuple(entry.options.options))
 

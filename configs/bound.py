@@ -78,6 +78,20 @@ class BoundRun:
         return self.single["advantage"]
 
     @property
+    def refiner(self) -> BoundEntry[Common]:
+        return self.single["refiner"]
+
+    @property
+    def joins_refined(self) -> bool:
+        """Whether refined rows are compared with the policy rows of their group as one group."""
+        return getattr(self.refiner.options, "baseline", "joined") == "joined"
+
+    @property
+    def right_at(self) -> float:
+        """The lowest reward that a refiner holds for right."""
+        return float(getattr(self.refiner.options, "threshold", 0.5))
+
+    @property
     def losses(self) -> Mapping[str, BoundEntry[LossCommon]]:
         """By origin."""
         return self.named["loss"]

@@ -26,6 +26,7 @@ from configs.kinds.demonstrations import DEMONSTRATIONS
 from configs.kinds.losses import LOSSES, LossCommon
 from configs.kinds.models import ModelOptions
 from configs.kinds.prompt_weights import PROMPT_WEIGHTS
+from configs.kinds.refiners import REFINERS, OwnRefinerOptions
 from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.rollouters import ROLLOUTERS
 from configs.kinds.scorers import SCORERS, ScorerCommon
@@ -74,6 +75,7 @@ NAMED_ENTRIES: dict[str, Role] = {
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
     "rollouter": Role(ROLLOUTERS),
+    "refiner": Role(REFINERS, own=OwnRefinerOptions),
     "advantage": Role(ADVANTAGES),
     "data.train": Role(DATASETS),
     "data.eval": Role(DATASETS),

@@ -36,12 +36,11 @@ class OriginSpec:
     """The origin whose groups the rows join, by submission; "" if they have groups of their own."""
     at_training_temperature: bool = False
     """Scored at `rollout.temperature`, whatever they were sampled at."""
-    made: bool = True
-    """Whether any code makes such rows; `loss` may not name an origin without it."""
 
 
 POLICY: Final = "policy"
 """The run's own samples: main metrics, bonuses, answer counts and throughput are of these rows alone."""
+REFINED: Final = "refined"
 REPLAY: Final = "replay"
 TEMPERED: Final = "tempered"
 SFT: Final = "sft"
@@ -50,9 +49,7 @@ ORIGINS: Final[dict[str, OriginSpec]] = {
     POLICY: OriginSpec(
         sampled="same_context", learned="by_advantage", journaled=True, replayable=True, transformed=True
     ),
-    "refined": OriginSpec(
-        sampled="other_context", learned="by_advantage", journaled=True, group_of=POLICY, made=False
-    ),
+    REFINED: OriginSpec(sampled="other_context", learned="by_advantage", journaled=True, group_of=POLICY),
     REPLAY: OriginSpec(sampled="same_context", learned="by_advantage"),
     TEMPERED: OriginSpec(
         sampled="same_context", learned="if_right", journaled=True, at_training_temperature=True

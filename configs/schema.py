@@ -318,6 +318,8 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     rollouter: dict[str, Any] = entries(lambda: {"kind": "single_turn"}, EXPERIMENT)
     """Makes the scored group of a prompt: {kind, ...options}. Evaluations always take one turn."""
+    refiner: dict[str, Any] = entries(lambda: {"kind": "none"}, EXPERIMENT)
+    """Adds rows of origin refined to a judged group: {kind, ...options}. Evaluations never refine."""
     scorers: dict[str, Any] = entries(dict, EXPERIMENT)
     """What scores a completion: {name: {kind, weight, combine, ...options}}."""
     advantage: dict[str, Any] = entries(lambda: {"kind": "grpo"}, EXPERIMENT)

@@ -1,13 +1,12 @@
 """Prompt templates: text files with named fields, one folder for each set, checked when they are loaded.
 
-In: the name of a set that comes with the package (a folder of `configs/prompts`), or the path of a folder. Out:
-a `PromptSet`, whose methods fill in the fields. Used by refiners and by the lab's corpus. A field is written
-``{name}``, a brace ``{{``. What is filled in is never read as a template: an answer may hold braces.
+In: the name of a set that comes with the package (a folder of `configs/prompts`), or the path of a folder.
+Out: a `PromptSet`, whose methods fill in the fields. Used by refiners and by the lab's corpus. A field is
+written ``{name}``, a brace ``{{``. What is filled in is never read as a template: an answer may hold braces.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "solution": ("solution",),
     "feedback": ("feedback",),
 }
-"""The fields that each file of a set may have. ``refine`` asks for a better answer, ``critic`` for a critique;
-``right`` and ``wrong`` are critiques by verdict, those with ``_truth`` say the answer; ``teacher`` is the
-prompt of a self-teacher, with the sections ``solution`` and ``feedback``."""
+"""The fields that each file of a set may have. ``refine`` asks for a better answer, ``critic`` for a
+critique; ``right`` and ``wrong`` are critiques by verdict, those with ``_truth`` say the answer; ``teacher``
+is the prompt of a self-teacher, with the sections ``solution`` and ``feedback``."""
 NEEDED: Final[dict[str, tuple[str, ...]]] = {
     "refine": ("question", "answer", "critique"),
     "critic": ("question", "answer"),
@@ -71,20 +70,20 @@ class PromptSet:
         """The template `name` with its fields, all in one pass; `fields` may have more than it uses."""
         return self.templates[name].format_map({key: fields[key] for key in FIELDS[name] if key in fields})
 
-    def digest(self) -> str:
-        """sha256 (hex) of all templates."""
-        content = "\0".join(f"{name}\0{self.templates[name]}" for name in sorted(self.templates))
-        return hashlib.sha256(content.encode()).hexdigest()
+
+def prompt_folder(name: str) -> Path:
+    """The folder of a set that comes with the package, or the one at a path."""
+    return FOLDER / name if name and (FOLDER / name).is_dir() else Path(name)
 
 
 def load_prompt_set(name: str) -> PromptSet:
     """The templates of a set that comes with the package, or of the folder at a path.
 
     Raises:
-        ValueError: there is no such folder, a file is missing or cannot be read, or a template has a field that
-            it may not have or lacks one that it must have. The message names the file.
+        ValueError: there is no such folder, a file is missing or cannot be read, or a template has a field
+            that it may not have or lacks one that it must have. The message names the file.
     """
-    folder = FOLDER / name if name and (FOLDER / name).is_dir() else Path(name)
+    folder = prompt_folder(name)
     if not name or not folder.is_dir():
         known = ", ".join(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
         raise ValueError(f"prompts must be one of {known}, or a folder of templates, got {name!r}")

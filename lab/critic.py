@@ -31,7 +31,7 @@ Step = tuple[int, str, int, int]
 
 
 def first_wrong_step(prompt: Prompt, text: str) -> tuple[str, str]:
-    """(verdict, critique) of a solution: ``wrong``, and the first step that is wrong as ``left op right = result``.
+    """(verdict, critique) of a solution; a critique quotes the first wrong step, such as ``3 + 4 = 8``.
 
     A step is wrong if it is not the problem's next one, taken from the result written before it, or if its
     own result is. Where no step is, but the answer: ``wrong : the answer is <it>``. A text in none of the

@@ -130,9 +130,7 @@ def dialogues(attempts: Attempts, fixes: list[str], kinds: list[str]) -> list[Di
     rows = zip(problem_texts(attempts.problems), attempts.texts, fixes, answers, kinds, strict=True)
     for question, attempt, fix, answer, kind in rows:
         fields = {"question": question, "answer": attempt, "reference": str(answer)}
-        prompt = Prompt(
-            prompt_id="", messages=(("user", question),), answer=str(answer), domain="arithmetic"
-        )
+        prompt = Prompt(prompt_id="", messages=(("user", question),), answer=str(answer), domain="arithmetic")
         _, quoted = first_wrong_step(prompt, attempt)
         if kind == CRITIC:
             made.append(Dialogue(prompt=prompts.critic(fields), response=quoted, kind=kind))

@@ -91,7 +91,10 @@ def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of everything but the output folder: two recipes with the same hash make the same base."""
     content = asdict(recipe)
     del content["output"]
-    for part in ("critiques", "hard"):  # without them, the hash is that of recipes before they could have them
+    for part in (
+        "critiques",
+        "hard",
+    ):  # without them, the hash is that of recipes before they could have them
         if not content["corpus"][part]["share"]:
             del content["corpus"][part]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

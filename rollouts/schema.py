@@ -119,9 +119,11 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
 
 
 def _behavior_logprobs(sample: Sample) -> Sequence[float | None] | None:
-    """None for an origin that is not sampled; entries are None where `loss_mask` is false."""
+    """None for a completion that was not sampled; entries are None where `loss_mask` is false."""
     completion = sample.completion
-    if ORIGINS[sample.origin].sampled == "no":
+    if ORIGINS[sample.origin].sampled == "no" or (
+        ORIGINS[sample.origin].sampled == "other_context" and not completion.versions
+    ):
         return None
     if completion.loss_mask is None:
         return completion.behavior_logprobs

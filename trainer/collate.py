@@ -23,14 +23,17 @@ from trainer.rollout.tempered import positive_tempered_rows
 from trainer.step_records import Batch, Learnable, origins_of
 
 
-def collate(index: pa.Table, config: RunConfig) -> Batch:
-    """Number the groups, distribute them over the step's updates, and plan ranks and microbatches."""
+def collate(index: pa.Table, config: RunConfig, joins_refined: bool = True) -> Batch:
+    """Number the groups, distribute them over the step's updates, and plan ranks and microbatches.
+
+    `joins_refined` as `BoundRun.joins_refined`.
+    """
     learner = config.learner
     submissions = index.column("submission_index").to_numpy()
     reward = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
     origins = origins_of(index)
     group_N = _number_groups(submissions, origins)
-    left_out_N = left_out_rows(reward, group_N, origins, config.rollout)
+    left_out_N = left_out_rows(reward, group_N, origins, config.rollout, joins_refined)
     update_N = _spread_groups(group_N, origins, left_out_N, learner.updates_per_step)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
@@ -100,7 +103,7 @@ def with_advantages(
     config = run.config
     origins = origins_of(batch.index)
     learned_how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
-    left_out = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout)
+    left_out = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout, run.joins_refined)
     # Without a reward these rows are in no baseline, so they change the advantage of no other row.
     rewards = np.where(left_out | (learned_how != "by_advantage"), np.nan, batch.reward_N)
     row_credit = credit(batch.index, batch.group_N, rewards, columns, run.with_settings(settings), history)

@@ -214,7 +214,7 @@ class Run:
         if self._takes_turns:
             await self._producer.pause()
         self._reports.phase(number, "learning")
-        batch = collate(await self._take(step, settings), self._config)
+        batch = collate(await self._take(step, settings), self._config, self._run.joins_refined)
         report.lap("take")
         columns, learnable = await self._learn(step, batch, settings, report)
         self._state.observe(report.metrics, number)
@@ -248,7 +248,7 @@ class Run:
         learnable = with_advantages(
             batch, columns, self._run, step, training_settings(settings), self._state.history
         )
-        report.add_rows(batch, columns, learnable, version=step)
+        report.add_rows(batch, columns, learnable, step, self._run.right_at)
         report.add_sampling(batch, config.rollout, self._reports, step + 1)
         if self._generates:
             # Not for saved rollouts, which other weights may have sampled.

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.origins import ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
+from trainer.credit.advantage_inputs import refined_rows
 from trainer.label_entropy import entropy_of
 from trainer.loss_tokens import loss_values
-from trainer.reward_ties import rewards_differ
+from trainer.reward_ties import reaches, rewards_differ
 from trainer.rollout.tempered import tempered_metrics
-from trainer.step_records import Batch, Learnable
+from trainer.step_records import Batch, Learnable, origins_of
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -79,7 +80,8 @@ def _number_metrics(batch: Batch) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for row in batch.index.column("numbers").to_pylist():
         for name, value in row or ():
-            values.setdefault(name, []).append(value)
+            if not name.startswith("critique/"):  # of a refiner: see `refine_metrics`
+                values.setdefault(name, []).append(value)
     return {f"scorer/{name}": float(np.mean(values[name])) for name in sorted(values)}
 
 
@@ -170,8 +172,8 @@ def _sft_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
     }
 
 
-def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
-    """All metrics of a step's rows.
+def step_metrics(batch: Batch, columns: pa.Table, version: int, threshold: float = 0.5) -> dict[str, float]:
+    """All metrics of a step's rows; `threshold` as in `refine_metrics`.
 
     `columns` are the learner's scores in the row order of the batch's index; `version` is the policy version
     before the step's updates. Metrics of origin policy have no prefix; every other origin has its own under
@@ -183,6 +185,43 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
         if origin == POLICY or len(rows):
             measure = _OF_ORIGIN.get(origin, partial(_other_metrics, origin))
             metrics |= measure(batch.only(rows), columns.take(rows), version)
+    return metrics | refine_metrics(batch, threshold)
+
+
+def refine_metrics(batch: Batch, threshold: float = 0.5) -> dict[str, float]:
+    """refine/*: of a step's answers that were refined, and of the refined rows that their groups kept.
+
+    refine/rows: refined rows that were sampled. refine/kept: those that groups kept. refine/fixed_share: of
+    the problems all of whose answers are wrong, the share with a right refined row. refine/leaked_share: of
+    kept rows with a critique, the share whose critique has the reference answer; refine/mention_share: the
+    share that betray their context. refine/no_room and refine/critic_failed: answers that could not be
+    refined. Right is a reward of at least `threshold`. Empty for a step without refined rows or tries.
+    """
+    origins = origins_of(batch.index)
+    own, refined = origins == POLICY, refined_rows(origins)
+    numbers = [dict(row or ()) for row in batch.index.column("numbers").to_pylist()]
+    tried = [row["critique/tried"] for row in numbers if "critique/tried" in row]
+    if not tried and not refined.any():
+        return {}
+    counts = {
+        name: sum(f"critique/{name}" in row for row in numbers) for name in ("no_room", "critic_failed")
+    }
+    fixed = []
+    for group in np.unique(batch.group_N[own]).tolist():
+        mine = batch.group_N == group
+        answers = batch.reward_N[mine & own]
+        if np.isfinite(answers).all() and not reaches(answers, threshold).any():
+            fixed.append(float(reaches(batch.reward_N[mine & refined], threshold).any()))
+    metrics = {
+        # A row without a parent, such as a solution of the dataset, was not tried at any answer.
+        "refine/rows": max(sum(tried), float(refined.sum())),
+        "refine/kept": float(refined.sum()),
+        **{f"refine/{name}": float(count) for name, count in counts.items() if count},
+    }
+    _put_mean(metrics, "refine/fixed_share", np.array(fixed, np.float64))
+    for metric, name in (("leaked_share", "critique/leaked"), ("mention_share", "critique/mentions")):
+        found = [row[name] for row in numbers if name in row]
+        _put_mean(metrics, f"refine/{metric}", np.array(found, np.float64))
     return metrics
 
 

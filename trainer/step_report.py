@@ -34,9 +34,14 @@ class StepReport:
         self._phases[f"time/{name}_s"] = self._phases.get(f"time/{name}_s", 0.0) + now - self._last
         self._last = now
 
-    def add_rows(self, batch: Batch, columns: pa.Table, learnable: Learnable, version: int) -> None:
-        """Add the metrics of the step's rows, scored by the weights of `version`."""
-        self.metrics |= step_metrics(batch, columns, version) | credit_metrics(batch, learnable)
+    def add_rows(
+        self, batch: Batch, columns: pa.Table, learnable: Learnable, version: int, threshold: float = 0.5
+    ) -> None:
+        """Add the metrics of the step's rows, scored by the weights of `version`.
+
+        A reward of `threshold` is right, for those of refined rows.
+        """
+        self.metrics |= step_metrics(batch, columns, version, threshold) | credit_metrics(batch, learnable)
         counts = batch.index.column("num_loss_tokens").to_numpy()
         self._num_tokens = float(counts[batch.rows_of(POLICY)].sum())
 

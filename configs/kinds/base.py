@@ -116,7 +116,7 @@ class Options:
         return False
 
     def files(self) -> tuple[str, ...]:
-        """Scorers only: paths of the files whose content decides scores, after `Kind.start`."""
+        """Scorers and refiners: paths of the files whose content decides rows, after `Kind.start`."""
         return ()
 
     def failure_limit(self) -> float:

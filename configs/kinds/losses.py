@@ -142,6 +142,22 @@ class NllOptions(Options):
 
 
 @dataclass
+class ShapedOptions(Options):
+    """-p / (p + gamma) A with p the policy's probability of the token, Critique-GRPO, arXiv 2506.03106.
+
+    No ratio to a sampler, so it can train rows that were sampled under another context.
+    """
+
+    gamma: float = option(0.1, POSITIVE)
+    """The probability at which a token's gradient is largest; those of likelier tokens are damped."""
+
+
+@dataclass
+class AdvantageNllOptions(Options):
+    """-A log p: the logprob weighted by the advantage, without a ratio to a sampler (RLTF-SD, REINFORCE)."""
+
+
+@dataclass
 class ClipCovOptions(RatioOptions):
     """Clip-Cov, arXiv 2505.22617: no gradient on a few tokens of high covariance of logprob and advantage.
 
@@ -195,6 +211,8 @@ LOSSES: dict[str, Kind] = {
     "gppo": Kind(GppoOptions, "trainer.losses.per_token:gppo", needs_ratios=True),
     "ce_gppo": Kind(CeGppoOptions, "trainer.losses.per_token:ce_gppo", needs_ratios=True),
     "nll": Kind(NllOptions, "trainer.losses.per_token:nll", supervised=True),
+    "shaped": Kind(ShapedOptions, "trainer.losses.per_token:shaped"),
+    "advantage_nll": Kind(AdvantageNllOptions, "trainer.losses.per_token:advantage_nll"),
     "clip_cov": Kind(
         ClipCovOptions, "trainer.losses.covariance:clip_cov", "trainer.losses.covariance:select_in_band"
     ),

@@ -14,8 +14,6 @@ def _origins(run: BoundRun) -> Iterator[Broken]:
     for origin, loss in run.losses.items():
         if origin not in ORIGINS:
             yield loss.key, f"must be an origin of samples: {', '.join(ORIGINS)}"
-        elif not ORIGINS[origin].made:
-            yield loss.key, f"a run has no rows of origin {origin} yet"
     if not any(loss.common.weight > 0 for loss in run.losses.values()):
         yield "loss", "must have a loss with a weight above 0"
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from configs.bound import BoundRun
 from configs.errors import Broken
 from configs.kinds.losses import LOSSES
-from configs.origins import POLICY, REPLAY, SFT, TEMPERED
+from configs.kinds.refiners import NONE
+from configs.origins import POLICY, REFINED, REPLAY, SFT, TEMPERED
 
 
 def _groups(run: BoundRun) -> Iterator[Broken]:
@@ -94,6 +95,15 @@ def _replay(run: BoundRun) -> Iterator[Broken]:
         yield "loss.replay", "must have rows: replay.groups_per_step is 0"
 
 
+def _refined(run: BoundRun) -> Iterator[Broken]:
+    """Refined rows need a loss that can train them, and the loss needs a refiner or an own rollouter."""
+    refines, loss = run.refiner.kind_name != NONE, run.losses.get(REFINED)
+    if refines and loss is None:
+        yield "refiner.kind", f"must have a loss to train with: loss.{REFINED}"
+    if not refines and loss is not None and not run.single["rollouter"].is_own:
+        yield loss.key, "must have rows: refiner.kind is none"
+
+
 def _demonstrations(run: BoundRun) -> Iterator[Broken]:
     """Demonstrations need a loss that can train them, and the loss needs demonstrations."""
     share, loss, rollout = run.config.sft.share, run.losses.get(SFT), run.config.rollout
@@ -122,4 +132,12 @@ def _movers(run: BoundRun, setting: str) -> list[str]:
     return [entry.key for entry in run.controllers.values() if setting in entry.options.moves()]
 
 
-SAMPLING_RULES = (_groups, _dynamic_sampling, _tempered, _moved_temperature, _replay, _demonstrations)
+SAMPLING_RULES = (
+    _groups,
+    _dynamic_sampling,
+    _tempered,
+    _moved_temperature,
+    _replay,
+    _refined,
+    _demonstrations,
+)

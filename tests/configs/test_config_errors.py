@@ -121,7 +121,7 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
         (["kl.estimator=k1", "kl.coef=0.1"], "kl.estimator", "must not be k1 as a loss term"),
         (["kl.place=reward", "kl.coef=0.1"], "kl.estimator", "must be k1 in the reward"),
         (["rollout.top_p=0.9"], "rollout.top_p", "top_p below 1 is not supported yet"),
-        (["loss.refined={kind: nll}"], "loss.refined", "a run has no rows of origin refined yet"),
+        (["loss.refined={kind: nll}"], "loss.refined", "must have rows: refiner.kind is none"),
         (["learner.max_nonfinite_updates=0"], "learner.max_nonfinite_updates", "must be above 0"),
         (["kl.place=advantage"], "kl.place", "must be one of loss, reward"),
         (["scorers.correct.weight=0"], "scorers", "must have a scorer with an effect on the reward"),

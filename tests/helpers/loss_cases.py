@@ -19,11 +19,13 @@ from torch import Tensor
 from configs.kinds.base import Kind, Options, load_target
 from configs.kinds.losses import (
     LOSSES,
+    AdvantageNllOptions,
     CeGppoOptions,
     CispoOptions,
     GppoOptions,
     GspoOptions,
     PpoClipOptions,
+    ShapedOptions,
 )
 from configs.kinds.token_advantages import (
     TOKEN_ADVANTAGES,
@@ -33,7 +35,7 @@ from configs.kinds.token_advantages import (
 )
 from trainer.losses.batch_statistics import Prepared
 from trainer.losses.clamping import clamp_value
-from trainer.losses.per_token import LossInputs, TokenLoss, mean_by_row
+from trainer.losses.per_token import LossInputs, TokenLoss, advantage_nll, mean_by_row, shaped
 from trainer.token_advantages.transforms import (
     BoundTransform,
     TokenTransform,
@@ -257,6 +259,29 @@ def check_clamp_value() -> None:
     assert clamp_value(torch.tensor([math.nan])).isnan().all(), "what is undefined shows"
 
 
+def check_shaped() -> None:
+    """gamma 0.1: f(0.1) = 1/2 and the largest gradient, A / 4; f(0.9) = 0.9 with 0.09 A; f(1) = 10/11.
+
+    Old logprobs are NaN: there is no ratio. With gamma 0.3, f(0.1) = 1/4 and f'(0.1) 0.1 = 0.03 / 0.16.
+    """
+    probabilities, unknown = [0.1, 0.9, 1.0, 0.1, 0.9, 0.1], [math.nan] * 6
+    inputs = loss_inputs([math.log(p) for p in probabilities], unknown, [2.0, 2.0, 2.0, -2.0, -2.0, 0.0])
+    found = TokenLoss(loss=shaped(inputs, ShapedOptions(gamma=0.1)), marks={})
+    assert found.loss.tolist() == pytest.approx([-1.0, -1.8, -20 / 11, 1.0, 1.8, 0.0])
+    assert gradient(found, inputs).tolist() == pytest.approx([-0.5, -0.18, -0.2 / 1.21, 0.5, 0.18, 0.0])
+    other = TokenLoss(loss=shaped(inputs, ShapedOptions(gamma=0.3)), marks={})
+    assert other.loss[0].item() == pytest.approx(-0.5)
+    assert gradient(other, inputs)[0].item() == pytest.approx(-2.0 * 0.03 / 0.16)
+
+
+def check_advantage_nll() -> None:
+    """log pi = -3: 3 A with the gradient -A, whatever the old logprobs."""
+    inputs = loss_inputs([-3.0] * 3, [math.nan] * 3, [2.0, -2.0, 0.0])
+    found = TokenLoss(loss=advantage_nll(inputs, AdvantageNllOptions()), marks={})
+    assert found.loss.tolist() == [6.0, -6.0, 0.0]
+    assert gradient(found, inputs).tolist() == [-2.0, 2.0, 0.0]
+
+
 def check_which_old() -> None:
     """`ratio_to` names the column that counts: the other is NaN here; a missing one is refused."""
     for kind in TABLES:
@@ -283,6 +308,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "_preserved": (lambda: check_table("gppo"), lambda: check_table("ce_gppo"), check_far_tokens),
     "gppo": (lambda: check_table("gppo"),),
     "ce_gppo": (lambda: check_table("ce_gppo"),),
+    "shaped": (check_shaped,),
+    "advantage_nll": (check_advantage_nll,),
 }
 """By function of `trainer.losses.per_token`: what must fail when anything in it is changed."""
 CLAMPING_CHECKS: dict[str, tuple[Check, ...]] = {"clamp_value": (check_clamp_value,)}

@@ -45,6 +45,7 @@ from trainer.reports import Reports
 from trainer.roles import LearnerLostError
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
+from trainer.rollout.rollouter import NO_ENCODERS, Encoders
 
 NUM_STEPS = 6
 REFRESH = {
@@ -88,6 +89,7 @@ class Trial:
     replay: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
     scorer: FakeScorer = field(default_factory=FakeScorer)
+    encoders: Encoders = NO_ENCODERS
     act: Callable[[int, str, bool], None] = lambda number, name, before: None
     learner: FakeLearner = field(default_factory=FakeLearner)
     events: list[str] = field(default_factory=list)
@@ -141,7 +143,9 @@ class Trial:
             event=self._event,
             phase=lambda step, name: self.phases.append((step, name)),
         )
-        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer, reports.phase)
+        producer = Producer(
+            config, order, roles.generator, roles.scorers, roles.buffer, reports.phase, self.encoders
+        )
         evaluator = Evaluator(config, self.prompts, roles.generator, roles.scorers, self.folder)
         checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)
         self.run = Run(

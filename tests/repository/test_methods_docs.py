@@ -19,11 +19,13 @@ from configs.kinds.bonuses import BONUSES
 from configs.kinds.controllers import CONTROLLERS
 from configs.kinds.losses import LOSSES
 from configs.kinds.prompt_weights import PROMPT_WEIGHTS
+from configs.kinds.refiners import CritiqueGrpoOptions
 from configs.kinds.reward_shapes import REWARD_SHAPES
 from configs.kinds.token_advantages import TOKEN_ADVANTAGES
 from configs.load import load_config
 from configs.schema import EntropyConfig, KLConfig, RunConfig
 from docs.method_tables import index
+from trainer.credit.credit import refined_advantage
 from trainer.data.demonstrations import draw
 from trainer.losses.normalize import row_weights
 from trainer.rollout.dynamic_sampling import nonzero_variance_rows
@@ -39,6 +41,8 @@ OTHERS = {
     "aggregation": row_weights,
     "dynamic_sampling": nonzero_variance_rows,
     "tempered": positive_tempered_rows,
+    "critique_grpo": CritiqueGrpoOptions,
+    "rltf_sd": refined_advantage,
 }
 """Methods that are a section of the config, or two kinds together; and where their equation stands."""
 CREDIT = ADVANTAGES | REWARD_SHAPES | BONUSES | PROMPT_WEIGHTS
@@ -60,6 +64,8 @@ USED: dict[str, Callable[[RunConfig], bool]] = {
     "aggregation": lambda config: config.loss["policy"]["aggregate"] != "token_mean",
     "dynamic_sampling": lambda config: config.rollout.zero_variance_groups == "refill",
     "tempered": lambda config: config.tempered.groups_per_step > 0,
+    "critique_grpo": lambda config: config.refiner["kind"] == "critique_grpo",
+    "rltf_sd": lambda config: config.refiner["kind"] == "rltf_sd",
 }
 
 

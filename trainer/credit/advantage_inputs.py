@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from configs.origins import parts
+from configs.origins import origins_where, parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,11 @@ class RewardedRows:
         """
         indexes = (np.flatnonzero(np.isin(self.origin_N, part)) for part in parts())
         return [rows for rows in indexes if len(rows)]
+
+
+def refined_rows(origin_N: np.ndarray) -> np.ndarray:
+    """bool [N]: rows that were sampled under another context than the one they are trained under."""
+    return np.isin(origin_N, origins_where(lambda spec: spec.sampled == "other_context"))
 
 
 def group_bounds(values_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

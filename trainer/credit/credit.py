@@ -15,7 +15,7 @@ import pyarrow as pa
 from configs.bound import BoundRun
 from configs.origins import POLICY
 from configs.schema import KLConfig
-from trainer.credit.advantage_inputs import RewardedRows
+from trainer.credit.advantage_inputs import RewardedRows, group_sums, refined_rows
 from trainer.credit.history import AnswerHistory
 from trainer.loss_tokens import loss_values, masked_sum, sum_by_row
 
@@ -57,29 +57,61 @@ def credit(
         run: the run with the values that controllers set for this step.
         history: what earlier steps sampled.
 
-    Only rows of origin policy get bonuses. The KL term of a replayed row uses the current policy, not the one
-    that sampled it: the log-ratio of a given sequence needs no sampling.
+    Only rows of origin policy get bonuses. Refined rows whose baseline is that of the policy rows (see
+    `BoundRun.joins_refined`) are credited apart and change nothing for the other rows. The KL term of a
+    replayed row uses the current policy, not the one that sampled it: the log-ratio of a given sequence needs
+    no sampling.
     """
     rows = _all_rows(index, group_N, reward_N, columns, history)
     visits = rows.visits_N
     rows = rows.only(np.isfinite(reward_N))
+    everyone = rows
+    if not run.joins_refined:
+        rows = rows.only(~refined_rows(rows.origin_N))
     # A user's own function is never called with 0 rows: a mean or maximum over them would fail.
     for shape in run.named["reward_shape"].values():
         rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
     # After the shapes, whose thresholds are about the task's reward, not about the KL.
     rows = _less_kl(rows, columns, run)
-    advantage, bonus = _advantage_and_bonus(rows, run)
+    advantage, bonus, factor = _advantage_and_bonus(rows, run)
+    advantage_N = _spread(advantage, rows.row_N, len(reward_N))
+    has_reward_N = _spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0
+    if not run.joins_refined:
+        apart = everyone.only(refined_rows(everyone.origin_N))
+        factors = _of_groups(apart.group_N, rows.group_N, factor, 1.0)
+        advantage_N[apart.row_N] = refined_advantage(apart, everyone) * factors
+        has_reward_N[apart.row_N] = True
     return Credit(
-        advantage_N=_spread(advantage, rows.row_N, len(reward_N)),
+        advantage_N=advantage_N,
         bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
-        has_reward_N=_spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0,
+        has_reward_N=has_reward_N,
         visits_N=visits,
     )
 
 
-def _advantage_and_bonus(rows: RewardedRows, run: BoundRun) -> tuple[np.ndarray, np.ndarray]:
-    """Advantage and bonus of the rewarded rows, float64 [N] each, multiplied by the prompt weights."""
-    advantage, bonus = np.zeros(len(rows)), np.zeros(len(rows))
+def refined_advantage(refined: RewardedRows, everyone: RewardedRows) -> np.ndarray:
+    """A = r - mean_j(r_j), the mean over the rewarded policy rows of the row's group; float64 [N]
+
+    The baseline of first turns in RLTF-SD, arXiv 2602.02482. `everyone` are the step's rewarded rows. Rewards
+    are the task's own, before reward shapes and KL terms. 0 in a group without a rewarded policy row.
+    """
+    own = everyone.only(everyone.origin_N == POLICY)
+    sums, sizes = group_sums(own.rewards_N, own.group_N)
+    baseline = _of_groups(refined.group_N, own.group_N, sums / np.maximum(sizes, 1), np.nan)
+    return np.where(np.isnan(baseline), 0.0, refined.rewards_N - baseline)
+
+
+def _of_groups(
+    wanted_N: np.ndarray, group_N: np.ndarray, values_N: np.ndarray, otherwise: float
+) -> np.ndarray:
+    """Each wanted group's value, float64: `values_N` are equal within a group of `group_N`."""
+    found = dict(zip(group_N.tolist(), values_N.tolist(), strict=True))
+    return np.array([found.get(group, otherwise) for group in wanted_N.tolist()], np.float64)
+
+
+def _advantage_and_bonus(rows: RewardedRows, run: BoundRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Advantage and bonus of the rewarded rows, with the prompt weights, and those; float64 [N] each."""
+    advantage, bonus, factors = np.zeros(len(rows)), np.zeros(len(rows)), np.ones(len(rows))
     if len(rows):
         advantage = run.advantage.function()(rows, run.advantage.options)
     own = np.flatnonzero(rows.origin_N == POLICY)
@@ -87,8 +119,9 @@ def _advantage_and_bonus(rows: RewardedRows, run: BoundRun) -> tuple[np.ndarray,
         bonus[own] += entry.function()(rows.only(own), entry.options) if len(own) else 0.0
     for weight in run.named["prompt_weight"].values():
         factor = weight.function()(rows, weight.options) if len(rows) else np.ones(0)
+        factors = factors * factor
         advantage, bonus = advantage * factor, bonus * factor
-    return advantage, bonus
+    return advantage, bonus, factors
 
 
 def _spread(values: np.ndarray, row_N: np.ndarray, num_rows: int) -> np.ndarray:

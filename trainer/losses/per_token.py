@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from configs.kinds.losses import (
+    AdvantageNllOptions,
     CeGppoOptions,
     CispoOptions,
     GppoOptions,
     GspoOptions,
     NllOptions,
     PpoClipOptions,
+    ShapedOptions,
 )
 from trainer.losses.clamping import clamp_value
 
@@ -201,3 +203,22 @@ def _preserved(
 def nll(inputs: LossInputs, options: NllOptions) -> Tensor:
     """-log pi(token): supervised fine-tuning and pretraining. [T] -> [T]"""
     return -inputs.policy_logprobs
+
+
+def shaped(inputs: LossInputs, options: ShapedOptions) -> Tensor:
+    """-p / (p + gamma) A with p = pi(token). [T] -> [T]
+
+    Critique-GRPO, arXiv 2506.03106, on refined rows: p is under the row's own prompt, without the critique.
+    Gradient weight -gamma p / (p + gamma)^2 A on the gradient of log pi: largest at p = gamma, -A / 4 there.
+    """
+    p = inputs.policy_logprobs.exp()
+    return -p / (p + options.gamma) * inputs.advantages
+
+
+def advantage_nll(inputs: LossInputs, options: AdvantageNllOptions) -> Tensor:
+    """-A log pi(token). [T] -> [T]
+
+    The second turn of RLTF-SD, arXiv 2602.02482, with A from the first turns' mean reward; REINFORCE on rows
+    of the policy itself. Gradient weight -A. Where A < 0 it has no bound.
+    """
+    return -inputs.advantages * inputs.policy_logprobs

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from configs.origins import origins_where
 from configs.schema import RolloutConfig, RunConfig
-from trainer.credit.advantage_inputs import group_bounds
+from trainer.credit.advantage_inputs import group_bounds, refined_rows
 from trainer.reward_ties import rewards_differ
 
 
@@ -32,17 +32,25 @@ def nonzero_variance_rows(reward_N: np.ndarray, group_N: np.ndarray) -> np.ndarr
 
 
 def left_out_rows(
-    reward_N: np.ndarray, group_N: np.ndarray, origin_N: np.ndarray, rollout: RolloutConfig
+    reward_N: np.ndarray,
+    group_N: np.ndarray,
+    origin_N: np.ndarray,
+    rollout: RolloutConfig,
+    joins_refined: bool = True,
 ) -> np.ndarray:
     """bool [N]: rows that the step does not learn from, because the rewards of their group are all equal.
 
     All false with `rollout.zero_variance_groups` keep. Rows that are not learned by their advantage
-    (demonstrations, tempered rows) are never left out.
+    (demonstrations, tempered rows) are never left out. Refined rows count as others of their group with
+    `joins_refined`, so that a right one keeps a group in which all others fail. Without, they neither count
+    nor are they left out: their baseline is that of the policy rows.
     """
     if rollout.zero_variance_groups == "keep":
         return np.zeros(len(reward_N), bool)
-    by_advantage = origins_where(lambda spec: spec.learned == "by_advantage")
-    return ~nonzero_variance_rows(reward_N, group_N) & np.isin(origin_N, by_advantage)
+    counted = np.isin(origin_N, origins_where(lambda spec: spec.learned == "by_advantage"))
+    if not joins_refined:
+        counted &= ~refined_rows(origin_N)
+    return ~nonzero_variance_rows(np.where(counted, reward_N, np.nan), group_N) & counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,14 @@ from trainer.roles import Buffer, Generator
 from trainer.rollout import tempered
 from trainer.rollout.dynamic_sampling import asked_for, max_rounds, submissions_per_step
 from trainer.rollout.pausable_clock import Clock
+from trainer.rollout.refiner import bound_refiner
 from trainer.rollout.rollouter import (
+    NO_ENCODERS,
+    Encoders,
     RolloutTools,
     ScorerSet,
     bound_rollouter,
     make_submission,
-    no_tokenizer,
 )
 from trainer.rollout.tempered import as_tempered, temperature_of
 from trainer.scorer_watch import FailureWatch
@@ -58,7 +60,7 @@ class Producer:
         scorers: ScorerSet,
         buffer: Buffer,
         phase: Callable[[int, str], None] = lambda step, name: None,
-        encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
+        encoders: Encoders = NO_ENCODERS,
         scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}",
         models: Mapping[str, Model] | None = None,
     ) -> None:
@@ -71,7 +73,8 @@ class Producer:
         self._rollouter = bound_rollouter(config)
         self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
-        self._encode, self._models = encode, models
+        self._encoders, self._models = encoders, models
+        self._refiner = bound_refiner(config)
         self._failures = FailureWatch(scorers.failure_limits, scorer_log)
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -187,7 +190,7 @@ class Producer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _produce(self, index: int) -> None:
-        """Generate, score and store the group of one submission."""
+        """Generate, score, refine and store the group of one submission."""
         rollout, (step, place) = self._config.rollout, divmod(index, self._stride)
         # The last indexes of a step are its tempered groups, on the prompts of its first groups.
         is_tempered = place >= self._stride - self._config.tempered.groups_per_step
@@ -203,7 +206,7 @@ class Producer:
             longest=self._longest,
             limit_s=rollout.group_timeout_s,
             clock=self._clock,
-            encode=self._encode,
+            encoders=self._encoders,
             models=self._models,
         )
         try:
@@ -211,6 +214,8 @@ class Producer:
             # waits for anything else.
             async with self._clock.timeout_at(self._clock.now() + rollout.group_timeout_s + GRACE_S):
                 group = await self._rollouter.roll_out(submission, tools)
+                if not is_tempered:
+                    group = await self._refiner.refine(group, tools)
         except TimeoutError as error:
             raise TimeoutError(
                 f"the completions of group {index} (prompt {prompt.prompt.prompt_id}) were not there within "

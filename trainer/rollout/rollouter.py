@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from configs.bound import bind_entry
 from configs.kinds.scorers import ScorerCommon
@@ -67,6 +67,30 @@ def no_tokenizer(text: str) -> tuple[int, ...]:
     raise ValueError(f"encode must have a tokenizer, got none for the text {text[:40]!r}")
 
 
+def no_prompt_encoder(prompt: Prompt) -> tuple[int, ...]:
+    """What `RolloutTools.encode_prompt` does where no tokenizer was given.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"encode_prompt must have a tokenizer, got none for prompt {prompt.prompt_id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoders:
+    """How text becomes token ids, by the tokenizer of the model."""
+
+    text: Callable[[str], tuple[int, ...]] = no_tokenizer
+    """Without special tokens; see `RolloutTools.encode`."""
+    prompt: Callable[[Prompt], tuple[int, ...]] = no_prompt_encoder
+    """Messages by the chat template; see `trainer.data.encode.prompt_ids`."""
+    end_ids: tuple[int, ...] = ()
+    """The end-of-sequence token; empty if the tokenizer has none."""
+
+
+NO_ENCODERS: Final = Encoders()
+
+
 class RolloutTools:
     """The functions that a rollouter may call for one submission. All of them end at the group's deadline."""
 
@@ -79,7 +103,7 @@ class RolloutTools:
         longest: int,
         limit_s: float,
         clock: Clock,
-        encode: Callable[[str], tuple[int, ...]] = no_tokenizer,
+        encoders: Encoders = NO_ENCODERS,
         models: Mapping[str, Model] | None = None,
     ) -> None:
         """`longest` is the largest number of tokens of a context and its completion; `limit_s` counts from
@@ -88,32 +112,55 @@ class RolloutTools:
         self._longest, self._clock = longest, clock
         self._deadline = clock.now() + limit_s
         self._asked: set[tuple[int, int]] = set()
-        self._encode = encode
+        self._encoders = encoders
         self.models: Mapping[str, Model] = {
             name: LimitedModel(model, lambda: clock.timeout_at(self._deadline))
             for name, model in (models or {}).items()
         }
         """The frozen models by their names in the config; past the deadline calls raise TimeoutError."""
 
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a whole context: the prompt's messages under the chat template, as in datasets.
+
+        Raises:
+            ValueError: the template or the vocabulary of the model refuses the messages.
+        """
+        return self._encoders.prompt(prompt)
+
+    def encode_solution(self, text: str) -> tuple[int, ...]:
+        """The token ids of a whole answer that was not sampled, with the end-of-sequence token behind it.
+
+        Raises:
+            ValueError: the tokenizer has no such token.
+        """
+        if not self._encoders.end_ids:
+            raise ValueError("the tokenizer must have an end-of-sequence token to end a solution, got none")
+        return (*self._encoders.text(text), *self._encoders.end_ids)
+
+    def next_turn(self) -> int:
+        """The lowest turn after all turns that were generated for any sample."""
+        return 1 + max((turn for _, turn in self._asked), default=-1)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of a text, such as what a tool answered, by the model's tokenizer.
 
         Without special tokens: those of a chat template are part of the text.
         """
-        return self._encode(text)
+        return self._encoders.text(text)
 
     def remaining_s(self) -> float:
         """Seconds until the deadline; time during which the engines are paused does not count."""
         return self._deadline - self._clock.now()
 
-    def room(self, prompt_ids: Sequence[int]) -> int:
+    def room(self, prompt_ids: Sequence[int], continued: bool = True) -> int:
         """The number of tokens that may follow `prompt_ids`, at least 0.
 
-        If `prompt_ids` begin with the submission's prompt, the tokens after it count as completion.
+        If `prompt_ids` begin with the submission's prompt, the tokens after it count as completion, unless
+        what follows becomes a row of its own (`continued` false).
         """
         own, limit = self._submission.prompt_ids, self._submission.sampling.max_tokens
         room = min(limit, self._longest - len(prompt_ids))
-        if tuple(prompt_ids[: len(own)]) == own:
+        if continued and tuple(prompt_ids[: len(own)]) == own:
             room = min(room, limit - (len(prompt_ids) - len(own)))
         return max(0, room)
 
@@ -123,19 +170,25 @@ class RolloutTools:
         samples: Sequence[int] | None = None,
         turn: int = 0,
         max_tokens: int | None = None,
+        temperature: float | None = None,
+        continued: bool = True,
     ) -> list[Completion]:
         """One completion of `prompt_ids` for each of `samples`, with the submission's sampling parameters.
 
         `prompt_ids` default to the submission's prompt, `samples` to one per seed, numbered from 0. Seeds and
         ids depend only on (sample, turn), not on order or timing, so a later call for the same sample needs
         another `turn`. Ids are "<group_id>.<sample>", and "<group_id>.<sample>.<turn>" in later turns.
-        `max_tokens` leaves room for turns to come; it is at most `room` in any case.
+        `max_tokens` leaves room for turns to come; it is at most `room` in any case, for which
+        `continued` is. Rows are scored and trained at the submission's temperature, so one that was sampled at
+        another `temperature` must not be of origin policy.
 
         Raises:
             ValueError: there is no room after `prompt_ids`, or a sample was already generated in this turn.
             TimeoutError: the deadline has passed.
         """
-        submission = self._derived(prompt_ids, samples, turn, max_tokens)
+        submission = self._derived(prompt_ids, samples, turn, max_tokens, continued)
+        if temperature is not None:
+            submission = replace(submission, sampling=replace(submission.sampling, temperature=temperature))
         async with self._clock.timeout_at(self._deadline):
             return await self._generator.generate(submission)
 
@@ -145,12 +198,13 @@ class RolloutTools:
         samples: Sequence[int] | None,
         turn: int,
         max_tokens: int | None,
+        continued: bool,
     ) -> Submission:
         """The submission that `generate` sends: the own one, or one with other ids, seeds and limits."""
         own = self._submission
         chosen = range(len(own.seeds)) if samples is None else samples
         context = own.prompt_ids if prompt_ids is None else tuple(prompt_ids)
-        if (room := self.room(context)) < 1:
+        if (room := self.room(context, continued)) < 1:
             raise ValueError(
                 f"prompt_ids must leave room for a token within {self._longest} and rollout.max_tokens, got "
                 f"{len(context)}; see RolloutTools.room"
@@ -257,7 +311,7 @@ class BoundRollouter:
             ValueError: the run cannot train on the group; the message names the rollouter.
         """
         group = await self.function(submission, tools, self.options)
-        if problem := _problem(group, submission):
+        if problem := group_problem(group, submission):
             raise ValueError(f"rollouter {self.kind}, group {submission.submission_index}: {problem}")
         return group
 
@@ -268,7 +322,14 @@ def bound_rollouter(config: RunConfig) -> BoundRollouter:
     return BoundRollouter(kind=entry.kind_name, function=entry.function(), options=entry.options)
 
 
-def _problem(group: object, submission: Submission) -> str:
+def whole_texts(prompt: Prompt, completions: Sequence[Completion]) -> list[Completion]:
+    """The completions as scorers get them: the prompt's prefill and the completion together, as in TRL."""
+    if not prompt.prefill:
+        return list(completions)
+    return [replace(each, text=prompt.prefill + each.text) for each in completions]
+
+
+def group_problem(group: object, submission: Submission) -> str:
     """What is wrong with a rollouter's group, or "". The buffer checks the rows themselves."""
     if not isinstance(group, Group) or group.submission != submission:
         return f"must return the Group of its submission, got {type(group).__name__}"

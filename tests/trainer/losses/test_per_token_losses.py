@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loss_cases import OPTIONS, TABLES, call, gradient, loss_inputs
 
-from configs.kinds.losses import CeGppoOptions, CispoOptions, GppoOptions, GspoOptions
+from configs.kinds.losses import CeGppoOptions, CispoOptions, GppoOptions, GspoOptions, ShapedOptions
+from trainer.losses.per_token import shaped
 
 KINDS = sorted(TABLES)
 LOW, HIGH, DUAL, BETAS = 0.2, 0.3, 3.0, (0.5, 0.75)
@@ -49,6 +50,27 @@ def test_a_clamp_kills_no_gradient() -> None:
 
 def test_which_old_logprobs_count() -> None:
     loss_cases.check_which_old()
+
+
+def test_losses_without_a_ratio() -> None:
+    loss_cases.check_shaped()
+    loss_cases.check_advantage_nll()
+
+
+@given(st.lists(st.tuples(st.floats(-12, 0), ADVANTAGES), min_size=1, max_size=6))
+def test_shaped_against_finite_differences(tokens: list[tuple[float, float]]) -> None:
+    """f(p) = p / (p + gamma) in plain floats, and its slope by a central difference in log p."""
+    policy, advantages = [p for p, _ in tokens], [a for _, a in tokens]
+    inputs = loss_inputs(policy, [math.nan] * len(tokens), advantages)
+    found = shaped(inputs, ShapedOptions(gamma=0.25))
+
+    def loss(logprob: float, advantage: float) -> float:
+        return -advantage / (1.0 + 0.25 / math.exp(logprob))
+
+    assert found.tolist() == pytest.approx([loss(p, a) for p, a in tokens], rel=1e-9, abs=1e-12)
+    (grad,) = torch.autograd.grad(found.sum(), inputs.policy_logprobs)
+    slopes = [(loss(p + 1e-5, a) - loss(p - 1e-5, a)) / 2e-5 for p, a in tokens]
+    assert grad.tolist() == pytest.approx(slopes, rel=1e-5, abs=1e-8)
 
 
 def from_paper(kind: str, policy: float, old: float, advantage: float, frozen: float) -> float:

@@ -27,7 +27,7 @@ from rollouts.store import committed_evals, read_eval, read_step
 from trainer.data.prompts import PromptOrder
 from trainer.rollout.pausable_clock import Clock
 from trainer.rollout.producer import Producer
-from trainer.rollout.rollouter import BoundRollouter, RolloutTools, ScorerSet, make_submission
+from trainer.rollout.rollouter import BoundRollouter, Encoders, RolloutTools, ScorerSet, make_submission
 from trainer.rollout.single_turn import single_turn
 
 TWO_TURNS = {"kind": "rollouters:two_turns", "options": {}}
@@ -214,7 +214,7 @@ def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Pat
 
 
 def test_refined_rows_fit(tmp_path: Path) -> None:
-    """No built-in rollouter makes any: the table of origins, the ids and the records allow it."""
+    """A rollouter of one's own makes them, without a refiner."""
     check_added_rows(tmp_path / "run", "refined")
 
 
@@ -389,7 +389,7 @@ def test_a_rollouter_can_encode_what_a_tool_says(tmp_path: Path, monkeypatch: py
         return await single_turn(submission, tools)
 
     async def produce() -> None:
-        producer = Producer(config, order, FakeGenerator(), scorers(), buffer, encode=encode)
+        producer = Producer(config, order, FakeGenerator(), scorers(), buffer, encoders=Encoders(text=encode))
         producer.top_up(0)
         await producer.settle(0)
 

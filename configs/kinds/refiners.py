@@ -1,0 +1,144 @@
+"""Refiners by name. A target is ``async fn(group, tools, options) -> list[Attempt]`` for a judged group.
+
+See `trainer.rollout.refiner` for what it gets and what becomes of its rows. Training alone refines;
+evaluations never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from configs.errors import Broken
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, one_of, option
+from configs.kinds.base import Kind, Options
+from configs.templates import FIELDS, load_prompt_set, prompt_folder
+
+_CRITICS: Final = one_of("policy", "rule", "model")
+_STYLES: Final = one_of("indicative", "with_truth", "cot")
+
+
+@dataclass
+class NoRefinerOptions(Options):
+    """Groups are trained on as the rollouter made them."""
+
+
+@dataclass
+class RefinerOptions(Options):
+    """Which groups are refined, and how their refined rows are trained on; every refiner has these."""
+
+    groups: str = option("failed", one_of("failed", "all"))
+    """failed (groups in which every policy row has a reward, and none is right) or all."""
+    threshold: float = 0.5
+    """A reward of at least this is right."""
+    keep: int = option(1, NOT_NEGATIVE)
+    """Refined rows that a group keeps: the best rewards first, then the lowest samples. 0 keeps all."""
+    baseline: str = option("joined", one_of("joined", "policy"))
+    """joined (the refined rows are compared with the policy rows as one group, by `advantage`) or policy
+    (a refined row has its reward minus the mean reward of the policy rows, which it does not change)."""
+
+
+@dataclass
+class OwnRefinerOptions(RefinerOptions):
+    """Options of a user's own refiner: those of every refiner, and `options`, passed on unchanged."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CritiqueOptions(RefinerOptions):
+    """Options of a refiner that criticises an answer and asks for a better one."""
+
+    style: str = option("indicative", _STYLES)
+    """indicative (whether the answer is right), with_truth (that, and the right answer) or cot (a critic
+    writes; answers that are right get indicative)."""
+    critic: str = option("policy", _CRITICS)
+    """Who writes with style cot: policy, rule (a function) or model (a frozen model of section `models`)."""
+    rule: str = option("lab.critic:first_wrong_step", NOT_EMPTY)
+    """For critic rule: "module:attr" of ``fn(prompt, text) -> (verdict, critique)``."""
+    model: str = ""
+    """For critic model: its name in section `models`."""
+    critic_tokens: int = option(256, POSITIVE)
+    """The longest critique of a policy or model, in tokens."""
+    critic_temperature: float = option(0.7, NOT_NEGATIVE)
+    """Of a model. The policy criticises at rollout.temperature."""
+    prompts: str = option("critique", NOT_EMPTY)
+    """The templates: `critique` or `lab`, which come with the package, or the path of a folder."""
+    mentions: tuple[str, ...] = ("critique", "ground truth", "earlier solution", "previous solution")
+    """Phrases by which a refined answer betrays its context; rows with one are counted."""
+
+    def check(self) -> Iterator[Broken]:
+        try:
+            load_prompt_set(self.prompts)
+        except ValueError as error:
+            yield "prompts", str(error)
+        if self.critic == "model" and not self.model:
+            yield "model", "must name a model of section `models`, because critic is model"
+
+    def models(self) -> Mapping[str, str]:
+        return {"model": self.model} if self.style == "cot" and self.critic == "model" else {}
+
+    def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
+        return {"model": ("generate",)}
+
+    def files(self) -> tuple[str, ...]:
+        folder = prompt_folder(self.prompts)
+        return tuple(str(folder / f"{part}.txt") for part in FIELDS)
+
+    def own_code(self) -> Mapping[str, str]:
+        uses_rule = self.style == "cot" and self.critic == "rule"
+        return {"rule": self.rule} if uses_rule and self.rule not in RULES else {}
+
+
+@dataclass
+class CritiqueGrpoOptions(CritiqueOptions):
+    """A = r - mean(r over policy and refined rows of the group); refined rows by -p / (p + gamma) A
+
+    Critique-GRPO, arXiv 2506.03106: answers refined after a critique, trained under the original prompt.
+    Defaults are the paper's (v6): groups in which all fail, one refined row, compared with the group.
+    """
+
+
+@dataclass
+class RltfSdOptions(CritiqueOptions):
+    """RLTF-SD, arXiv 2602.02482: every answer's second turn, trained under the original prompt with the mean
+    reward of the first turns as its baseline."""
+
+    groups: str = option("all", one_of("failed", "all"))
+    """As in critique_grpo."""
+    keep: int = option(0, NOT_NEGATIVE)
+    """As in critique_grpo."""
+    baseline: str = option("policy", one_of("joined", "policy"))
+    """As in critique_grpo."""
+
+
+@dataclass
+class GoldInjectionOptions(RefinerOptions):
+    """Control: the dataset's own solution as a refined row, without any critique."""
+
+    field: str = option("solution", NOT_EMPTY)
+    """The field of the dataset's row that holds the solution as text."""
+    share: float = option(1.0, SHARE_ABOVE_ZERO)
+    """Share of the groups that get it, drawn from the seed: set it to the refine/fixed_share of the refiner
+    that this is the control of, so that both add as many right rows."""
+
+
+@dataclass
+class ResampleHotOptions(RefinerOptions):
+    """Control: as many answers again at another temperature, without any critique."""
+
+    temperature: float = option(1.5, POSITIVE)
+
+
+RULES: Final = ("lab.critic:first_wrong_step",)
+"""Rule critics that come with the package."""
+NONE: Final = "none"
+
+REFINERS: dict[str, Kind] = {
+    NONE: Kind(NoRefinerOptions, ""),
+    "critique_grpo": Kind(CritiqueGrpoOptions, "trainer.rollout.critique:refine_by_critique"),
+    "rltf_sd": Kind(RltfSdOptions, "trainer.rollout.critique:refine_by_critique"),
+    "gold_injection": Kind(GoldInjectionOptions, "trainer.rollout.refine_controls:gold_injection"),
+    "resample_hot": Kind(ResampleHotOptions, "trainer.rollout.refine_controls:resample_hot"),
+}

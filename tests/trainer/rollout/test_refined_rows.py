@@ -1,0 +1,217 @@
+"""Refined rows change no number of the others: metrics, credit, counts, sampling. They have their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked_rows import SCORES, Row, _scores, make_row_sample, steps
+from rollout_rows import make_group
+
+from actors.buffer import _index_of
+from configs.bound import bind
+from configs.schema import KLConfig, LearnerConfig, RolloutConfig, RunConfig
+from rollouts.records import Critique
+from rollouts.schema import group_to_batch, to_batch, validate
+from trainer.collate import collate, with_advantages
+from trainer.credit.advantage_inputs import RewardedRows, refined_rows
+from trainer.credit.credit import refined_advantage
+from trainer.credit.history import AnswerHistory
+from trainer.metrics import credit_metrics, refine_metrics, step_metrics
+from trainer.model.rows import read_rows, score_columns
+from trainer.rollout.dynamic_sampling import asked_for, left_out_rows, sampling_metrics
+from trainer.step_records import origins_of
+
+CONFIG = RunConfig(
+    learner=LearnerConfig(microbatch_tokens=64, updates_per_step=2),
+    loss={"policy": {"kind": "ppo_clip"}, "replay": {"kind": "ppo_clip"}, "tempered": {"kind": "nll"}}
+    | {"sft": {"kind": "nll"}, "refined": {"kind": "advantage_nll"}},
+    refiner={"kind": "rltf_sd"},
+    advantage={"kind": "grpo"},
+    kl=KLConfig(estimator="k1", coef=0.1, place="reward"),
+    reward_shape={
+        "long": {"kind": "overlong", "max_tokens": 4, "cache_tokens": 3},
+        "modes": {"kind": "mara", "beta": 0.5},
+    },
+    bonus={"new": {"kind": "ucb"}, "other": {"kind": "batch"}},
+    prompt_weight={"value": {"kind": "pass_at_k_value"}},
+)
+Groups = list[tuple[str, list[Row]]]
+
+
+def build(groups: Groups, more: list[list[Row]]) -> tuple[pa.Table, pa.Table]:
+    """Index and scores of the groups; the policy groups have the rows of `more` as refined ones as well."""
+    batches, flat, number = [], [], 0
+    pending = list(more)
+    for index, (origin, rows) in enumerate(groups):
+        samples = []
+        for row in rows:
+            samples.append(make_row_sample(f"s{number}", origin, row, None))
+            number += 1
+        added = pending.pop(0) if origin == "policy" and pending else []
+        for place, row in enumerate(added):
+            sample = make_row_sample(f"r{index}.{place}", "refined", row, None)
+            critique = Critique(text="wrong", kind="indicative", verdict="wrong", leaked=bool(place % 2))
+            leaked = {"critique/leaked": float(place % 2), "critique/mentions": 0.0}
+            changes = {"critique": critique, "behavior_prompt_ids": (7, 8), "numbers": leaked}
+            samples.append(replace(sample, parent_id=samples[0].completion.sample_id, **changes))
+        flat += [*rows, *added]
+        batches.append(group_to_batch(make_group(index, tuple(samples)), "run"))
+    batch = to_batch(pa.Table.from_batches(batches))
+    validate(batch)
+    scored = {name: [_scores(row, name, inserted=False) for row in flat] for name in SCORES}
+    return _index_of(batch), pa.Table.from_batches([score_columns(read_rows(batch, 0.7), scored)])
+
+
+def measured(
+    index: pa.Table, columns: pa.Table, config: RunConfig
+) -> tuple[dict[str, float], dict[str, list]]:
+    """Metrics of a step, and what its rows of other origins than refined are credited with."""
+    run, history = bind(config), AnswerHistory()
+    history.add(index.filter(pa.array(origins_of(index) != "refined")).slice(0, 2))
+    batch = collate(index, config, run.joins_refined)
+    learnable = with_advantages(batch, columns, run, 0, {}, history)
+    metrics = step_metrics(batch, columns, 7) | credit_metrics(batch, learnable)
+    others = ~refined_rows(origins_of(index))
+    credited = {
+        name: getattr(learnable, name)[others].tolist()
+        for name in ("advantage_N", "bonus_N", "visits_N", "row_weight_N")
+    }
+    history.add(index)
+    return metrics, credited | {"counts": [history.state()], "update_N": batch.update_N[others].tolist()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=steps(), more=st.lists(st.lists(st.integers(0, 10**6), max_size=3), max_size=3), data=st.data())
+def test_refined_rows_change_no_other_number(
+    groups: Groups, more: list[list[int]], data: st.DataObject
+) -> None:
+    """With the policy's baseline: all metrics but refined/* and refine/*, all credit, counts and updates."""
+    added = [
+        [
+            Row(
+                num_tokens=1 + seed % 5,
+                seed=seed,
+                reward=data.draw(st.sampled_from([0.0, 1.0, 0.5, None])),
+                answer="9",
+                cut=bool(seed % 2),
+                gaps=(0,) * (2 + seed % 5),
+            )
+            for seed in rows
+        ]
+        for rows in more
+    ]
+    config = replace(
+        CONFIG,
+        rollout=RolloutConfig(zero_variance_groups=data.draw(st.sampled_from(["keep", "drop"]))),
+    )
+    wanted, wanted_credit = measured(*build(groups, []), config)
+    found, credit = measured(*build(groups, added), config)
+    own = {name: value for name, value in found.items() if not name.startswith(("refined/", "refine/"))}
+    assert own == pytest.approx(wanted, rel=1e-12)
+    assert credit == wanted_credit
+    assert all(map(math.isfinite, found.values()))
+
+
+def test_rounds_are_planned_from_the_policy_rows() -> None:
+    """The step's own groups: 0, 0 and 1, 0. A refined 1 in the first does not make it one that varies."""
+    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
+    groups: Groups = [("policy", [row(0.0), row(0.0)]), ("policy", [row(1.0), row(0.0)])]
+    rollout = RolloutConfig(groups_per_step=2, zero_variance_groups="refill", max_rounds=3)
+    index, _ = build(groups, [[row(1.0)]])
+    own = index.filter(pa.array(origins_of(index) == "policy"))
+    assert asked_for(own, 0, rollout).num_groups == 3
+    assert sampling_metrics(own, rollout)["sampling/kept_groups"] == 1.0
+
+
+def test_what_is_left_out_by_hand() -> None:
+    """Group 0 is 0, 0 and a refined 1; group 1 is 1, 1 and a refined 1.
+
+    Joined, the refined row gives group 0 variance. Apart, both are left out but their refined rows never are.
+    """
+    reward = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    group, origin = np.array([0, 0, 0, 1, 1, 1]), np.array(["policy", "policy", "refined"] * 2, dtype=object)
+    drop = RolloutConfig(zero_variance_groups="drop")
+    joined = left_out_rows(reward, group, origin, drop)
+    assert joined.tolist() == [False] * 3 + [True] * 3
+    apart = left_out_rows(reward, group, origin, drop, joins_refined=False)
+    assert apart.tolist() == [True, True, False, True, True, False]
+    keep = RolloutConfig(zero_variance_groups="keep")
+    assert not left_out_rows(reward, group, origin, keep, joins_refined=False).any()
+
+
+def rewarded(rewards: list[float], groups: list[int], origins: list[str]) -> RewardedRows:
+    count = len(rewards)
+    unknown = np.array([None] * count, dtype=object)
+    numbers = np.zeros(count, np.int64)
+    return RewardedRows(
+        row_N=np.arange(count),
+        rewards_N=np.array(rewards),
+        group_N=np.array(groups),
+        origin_N=np.array(origins, dtype=object),
+        prompt_id_N=unknown,
+        answer_N=unknown,
+        answer_ok_N=unknown,
+        num_tokens_N=numbers,
+        finish_reason_N=unknown,
+        ref_logprob_N=np.zeros(count),
+        visits_N=numbers,
+        successes_N=numbers,
+        failures_N=numbers,
+    )
+
+
+def test_the_first_turns_are_the_baseline_by_hand() -> None:
+    """Group 0: first turns 0, 0, 1, so 1/3: second turns 1 and 0 have 2/3 and -1/3. Group 4 has no first
+    turn with a reward: 0. A replayed row is no first turn.
+    """
+    everyone = rewarded(
+        [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.5],
+        [0, 0, 0, 0, 0, 4, 4],
+        ["policy", "policy", "policy", "refined", "refined", "refined", "replay"],
+    )
+    refined = everyone.only(refined_rows(everyone.origin_N))
+    assert refined_advantage(refined, everyone).tolist() == pytest.approx([2 / 3, -1 / 3, 0.0])
+
+
+def test_prompt_weights_reach_refined_rows() -> None:
+    """The weight of a group is that of its refined rows, too: 0.25 x (1 - 0)."""
+    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
+    index, columns = build([("policy", [row(0.0), row(0.0)])], [[row(1.0)]])
+    config = replace(CONFIG, reward_shape={}, bonus={}, kl=KLConfig(), prompt_weight={})
+    weighted = replace(
+        config, prompt_weight={"w": {"kind": "test_refined_rows:quarter"}}, allow=("test_refined_rows",)
+    )
+    found = []
+    for each in (config, weighted):
+        run = bind(each)
+        found.append(with_advantages(collate(index, each, False), columns, run, 0).advantage_N.tolist())
+    assert found == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.25]]
+
+
+def quarter(rows: RewardedRows, options: object) -> np.ndarray:
+    """A prompt weight."""
+    return np.full(len(rows), 0.25)
+
+
+def test_metrics_of_refined_rows_by_hand() -> None:
+    """Groups 0 0 (fixed), 0 0 (not), 1 0 (was right), 0 null (unknown): one of two failed ones is fixed."""
+    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
+    rewards: list[tuple[float | None, float | None]] = [(0.0, 0.0), (0.0, 0.0), (1.0, 0.0), (0.0, None)]
+    groups: Groups = [("policy", [row(a), row(b)]) for a, b in rewards]
+    index, _ = build(groups, [[row(0.0), row(1.0)], [row(0.0)], [row(1.0)]])
+    found = refine_metrics(collate(index, CONFIG))
+    assert found == {
+        "refine/rows": 4.0,
+        "refine/kept": 4.0,
+        "refine/fixed_share": 0.5,
+        "refine/leaked_share": 0.25,
+        "refine/mention_share": 0.0,
+    }
+    assert refine_metrics(collate(index, CONFIG), threshold=1.5)["refine/fixed_share"] == 0.0
+    assert refine_metrics(collate(build(groups, [])[0], CONFIG)) == {}
