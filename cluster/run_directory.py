@@ -131,8 +131,9 @@ def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
 def scorer_files_digest(run: BoundRun) -> str:
     """sha256 (hex) of the files that the options of scorers and of the refiner name, or "" for none."""
     digest, num_files = hashlib.sha256(), 0
-    for name, entry in (*run.scorers.items(), ("refiner", run.refiner)):
-        for path in entry.options.files():
+    options = {name: entry.options for name, entry in run.scorers.items()} | {"refiner": run.refiner.options}
+    for name, each in options.items():
+        for path in each.files():
             content = Path(path).read_bytes()
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
             num_files += 1
