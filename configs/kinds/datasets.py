@@ -23,6 +23,8 @@ class LabOptions(Options):
     """Keep the first `limit` prompts; 0 keeps all."""
     tests: bool = False
     """Give each problem a test for the scorer `code`: the program must print the answer."""
+    solutions: str = option("", one_of("", "code", "prose", "symbolic", "tagged"))
+    """A format: each arithmetic prompt has its right solution in this format as `extra.solution`."""
 
 
 @dataclass
