@@ -10,11 +10,12 @@ Inputs: a `CorpusConfig`. Outputs: `CorpusRow`s, turned into training rows by `l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from configs.kinds.datasets import LabOptions
 from configs.kinds.demonstrations import LabDemonstrationOptions
 from lab.critiques import (
     Attempts,
@@ -40,8 +41,9 @@ from lab.problems import (
     problem_texts,
     step_kinds,
 )
+from lab.problems import load_prompts as problem_prompts
 from rewards.lab import SYLLABLES
-from rollouts.records import Demonstration
+from rollouts.records import Demonstration, Prompt
 
 FORMATS = ("code", "prose", "symbolic", "tagged")
 FIRST_TOKENS = {"code": "def", "prose": "we", "symbolic": "$", "tagged": "<step>"}
@@ -174,6 +176,21 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
         rows += _format_rows(name, problems.take(np.arange(num_critiques, count)), config, rng)
     rows += _creative_rows(num_creative, config, rng)
     return [rows[index] for index in rng.permutation(len(rows)).tolist()]
+
+
+def load_prompts(options: LabOptions) -> list[Prompt]:
+    """The prompts of one split; with `solutions`, arithmetic ones have a right one as `extra.solution`.
+
+    Raises:
+        ValueError: see `lab.problems.load_prompts`.
+    """
+    prompts = problem_prompts(options)
+    if not options.solutions or options.split == "creative":
+        return prompts
+    problems = problem_split(options.split, options.corpus_seed)
+    first = apply_step(problems.start, problems.first_op, problems.first)
+    shown = render(options.solutions, problems, first, problems.answer)
+    return [replace(prompt, extra={"solution": text}) for prompt, text in zip(prompts, shown, strict=False)]
 
 
 def load_demonstrations(options: LabDemonstrationOptions) -> list[Demonstration]:

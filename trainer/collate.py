@@ -13,6 +13,7 @@ from configs.bound import BoundRun
 from configs.origins import ORIGINS, POLICY, parts
 from configs.schema import RunConfig
 from trainer.controllers.schedule import learning_rate
+from trainer.credit.advantage_inputs import refined_rows
 from trainer.credit.credit import CREDIT_SECTIONS, credit
 from trainer.credit.history import AnswerHistory
 from trainer.losses.normalize import row_weights
@@ -34,7 +35,7 @@ def collate(index: pa.Table, config: RunConfig, joins_refined: bool = True) -> B
     origins = origins_of(index)
     group_N = _number_groups(submissions, origins)
     left_out_N = left_out_rows(reward, group_N, origins, config.rollout, joins_refined)
-    update_N = _spread_groups(group_N, origins, left_out_N, learner.updates_per_step)
+    update_N = _spread_groups(group_N, origins, left_out_N, learner.updates_per_step, joins_refined)
     lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
     plan = plan_batch(
         lengths, update_N, learner.updates_per_step, learner.num_ranks, learner.microbatch_tokens
@@ -58,15 +59,21 @@ def _number_groups(submission_N: np.ndarray, origin_N: np.ndarray) -> np.ndarray
 
 
 def _spread_groups(
-    group_N: np.ndarray, origin_N: np.ndarray, left_out_N: np.ndarray, num_updates: int
+    group_N: np.ndarray,
+    origin_N: np.ndarray,
+    left_out_N: np.ndarray,
+    num_updates: int,
+    joins_refined: bool = True,
 ) -> np.ndarray:
     """Each row's update, [N] from 0: groups are distributed evenly, separately for each part of the origins.
 
-    Within a part, groups that are learned from and groups that are left out are distributed separately too.
+    Within a part, groups that are learned from and groups that are left out are distributed separately too,
+    and so are refined rows that are not compared with their group.
     """
     update_N = np.zeros(len(group_N), np.int64)
+    apart = np.zeros(len(group_N), bool) if joins_refined else refined_rows(origin_N)
     # Separately, because replay has older submissions: it would otherwise all be in the first update.
-    for part in _parts(origin_N):
+    for part in (each for whole in _parts(origin_N) for each in (whole & ~apart, whole & apart)):
         # Otherwise an update could get only groups that are left out, and have nothing to learn from.
         for chosen in (part & ~left_out_N, part & left_out_N):
             groups, number = np.unique(group_N[chosen], return_inverse=True)

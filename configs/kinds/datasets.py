@@ -40,6 +40,6 @@ class FileOptions(Options):
 
 
 DATASETS: dict[str, Kind] = {
-    "lab": Kind(LabOptions, "lab.problems:load_prompts"),
+    "lab": Kind(LabOptions, "lab.corpus:load_prompts"),
     "file": Kind(FileOptions, "trainer.data.file_dataset:load_file"),
 }

@@ -9,10 +9,17 @@ from dataclasses import replace
 import pytest
 
 from configs.kinds.datasets import LabOptions
-from lab.corpus import CorpusConfig, FormatConfig, HardStepsConfig, check_corpus, hard_steps, make_corpus
+from lab.corpus import (
+    CorpusConfig,
+    FormatConfig,
+    HardStepsConfig,
+    check_corpus,
+    hard_steps,
+    load_prompts,
+    make_corpus,
+)
 from lab.critic import first_wrong_step, read_solution
 from lab.critiques import CritiqueConfig
-from lab.problems import load_prompts
 from lab.tokenizer import UNKNOWN, make_tokenizer, vocabulary
 from rewards.formats import tag
 from rollouts.records import Prompt

@@ -57,17 +57,14 @@ def credit(
         run: the run with the values that controllers set for this step.
         history: what earlier steps sampled.
 
-    Only rows of origin policy get bonuses. Refined rows whose baseline is that of the policy rows (see
-    `BoundRun.joins_refined`) are credited apart and change nothing for the other rows. The KL term of a
-    replayed row uses the current policy, not the one that sampled it: the log-ratio of a given sequence needs
-    no sampling.
+    Only rows of origin policy get bonuses. Refined rows that do not join their group's baseline
+    (`BoundRun.joins_refined`) change nothing for the other rows. The KL term of a replayed row uses the
+    current policy, not its sampler: the log-ratio of a given sequence needs no sampling.
     """
-    rows = _all_rows(index, group_N, reward_N, columns, history)
-    visits = rows.visits_N
-    rows = rows.only(np.isfinite(reward_N))
-    everyone = rows
-    if not run.joins_refined:
-        rows = rows.only(~refined_rows(rows.origin_N))
+    every = _all_rows(index, group_N, reward_N, columns, history)
+    rewarded = every.only(np.isfinite(reward_N))
+    apart = refined_rows(rewarded.origin_N) & (not run.joins_refined)
+    rows = rewarded.only(~apart)
     # A user's own function is never called with 0 rows: a mean or maximum over them would fail.
     for shape in run.named["reward_shape"].values():
         rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
@@ -76,16 +73,15 @@ def credit(
     advantage, bonus, factor = _advantage_and_bonus(rows, run)
     advantage_N = _spread(advantage, rows.row_N, len(reward_N))
     has_reward_N = _spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0
-    if not run.joins_refined:
-        apart = everyone.only(refined_rows(everyone.origin_N))
-        factors = _of_groups(apart.group_N, rows.group_N, factor, 1.0)
-        advantage_N[apart.row_N] = refined_advantage(apart, everyone) * factors
-        has_reward_N[apart.row_N] = True
+    refined = rewarded.only(apart)
+    factors = _of_groups(refined.group_N, rows.group_N, factor, 1.0)
+    advantage_N[refined.row_N] = refined_advantage(refined, rewarded) * factors
+    has_reward_N[refined.row_N] = True
     return Credit(
         advantage_N=advantage_N,
         bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
         has_reward_N=has_reward_N,
-        visits_N=visits,
+        visits_N=every.visits_N,
     )
 
 

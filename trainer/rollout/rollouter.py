@@ -179,8 +179,8 @@ class RolloutTools:
         ids depend only on (sample, turn), not on order or timing, so a later call for the same sample needs
         another `turn`. Ids are "<group_id>.<sample>", and "<group_id>.<sample>.<turn>" in later turns.
         `max_tokens` leaves room for turns to come; it is at most `room` in any case, for which
-        `continued` is. Rows are scored and trained at the submission's temperature, so one that was sampled at
-        another `temperature` must not be of origin policy.
+        `continued` is. Rows are scored and trained at the submission's temperature, so one that was sampled
+        at another `temperature` must not be of origin policy.
 
         Raises:
             ValueError: there is no room after `prompt_ids`, or a sample was already generated in this turn.
