@@ -10,7 +10,7 @@ Inputs: a corpus seed. Outputs: `Problems` (integer arrays, read by `lab.corpus`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
