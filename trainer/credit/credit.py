@@ -64,19 +64,15 @@ def credit(
     every = _all_rows(index, group_N, reward_N, columns, history)
     rewarded = every.only(np.isfinite(reward_N))
     apart = refined_rows(rewarded.origin_N) & (not run.joins_refined)
-    rows = rewarded.only(~apart)
-    # A user's own function is never called with 0 rows: a mean or maximum over them would fail.
-    for shape in run.named["reward_shape"].values():
-        rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
     # After the shapes, whose thresholds are about the task's reward, not about the KL.
-    rows = _less_kl(rows, columns, run)
+    rows = _less_kl(_shaped(rewarded.only(~apart), run), columns, run)
     advantage, bonus, factor = _advantage_and_bonus(rows, run)
     advantage_N = _spread(advantage, rows.row_N, len(reward_N))
     has_reward_N = _spread(np.ones(len(rows)), rows.row_N, len(reward_N)) > 0
-    refined = rewarded.only(apart)
-    factors = _of_groups(refined.group_N, rows.group_N, factor, 1.0)
-    advantage_N[refined.row_N] = refined_advantage(refined, rewarded) * factors
-    has_reward_N[refined.row_N] = True
+    row_N = rewarded.row_N[apart]
+    factors = _of_groups(rewarded.group_N[apart], rows.group_N, factor, 1.0)
+    advantage_N[row_N] = refined_advantage(rewarded.only(apart), _as_scored(every, index)) * factors
+    has_reward_N[row_N] = True
     return Credit(
         advantage_N=advantage_N,
         bonus_N=_spread(bonus, rows.row_N, len(reward_N)),
@@ -85,11 +81,25 @@ def credit(
     )
 
 
+def _as_scored(every: RewardedRows, index: pa.Table) -> RewardedRows:
+    """The rows with the rewards of their scorers, those that the step leaves out as well."""
+    reward_N = index.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return every.with_rewards(reward_N)
+
+
+def _shaped(rows: RewardedRows, run: BoundRun) -> RewardedRows:
+    """The rows after all reward shapes, in order."""
+    # A user's own function is never called with 0 rows: a mean or maximum over them would fail.
+    for shape in run.named["reward_shape"].values():
+        rows = rows.with_rewards(shape.function()(rows, shape.options)) if len(rows) else rows
+    return rows
+
+
 def refined_advantage(refined: RewardedRows, everyone: RewardedRows) -> np.ndarray:
     """A = r - mean_j(r_j), the mean over the rewarded policy rows of the row's group; float64 [N]
 
-    The baseline of first turns in RLTF-SD, arXiv 2602.02482. `everyone` are the step's rewarded rows. Rewards
-    are the task's own, before reward shapes and KL terms. 0 in a group without a rewarded policy row.
+    The baseline of first turns in RLTF-SD, arXiv 2602.02482. `everyone` are all rows with a reward. Rewards are
+    the scorers' own, before reward shapes and KL terms. 0 in a group without a rewarded policy row.
     """
     own = everyone.only(everyone.origin_N == POLICY)
     sums, sizes = group_sums(own.rewards_N, own.group_N)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from credit_cases import rewarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_rows import SCORES, Row, _scores, make_row_sample, steps
@@ -145,31 +146,6 @@ def test_what_is_left_out_by_hand() -> None:
     assert not left_out_rows(reward, group, origin, keep, joins_refined=False).any()
 
 
-def rewarded(rewards: list[float], groups: list[int], origins: list[str]) -> RewardedRows:
-    count = len(rewards)
-    unknown = np.array([None] * count, dtype=object)
-    numbers = np.zeros(count, np.int64)
-    return RewardedRows(
-        row_N=np.arange(count),
-        rewards_N=np.array(rewards),
-        group_N=np.array(groups),
-        origin_N=np.array(origins, dtype=object),
-        prompt_id_N=unknown,
-        answer_N=unknown,
-        answer_ok_N=unknown,
-        num_tokens_N=numbers,
-        finish_reason_N=unknown,
-        ref_logprob_N=np.zeros(count),
-        logprob_N=np.zeros(count),
-        partition_N=numbers,
-        scores_N=unknown,
-        numbers_N=unknown,
-        visits_N=numbers,
-        successes_N=numbers,
-        failures_N=numbers,
-    )
-
-
 def test_the_first_turns_are_the_baseline_by_hand() -> None:
     """Group 0: first turns 0, 0, 1, so 1/3: second turns 1 and 0 have 2/3 and -1/3. Group 4 has no first
     turn with a reward: 0. A replayed row is no first turn.
@@ -177,7 +153,7 @@ def test_the_first_turns_are_the_baseline_by_hand() -> None:
     everyone = rewarded(
         [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.5],
         [0, 0, 0, 0, 0, 4, 4],
-        ["policy", "policy", "policy", "refined", "refined", "refined", "replay"],
+        origins=["policy", "policy", "policy", "refined", "refined", "refined", "replay"],
     )
     refined = everyone.only(refined_rows(everyone.origin_N))
     assert refined_advantage(refined, everyone).tolist() == pytest.approx([2 / 3, -1 / 3, 0.0])
@@ -196,6 +172,17 @@ def test_prompt_weights_reach_refined_rows() -> None:
         run = bind(each)
         found.append(with_advantages(collate(index, each, False), columns, run, 0).advantage_N.tolist())
     assert found == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.25]]
+
+
+def test_a_failed_group_that_is_dropped_still_is_a_baseline() -> None:
+    """Rewards 0, 0 are left out of the step; the refined 1 of their group has 1 - 0, and is learned alone."""
+    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
+    index, columns = build([("policy", [row(0.0), row(0.0)])], [[row(1.0)]])
+    config = replace(CONFIG, reward_shape={}, bonus={}, kl=KLConfig(), prompt_weight={})
+    config = replace(config, rollout=RolloutConfig(zero_variance_groups="drop"))
+    found = with_advantages(collate(index, config, False), columns, bind(config), 0)
+    assert found.advantage_N.tolist() == [0.0, 0.0, 1.0]
+    assert found.row_weight_N.tolist() == [0.0, 0.0, 0.5]
 
 
 def quarter(rows: RewardedRows, options: object) -> np.ndarray:
