@@ -98,8 +98,8 @@ def _shaped(rows: RewardedRows, run: BoundRun) -> RewardedRows:
 def refined_advantage(refined: RewardedRows, everyone: RewardedRows) -> np.ndarray:
     """A = r - mean_j(r_j), the mean over the rewarded policy rows of the row's group; float64 [N]
 
-    The baseline of first turns in RLTF-SD, arXiv 2602.02482. `everyone` are all rows with a reward. Rewards are
-    the scorers' own, before reward shapes and KL terms. 0 in a group without a rewarded policy row.
+    The baseline of first turns in RLTF-SD, arXiv 2602.02482. `everyone` are all rows with a reward. Rewards
+    are the scorers' own, before reward shapes and KL terms. 0 in a group without a rewarded policy row.
     """
     own = everyone.only(everyone.origin_N == POLICY)
     sums, sizes = group_sums(own.rewards_N, own.group_N)
