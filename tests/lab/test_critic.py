@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_prompts_with_their_solutions(name: str) -> None:
     assert [replace(prompt, extra={}) for prompt in prompts] == bare
 
 
-def corpus(**changes: float) -> CorpusConfig:
+def corpus(**changes: Any) -> CorpusConfig:
     formats = {name: FormatConfig(error_rate=0.3) for name in ("code", "prose", "symbolic", "tagged")}
     return CorpusConfig(
         num_rows=4000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,7 @@ def build(groups: Groups, more: list[list[Row]]) -> tuple[pa.Table, pa.Table]:
             sample = make_row_sample(f"r{index}.{place}", "refined", row, None)
             critique = Critique(text="wrong", kind="indicative", verdict="wrong", leaked=bool(place % 2))
             leaked = {"critique/leaked": float(place % 2), "critique/mentions": 0.0}
-            changes = {"critique": critique, "behavior_prompt_ids": (7, 8), "numbers": leaked}
+            changes: dict[str, Any] = {"critique": critique, "behavior_prompt_ids": (7, 8), "numbers": leaked}
             samples.append(replace(sample, parent_id=samples[0].completion.sample_id, **changes))
         flat += [*rows, *added]
         batches.append(group_to_batch(make_group(index, tuple(samples)), "run"))
