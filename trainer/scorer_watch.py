@@ -98,7 +98,7 @@ class FailureWatch:
             ScorerStoppedError: a scorer is beyond its limit.
         """
         for name, recent in self._recent.items():
-            recent.extend(sample.score_status[name] for sample in group.samples)
+            recent.extend(sample.score_status.get(name, "ok") for sample in group.samples)
             failed = [status for status in recent if status != "ok"]
             # Of the whole window even while it fills: the first failed group alone must not end a run.
             if len(failed) > self._limits[name] * WINDOW:
