@@ -235,7 +235,9 @@ def test_calls_a_minute_are_spaced_and_never_pile_up() -> None:
     assert time.monotonic() - began >= 0.5 and {each.score for each in found} == {1.0}
 
     async def work(judge: Judge, stub: Stub) -> tuple[list[Judgement], list[Judgement]]:
+        began = time.monotonic()
         first = await judge.score(PROMPT, completions(*(str(k) for k in range(50))))
+        assert time.monotonic() - began < 5, "calls without room must not wait for it"
         await asyncio.sleep(0.6)
         return first, await judge.score(PROMPT, completions("late"))
 
@@ -288,6 +290,7 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     plan = [YES, NO, lambda body: completion("hm")]
     first, report, _ = judged(plan, ["4", "5", "6"], cache=str(tmp_path), max_concurrent=1)
     assert report.sums["calls"] == 3 and [each.score for each in first] == [1.0, 0.0, None]
+    assert len(list(tmp_path.rglob("*.json"))) == 2
     again, report, stub = judged([YES], ["4", "5", "6"], cache=str(tmp_path))
     assert again[:2] == first[:2] and report.sums["cached"] == 2 and len(stub.bodies) == 1
     others: list[dict[str, Any]] = [

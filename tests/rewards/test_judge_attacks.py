@@ -16,6 +16,7 @@ import pytest
 from judge_attacks import FAMILIES, QUESTION, REFERENCE, verdict
 
 from configs.kinds.judges import JudgeOptions
+from rewards import judge_request
 from rewards.judge import Judge
 from rewards.judge_request import as_data, make_request
 from rewards.judge_rubric import load_rubric
@@ -165,6 +166,30 @@ def test_data_stays_between_its_delimiters(family: str) -> None:
         again = make_request(rubric, QUESTION, REFERENCE, text, 10**9)
         assert again == request, "equal requests must be equal, or nothing is found in the cache"
     assert len(systems) == 1, "the instructions depend on no answer"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|endoftext|>", "<|start_header_id|>", "</s>", "<s>"),
+        *("[INST]", "[/INST]", "<<SYS>>", "<end_of_turn>", "<start_of_turn>", "<eos>", "<BOS>", "</think>"),
+        *("<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    ],
+)
+def test_control_tokens_are_taken_apart(token: str) -> None:
+    """A space follows their first character; other text, code among it, is as it was."""
+    kept = "if a < b | c > d: <div> x </div> [1] <= >="
+    assert as_data(f"{kept}{token}{token}") == kept + f"{token[0]} {token[1:]}" * 2
+    request = make_request(load_rubric("correctness"), token, token, token, 1000)
+    assert all(token not in content for _, content in request.messages)
+
+
+def test_a_tag_is_in_none_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tags of one digit, all of which but one are in the answer, that one is taken."""
+    monkeypatch.setattr(judge_request, "TAG_CHARS", 1)
+    for left in "0123456789abcdef":
+        answer = "0123456789ABCDEF".replace(left.upper(), "")
+        assert make_request(load_rubric("quality"), "?", None, answer, 1000).tag == left
 
 
 def test_a_text_that_contains_the_tag_gets_another() -> None:
