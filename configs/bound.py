@@ -198,6 +198,8 @@ def started(run: BoundRun, section: str) -> BoundRun:
                 options = load_target(entry.kind.start)(entry.options)
             except ValueError as error:
                 raise ValueError(f"{entry.key}: {error}") from error
+            # Both forms change together: ranks get the bound one, the config that is saved is made of the
+            # plain one.
             bound[name] = replace(entry, options=options)
             plain[name] = {**plain[name], **asdict(options)}
     config = with_value(run.config, section, plain)

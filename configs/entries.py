@@ -140,6 +140,8 @@ def merge_trees(parent: Mapping[str, object], child: Mapping[str, object], prefi
         old = merged.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             role = role_of(key)
+            # The options of one kind are unknown to another, and the user could not take them out of a base
+            # file.
             if role is not None and value.get("kind", old.get("kind")) != old.get("kind"):
                 old = {option: old[option] for option in _field_names(role.common) if option in old}
             merged[name] = merge_trees(old, value, f"{key}.")
@@ -155,6 +157,7 @@ def parse_entry(
     kind = role.kind_of(entry.get("kind"))
     if kind is None:
         return None, [_kind_problem(entry, role, key, provenance)]
+    # The text of the entry is the key, because a dict cannot be one.
     known = (role.common, kind, repr(entry))
     if known in PARSED:
         return PARSED[known], []
@@ -169,6 +172,7 @@ def parse_entry(
             problems.append(Problem(source=source, key=dotted, value=value, rule=rule, suggestion=close))
     if problems:
         return None, problems
+    # Emptied as a whole: the entries of a config are parsed together, so the next one refills it at once.
     if len(PARSED) >= MAX_PARSED:
         PARSED.clear()
     PARSED[known] = parsed
@@ -214,6 +218,7 @@ def with_value(owner: Any, key: str, value: object) -> Any:
 def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
     """Set `owner.key`; returns the rule that the value's type breaks, or ""."""
     rule = f"must be {describe(hint)}"
+    # OmegaConf would turn a boolean into the text "True", and a number into a boolean.
     if hint is str and isinstance(value, bool):
         return rule
     if hint is bool and not isinstance(value, bool | str):

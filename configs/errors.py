@@ -54,6 +54,7 @@ class ConfigError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         assert problems, "a ConfigError needs a problem"
         self.problems = tuple(problems)
+        # Two rules may find the same fault; it is said once.
         super().__init__("\n".join(dict.fromkeys(str(problem) for problem in problems)))
 
 
@@ -73,6 +74,7 @@ def nearest_key(key: str, valid: Iterable[str]) -> str:
     """The valid dotted key closest to `key`: one with the same last part, else a sibling, else any."""
     keys = list(valid)
     section, _, leaf = key.rpartition(".")
+    # Most wrong keys have the right name in the wrong section.
     same_leaf = [other for other in keys if other.rpartition(".")[2] == leaf]
     if same_leaf:
         return nearest(key, same_leaf) or same_leaf[0]
@@ -89,6 +91,7 @@ def raised_at(error: BaseException, skip: Collection[str] = ()) -> str:
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short_path(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
+    # The last frame is often inside a library that the user only called.
     own = [frame for frame in frames if not _is_library(frame.filename) and frame.filename not in skip]
     if not (own or frames):
         return ""

@@ -48,7 +48,9 @@ def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
     flat = settings(config)
     counted = _counted(flat, EXPERIMENT | EVALUATION if with_evaluation else EXPERIMENT)
     content = {key: value for key, value in counted.items() if _default(key, flat) != value}
+    # Defaults are left out of the hash, so a changed default must change it in another way.
     content["defaults"] = DEFAULTS_VERSION
+    # Sorted and without spaces: the order of keys in a file must not change the hash.
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -59,6 +61,7 @@ def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[st
     `known` is an `experiment`, perhaps of an earlier version: its keys may have other names by now, and a key
     that it lacks had its default.
     """
+    # Values and not hashes: a hash cannot say which key differs, and one of an earlier version has old names.
     before, now = _counted(_with_new_names(known), EXPERIMENT), _as_json(experiment(config))
     found = []
     for key in sorted(before.keys() | now.keys()):
@@ -154,6 +157,7 @@ def _default(key: str, flat: Mapping[str, object]) -> object:
     cls = _owner(entry_key, option, flat)
     if cls is None or option not in options_of(cls):
         return _NONE
+    # Given in part, a mapping is not its default: a key that it lacks is absent, not the default one.
     usual = _as_json(dict(_leaves({option: _as_lists(getattr(cls(), option))}, f"{entry_key}.")))
     start = f"{entry_key}.{option}"
     given = {name: value for name, value in flat.items() if name == start or name.startswith(f"{start}.")}

@@ -98,6 +98,7 @@ def settings_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
     Raises:
         ValueError: a field has no `Setting`.
     """
+    # The annotations are text (`from __future__ import annotations`); this gives the types.
     hints = get_type_hints(cls)
     for item in fields(cls):
         key, hint = f"{prefix}{item.name}", hints[item.name]

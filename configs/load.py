@@ -67,12 +67,14 @@ def load_with_sources(
     Raises:
         ConfigError: one line per problem, each with source, key, value, rule and the nearest valid name.
     """
+    # Each file keeps its own source until the end, so that an error can name the file that set the key.
     files = [source for file in (find_preset(path), *more) for source in read_chain(file)]
     sources = (*defaults, *files, read_overrides(overrides))
     raise_if_any([problem for source in sources for problem in _source_problems(source)])
     merged = entry_defaults()
     for source in sources:
         merged = merge_trees(merged, source.tree)
+    # null takes an entry of a base file out. Only now: a later file may have set it again.
     for section in NAMED_ENTRIES:
         entries = cast(Tree, merged[section])
         merged[section] = {name: entry for name, entry in entries.items() if entry is not None}
@@ -104,6 +106,7 @@ def _source_problems(source: Source) -> list[Problem]:
     renamed = list(_renamed(source.tree, ""))
     problems = [(key, value, _renamed_rule(key, value), "") for key, value in renamed]
     for found in _tree_problems(source.tree, "", leaves, sections):
+        # A renamed section would be reported a second time, as unknown, with every key under it.
         if not any(f"{found[0]}.".startswith(f"{key}.") for key, _ in renamed):
             problems.append(found)
     return [
@@ -140,6 +143,7 @@ def _tree_problems(
             else:
                 yield key, value, "must be a section (a mapping)", ""
         elif key not in leaves:
+            # An override gives a.b.c as nested mappings. The message shows the whole key, as it was typed.
             while isinstance(value, dict) and len(value) == 1:
                 inner, value = next(iter(value.items()))
                 key = f"{key}.{inner}"
@@ -165,6 +169,7 @@ def _shape_problem(key: str, value: object, hint: type) -> str:
 def _build(merged: Tree, provenance: Provenance) -> RunConfig:
     config = structured(RunConfig)
     problems = []
+    # Key by key instead of one merge: OmegaConf stops at the first wrong value, this reports all of them.
     for key, hint in _schema(RunConfig).items():
         found, value = _look_up(merged, key)
         rule = assign(config, key, value, hint) if found else ""
@@ -194,6 +199,7 @@ def _unresolved(source: str, key: str, text: str, error: Exception) -> Problem:
 def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
     """Replace every interpolation by its value, in place."""
     problems = []
+    # One by one first, for the sake of messages: `resolve` names neither the key nor the file.
     for key, text in interpolated(merged, ""):
         try:
             OmegaConf.select(config, key)
@@ -208,6 +214,8 @@ def _resolve(config: DictConfig, merged: Tree, provenance: Provenance) -> None:
     ) as error:  # under a key that cannot be selected by its dotted name
         names = ", ".join(source.name for source in provenance.sources)
         raise ConfigError([_unresolved(names, "", "", error)]) from error
+    # An interpolation may give text that is one itself. It would be resolved when the saved config is loaded,
+    # and so differ from what was checked.
     for key, text in interpolated(OmegaConf.to_container(config), ""):
         rule = "must not become an interpolation again"
         problems.append(Problem(source=provenance.of(key), key=key, value=text, rule=rule))

@@ -86,6 +86,8 @@ def _variable_names(value: object) -> object:
     if not isinstance(value, list | tuple):
         return _mask(value, text_only=False)
     return [
+        # The list has names of variables. Who puts the secret itself there by mistake must not find it in a
+        # log.
         name if isinstance(name, str) and VARIABLE_NAME.fullmatch(name) else _mask(name, text_only=False)
         for name in value
     ]
@@ -98,6 +100,7 @@ def _environment_secrets(declared: Collection[str] = ()) -> tuple[str, ...]:
         if name in declared or (is_secret_name(name) and name not in WORKING_FOLDERS)
         if len(value) >= MIN_SECRET_CHARS
     }
+    # The longest first: a secret that contains another must be masked as a whole.
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 

@@ -38,6 +38,7 @@ def new_key(key: str) -> str:
         if len(head) == len(pattern) and all(
             wanted in ("*", part) for wanted, part in zip(pattern, head, strict=True)
         ):
+            # The parts that * stood for go into the new name, in their order.
             names = iter(part for wanted, part in zip(pattern, head, strict=True) if wanted == "*")
             return ".".join([*(next(names) if part == "*" else part for part in new.split(".")), *rest])
     return ""

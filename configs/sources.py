@@ -90,6 +90,7 @@ def find_preset(path: str) -> Path:
     Raises:
         ConfigError: there is no such file; the message suggests the most similar preset.
     """
+    # A file of the working directory goes before a preset, but a plain name is a preset first (below).
     candidates = [Path(path), PRESETS.parent / path, PRESETS / path]
     if Path(path).name == path and not Path(path).suffix:
         candidates.insert(0, PRESETS / f"{path}.yaml")
@@ -116,6 +117,7 @@ def read_chain(path: Path) -> tuple[Source, ...]:
     while True:
         name = _display(path)
         tree = _read_yaml(path, name)
+        # Resolved, so that a loop through a symbolic link is found as well.
         seen.append(path.resolve())
         base = tree.pop("base", None)
         chain.append(Source(name, tree))
@@ -142,6 +144,7 @@ def read_overrides(overrides: Sequence[str]) -> Source:
             problems.append(_override_problem(text, text, "an override must read key.sub=value"))
             continue
         try:
+            # OmegaConf parses the value alone: keys of its own syntax, such as a[0], mean nothing here.
             value = _plain(OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"])))["value"]
             _set(tree, parts, value)
         except _Clash:
@@ -188,6 +191,8 @@ def _text_problem(text: str) -> str:
     if text == "???":
         return "must be given"
     for name, end in INTERPOLATION.findall(text):
+        # The name of a nested interpolation is known only once it is resolved, so no resolver could be
+        # refused.
         if end == "$":
             return "must not build the name of an interpolation from another one"
         if end == ":" and name.strip() not in ALLOWED_RESOLVERS:
@@ -216,6 +221,7 @@ def _read_yaml(path: Path, name: str) -> Tree:
         return _plain(OmegaConf.to_container(OmegaConf.load(path)))
     except READ_ERRORS as error:
         reason = _reason(error)
+        # Plain YAML lets the second of two equal keys win without a word; the loader of OmegaConf refuses it.
         is_double = reason.startswith("found duplicate key")
         rule = f"must have each key once: {reason}" if is_double else f"must be a YAML mapping: {reason}"
         raise ConfigError([Problem(source=name, key="", value=None, rule=rule)]) from error
@@ -241,6 +247,7 @@ def _base_path(path: Path, name: str, base: object) -> Path:
 
 def _display(path: Path) -> str:
     """Relative to the working directory when below it, else as it is."""
+    # Not `resolve`: the message shows the path as the user knows it, with its symbolic links.
     absolute = Path(os.path.abspath(path))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

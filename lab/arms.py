@@ -81,6 +81,7 @@ def load_arms(
         _refuse_given(file)
     for name, file in zip(names, ["", *files], strict=True):
         loaded = [
+            # The seed last: an override of the command line must not replace it.
             _load(config, file, [*overrides, f"seed={seed}"], f"{name}-seed{seed}", folder)
             for seed in range(num_seeds)
         ]

@@ -91,6 +91,7 @@ def make_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Qwen3Fo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(shape.seed)
         model = Qwen3ForCausalLM(model_config(shape, tokenizer))
+    # Without it engines take defaults of their own, which truncate the distribution for some models.
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,

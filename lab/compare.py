@@ -130,6 +130,7 @@ def _finished(folder: Path, run: _Run) -> RunResult | None:
     if not path.exists():
         return None
     result = read_result(path)
+    # A result that was made with other settings is refused and not run again: it may have cost hours.
     hashed = config_hash(run.config, with_evaluation=True)
     if (result.config_hash, result.num_steps) != (hashed, run.config.num_steps):
         same = result.config_hash == hashed
@@ -176,6 +177,7 @@ class _Progress:
     def finished(self, index: int, run_dir: Path) -> None:
         run, wall_s = self._runs[index], time.perf_counter() - self._began
         result = gather(run_dir, run.arm, run.config, wall_s, self._request.metrics)
+        # Before it is written: a result that cannot be compared must not be found by the next call.
         check_paired([*self._results, result])
         write_result(result_path(self._request.folder, run.arm, run.config.seed), result)
         self._results.append(result)

@@ -177,7 +177,9 @@ def _row(
         return row
     paired = _table(metric, [mine[seed] for seed in shared], labels)
     base = _table(metric, list(control.values()), labels)
+    # Paired by seed: prompts and sampling seeds are the same, so what both arms share cancels out.
     differences = by_seed(paired, metric.fold) - by_seed(base, metric.fold)
+    # One seed without the metric makes the mean undefined. Leaving it out would compare other seeds.
     if not np.isfinite(differences).all():
         return row
     return Row(

@@ -159,6 +159,7 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
         ValueError: see `check_corpus`.
     """
     check_corpus(config)
+    # The second number keeps this stream apart from those of the problems, which have the same seed.
     rng = np.random.default_rng([config.seed, 3])
     train = problem_split("train", config.seed)
     num_creative = round(config.num_rows * config.creative_share)
@@ -167,6 +168,7 @@ def make_corpus(config: CorpusConfig) -> list[CorpusRow]:
     for name, count in counts.items():
         part = config.formats[name]
         num_problems = -(-count // part.multiplicity)
+        # `resize` repeats the permutation: each problem is used once before any is used twice.
         visited = np.resize(rng.permutation(config.num_train), num_problems)
         problems = train.take(np.repeat(visited, part.multiplicity)[:count])
         # Critiques are drawn first: a corpus without any has the numbers that it always had.
@@ -227,6 +229,7 @@ def _row_counts(config: CorpusConfig, total: int) -> dict[str, int]:
     """Rows per format: cumulative weights rounded, so that they add up to `total`."""
     names = [name for name in FORMATS if name in config.formats]
     weights = np.array([config.formats[name].weight for name in names])
+    # Each share rounded by itself would not sum to `total`; differences of rounded sums do.
     edges = np.rint(np.cumsum(weights) / weights.sum() * total).astype(np.int64)
     return dict(zip(names, np.diff(edges, prepend=0).tolist(), strict=True))
 
@@ -264,6 +267,7 @@ def _written_results(
     one where no other fits. One-step problems have their only result in both columns.
     """
     right = apply_step(problems.start, problems.first_op, problems.first)
+    # A wrong step carries on into the next, as a mistake of a real solution does.
     first = _maybe_wrong(right, rates[0], rng, problems.second_op, problems.second)
     second = _second_results(problems, first, rates[1], rng)
     return first, np.where(problems.second_op == NO_STEP, first, second)
@@ -282,6 +286,7 @@ def _maybe_wrong(
     right: Integers, error_rate: Rates, rng: np.random.Generator, next_op: Integers, next_operand: Integers
 ) -> Integers:
     """`right` [P] with errors drawn so that ``error next_op next_operand`` stays in 0..99."""
+    # Both offsets are tried in random order, so that errors are unbiased where both fit.
     tried = right[:, None] + rng.permuted(np.tile(_WRONG_OFFSETS, (len(right), 1)), axis=1)
     onward = apply_step(tried, next_op[:, None], next_operand[:, None])
     fits = (tried >= 0) & (tried <= MAX_NUMBER) & (onward >= 0) & (onward <= MAX_NUMBER)
@@ -398,6 +403,7 @@ def _creative_rows(count: int, config: CorpusConfig, rng: np.random.Generator) -
     state = chosen % size
     written = np.empty((count, _MAX_SYLLABLES), dtype=np.int64)
     for position in range(_MAX_SYLLABLES):
+        # `chain` has cumulative probabilities, so the number of them below a uniform draw is the next state.
         above = rng.random(count)[:, None] > chain[state]
         state = np.minimum(above.sum(axis=1), size - 1)
         written[:, position] = state

@@ -44,6 +44,7 @@ class Faults:
 
     def of(self, number: int) -> str:
         """The fault of a request, or ""."""
+        # By a hash and not a generator: which requests fail does not depend on how many are in flight.
         digest = hashlib.sha256(f"fault {number}".encode()).digest()
         drawn = int.from_bytes(digest[:8], "big") / 2.0**64
         return self.kinds[digest[8] % len(self.kinds)] if drawn < self.share else ""
@@ -126,6 +127,7 @@ async def _dying(request: web.Request, reply: dict[str, Any]) -> web.StreamRespo
     response = web.StreamResponse(headers={"Content-Length": str(len(content))})
     await response.prepare(request)
     await response.write(content[: len(content) // 2])
+    # Not `close`, which ends the connection in order: the client must see a reset.
     if request.transport is not None:
         request.transport.abort()
     return response
@@ -156,6 +158,7 @@ async def serve(server: JudgeServer, port: int, ready: Callable[[str], None]) ->
     Raises:
         ValueError: the port is taken.
     """
+    # aiohttp waits a minute for open connections, which would delay Ctrl-C by as much.
     runner = web.AppRunner(server.app(), shutdown_timeout=1.0)
     await runner.setup()
     try:

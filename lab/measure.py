@@ -86,6 +86,7 @@ def sample(
     )
     ids_NT = encoded["input_ids"].repeat_interleave(config.num_samples, 0)
     mask_NT = encoded["attention_mask"].repeat_interleave(config.num_samples, 0)
+    # Prompts are padded on the left, so positions are counted from the first real token.
     positions_NT = (mask_NT.cumsum(1) - 1).clamp(min=0)
     done_N = torch.zeros(len(ids_NT), dtype=torch.bool)
     drawn: list[Tensor] = []
@@ -96,7 +97,9 @@ def sample(
         )
         probabilities_NV = output.logits[:, -1].softmax(-1)
         if not drawn:
+            # The samples of a prompt have the same first distribution; one of each is enough.
             first_PV = probabilities_NV[:: config.num_samples]
+        # Also for rows that have ended, so that the draws of a row do not depend on the lengths of others.
         next_N = torch.multinomial(probabilities_NV, 1, generator=generator)[:, 0]
         next_N = next_N.masked_fill(done_N, tokenizer.pad_token_id)
         drawn.append(next_N)
@@ -155,6 +158,7 @@ def _report(
         name: sum(c for c, t in zip(correct, tags, strict=True) if t == name) / max(1, counts[name])
         for name in FORMATS
     }
+    # The four tokens have nearly all of the probability, but not all.
     shares = [value / sum(first) for value in first]
     entropy = -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(FORMATS))
     return BaseReport(

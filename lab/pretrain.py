@@ -63,6 +63,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     recipe = load_recipe(path, overrides)
     output = Path(recipe.output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
         fresh, trained = Path(staging) / "fresh", Path(staging) / "trained"
         with_critiques = recipe.corpus.critiques.share > 0
@@ -86,6 +87,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
 
 def tokenize_rows(rows: Sequence[CorpusRow], tokenizer: PreTrainedTokenizerBase) -> TokenRows:
     """Prompts under the chat template, generation prompt included; responses with the end token."""
+    # A prompt has many rows, and the template is the slow part.
     distinct = list(dict.fromkeys(row.prompt for row in rows))
     messages = [[{"role": "user", "content": text}] for text in distinct]
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -100,6 +102,7 @@ def tokenize_rows(rows: Sequence[CorpusRow], tokenizer: PreTrainedTokenizerBase)
 
 def plan_updates(lengths_N: np.ndarray, config: TrainingConfig) -> Iterator[np.ndarray]:
     """Row numbers of each update, without end: the corpus in a new order each time, like lengths together."""
+    # Another stream than those of the corpus, which has the same seed.
     rng = np.random.default_rng([config.seed, 4])
     size = config.rows_per_update
     while True:
@@ -109,6 +112,7 @@ def plan_updates(lengths_N: np.ndarray, config: TrainingConfig) -> Iterator[np.n
         for block in blocks:
             by_length = block[np.argsort(lengths_N[block], kind="stable")]
             updates += np.array_split(by_length, max(1, len(by_length) // size))
+        # Shuffled again: sorted, the updates of a block would go from short rows to long ones.
         for index in rng.permutation(len(updates)).tolist():
             yield updates[index]
 
@@ -128,6 +132,8 @@ def _train(fresh: Path, trained: Path, tokens: TokenRows, config: TrainingConfig
     print(f"pretraining {learner.ready()} parameters on {len(tokens.rows)} rows")
     updates = plan_updates(tokens.lengths_N, config)
     started, loss = time.perf_counter(), float("nan")
+    # Several updates per call: a call of the learner has a fixed cost that a small model would mostly pay
+    # for.
     for first in range(0, config.num_updates, config.updates_per_call):
         numbers = range(first, min(first + config.updates_per_call, config.num_updates))
         chosen = [next(updates) for _ in numbers]
@@ -187,6 +193,7 @@ def _rank_update(
             split_rows(np.flatnonzero(update_N == update).tolist(), lengths, _MICROBATCH_TOKENS)
             for update in range(len(chosen))
         ],
+        # nll reads no advantages, but a rank expects the columns.
         advantages_N=np.zeros(len(rows)),
         bonuses_N=np.zeros(len(rows)),
         row_weights_N=row_weights(counts, origins, update_N, {SFT: loss}, int(counts.max())),

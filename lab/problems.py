@@ -96,6 +96,7 @@ def _population() -> tuple[Problems, Problems]:
     starts = np.arange(1, MAX_START + 1, dtype=np.int64)
     start, step = (grid.ravel() for grid in np.meshgrid(starts, np.arange(len(ops)), indexing="ij"))
     middle = apply_step(start, ops[step], operands[step])
+    # A result outside of 0..99 has no token.
     start, step, middle = (column[_in_range(middle)] for column in (start, step, middle))
     zeros = np.zeros_like(start)
     one_step = Problems(start, ops[step], operands[step], zeros + NO_STEP, zeros, middle)
@@ -112,12 +113,14 @@ def _population() -> tuple[Problems, Problems]:
 
 def _draw(pool: Problems, count: int, rng: np.random.Generator) -> Problems:
     """`count` problems of `pool`, no repeats, each pair of operators equally likely where the pool allows."""
+    # By pairs of operators: few products stay in 0..99, and they would be rare.
     kind = pool.first_op * 4 + pool.second_op
     order = rng.permutation(len(pool))
     rank = np.empty(len(pool), dtype=np.int64)
     for value in np.unique(kind):
         members = order[kind[order] == value]
         rank[members] = np.arange(len(members))
+    # The first of every kind, then the second of every kind, and so on, until there are enough.
     return pool.take(order[np.argsort(rank[order], kind="stable")][:count])
 
 

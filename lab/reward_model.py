@@ -63,6 +63,7 @@ def train_reward_model(base: Path, output: Path, training: Training) -> dict[str
     tokenizer = AutoTokenizer.from_pretrained(base)
     learn, held_out = split(labelled(make_corpus(_corpus(training)), tokenizer))
     began = time.perf_counter()
+    # The head is drawn from the seed, and the global generator of the caller stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
@@ -96,6 +97,7 @@ def labelled(rows: Sequence[CorpusRow], tokenizer: Any) -> list[Labelled]:
 
 def split(rows: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
     """Rows to learn from, and rows of other problems to measure on."""
+    # By prompt and not by row: a solution of a problem that was trained on would measure memory.
     prompts = sorted({row.prompt for row in rows})
     held_out = set(prompts[:: round(1 / _HELD_OUT_SHARE)])
     return [row for row in rows if row.prompt not in held_out], [
@@ -110,6 +112,7 @@ def measure(model: Any, rows: Sequence[Labelled]) -> dict[str, float]:
         chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
         logits = torch.cat([_logits(model, chunk) for chunk in chunks]).double().numpy()
     right = np.array([row.is_right for row in rows])
+    # The rank sum of the right ones gives the AUC without comparing all pairs (Mann-Whitney).
     order = logits.argsort().argsort() + 1
     num_right, num_wrong = int(right.sum()), int((~right).sum())
     above = order[right].sum() - num_right * (num_right + 1) / 2

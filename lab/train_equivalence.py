@@ -61,6 +61,7 @@ def train_equivalence(path: str, overrides: Sequence[str]) -> int:
     began = time.perf_counter()
     _train(model, tokenizer, recipe, make_pairs(train.take(np.arange(kept)), _num_pairs(recipe), recipe.seed))
     seconds = time.perf_counter() - began
+    # Calibrated on problems that the training has not seen, where its margins are not too large.
     held_back = train.take(np.arange(kept, len(train)))
     for_fit = make_pairs(held_back, recipe.calibration_pairs, recipe.seed + 1)
     calibration = fit(margins(model, tokenizer, for_fit).values, _labels(for_fit), recipe.false_positive_rate)
@@ -87,8 +88,10 @@ def margins(
 ) -> Margins:
     """The margin of every pair, each read in both orders."""
     model.eval()
+    # A classifier may prefer what stands first. The mean of both orders cannot.
     both = [*pairs, *(replace(each, first=each.second, second=each.first) for each in pairs)]
     encoded = [_encode(tokenizer, pair) for pair in both]
+    # Like lengths together: a batch is padded to its longest.
     order = np.argsort([len(ids) for ids in encoded], kind="stable").tolist()
     found, began = np.zeros(len(both)), time.perf_counter()
     for start in range(0, len(order), _EVALUATED_AT_ONCE):
@@ -166,6 +169,7 @@ def _train(
         (losses_3 * shares).sum().backward()
         torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
+        # A mean over about the last 50 updates; over all of them while there are fewer.
         running += (losses_3.detach() - running) * max(0.02, 1.0 / (update + 1))
         if (update + 1) % 50 == 0 or update + 1 == recipe.num_updates:
             seconds, numbers = time.perf_counter() - began, f"update {update + 1}/{recipe.num_updates}"

@@ -105,6 +105,7 @@ def finish_checkpoint(run_dir: Path, staging: Path, manifest: Manifest, sums: Ma
             fsync_dir(final.parent)  # an earlier call may have failed between its rename and its fsync
             shutil.rmtree(staging)
             return final
+        # Sealed before a damaged checkpoint of the same step is moved: if sealing fails, nothing has changed.
         _seal(staging, manifest, sums)
         make_dir_synced(final.parent)
         if final.exists():
@@ -186,11 +187,13 @@ def newest_checkpoint(run_dir: Path) -> tuple[Manifest | None, list[str]]:
         ValueError: there are checkpoints, all of them damaged.
     """
     messages: list[str] = []
+    # A damaged checkpoint costs the steps since the one before it, not the run.
     for step in reversed(checkpoint_steps(run_dir)):
         try:
             return read_checkpoint(run_dir, step), messages
         except DamagedError as error:
             messages.append(str(error))
+    # Starting over would abandon every step of the run. That is for the user to decide.
     if messages:
         raise ValueError(
             f"{run_dir / CHECKPOINTS} must have an intact checkpoint, got {len(messages)} damaged: "
@@ -209,6 +212,7 @@ def prune_checkpoints(run_dir: Path, keep: int) -> list[int]:
     if keep < 1:
         raise ValueError(f"keep must be 1 or more, got {keep}")
     steps, num_whole = checkpoint_steps(run_dir), 0
+    # Counting intact ones: with a damaged newest checkpoint an older one must stay to resume from.
     while len(steps) > keep - num_whole and num_whole < keep:
         num_whole += _is_whole(run_dir, steps.pop())
     if num_whole < keep or not steps:

@@ -167,6 +167,7 @@ def _end_of_last_line(descriptor: int) -> int:
 
 
 def _write_all(descriptor: int, path: Path, content: Bytes) -> None:
+    # A write may take a part only: Linux writes at most 2 GiB at a time, and less on a nearly full disk.
     rest = memoryview(content).cast("B")
     try:
         while rest:

@@ -46,6 +46,7 @@ def rewind(run_dir: Path, step: int, attempt: int, journal: Journal, cursor: int
         OSError: a write failed; call it again.
     """
     returned, abandoned, damaged = 0, [], []
+    # The last step first, so that what remains committed never has a gap, wherever this is killed.
     for later in reversed(committed_steps(run_dir)):
         if later <= step:
             break
@@ -65,6 +66,7 @@ def rewind(run_dir: Path, step: int, attempt: int, journal: Journal, cursor: int
     for later in reversed(committed_evals(run_dir)):
         if later > step:
             _abandon(run_dir, "eval", later, attempt)
+    # The steps up to `step` have used or dropped these groups.
     journal.drop(index for index in journal.indexes() if index < cursor)
     return Rewound(groups_returned=returned, abandoned_steps=tuple(sorted(abandoned)), damaged=tuple(damaged))
 
@@ -77,6 +79,7 @@ def _groups_of(table: pa.Table) -> dict[int, pa.RecordBatch]:
 
 
 def _put_back(journal: Journal, index: int, batch: pa.RecordBatch) -> None:
+    # The rows of the step were verified, so a damaged file of the same group is replaced by them.
     try:
         journal.append(index, batch)
     except CorruptJournalError:

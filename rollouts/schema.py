@@ -121,6 +121,7 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
 def _behavior_logprobs(sample: Sample) -> Sequence[float | None] | None:
     """None for a completion that was not sampled; entries are None where `loss_mask` is false."""
     completion = sample.completion
+    # Null for the whole row, not a row of zeros: a probability of 1 for each token would be read as a fact.
     if ORIGINS[sample.origin].sampled == "no" or (
         ORIGINS[sample.origin].sampled == "other_context" and not completion.versions
     ):
@@ -157,6 +158,8 @@ def sft_batch(
     given = {"prompt_ids": prompt_ids, "text": text, "domain": domain, "format_tag": format_tag}
     given["prompt_id"] = names if prompt_id is None else prompt_id
     _check_lengths(given, num_rows)
+    # Converted once, because the masks and lengths below are computed from Arrow arrays without a Python
+    # loop.
     tokens = pa.array(token_ids, GROUP_SCHEMA.field("token_ids").type)
     ids = pa.array(names, pa.string())
     columns: dict[str, Sequence[object] | pa.Array] = {
@@ -229,6 +232,7 @@ def as_group(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
     """
     batch = to_batch(rows) if isinstance(rows, pa.Table) else rows
     check_version(batch.schema.metadata, "rows")
+    # Rows of an earlier version lack the columns that were added since.
     batch = with_added_columns(batch)
     own = batch.select([name for name in GROUP_SCHEMA.names if name in batch.schema.names])
     _check_schema(own.schema, GROUP_SCHEMA)
@@ -283,6 +287,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     A slice shares its parent's buffers, and all of them are serialized with it: call this before a batch is
     sent to another process.
     """
+    # Arrow has no copy of a slice; `take` always writes new buffers.
     return batch.take(pa.array(np.arange(batch.num_rows, dtype=np.int64)))
 
 

@@ -67,6 +67,7 @@ def create_run_dir(runs_dir: Path, name: str, numbered: bool) -> Path:
     runs_dir.mkdir(parents=True, exist_ok=True)
     if not numbered:
         return _claim(runs_dir / name)
+    # `mkdir` and not a listing of the folder: two drivers that start together see the same free number.
     number = 1
     while True:
         path = runs_dir / f"{name}-{number}"
@@ -132,6 +133,8 @@ def _commit(run_dir: Path, area: str, step: int, table: pa.Table, summary: Mappi
         fsync_dir(final.parent)  # an earlier call may have failed between its rename and its fsync
         raise ValueError(f"{final}: a step must be committed once, got it again")
     _check_table(table, step)
+    # Both are encoded in memory before the first write, so that a value that cannot be stored leaves no
+    # files.
     record = encode_json(_summary_record(step, table.num_rows, summary), f"{area} {final.name} {SUMMARY}")
     content = _encode_parquet(table)
     for folder in (run_dir / area, run_dir / STAGING):
@@ -163,6 +166,7 @@ def _check_table(table: pa.Table, step: int) -> None:
                 f"column {field.name} must have a plain Arrow type, got extension type {field.type}"
             )
     if "step" in table.schema.names:
+        # The path has the step too, and readers take either: they must agree.
         steps = table.column("step").unique().to_pylist()
         if steps not in ([], [step]):
             raise ValueError(f"column step must be {step} in every row, got {steps[:5]}")
@@ -200,6 +204,7 @@ def _split_finite(metrics: Mapping[str, Json]) -> tuple[dict[str, float], list[s
         if not isinstance(value, Real):  # includes numpy's numbers
             raise ValueError(f"metric {name} must be a number, got {value!r}")
         number = value if isinstance(value, int) else float(value)
+        # JSON has no NaN, and a metric that is NaN must not stop a run from being stored.
         if math.isfinite(number):
             finite[name] = number
         else:
@@ -310,6 +315,7 @@ def read_steps(run_dir: Path, columns: Sequence[str]) -> pa.Table:
     steps = committed_steps(run_dir)
     if not steps:
         raise ValueError(f"{run_dir}: must have at least one committed step, got none")
+    # Columns are asked for by name, because all columns of a long run do not fit into memory.
     return pa.concat_tables([read_step(run_dir, step, columns) for step in steps])
 
 

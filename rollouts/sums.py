@@ -58,6 +58,7 @@ def check_sums(folder: Path) -> None:
         DamagedError: a file is missing, unknown or altered; the message names it.
     """
     listed = _read_sums(folder)
+    # Names first: a missing file is reported at once and not after minutes of digests.
     _check_names(folder, listed, _file_names(folder))
     for name, digest in listed.items():
         try:
@@ -90,6 +91,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
+        # A folder without the list is damaged; no folder at all is an absence, which callers treat apart.
         if not folder.is_dir():
             raise
         raise DamagedError(f"{path}: must be present, got a folder without it") from error
@@ -121,6 +123,7 @@ def _check_names(folder: Path, listed: Mapping[str, str], present: list[str]) ->
     for name in sorted(set(listed) - set(present)):
         raise DamagedError(f"{folder / name}: is listed in {SUMS} but missing")
     for name in sorted(set(present) - set(listed)):
+        # A file more is as suspect as one less: readers that take a folder as a whole would read it.
         raise DamagedError(f"{folder / name}: is not listed in {SUMS}")
 
 

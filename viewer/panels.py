@@ -264,6 +264,7 @@ def _lines(
     """The lines to draw, and remarks about those left out. A format has the same colour in all charts."""
     keys = sorted(found, key=_natural) if panel.prefix and not panel.metrics else list(found)
     remarks: list[str] = []
+    # More colours than this cannot be told apart.
     if len(keys) > NUM_COLOURS:
         by_size = sorted(keys, key=lambda key: -abs(mean(curves[key])))
         kept = set(by_size[:NUM_COLOURS]) if panel.area else set(keys[:NUM_COLOURS])
@@ -274,11 +275,13 @@ def _lines(
         )
     else:
         dropped = []
+    # A reader compares the charts of formats by colour.
     by_tag = panel.prefix in _FORMAT_PREFIXES and len(tags) <= NUM_COLOURS
     colours = [tags.index(found[key]) for key in keys] if by_tag else list(range(len(keys)))
     lines = [Line(found[key], curves[key], colour) for key, colour in zip(keys, colours, strict=True)]
     if panel.area:
         lines = _absent_is_none(lines)
+        # The largest band at the bottom, where its edge is level and so the easiest to read.
         lines.sort(key=lambda line: -mean(line.values))
         rest = _rest(panel, lines, [curves[key] for key in dropped], curves)
         if rest is not None:
@@ -323,6 +326,7 @@ def _rest(panel: Panel, lines: list[Line], dropped: list[Curve], curves: Mapping
     for at in range(num_steps):
         drawn = [line.values[at] for line in lines if math.isfinite(line.values[at])]
         folded = math.fsum(curve[at] for curve in dropped if math.isfinite(curve[at]))
+        # Phases that overlap may sum to more than the step, so the rest can be negative: it is then 0.
         missing = totals[at] - math.fsum(drawn) if math.isfinite(totals[at]) else folded
         values.append(max(missing, folded, 0.0) if drawn else math.nan)
     largest = max((value for value in values if math.isfinite(value)), default=0.0)

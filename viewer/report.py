@@ -36,6 +36,7 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     staged = run_dir / f".report.html.{os.getpid()}"
     staged.write_text(page, encoding="utf-8")
+    # By a rename: someone may have the report of a running run open and reload it.
     staged.replace(path)
     return path
 
@@ -61,6 +62,7 @@ def html_page(title: str, body: str) -> str:
 def _header(run: RunData) -> str:
     if not run.steps:
         return f'<h1>{escape(run.name)}</h1><p class="quiet">No step of this run has metrics yet.</p>'
+    # At most half of the steps, so that the first and the last window do not overlap.
     size = min(_WINDOW, max(len(run.steps) // 2, 1))
     if len(run.steps) == 1:
         span = f"1 step (step {run.steps[0]:,}): there is nothing to compare it with yet"
@@ -79,6 +81,7 @@ def _headlines(run: RunData, size: int) -> list[tuple[str, str]]:
     """(label, "first → last") of the numbers a reader wants before any chart."""
     tag = _leading_format(run, size)
     share = _change(run.curve(_SHARE + tag), size, format_share) if tag else "not recorded"
+    # The bound keeps a damaged value from overflowing.
     formats = tuple(math.exp(min(value, 50.0)) for value in run.curve("entropy/format"))
     return [
         ("reward", _change(run.curve("reward/mean"), size, format_number)),
@@ -124,6 +127,7 @@ def _notes(run: RunData) -> str:
         return ""
     shown = list(run.notes[:_MAX_NOTES])
     if len(run.notes) > _MAX_NOTES:
+        # A run with a thousand damaged files must still have a report that can be read.
         shown.append(f"and {len(run.notes) - _MAX_NOTES:,} more of the kind")
     items = "".join(f"<li>{escape(note)}</li>" for note in shown)
     return f'<div class="notes"><b>What is missing or could not be read</b><ul>{items}</ul></div>'

@@ -122,6 +122,7 @@ def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]
     path = run_dir / "metrics.jsonl"
     records: dict[int, dict[str, float]] = {}
     lines = _read_text(path, notes).splitlines() if path.is_file() else []
+    # A run that is killed while it writes leaves an incomplete last line. The other lines are good.
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -135,6 +136,7 @@ def _read_metrics(run_dir: Path, notes: list[str]) -> dict[int, dict[str, float]
                 f"metrics.jsonl line {number} is not a JSON object with a whole number under step: left out"
             )
     if not records:
+        # metrics.jsonl is only a copy for convenience: the step.json files are what was committed.
         records = _step_metrics(run_dir / "rollouts", notes)
         source = (
             "taken from the step.json files"
@@ -155,6 +157,7 @@ def _parse_object(text: str) -> dict[str, object]:
 
 
 def _is_step(value: object) -> bool:
+    # In Python True is an int.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_STEP
 
 
@@ -215,6 +218,7 @@ def _read_samples(rollouts: Path, notes: list[str]) -> tuple[StepSamples, ...]:
     folders = _step_folders(rollouts)
     if not folders:
         notes.append("rollouts/ has no committed step: no completions to show")
+    # Two steps, which are one if the run has only one.
     wanted = folders[:1] + folders[1:][-1:]
     read = (_read_step_samples(step, folder, notes) for step, folder in wanted)
     return tuple(samples for samples in read if samples is not None)
@@ -249,6 +253,8 @@ def _pick(batch: pa.RecordBatch, picked: dict[str, SampleRow]) -> None:
         if len(picked) >= SAMPLES_PER_STEP:
             return
         prompt_id = _text(row.get("prompt_id"))
+        # One completion per prompt: the rows of a group follow each other, and eight of one prompt show
+        # little.
         if prompt_id not in picked and row.get("origin", POLICY) == POLICY:
             picked[prompt_id] = SampleRow(
                 prompt_id=prompt_id,

@@ -79,10 +79,12 @@ class Axis:
 def nice_ticks(low: float, high: float, target: int = 5) -> tuple[float, ...]:
     """About `target` multiples of 1, 2 or 5 times a power of ten that cover [low, high]; needs low < high."""
     assert low < high, f"an axis needs low < high, got {low} and {high}"
+    # The 1e-9 below absorb rounding: 0.3 / 0.1 is just under 3, and would cost a tick.
     raw = (high - low) / target
     power = 10.0 ** math.floor(math.log10(raw))
     size = power * next(factor for factor in (1.0, 2.0, 5.0, 10.0) if raw <= factor * power * (1 + 1e-9))
     first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
+    # Rounded to the digits of the step: 3 * 0.1 would be labelled 0.30000000000000004.
     return tuple(round(index * size, 12 - math.floor(math.log10(size))) for index in range(first, last + 1))
 
 
@@ -121,6 +123,7 @@ def line_chart(chart: Chart) -> str:
     steps, curves, _ = thin(chart.steps, [line.values for line in chart.lines])
     edges = [thin(chart.steps, [line.low, line.high])[1] if line.low else [] for line in chart.lines]
     x = _step_axis(steps)
+    # The axis must cover the bands too, or they leave the chart.
     drawn = [*curves, *(curve for pair in edges for curve in pair)]
     y, ticks = _value_axis(chart, [value for curve in drawn for value in curve])
     parts = [_frame(chart, x, y, ticks, steps)]
@@ -133,6 +136,7 @@ def line_chart(chart: Chart) -> str:
             for step, value in zip(steps, curve, strict=True)
         ]
         parts.append(_stroke(pixels, line.colour, chart.markers))
+        # The name of a line stands at the height of its last value.
         ends.append(next((point[1] for point in reversed(pixels) if point is not None), BOTTOM))
     parts.append(_legend(chart, ends))
     parts.append(_hover(chart, steps, curves, x))
@@ -150,6 +154,7 @@ def area_chart(chart: Chart) -> str:
     y, ticks = _value_axis(chart, [stack[-1] for stack in stacks if stack])
     parts = [_frame(chart, x, y, ticks, steps)]
     middles = [BOTTOM] * len(chart.lines)
+    # A gap must look like one: a band drawn across it would show shares that nothing measured.
     for run in _runs(stacks):
         for index, line in enumerate(chart.lines):
             parts.append(
@@ -188,6 +193,7 @@ def _runs(stacks: Sequence[tuple[float, ...]]) -> list[list[int]]:
 def _step_axis(steps: Sequence[int]) -> Axis:
     assert steps, "a chart needs at least one step"
     low, high = min(steps), max(steps)
+    # One step alone would give an axis of length 0.
     pad = 0.5 if low == high else 0.0
     return Axis(low - pad, high + pad, LEFT, RIGHT)
 
@@ -253,6 +259,7 @@ def _step_ticks(steps: Sequence[int]) -> list[int]:
     low, high = min(steps), max(steps)
     if low == high:
         return [low]
+    # Ticks between two steps, such as 2.5, would name a step that does not exist.
     ticks = (tick for tick in nice_ticks(low, high, 6) if low <= tick <= high)
     return sorted({int(tick) for tick in ticks if tick == int(tick)})
 
@@ -288,6 +295,7 @@ def _spread_band(
 
 def _band(edges: Sequence[tuple[float, float, float]], line: Line) -> str:
     """The area between two stacked curves: `edges` are (x, lower, upper) pixels; one alone is a bar."""
+    # An outline of one point has no area.
     if len(edges) == 1:
         x, lower, upper = edges[0]
         left, right = max(x - 6, LEFT), min(x + 6, RIGHT)
@@ -317,6 +325,7 @@ def _legend(chart: Chart, heights: Sequence[float]) -> str:
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near `wanted`, in their order, `gap` apart and within [low, high] while that has room."""
+    # Of equal heights the later line stands above: in a stack it is drawn above as well.
     order = sorted(range(len(wanted)), key=lambda index: (wanted[index], -index))
     placed = list(wanted)
     edge = low
@@ -335,6 +344,7 @@ def _hover(chart: Chart, steps: Sequence[int], curves: Sequence[tuple[float, ...
     show = _show(chart)
     parts = []
     for at, step in enumerate(steps):
+        # A strip reaches half-way to its neighbours, so that each point under the pointer has a step.
         left = (x.at(steps[at - 1]) + x.at(step)) / 2 if at else LEFT
         right = (x.at(step) + x.at(steps[at + 1])) / 2 if at + 1 < len(steps) else RIGHT
         values = "\n".join(

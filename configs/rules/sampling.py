@@ -17,6 +17,7 @@ from configs.origins import POLICY, REFINED, REPLAY, SFT, TEMPERED
 
 def _groups(run: BoundRun) -> Iterator[Broken]:
     rollout, evaluation, advantage = run.config.rollout, run.config.eval, run.advantage
+    # With one sample, the mean of the group is its own reward, and every advantage 0.
     if rollout.group_size == 1 and advantage.kind.compares_siblings:
         rule = f"must be at least 2: advantage {advantage.kind_name} compares siblings"
         yield "rollout.group_size", rule
@@ -73,6 +74,7 @@ def _tempered(run: BoundRun) -> Iterator[Broken]:
         yield key, "must be 0 with rollout.max_lag above 0: a step's temperature is not known before it"
     if rollout.zero_variance_groups == "refill":
         yield key, "must be 0 with rollout.zero_variance_groups refill"
+    # A controller may start at the same temperature and move away from it.
     if not movers and tempered.temperature == rollout.temperature:
         yield "tempered.temperature", "must be another than rollout.temperature: there would be no pull"
 
@@ -111,6 +113,7 @@ def _demonstrations(run: BoundRun) -> Iterator[Broken]:
     moved = "sft.share" in run.moved_settings()
     if (share > 0 or moved) and loss is None:
         yield "sft.share", "must have a loss to train with: loss.sft"
+    # Rounded, it would be no row at all, and the setting without any effect.
     if 0 < share * num_rows < 0.5:
         yield "sft.share", f"must be at least half a row of a step's {num_rows}"
     if loss is None:
