@@ -358,6 +358,10 @@ def add(a, b):
 
 
 SOURCE_ROWS = {
+    "a case of unittest": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(2), 4)\n",
+        "import os\ndef f(x): os._exit(0)",
+    ),
     "a loop over map": ("for got in map(f, [1, 2]):\n    assert got == 9\n", "def f(x): raise StopIteration"),
     "sorted of the argument": (
         "xs = [3, 1]\nassert f(xs) == sorted(xs)\n",
@@ -416,6 +420,10 @@ class Stack:
     def pop(self): return self.items.pop()
     def __len__(self): return len(self.items)
 """,
+        ),
+        (
+            "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(2), 4)\n",
+            "def f(x): return x * x",
         ),
         ("assert list(f(3)) == [0, 1, 2]\n", "def f(n): return (i for i in range(n))"),
         (

@@ -227,9 +227,7 @@ def _run(path: str, number: int, entry_point: str, link: Link) -> dict[str, obje
         for name in names:
             _bind(module, name, link)
         SourceFileLoader(module.__name__, path).exec_module(module)
-        for name, value in list(vars(module).items()):
-            if name.startswith("test") and callable(value) and not isinstance(value, Remote):
-                value()
+        _call_tests(module)
     except BaseException as error:
         return _failed(error, link, link.num_called > called)
     if link.failure:
@@ -237,6 +235,26 @@ def _run(path: str, number: int, entry_point: str, link: Link) -> dict[str, obje
     if link.num_called == called:
         return {"outcome": "broken", "why": "the test never calls the program"}
     return {"outcome": "passed"}
+
+
+def _call_tests(module: ModuleType) -> None:
+    """Call the functions named test..., and run the cases of `unittest` if the module uses it."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, type) and "unittest" in sys.modules:
+            _run_cases(value)
+        elif name.startswith("test") and callable(value) and not isinstance(value, Remote):
+            value()
+
+
+def _run_cases(kind: type) -> None:
+    import unittest
+
+    if not issubclass(kind, unittest.TestCase) or kind is unittest.TestCase:
+        return
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
+    if not result.wasSuccessful():
+        raise AssertionError([trace.splitlines()[-1] for _, trace in (*result.failures, *result.errors)])
 
 
 def _bind(module: ModuleType, name: str, link: Link) -> None:
