@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import ray
 from ray.util import list_named_actors
 
+from actors.requests import EngineFailedError
 from cluster.calls import ModelServer, call_once
 from cluster.spawn import ActorCallError, ActorLostError, RayHandle
 from cluster.supervise import Supervised
@@ -201,7 +202,7 @@ class ModelClient:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     return await self._once(part, act)
-                except ActorCallError as error:
+                except (ActorCallError, EngineFailedError) as error:
                     if attempt == _ATTEMPTS or not isinstance(error, ActorLostError):
                         raise ModelCallError(f"model {self._name}: {error}") from error
             raise AssertionError("the last attempt returns or raises")

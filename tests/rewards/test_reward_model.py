@@ -157,6 +157,10 @@ def test_a_label_is_an_index_or_a_name(content: dict, label: str, found: str, tm
             ["scorers.r={kind: reward_model, model: rm}", "models.rm={path: a}"],
             "must name a model with task classify; models.rm has generate",
         ),
+        (
+            ["scorers.j={kind: judge, model: rm}", MODELS],
+            "must name a model with task generate",
+        ),
         (["scorers.r={kind: reward_model, model: policy}"], "the policy itself cannot be used here"),
         (["models.policy={path: a}"], "models.policy: must have another name"),
         (["models.m={path: a, num_gpus: 1.5}"], "models.m.num_gpus = 1.5: must be a share of one GPU"),
