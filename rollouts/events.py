@@ -31,6 +31,8 @@ _WORDS: Final = {
     "judge_fooled": "scorer {scorer}: judge {judge} gave the canary {canary} a score of {score}, wanted "
     "{wanted}: its scores may not mean what you think",
     "replay_left_out": "step {step}: {groups} group(s) to replay were missing or damaged and are left out",
+    "reward_divergence": "step {step}: over {steps} steps the reward rises (t = {reward_trend}) while the "
+    "held-out scorer {scorer} falls (t = {score_trend}): the policy may be exploiting the reward",
     "setting_noted": "{setting}: {note}",
     "setting_moved": "step {step}: {controller} changes {setting} from {before} to {after}: {reason}",
     "updates_skipped": "step {step}: {updates} update(s) skipped, loss or gradient was not finite",

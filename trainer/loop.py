@@ -249,6 +249,7 @@ class Run:
             batch, columns, self._run, step, training_settings(settings), self._state.history
         )
         report.add_rows(batch, columns, learnable, step, self._run.right_at)
+        report.metrics |= self._state.held_out.observe(batch, step + 1)
         report.add_sampling(batch, config.rollout, self._reports, step + 1)
         if self._generates:
             # Not for saved rollouts, which other weights may have sampled.

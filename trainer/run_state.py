@@ -15,6 +15,7 @@ from trainer.controllers.reference import Reference
 from trainer.controllers.setting_controllers import make_controllers, watched_metrics
 from trainer.credit.history import AnswerHistory
 from trainer.data.demonstrations import SHARE
+from trainer.held_out import HeldOutWatch
 from trainer.reports import Reports
 from trainer.reward_watch import RewardWatch
 from trainer.rollout.dynamic_sampling import submissions_per_step
@@ -35,6 +36,8 @@ class RunState:
         self.reference = Reference(config.reference)
         counted = (entry for entry in run.named["bonus"].values() if entry.kind.counts_tags)
         self.history = AnswerHistory(sorted({entry.options.tag for entry in counted}))
+        windows = {name: entry.common.watch_steps for name, entry in run.scorers.items()}
+        self.held_out = HeldOutWatch({name: n for name, n in windows.items() if n}, reports.event)
         self.rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
         self.updates = UpdateWatch(config.learner.max_nonfinite_updates, reports.event)
 
@@ -77,6 +80,7 @@ class RunState:
             "controllers": {name: each.state() for name, each in self._controllers.items()},
             "reference": self.reference.state(),
             "answers": self.history.state(),
+            "held_out": self.held_out.state(),
         }
 
     def restore(self, state: Mapping[str, Json]) -> None:
@@ -88,6 +92,7 @@ class RunState:
             controller.restore(known.get(name, {}))
         self.reference.restore(state.get("reference", {}))  # type: ignore[arg-type]
         self.history.restore(state.get("answers", {}))  # type: ignore[arg-type]
+        self.held_out.restore(state.get("held_out", {}))  # type: ignore[arg-type]
 
 
 def training_settings(settings: Mapping[str, float]) -> dict[str, float]:

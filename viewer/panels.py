@@ -167,6 +167,14 @@ PANELS = (
     ),
     Panel(
         section=SOUND,
+        title="Reward less held-out score (rise over the window, in standard deviations)",
+        caption="Above 0 the reward rises and the score of a scorer that is not in it does not.",
+        prefix="held_out/",
+        suffix="/gap",
+        optional=True,
+    ),
+    Panel(
+        section=SOUND,
         title="Completions and groups without a learning signal (share)",
         caption="Groups whose rewards are all equal, completions without a reward, completions cut off.",
         metrics=(

@@ -24,6 +24,8 @@ _VARIABLES: Final = Rule(
     "must be names of environment variables (capitals, digits and _), not their values",
 )
 
+_WINDOW: Final = Rule(lambda steps: steps == 0 or steps >= 10, "must be 0 or at least 10")
+
 
 @dataclass
 class ScorerCommon(Common):
@@ -47,9 +49,14 @@ class ScorerCommon(Common):
     after: tuple[str, ...] = ()
     """Scorers that run before this one, which finds what they said in `Completion.judgements`."""
 
+    watch_steps: int = option(0, _WINDOW, NOTHING)
+    """Steps over which its mean score is watched against the reward, which it must not enter; 0 for none."""
+
     def check(self) -> Iterator[Broken]:
         if self.num_gpus > 1 and self.num_gpus % 1:
             yield "num_gpus", "must be a share of one GPU or a whole number of them"
+        if self.watch_steps and (self.weight != 0 or self.combine != "sum"):
+            yield "watch_steps", "must be 0 for a scorer that enters the reward: only another one can tell"
 
 
 @dataclass
