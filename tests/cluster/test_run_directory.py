@@ -23,12 +23,14 @@ from cluster.run_directory import (
     demonstrations_digest,
     is_finished,
     reading,
+    scorer_files_digest,
     source_digest,
     write_config,
 )
 from cluster.user_code import UserCode
+from configs.bound import bind
 from configs.experiment import config_hash
-from configs.load import dump_yaml
+from configs.load import dump_yaml, load_config
 from configs.schema import CheckpointConfig, EvalConfig, ModelConfig, RunConfig
 from rollouts.lock import RunLock
 from trainer.data.prompts import TokenPrompt
@@ -46,6 +48,21 @@ def claimed(config: RunConfig, digest: str = DIGEST, job: str = "train") -> Path
     claim = claim_run(config, digest, job)
     claim.lock.release()
     return claim.run_dir
+
+
+def test_another_rubric_is_another_run(tmp_path: Path) -> None:
+    """The content of the files that scorers name is part of a run; a run without such files has none."""
+    rubric, config = tmp_path / "rubric.yaml", config_in(tmp_path)
+    rubric.write_text("one")
+    given = ["scorers.judge.rubric=" + str(rubric)]
+    run = bind(load_config("judge", given))
+    first = scorer_files_digest(run)
+    claim_run(config, DIGEST, "train", scorer_files=first).lock.release()
+    claim_run(config, DIGEST, "train", scorer_files=scorer_files_digest(run)).lock.release()
+    rubric.write_text("two")
+    with pytest.raises(ValueError, match="got other files that scorers name, such as rubrics: restore them"):
+        claim_run(config, DIGEST, "train", scorer_files=scorer_files_digest(run))
+    assert scorer_files_digest(bind(load_config("debug"))) == ""
 
 
 def test_a_new_run_is_named_and_locked(tmp_path: Path) -> None:

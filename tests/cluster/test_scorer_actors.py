@@ -10,7 +10,7 @@ import pytest
 from fake_actors import FakeHandle
 
 from cluster import site
-from cluster.actors import score_limit_s, spawn_scorers
+from cluster.actors import score_limit_s, scorer_set, spawn_scorers
 from cluster.placement import plan
 from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
 from cluster.train import dry_run, train
@@ -121,6 +121,19 @@ class Spawned:
             log_dir=Path("logs"),
             report=lambda kind, actor, **fields: None,
         )
+
+
+def test_replicas_of_a_judge_share_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is built with its share, and a change of a limit is a change of the scorer."""
+    config = load_config("judge", ["scorers.judge.replicas=3", "scorers.judge.requests_per_minute=60"])
+    spawned = Spawned(monkeypatch, config)
+    pools = spawn_scorers(spawned.site, {})
+    judges = [plan.arguments[1] for setup, plan, _ in spawned.made if "judge" in setup.label]
+    assert [each.max_concurrent for each in judges] == [3, 3, 2]
+    assert [each.requests_per_minute for each in judges] == [20.0] * 3
+    assert [each.canaries for each in judges] == ["warn", "none", "none"]
+    limits = scorer_set(spawned.site.run, pools, lambda text: None).failure_limits
+    assert limits == {"correct": 1.0, "format": 1.0, "judge": 0.25}
 
 
 def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
