@@ -53,7 +53,7 @@ def test_writers_that_are_killed_leave_whole_replies(tmp_path: Path) -> None:
     writers = [context.Process(target=write_for_ever, args=(str(tmp_path), number)) for number in (1, 2, 3)]
     for writer in writers:
         writer.start()
-    cache, seen = ReplyCache(str(tmp_path)), set()
+    cache, seen = ReplyCache(str(tmp_path)), set[int]()
     deadline = time.monotonic() + 60
     try:
         while (len(seen) < 3 or len(list(tmp_path.rglob("*.json"))) < 4) and time.monotonic() < deadline:
