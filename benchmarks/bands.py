@@ -51,6 +51,7 @@ def blocks(curve: Sequence[float], bands: Bands) -> np.ndarray:
     """Means of the whole blocks over the mean of the first steps."""
     values = np.array(curve, np.float64)
     later = values[bands.after :]
+    # A shorter last block would be noisier, and leave the band by chance.
     whole = later[: len(later) // bands.block * bands.block].reshape(-1, bands.block)
     if not len(whole):
         raise SystemExit(f"runs must have {bands.after + bands.block} steps or more, got {len(values)}")
@@ -78,6 +79,7 @@ def held_out(result: RunResult) -> tuple[float, float]:
 def reward_at(points: Sequence[tuple[float, float]], format_entropy: float) -> float:
     """Reward at a format entropy on the line through (format entropy, reward) points, held at its ends."""
     ordered = sorted(points)
+    # Held at its ends and not extended: nothing was measured beyond the strongest setting.
     return float(np.interp(format_entropy, [x for x, _ in ordered], [y for _, y in ordered]))
 
 
@@ -104,6 +106,7 @@ def family_line(results: Results, arm: str, family: Sequence[str]) -> str:
     for seed in seeds:
         points = [held_out(results[name][seed]) for name in (CONTROL, *family)]
         at, reward = held_out(results[arm][seed])
+        # How often the comparison is an interpolation and not the value at an end.
         within += min(points)[0] <= at <= max(points)[0]
         differences.append(reward - reward_at(points, at))
     found = t_interval(differences)

@@ -93,6 +93,7 @@ class BareLearner:
 
     def __init__(self, folder: Path) -> None:
         config = read_config(folder)
+        # As many threads as a learner rank has, or the comparison would be of threads.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         place = RankPlace(
             rank=0, world_size=1, rendezvous=f"file://{folder.resolve()}/bare", device="cpu", num_threads=1
@@ -134,6 +135,7 @@ class BareLearner:
         ratio = (logprobs - proximal).exp()
         clipped = ratio.clamp(1.0 - CLIP, 1.0 + CLIP)
         surrogate = torch.minimum(ratio * part.advantages, clipped * part.advantages)
+        # The weights have the division by tokens already, as in the learner.
         self._engine.backward(-(part.weights * surrogate).sum(), scale_wrt_gas=False)
 
 

@@ -120,6 +120,7 @@ def opened(
     _check_tokens(run, groups)
     check_tags({name: entry.common for name, entry in run.scorers.items()})
     code = check_user_code(run, note, sections=("scorers.",))
+    # The limit of a group grows with its size; the largest one decides.
     scorers = OpenScorers(run, code, max(len(group.completions) for group in groups))
     try:
         yield scorers
@@ -244,10 +245,12 @@ async def measure(
     entry = scorers.run.scorers[name]
     others = scorers.run.scored_after()[name]
     given = [_with_nulls(group, others) for group in groups]
+    # The first call starts processes and fills caches, which no later one does.
     await scorers.judge(name, given[0].prompt, given[0].completions)
     began = time.perf_counter()
     took: list[float] = []
     counts = [0, 0]
+    # All workers take from one counter, so that every group is scored about equally often.
     order = iter(range(1 << 62))
 
     async def worker() -> None:

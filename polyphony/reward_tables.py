@@ -76,6 +76,7 @@ def summary_of(
         num_null=len(nulls),
         ms_per_row=1000.0 * seconds / len(scored),
         nulls=dict(sorted(Counter(str(each.status) for each in nulls).items())),
+        # Reversed, so that the first of each status is the one that stays.
         reasons={str(each.status): each.detail for each in reversed(nulls)},
         tags={
             tag: dict(sorted(found.items(), key=lambda it: (-it[1], it[0]))) for tag, found in tags.items()

@@ -33,6 +33,7 @@ def custom(prompt: Prompt, completions: Sequence[Completion], options: CustomOpt
         Exception: what the function raised.
     """
     compute_score, name = _load(options.function), options.function.partition(":")[2]
+    # As in verl: a structured ground truth, where the dataset has one, else the text of the answer.
     truth = prompt.answer if prompt.ground_truth is None else prompt.ground_truth
     judgements = []
     for completion in completions:
@@ -73,6 +74,7 @@ def to_judgement(result: object, name: str = "compute_score") -> Judgement:
 
     `name` is the function's name, for the message.
     """
+    # One check for both forms: a mapping without a score fails as a number that is not finite does.
     fields = result if isinstance(result, Mapping) else {"score": result}
     score = finite_or_none(fields.get("score"))
     if score is None:
@@ -101,6 +103,7 @@ def finite_or_none(value: object) -> float | None:
     An array or tensor of one element is taken as that element.
     """
     value = one_element(value)
+    # Not `float(value)` alone, which would take the text "1.0" for a number.
     if not isinstance(value, numbers.Real | decimal.Decimal):
         return None
     try:

@@ -94,6 +94,7 @@ class Judge:
             await self._endpoint.close()
 
     async def _judgement(self, prompt: Prompt, answer: str) -> Judgement:
+        # Without a call: an empty answer meets no criterion, and some models refuse to rate one.
         if not answer.strip():
             return Judgement(score=self._rubric.lowest(), tags={"judge": "empty"})
         try:
@@ -134,6 +135,7 @@ class Judge:
             task.add_done_callback(lambda _: self._in_flight.pop(key, None))
         else:
             self._counts.add("shared")
+        # Other completions may wait for the same call: the timeout of one must not cancel it for all.
         return await asyncio.shield(task)
 
     async def _cached(self, key: str, request: JudgeRequest) -> _Outcome:
@@ -168,6 +170,8 @@ class Judge:
         return outcome
 
     def _outcome(self, reply: GenerateReply, request: JudgeRequest) -> _Outcome:
+        # A reply that was cut off may still have a verdict in its reasoning, which the model would have
+        # revised.
         if reply.finish_reason != "stop":
             why = f"the reply was cut off ({reply.finish_reason}; max_tokens {self._options.max_tokens})"
             return _Outcome(verdict=None, status="invalid", reason=why, reply=reply)
@@ -199,6 +203,7 @@ class Judge:
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
+        # asyncio keeps only a weak reference to a task; one that nobody holds may vanish in the middle.
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -221,6 +226,7 @@ class Judge:
     def _fooled(self, canary: Canary, score: float) -> None:
         self._counts.add("canaries_failed")
         event = canary.event(self._name, score)
+        # A judge that fails every canary would otherwise fill the log.
         if len(self._events) < MAX_EVENTS:
             self._events.append(event)
         if self._options.canaries == "stop":

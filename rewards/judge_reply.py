@@ -52,6 +52,7 @@ def read_reply(reply: str, tag: str, rubric: Rubric) -> Verdict:
     if not found:
         raise NoVerdictError("the reply has no JSON object with the request's tag")
     verdicts = [_verdict(each, rubric) for each in found]
+    # A model may repeat its verdict at the end. Two that differ leave no rule by which to choose.
     if any(each.values != verdicts[0].values for each in verdicts):
         raise NoVerdictError(f"the reply has {len(verdicts)} verdicts, which differ")
     return verdicts[-1]
@@ -78,6 +79,7 @@ def _objects(text: str, tag: str) -> list[_Object]:
         try:
             value, position = decoder.raw_decode(text, start.start())
             found.append(value)
+        # From the next character: an object may begin inside of what is none.
         except (ValueError, RecursionError):
             position = start.start() + 1
     raise NoVerdictError(f"the reply has more than {MAX_OBJECTS} braces that may begin an object")
@@ -124,6 +126,7 @@ def _explanation(found: _Object) -> str:
     text = found.get("explanation", "")
     if not isinstance(text, str):
         raise NoVerdictError(f"explanation must be a text, got {_short(text)}")
+    # JSON may hold half of a surrogate pair, which cannot be stored as UTF-8.
     unicode = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return unicode if len(unicode) <= MAX_EXPLANATION else unicode[: MAX_EXPLANATION - 3] + "..."
 

@@ -96,6 +96,7 @@ def start(options: JudgeOptions) -> JudgeOptions:
     """
     path = rubric_path(options.rubric)
     load_rubric(str(path))
+    # Absolute, because scorers run in processes with another working directory.
     cache = str(Path(options.cache).resolve()) if options.cache else ""
     return replace(options, rubric=str(path.resolve()), cache=cache)
 
@@ -121,6 +122,7 @@ def load_rubric(name: str) -> Rubric:
     """
     path = rubric_path(name)
     try:
+        # A path given by mistake may be a model file, which YAML would read for minutes.
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"must be at most {_MAX_BYTES} bytes long")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -230,6 +232,7 @@ def _text(content: Mapping[str, object], name: str, key: str) -> str:
 
 
 def _number(value: object, key: str) -> float:
+    # In Python true is a number, and in YAML so is yes.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} must be a number, got {value!r}")
     return float(value)

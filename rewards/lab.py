@@ -67,6 +67,7 @@ def lab_preference(items: Sequence[Item], options: LabPreferenceOptions) -> list
 def bigram_table(table_seed: int) -> npt.NDArray[np.float64]:
     """Weights [S, S] of a syllable (row) followed by another (column); read-only."""
     table_SS = np.random.default_rng(table_seed).standard_normal((len(SYLLABLES), len(SYLLABLES)))
+    # The cache hands the same array to every caller.
     table_SS.setflags(write=False)
     return table_SS
 
@@ -98,6 +99,7 @@ def _answer_span(completion: Completion, literal: str) -> tuple[Span, ...]:
     and the literal is a whole word. A scorer has no tokenizer that would tell.
     """
     words, token_ids = completion.text.split(), completion.token_ids
+    # Only the end-of-text token has no text: one token more than words is the most that can be.
     num_without_text = len(token_ids) - len(words)
     if literal not in words or num_without_text not in (0, 1):
         return ()

@@ -63,6 +63,7 @@ def _judge(text: str, scripts: frozenset[str], options: LanguageOptions) -> Judg
     total = sum(counts.values())
     if not total:
         return Judgement(score=options.without_words, tags={"script": NO_WORDS})
+    # Ties go to the first name, so that the tag does not depend on the order of words.
     leading = min(counts, key=lambda script: (-counts[script], script))
     return Judgement(score=sum(counts[script] for script in scripts) / total, tags={"script": leading})
 
@@ -86,6 +87,7 @@ def script_of(letter: str) -> str:
 
     Compatibility forms have the script of what they stand for: full-width and mathematical bold letters.
     """
+    # Symbols of formulas, which NFKC would turn into Latin letters.
     if ord(letter) in _LETTERLIKE:
         return ""
     first = unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "").partition(" ")[0]
@@ -94,6 +96,8 @@ def script_of(letter: str) -> str:
 
 def without_formulas(text: str) -> str:
     """The text without code, formulas and TeX commands. Linear in its length, whatever it contains."""
+    # Code first: a dollar sign in it opens no formula. A block that is not closed runs to the end, as in
+    # Markdown.
     text = _drop(text, "```", "```", to_end=True)
     for opening, closing in _BETWEEN:
         text = _drop(text, opening, closing)

@@ -66,6 +66,7 @@ class PartitionScorer:
         plain = size_scores(groups.ids) if by_size else mean_distances(groups.probability_MM)
         scores = normalised(plain, options.normalise, options.floor)
         found = {at: self._judgement(groups, place, scores[place]) for place, at in enumerate(members)}
+        # A wrong completion that differs from all others must not be paid for it.
         outside = Judgement(score=options.floor)
         return [unknown.get(at) or found.get(at) or outside for at in range(len(completions))]
 
@@ -82,6 +83,7 @@ class PartitionScorer:
         of_distinct = RULES[self._options.rule](edges.probability_DD, self._threshold)
         ids = [of_distinct[at] for at in at_M]
         sizes = np.bincount(ids, minlength=1)
+        # Ids by size, so that a class has the same number whatever the order of the completions was.
         by_size = sorted(set(ids), key=lambda each: (-sizes[each], each))
         rank = {each: number for number, each in enumerate(by_size)}
         return _Groups(
@@ -127,6 +129,7 @@ class PartitionScorer:
             return True
         quality = self._quality(completion)
         assert quality.score is not None, "a completion of unknown quality is left out before"
+        # A verdict goes before a score, which may have parts for style or length.
         if quality.answer_ok is not None:
             return quality.answer_ok
         return quality.score >= self._options.correct_from
@@ -142,4 +145,5 @@ class PartitionScorer:
                     f"partition: scorer {self._options.quality!r} must store the text {OUTCOMES}"
                 )
             return self._quality(completion).texts[OUTCOMES]
+        # Spaces and line breaks are no difference in content.
         return " ".join(completion.text.split())

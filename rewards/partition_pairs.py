@@ -62,6 +62,7 @@ def read_calibration(path: str) -> PairCalibration:
     if not path:
         return PairCalibration()
     places = [Path.cwd() / path, Path(__file__).resolve().parents[1] / path]
+    # The working directory first: a file of the user goes before one of the package.
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ValueError(f"calibration must be an existing file, got {path!r}")

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for case, (actor, fault) in cases.items() if not arguments.table else ():
         if records.wants(case):
             more = ACTORS[actor][1]
+            # An undisturbed run is made once for each number of ranks, and only if a case needs it.
             if more not in baselines:
                 baselines[more] = undisturbed(more)
             records.do(case, partial(disturbed, actor, fault, baselines[more]))

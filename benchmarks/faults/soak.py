@@ -83,6 +83,7 @@ class Soak:
         """Start, sample and kill until the time is up; stop in order; write the summary."""
         (self._out / "samples.jsonl").unlink(missing_ok=True)
         driver = self._start()
+        # No kill at the very start: a run that has no step yet shows only that it starts.
         next_sample, next_kill = 0.0, max(self._quiet_s, self._kill_every_s)
         while (now := time.monotonic() - self._began) < self._total_s:
             if driver.process.poll() is not None:
@@ -90,6 +91,7 @@ class Soak:
                 driver = self._start()
             if now >= next_sample:
                 self._sample(now, driver)
+                # From the planned time and not from now, so that delays do not add up.
                 next_sample += EVERY_S
             if now >= next_kill:
                 self._kill(now, driver)
@@ -113,6 +115,7 @@ class Soak:
 
     def _kill(self, now: float, driver: Driver) -> None:
         pids = actor_pids(self._run_dir)
+        # In turn and not by chance: the driver is one of many processes, but the costliest to lose.
         is_drivers_turn = (len(self._faults) + 1) % DRIVER_TURN == 0
         fault: dict[str, Any] = {"at_s": round(now, 1), "steps": len(committed_steps(self._run_dir))}
         if is_drivers_turn or not pids:
@@ -134,6 +137,7 @@ class Soak:
             "processes": {},
         }
         for label, pid in pids.items():
+            # A process may end between the listing and the reading.
             with suppress(OSError, ProcessLookupError, IndexError):
                 line["processes"][label] = {"pid": pid, **holdings(pid)}
         append_line(self._out / "samples.jsonl", json.dumps(line))
@@ -177,6 +181,7 @@ def folder_bytes(folder: Path) -> int:
 
 def holdings(pid: int) -> dict[str, float]:
     """Resident bytes, open files, threads and age in seconds of a process."""
+    # After the last parenthesis: the name of the program may contain spaces and parentheses.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     up_s = float(Path("/proc/uptime").read_text().split()[0])
     return {
@@ -221,6 +226,7 @@ def slope(
     """
     columns = [np.ones(len(at_s)), np.asarray(at_s) / 3600]
     if age_s is not None:
+        # Memory grows fast when a process is young and then ever more slowly.
         columns.append(np.log(np.maximum(age_s, 1.0)))
     design, values = np.stack(columns, axis=1), np.asarray(rss) / 2**20
     freedom = len(values) - design.shape[1]

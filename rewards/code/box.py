@@ -129,6 +129,8 @@ class Box:
             self.pid = os.fork()
             if self.pid == 0:
                 _become(inherited, pipes["report"][1], lambda report: enter(self._folder, self.job, report))
+            # A descriptor can be polled with the pipes: no signal handler, no thread that waits for the
+            # child.
             self.pidfd = os.pidfd_open(self.pid)
         finally:
             for descriptor in (stdin, *(write for _, write in pipes.values())):
@@ -148,6 +150,8 @@ class Box:
             self.ending.stderr = bytes(sink[-_STDERR_KEPT:])
         is_reply = descriptor == self.fds["replies"]
         self._num_replied += len(data) if is_reply else 0
+        # Counted over all replies: a program that writes without end must not fill the memory of this
+        # process.
         if self._num_replied > REPLY_BYTES or (not is_reply and len(sink) > self.job.limits.output_bytes):
             self.kill("output_limit")
         if not is_reply or self.ending.killed:
@@ -162,6 +166,7 @@ class Box:
         if not self.ending.killed and self.pid:
             self.ending.killed = reason
         if self.pid:
+            # The group has all that the program started. Before the child has called setsid there is none.
             for send in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     send(self.pid, signal.SIGKILL)
@@ -213,6 +218,7 @@ def _become(inherited: Sequence[int], report: int, enter: Callable[[int], NoRetu
             with contextlib.suppress(OSError, ValueError, TypeError):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        # Moved out of the way first: dup2 onto 0, 1, 2 ... would close one that is still to be moved.
         high = [fcntl.fcntl(each, fcntl.F_DUPFD, _FIRST_FREE_FD) for each in inherited]
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD + len(high))
         for number, descriptor in enumerate(high):
@@ -253,6 +259,7 @@ def _supervise(
         for descriptor in (*box.sinks, box.pidfd):
             poller.register(descriptor, select.POLLIN)
             open_fds[descriptor] = box
+    # The kernel limits the memory of each process. Of several together only this loop knows.
     watched = [box for box in boxes if box.job.limits.processes > 1]
     drained = 0.0
     while open_fds:
@@ -269,6 +276,7 @@ def _supervise(
             _serve(open_fds[descriptor], descriptor, poller, open_fds, on_line)
         for box in watched:
             box.check_memory()
+        # All have ended. A process that they left behind may hold a pipe open, and is not waited for.
         if not drained and all(not box.pid for box in boxes):
             clock.deadline = min(clock.deadline, time.monotonic() + DRAIN_S)
     for box in boxes:

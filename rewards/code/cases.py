@@ -67,6 +67,7 @@ def read_tests(prompt: Prompt) -> list[Test]:
     beside = {key: value for key, value in prompt.extra.items() if key in (*_FIELDS, *_NAMES, *_SETUPS)}
     if isinstance(truth, dict):
         truth = {**beside, **truth}
+    # Some datasets have the reference solution as the answer, and the tests in columns beside it.
     elif truth is None or not _has_tests(truth):
         truth = beside
     try:
@@ -102,6 +103,7 @@ def _tests(truth: Any, names: Mapping[str, str]) -> Iterator[Test]:
         for each in truth:
             yield from _from_source(each, "", _name(names)) if isinstance(each, str) else _one(each, names)
     elif "inputs" in truth:
+        # All tests of such a row call one function, or all read standard input.
         name = _name(truth)
         for given, wanted in zip(truth["inputs"], truth["outputs"], strict=True):
             yield _pair(given, wanted, name)
@@ -156,6 +158,7 @@ def _from_source(text: str, setup: str, name: str) -> Iterator[Test]:
         for node in body:
             assert isinstance(node, ast.Assert)
             source = ast.get_source_segment(text, node) or ast.unparse(node)
+            # A comparison of plain data is made outside, where the program cannot reach it.
             yield _simple(node) or SourceTest(f"{setup}\n{source}\n", name)
         return
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
@@ -183,6 +186,7 @@ def _simple(node: ast.Assert) -> CallTest | None:
         expected = ast.literal_eval(test.comparators[0])
     except (ValueError, TypeError, RecursionError, MemoryError):
         return None
+    # A keyword without a name is `**mapping`, which is no literal call.
     if len(words) != len(call.keywords):
         return None
     return CallTest(call.func.id, args, words, expected, loose=False)

@@ -45,6 +45,7 @@ def _namespaces(python: Interpreter, harness: str, folder: str, job: Job, report
 
 def _landlock(python: Interpreter, harness: str, folder: str, job: Job, report: int) -> NoReturn:
     os.chdir("/")
+    # A user without rights cannot read an interpreter below a closed home folder.
     needs_root = not all(_open_to_nobody(path) for path in (*python.shown, harness))
     seccomp.forbid_new_rights()
     landlock.enter([*python.shown, folder, harness], needs_root)
@@ -67,6 +68,7 @@ def _bubblewrap(python: Interpreter, harness: str, folder: str, job: Job, report
     files += [word for link, target in python.links for word in ("--symlink", target, link)]
     devices = [word for each in namespaces.DEVICES for word in ("--dev-bind", each, each)]
     filtered = seccomp.filter_bytes(may_fork=job.limits.processes > 1, shares_processes=False)
+    # bwrap reads the filter from a descriptor. A file in memory leaves nothing to clean up.
     descriptor = os.memfd_create("filter", 0)
     os.write(descriptor, filtered)
     os.lseek(descriptor, 0, os.SEEK_SET)

@@ -58,6 +58,7 @@ class LocalRunner:
         deadline = time.monotonic() + self._rules.total_s
         outcomes: list[Outcome] = []
         while len(outcomes) < len(tests):
+            # Tests without time are timeouts and not left out: a slow program must not gain by being slow.
             if time.monotonic() >= deadline:
                 found: list[Outcome] = ["timeout"]
             else:
@@ -71,6 +72,7 @@ class LocalRunner:
 
     def _next(self, program: str, tests: Sequence[Test], deadline: float) -> list[Outcome]:
         """Outcomes of one or more tests from the first on: as many as one start of the program serves."""
+        # A start of the interpreter takes far longer than most tests, so tests of one kind share it.
         kind = type(tests[0])
         alike: list[Test] = []
         for test in tests:

@@ -110,6 +110,7 @@ class Remote:
         return self._link.ask("call", self._target, *args, **words)
 
     def __getattr__(self, name: str) -> Any:
+        # Python looks for such names itself, for copies and for pickling; the program must not answer.
         if name.startswith("__"):
             raise AttributeError(name)
         return self._link.ask("attribute", self._target, name)
@@ -232,6 +233,7 @@ def _run(path: str, number: int, entry_point: str, link: Link) -> dict[str, obje
         return _failed(error, link, link.num_called > called)
     if link.failure:
         return {"outcome": "failed", "kind": "runtime_error", "why": link.failure}
+    # A test that calls nothing would pass whatever the program is.
     if link.num_called == called:
         return {"outcome": "broken", "why": "the test never calls the program"}
     return {"outcome": "passed"}
@@ -268,6 +270,7 @@ def _failed(error: BaseException, link: Link, has_called: bool) -> dict[str, obj
     why = f"{type(error).__name__}: {error}"[:300]
     if isinstance(error, wire.WrongTypeError) and str(error) != Remote.__name__:
         return {"outcome": "broken", "why": f"the test passes what cannot be sent, a value of type {error}"}
+    # A module that is not installed here is the fault of the test, not of the program.
     if isinstance(error, ImportError) and error.name not in MODULES and not has_called:
         return {"outcome": "broken", "why": why}
     kind = "wrong_answer" if isinstance(error, AssertionError) else link.error_kind

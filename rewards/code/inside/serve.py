@@ -66,6 +66,7 @@ def _load(path: str) -> tuple[Any, dict[str, str]]:
     module = type(sys)("program")
     try:
         with open(path, "rb") as file:
+            # Compiled apart, to tell a program that is not Python from one that fails.
             compile(file.read(), "main.py", "exec", dont_inherit=True)
     except BaseException as error:
         return module, {"problem": "compile_error", "message": _message(error)}
@@ -175,6 +176,7 @@ def main() -> None:
 
     folder, words = sys.argv[1], sys.argv[2]
     limits.apply(words)
+    # Taken before the program runs, which may replace the functions of these modules.
     write, dumps, close = os.write, json.dumps, os._exit
     requests = _requests(folder)
     stepwise = not os.path.exists(os.path.join(folder, "requests"))
@@ -191,6 +193,7 @@ def main() -> None:
     if not problem:
         for line in requests:
             send(_answer(module, handles, read_request(line)))
+    # Without the handlers that the program may have registered for the exit.
     close(0)
 
 
