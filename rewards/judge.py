@@ -123,7 +123,8 @@ class Judge:
         return numbers | ({"cut_chars": float(request.num_cut)} if request.num_cut else {})
 
     def _request(self, question: str, reference: str | None, answer: str) -> JudgeRequest:
-        return make_request(self._rubric, question, reference, answer, self._options.max_answer_chars)
+        request = make_request(self._rubric, question, reference, answer, self._options.max_answer_chars)
+        return request if self._options.system_message else request.as_one_message()
 
     async def _shared(self, request: JudgeRequest) -> _Outcome:
         """The outcome of a request; equal requests in flight are one call, which nobody's timeout cancels."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from rewards.judge_rubric import Rubric
@@ -40,6 +40,11 @@ class JudgeRequest:
     messages: Messages
     tag: str
     num_cut: int = 0
+
+    def as_one_message(self) -> JudgeRequest:
+        """The same with the instructions at the beginning of the user's message."""
+        (_, system), (_, user) = self.messages
+        return replace(self, messages=(("user", f"{system}\n\n{user}"),))
 
     def key(self, model: str, sampling: Mapping[str, Json]) -> str:
         """SHA-256 (hex) of the exact request: the model's name, the messages, how the reply is sampled."""

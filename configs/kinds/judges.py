@@ -36,6 +36,8 @@ class JudgeOptions(Options):
     """Environment variable with the endpoint's key; it must be among `secrets`. Empty sends none."""
     rubric: str = option("correctness", NOT_EMPTY)
     """A bundled rubric (correctness, quality) or the path of a YAML file."""
+    system_message: bool = True
+    """False puts the instructions into the user's message, for chat templates without a system role."""
     max_tokens: int = option(512, POSITIVE)
     """Of a reply. One that is cut off is no verdict."""
     temperature: float = option(0.0, NOT_NEGATIVE)

@@ -366,6 +366,15 @@ def test_further_fields_are_sent() -> None:
     assert body["response_format"] == {"type": "json_object"} and not {"top_p", "seed"} & body.keys()
 
 
+def test_instructions_may_be_in_the_users_message() -> None:
+    """For templates that refuse a system role; the same text, and another entry in the cache."""
+    _, _, usual = judged([YES])
+    (found,), _, stub = judged([YES], system_message=False)
+    (message,) = stub.bodies[0]["messages"]
+    system, user = (each["content"] for each in usual.bodies[0]["messages"])
+    assert found.score == 1.0 and message == {"role": "user", "content": f"{system}\n\n{user}"}
+
+
 def test_a_long_answer_loses_its_middle() -> None:
     """The row says how much was left out; both ends are shown."""
     answer = "begin" + "x" * 500 + "end"
