@@ -61,6 +61,7 @@ class ClassifierServer:
         own = getattr(self._model.config, "max_position_embeddings", None) or options.max_model_len
         if not own:
             raise ValueError(f"{options.path}: config.json has no length limit: set max_model_len")
+        # Beyond its own length a model with learned positions fails, and others give nonsense.
         if options.max_model_len > own:
             raise ValueError(
                 f"{options.path}: max_model_len must be at most {own}, the model's own, got "
@@ -115,6 +116,7 @@ class ClassifierServer:
         try:
             for numbers in self._batches(encoded):
                 with self._one_at_a_time, torch.inference_mode():
+                    # Looked at between batches: a batch that has begun on the device cannot be taken back.
                     if call_id in self._cancelled:
                         raise RuntimeError("the call was cancelled")
                     self._busy_since = time.monotonic()

@@ -60,6 +60,7 @@ def interval(
     found = []
     for _ in range(NUM_RESAMPLES):
         rows = np.concatenate([rows_of[each] for each in rng.choice(questions, len(questions)).tolist()])
+        # A resample of one kind only has no AUC.
         if positive[rows].any() and not positive[rows].all():
             found.append(auc(scores[rows], positive[rows]))
     low, high = np.percentile(found, [2.5, 97.5])
@@ -79,6 +80,7 @@ def unseen_accuracy(scores: Floats, positive: npt.NDArray[np.bool_], question: F
     passed = np.zeros(len(scores), bool)
     for each in np.unique(question):
         out = question == each
+        # Chosen on other questions: on its own it would be fitted to the noise of a few pairs.
         passed[out] = scores[out] >= best_threshold(scores[~out], positive[~out])
     return float((passed[positive].mean() + (~passed)[~positive].mean()) / 2)
 

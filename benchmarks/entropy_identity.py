@@ -128,6 +128,7 @@ def state_logits(model: Qwen3ForCausalLM, rollouts: Rollouts) -> Tensor:
 def network_changes(base: Path, seed: int, is_random: bool, optimizer: str) -> Changes:
     """One step of the mean over tokens of -A log pi; advantages are rewards less their group's mean."""
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    # In double: the changes of entropy are near the rounding of single precision.
     model = Qwen3ForCausalLM.from_pretrained(base).double().eval()
     rollouts = roll_out(model, tokenizer, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -158,6 +159,7 @@ def network_readings(
     measured = entropies(after.log_softmax(-1)) - entropies(logp)
     own_step = advantages[:, None] * (torch.nn.functional.one_hot(tokens, logp.shape[1]) - logp.exp())
     taken = logp.gather(1, tokens[:, None])[:, 0]
+    # Over all tokens at once, as Clip-Cov and KL-Cov compute it, and not state by state.
     cov = (taken - taken.mean()) * (advantages - advantages.mean())
 
     def by_prompt(values: Tensor) -> np.ndarray:
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("lab/bases/voices"))
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    # So that sums have one order, and the table the same digits in every run.
     torch.set_num_threads(1)
     print_table(f"A table of logits, SGD {TABLE_LR:g}", table_changes, arguments.repeats)
     for optimizer, lr in (("SGD", SGD_LR), ("AdamW", ADAM_LR)):

@@ -83,6 +83,7 @@ class Arm:
         self._shard = self._rows.take(pa.array(order))
         self._update = RankUpdate(
             microbatches=local_microbatches(plan, 0),
+            # A row without a reward has no advantage; its weight counts all the same.
             advantages_N=np.nan_to_num(advantages)[order],
             bonuses_N=np.zeros(len(order)),
             row_weights_N=weights[order],

@@ -142,6 +142,7 @@ def _body_nodes(tree: ast.Module) -> Iterator[ast.AST]:
     assert isinstance(definition, ast.FunctionDef)
     for statement in definition.body:
         is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        # Assertions state what callers guarantee; no test calls a function against its contract.
         if not isinstance(statement, ast.Assert) and not is_docstring:
             yield from ast.walk(statement)
 
@@ -155,6 +156,7 @@ def functions_of(module_name: str) -> list[FunctionType]:
 def is_caught(mutant: Mutant, check: Callable[[], object]) -> bool:
     """Whether `check` raises while the mutant's code is in the function, which all importers then see."""
     original = mutant.function.__code__
+    # The code is exchanged and not the name: modules that imported the function have it too.
     mutant.function.__code__ = mutant.code
     try:
         check()
@@ -174,6 +176,7 @@ def _run_tests(files: tuple[str, ...]) -> None:
     import pytest
     from hypothesis import Phase, settings
 
+    # The same examples for every mutant, and none from the database: chance must not catch one.
     settings.register_profile(
         "mutants", deadline=None, max_examples=25, derandomize=True, database=None, phases=[Phase.generate]
     )

@@ -42,6 +42,7 @@ class RemoteClass:
     """An actor's class by name, without importing it. Each attribute is a `RemoteMethod` of that name."""
 
     def __init__(self, module: str, name: str) -> None:
+        # The names that a class has, so that `blueprint` reads both alike.
         self.__module__, self.__qualname__ = module, name
 
     def __getattr__(self, method: str) -> RemoteMethod:

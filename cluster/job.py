@@ -115,6 +115,7 @@ def local_model(run: BoundRun) -> BoundRun:
         ValueError: there is no such folder and no such model on the hub, or a file that a transform or a
             scorer names cannot be used.
     """
+    # Before the model is looked for: these files are local and checked in no time, a model may be downloaded.
     run = started(start_transforms(run), "scorers")
     model = run.config.model
     path = model_folder(model.path, "model.path")
@@ -141,6 +142,7 @@ def load_prompts(run: BoundRun, note: Callable[[str], None]) -> Prompts:
     limit = config.rollout.max_prompt_tokens
     prompts: dict[str, list[TokenPrompt]] = {}
     for name in ("train", "eval"):
+        # A run that never evaluates must not need a data set for it.
         if name == "eval" and config.eval.every == 0:
             prompts[name] = []
             continue

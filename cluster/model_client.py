@@ -70,6 +70,7 @@ class NamedReplica:
         self._looking = asyncio.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Locks and handles belong to an event loop and a process; a copy begins without them.
         return NamedReplica, (self._prefix, self._label, self._wait_s)
 
     async def once(self, method: str, *arguments: object) -> Any:
@@ -120,6 +121,7 @@ class _Room:
 
     async def enter(self, number: int) -> None:
         """Wait until there is room for `number` inputs, at most `limit`, and take it."""
+        # Not past those that wait, or a large call would never find room among small ones.
         if not self._waiting and self._used + number <= self._limit:
             self._used += number
             return
@@ -187,12 +189,14 @@ class ModelClient:
     async def _spread(self, inputs: Sequence[_Input], act: _Act[_Input, _Reply]) -> list[_Reply]:
         """The replies to all inputs, in order. If one part fails, the others are cancelled."""
         inputs = tuple(inputs)
+        # No larger than an even share, so that all replicas work on one call.
         size = max(1, min(self._max_num_seqs, -(-len(inputs) // len(self._replicas))))
         parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._part(part, act)) for part in parts]
         except BaseExceptionGroup as errors:
+            # The first is the cause; the others were cancelled because of it.
             raise errors.exceptions[0] from None
         return [reply for task in tasks for reply in task.result()]
 
@@ -203,6 +207,8 @@ class ModelClient:
                 try:
                     return await self._once(part, act)
                 except (ActorCallError, EngineFailedError) as error:
+                    # Only a lost replica is a reason to repeat: an input that a model refuses is refused
+                    # again.
                     if attempt == _ATTEMPTS or not isinstance(error, ActorLostError):
                         raise ModelCallError(f"model {self._name}: {error}") from error
             raise AssertionError("the last attempt returns or raises")

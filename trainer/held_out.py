@@ -58,6 +58,7 @@ class HeldOutWatch:
         for name, series in self._series.items():
             found = [dict(scores[row]).get(name) for row in own]
             score_N = np.array([np.nan if each is None else each for each in found], np.float64)
+            # Both over the same rows, or a scorer that often fails would be compared with other completions.
             known = np.isfinite(score_N) & np.isfinite(batch.reward_N[own])
             if not known.any():
                 continue

@@ -50,6 +50,7 @@ class ScorerReports:
                 self._event(event.kind, scorer=name, **event.fields)
             if report.stop and not self._stop:
                 self._stop = f"scorer {name}: {report.stop}"
+            # Kept until the metrics of a step take them: a report empties the counters of the scorer.
             self._held[name] = combined([self._held.get(name, NO_REPORT), replace(report, events=())])
 
     async def take(self) -> dict[str, float]:

@@ -56,6 +56,7 @@ def token_columns(
     def score(name: str) -> Tensor:
         if name in scored:
             return floats([scored[name][row] for row in chosen])
+        # NaN and not 0: a loss that reads what was not scored must fail and not train on a number.
         return torch.full((int(counts.sum()),), float("nan"), device=device)
 
     return TokenColumns(

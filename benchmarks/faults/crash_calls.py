@@ -107,6 +107,7 @@ def _cases(calls: Mapping[str, Mapping[str, list[str]]]) -> dict[str, tuple[str,
 
 def _crash_at_call(bench: _Bench, place: str, stop: Stop, baseline: Mapping[str, str]) -> dict[str, Json]:
     runs_dir = bench.folder / "case"
+    # Each case starts from a copy, so that no case depends on what another left.
     shutil.rmtree(runs_dir, ignore_errors=True)
     bench.copy(place, runs_dir)
     killed = bench.run(runs_dir, stop) == -9

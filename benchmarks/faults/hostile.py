@@ -49,6 +49,7 @@ def run(folder: Path) -> dict[str, object]:
     began = time.monotonic()
     done = subprocess.run(command(folder), capture_output=True, text=True, timeout=900, check=False)
     wall_s = time.monotonic() - began
+    # Processes of a scorer may take a moment to end after their driver.
     time.sleep(3.0)
     run_dir = folder / "hostile"
     statuses: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)

@@ -57,6 +57,8 @@ class _Watch:
 
     def seen(self, name: str, path: str, do: Callable[[], Any], tear: Callable[[], Any] | None = None) -> Any:
         """Do a call, or end the process at it."""
+        # Logs are left out: their lines depend on timing, so the number of a call would differ from run to
+        # run.
         inside = self.under_way and path.startswith(self.root) and f"{self.root}logs" not in path
         if not inside:
             return do()
@@ -67,6 +69,7 @@ class _Watch:
             return do()
         if stop.when == "before":
             _end()
+        # A call that cannot be torn ends the process after it.
         if stop.when == "torn" and tear is not None:
             tear()
             _end()
@@ -75,6 +78,7 @@ class _Watch:
 
 
 def _end() -> None:
+    # SIGKILL and not an exception: no handler may tidy up, as none does when the power fails.
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
 
@@ -98,6 +102,7 @@ def _watch_calls(watch: _Watch) -> None:
         def do() -> int:
             return really_open(path, flags, *rest, **named)
 
+        # Only what changes the folder counts: a process may end at any read without harm.
         if not flags & os.O_CREAT:
             return do()
         return watch.seen("create", _whole(path, named.get("dir_fd")), do)  # type: ignore[no-any-return]

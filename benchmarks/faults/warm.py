@@ -77,6 +77,7 @@ class Warm:
 def main() -> int:
     """Import, then serve until there is no more input."""
     _import_engines()
+    # A lock that another thread holds at the fork stays locked in the child for ever.
     assert threading.active_count() == 1, "a fork has only the thread that forks"
     for line in sys.stdin:
         pid = os.fork()

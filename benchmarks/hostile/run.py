@@ -112,6 +112,7 @@ def run_cases(
 
     `num_workers` are at work at a time.
     """
+    # New in each run, so that a program cannot know it and a leftover of another run does not count.
     token = str(secrets.randbelow(9 * 10**11) + 10**11)
     os.environ[TOKEN] = token
     with (
@@ -150,6 +151,7 @@ def _grouped(cases: Iterator[Case]) -> Iterator[list[Case]]:
 
 def _run_family(cases: Sequence[Case], scorers: Scorers, bait: Bait) -> list[Trial]:
     """The trials of one family; what is found on the machine afterwards is charged to its last one."""
+    # By family and not by answer: a look at all processes takes longer than most answers.
     workers, changed = set(_workers()), bait.state()
     with ThreadPoolExecutor(scorers.num_workers) as threads:
         shares = [cases[number :: scorers.num_workers] for number in range(scorers.num_workers)]
@@ -214,6 +216,7 @@ def _left_processes() -> list[str]:
 
 def _is_of_a_sandbox(pid: int, command: str) -> bool:
     scripts = any(script in command for script in ("program.py", "serve.py", "check.py"))
+    # A process with several ids lives in a namespace of its own.
     return scripts or len(_status(pid, "NSpid")) > 1
 
 

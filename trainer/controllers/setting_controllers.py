@@ -65,6 +65,8 @@ class AdaptiveEntropy:
         self._acts = entropy < options.target
         side = "below" if self._acts else "not below"
         self._reason = f"entropy/token_mean is {entropy:.4g}, {side} {options.target:g}"
+        # It moves also while the bonus is off, as in the paper: the coefficient at the next crossing depends
+        # on how long entropy was high.
         moved = self._coef + (options.delta if self._acts else -options.delta)
         self._coef = min(max(moved, options.low), options.high)
 
@@ -105,6 +107,7 @@ class AdaptiveSetting:
         target = options.target * self._first if options.relative else options.target
         side = "below" if value < target else "not below"
         self._reason = f"{options.metric} is {value:.4g}, {side} {target:.4g}"
+        # raise_below says on which side the setting rises; on the other side it falls.
         up = (value < target) == options.raise_below
         if options.delta:
             moved = self._value + (options.delta if up else -options.delta)
@@ -174,6 +177,7 @@ def make_controllers(run: BoundRun) -> dict[str, Controller]:
     controllers: dict[str, Controller] = {}
     for name, entry in run.controllers.items():
         controllers[name] = entry.function()(entry.options)
+        # Checked at the start, because a missing `state` would show only at the first checkpoint.
         missing = [method for method in _METHODS if not callable(getattr(controllers[name], method, None))]
         if missing:
             raise ValueError(f"controllers.{name}.kind: {entry.kind_name} must have {', '.join(missing)}")

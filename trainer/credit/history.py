@@ -86,6 +86,7 @@ class AnswerHistory:
 
     def add(self, index: pa.Table) -> None:
         """Count the rows of a committed step."""
+        # A sample without a reward was not judged, so it tells nothing about right and wrong.
         counted = pc.and_(pc.equal(index.column("origin"), POLICY), pc.is_valid(index.column("reward")))
         rows = index.filter(counted)
         columns = (rows.column(name).to_pylist() for name in ("prompt_id", "answer", "answer_ok"))

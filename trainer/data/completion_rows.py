@@ -54,6 +54,7 @@ def read_completions(path: str, limit: int = 0) -> list[CompletionGroup]:
     if not parts:
         raise ValueError(f"{path}: must have at least one row, got none")
     groups = []
+    # Consecutive rows only: the same prompt further down may be another sample of it on purpose.
     for number, (_, same) in enumerate(groupby(parts, key=lambda part: _identity(part[0], part[1]))):
         members = list(same)
         completions = [each for _, _, texts in members for each in texts]

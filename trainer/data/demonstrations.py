@@ -114,8 +114,10 @@ def tokenize_demonstrations(
     if end is None:
         raise ValueError("the tokenizer must have an end-of-sequence token to end demonstrations, got none")
     texts = [each.completion for each in demonstrations]
+    # Without special tokens: some tokenizers put a begin token in front, which would stand inside the text.
     completions = [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     prompts = [prompt_ids(each, tokenizer, vocab_size) for each in demonstrations]
+    # Checked here, because an id beyond the vocabulary fails on a GPU without saying which row it was.
     for each, ids in zip(demonstrations, completions, strict=True):
         check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
     lengths = [
@@ -171,6 +173,7 @@ def demonstration_rows(
     Raises:
         ValueError: they cannot be read, or none is short enough.
     """
+    # A run without the loss must not fail for a demonstrations file that it does not read.
     if SFT not in run.losses:
         return no_demonstrations()
     config = run.config
@@ -208,5 +211,6 @@ def draw(rows: pa.RecordBatch, config: RunConfig, step: int, share: float) -> pa
     if not count:
         return no_demonstrations()
     rng = np.random.default_rng(derive_seed(config.seed, "sft", step))
+    # The draw decides which rows, not their order: they stay in the order of the file.
     drawn = np.sort(rng.choice(rows.num_rows, size=count, replace=False))
     return named_for_step(rows.take(pa.array(drawn)), step + 1)

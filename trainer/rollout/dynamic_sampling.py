@@ -47,6 +47,7 @@ def left_out_rows(
     """
     if rollout.zero_variance_groups == "keep":
         return np.zeros(len(reward_N), bool)
+    # The others are learned whatever their reward is, so theirs must not save or drop a group.
     counted = np.isin(origin_N, origins_where(lambda spec: spec.learned == "by_advantage"))
     if not joins_refined:
         counted &= ~refined_rows(origin_N)
@@ -88,6 +89,7 @@ def submissions_per_step(config: RunConfig) -> int:
     They suffice for all its rounds and tempered groups. So the number of groups that a step samples does not
     change the prompts, seeds or files of other steps.
     """
+    # The most that a step may need, used or not: an index must mean the same prompt in every attempt.
     return config.rollout.groups_per_step * max_rounds(config.rollout) + config.tempered.groups_per_step
 
 

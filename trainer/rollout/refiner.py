@@ -63,6 +63,7 @@ class BoundRefiner:
         kept = best_rows([each.sample for each in attempts if each.sample is not None], self.options.keep)
         known = {sample.completion.sample_id for sample in group.samples}
         refined = replace(group, samples=(*_with_tries(group.samples, attempts), *kept))
+        # Rows of user code are checked before they are stored: a wrong one would fail later, in the learner.
         problem = group_problem(refined, group.submission)
         if not problem and any(sample.origin == POLICY for sample in kept):
             problem = "a refined row must have another origin than policy"
@@ -110,6 +111,7 @@ def best_rows(samples: Sequence[Sample], keep: int) -> list[Sample]:
     """
     if keep == 0:
         return list(samples)
+    # `sorted` is stable, so equal rewards keep their order and a resumed run keeps the same rows.
     order = sorted(range(len(samples)), key=lambda number: -_rank(samples[number]))
     return [samples[number] for number in sorted(order[:keep])]
 

@@ -42,6 +42,8 @@ class BoundTransform:
 
     def apply(self, inputs: LossInputs) -> TokenTransform:
         """The new advantages and marks; a function that returns only advantages has no marks."""
+        # Looked up by name in each call: the transform is sent to ranks, and a function of a user may not
+        # pickle.
         result = load_target(self.kind.target)(inputs, self.options)
         return result if isinstance(result, TokenTransform) else TokenTransform(advantages=result, marks={})
 
