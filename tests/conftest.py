@@ -1,4 +1,4 @@
-"""What every test stands on: no cluster of the user's, no network, and property tests without a clock."""
+"""What holds for every test: no cluster of the user's, no network, and property tests without a clock."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def no_fsync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """The `Bench` of all tests of the real learner; its processes end with the session."""
-    from learner_cases import make_bench
+def learners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The `Learners` of all tests of the real learner; its processes end with the session."""
+    from learner_cases import start_learners
 
-    made = make_bench(tmp_path_factory.mktemp("bench"))
+    made = start_learners(tmp_path_factory.mktemp("learners"))
     yield made
     made.stop()

@@ -304,7 +304,7 @@ def test_committing_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_rewinding_gives_the_groups_back(tmp_path: Path) -> None:
-    """To step 1 of 3: the groups of 2 and 3 wait as they were sampled; the damage found is told."""
+    """To step 1 of 3: the groups of 2 and 3 wait as they were sampled; the damage found is reported."""
     buffer = open_buffer(tmp_path)
     for index in range(4):
         buffer.add(make_batch(index))

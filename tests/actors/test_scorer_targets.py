@@ -80,7 +80,7 @@ def test_what_goes_wrong_in_a_coroutine_is_a_status(text: str, status: str) -> N
 
 
 def test_a_coroutine_that_will_not_be_cancelled_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its place is lost, which the cluster is told; the other group is not affected."""
+    """Its place is lost, which is reported to the cluster; the other group is not affected."""
     monkeypatch.setattr("actors.scorer.CANCEL_S", 0.1)
     actor = ScorerActor("scorer_forms:plain", OwnOptions({}), 2)
 

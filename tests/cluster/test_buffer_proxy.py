@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_actors import LIMITS, FakeHandle, Told, forever, run
+from fake_actors import LIMITS, Events, FakeHandle, forever, run
 from rollout_rows import RUN, learner_columns, make_batch, make_demonstrations
 
 from actors.buffer import BufferActor
@@ -104,7 +104,7 @@ def buffer_on(run_dir: Path, fate: list[str]) -> BufferProxy:
     def start() -> MortalBuffer:
         return MortalBuffer(run_dir, fate)
 
-    return BufferProxy(Supervised("buffer", start, replace(LIMITS, max_restarts=1), Told()))
+    return BufferProxy(Supervised("buffer", start, replace(LIMITS, max_restarts=1), Events()))
 
 
 def check_two_steps(run_dir: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_buffer_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
         return lives[-1]
 
     async def work() -> None:
-        buffer_actor = Supervised("buffer", start, LIMITS, Told())
+        buffer_actor = Supervised("buffer", start, LIMITS, Events())
         watch = asyncio.ensure_future(buffer_actor.watch())
         await two_steps(BufferProxy(buffer_actor))
         watch.cancel()

@@ -97,9 +97,11 @@ def test_the_type_checker_refuses_a_wrong_call(tmp_path: Path) -> None:
     """An unknown method, arguments too few, too many and of another type, and another result."""
     (tmp_path / "wrong.py").write_text(WRONG)
     checker = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path / "wrong.py")]
-    told = subprocess.run(checker, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
-    lines = {int(line.split(":")[1]) for line in told.splitlines() if "error" in line and "wrong.py" in line}
-    assert lines == {6, 7, 8, 9, 10, 11}, told
+    output = subprocess.run(checker, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
+    lines = {
+        int(line.split(":")[1]) for line in output.splitlines() if "error" in line and "wrong.py" in line
+    }
+    assert lines == {6, 7, 8, 9, 10, 11}, output
 
 
 def test_an_actor_that_died_names_its_log() -> None:

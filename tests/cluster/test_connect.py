@@ -125,7 +125,7 @@ class Quiet:
         self.notes.append(text)
 
 
-def test_a_signal_to_process_and_group_is_one_wish() -> None:
+def test_a_signal_to_process_and_group_counts_once() -> None:
     """`timeout` sends it to both: the second must not end the process in the middle of its stop."""
     reporter = Quiet()
 

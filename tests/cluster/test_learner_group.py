@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_actors import LIMITS, Behavior, FakeHandle, Lives, Told, dies, forever, run, supervise
+from fake_actors import LIMITS, Behavior, Events, FakeHandle, Lives, dies, forever, run, supervise
 
 from cluster import role_proxies
 from cluster.role_proxies import BufferProxy, LearnerGroup
@@ -23,13 +23,13 @@ def rank(*lives: dict[str, Behavior]) -> Lives:
     return Lives([{"ready": size, **life} for life in lives])
 
 
-def learner(ranks: list[Lives], told: Told | None = None) -> LearnerGroup:
+def learner(ranks: list[Lives], events: Events | None = None) -> LearnerGroup:
     """Ranks that start together."""
 
     def start() -> list[FakeHandle]:
         return [lives.start() for lives in ranks]
 
-    return LearnerGroup(start, BufferProxy(supervise(Lives())), LIMITS, told or Told())
+    return LearnerGroup(start, BufferProxy(supervise(Lives())), LIMITS, events or Events())
 
 
 async def raises_runtime_error(*arguments: object) -> object:
@@ -74,7 +74,7 @@ def test_the_echo_of_a_death_is_not_its_cause(dead_rank: int) -> None:
 
 
 def test_a_genuine_error_of_a_rank_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody died within the wait: what the rank raised is told, and all ranks live."""
+    """Nobody died within the wait: what the rank raised is the error, and all ranks live."""
     monkeypatch.setattr(role_proxies, "_OTHER_RANKS_S", 0.01)
     ranks = [rank({"load": raises_runtime_error}), rank({"load": forever})]
 
@@ -89,10 +89,10 @@ def test_a_genuine_error_of_a_rank_passes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_learner_starts_again() -> None:
     """All ranks anew, also after a start that failed; the next call goes to the new ones."""
-    ranks, told = [rank({"load": dies}, {"ready": dies}, {}), rank({})], Told()
+    ranks, events = [rank({"load": dies}, {"ready": dies}, {}), rank({})], Events()
 
     async def work() -> None:
-        group = learner(ranks, told)
+        group = learner(ranks, events)
         with pytest.raises(LearnerLostError):
             await group.load("one")
         await group.restart()
@@ -103,7 +103,7 @@ def test_a_learner_starts_again() -> None:
     for lives in ranks:
         assert [life.dead.is_set() for life in lives.started] == [True, True, False]
         assert lives.started[2].calls == [("ready",), ("load", "two")]
-    assert told.lines == ["actor_lost learner it died"] * 2 + ["actor_replaced learner"]
+    assert events.lines == ["actor_lost learner it died"] * 2 + ["actor_replaced learner"]
 
 
 def test_a_learner_that_dies_too_often_ends_the_run() -> None:
@@ -130,7 +130,7 @@ def test_a_learner_that_dies_too_often_ends_the_run() -> None:
 
 
 def test_a_hanging_rank_is_found_by_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 stands still under a call: all ranks are ended and the call is told why."""
+    """Rank 1 makes no progress in a call: all ranks are ended and the call fails with the reason."""
     monkeypatch.setattr(role_proxies, "PING_S", 0.0)
     ranks = [rank({"load": forever}), rank({"load": forever})]
 

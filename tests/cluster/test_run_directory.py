@@ -80,7 +80,7 @@ def test_a_new_run_is_named_and_locked(tmp_path: Path) -> None:
     claim.lock.release()
 
 
-def test_the_same_experiment_goes_on(tmp_path: Path) -> None:
+def test_the_same_experiment_resumes(tmp_path: Path) -> None:
     """More steps, other limits, another placement: attempt 2, under the name it had."""
     first = claimed(config_in(tmp_path))
     save_step(first, 1)
@@ -104,7 +104,7 @@ def test_another_evaluation_is_the_same_experiment(tmp_path: Path) -> None:
     claim.lock.release()
 
 
-def test_a_run_of_a_version_that_hashed_other_keys_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_a_version_that_hashed_other_keys_resumes(tmp_path: Path) -> None:
     """Its keys are compared one by one; its checkpoints bear the hash that they were written with."""
     config = config_in(tmp_path)
     path = claimed(config) / "run.json"
@@ -130,7 +130,7 @@ def test_a_driver_that_died_while_it_claimed_hurts_nobody(tmp_path: Path) -> Non
     assert (claimed(config_in(tmp_path)) / "run.json").exists()
 
 
-def test_another_experiment_is_told_every_difference(tmp_path: Path) -> None:
+def test_another_experiment_is_refused_with_every_difference(tmp_path: Path) -> None:
     """By key, with both values, and what to do about it; nothing in the folder changes."""
     run_dir = claimed(config_in(tmp_path))
     before = sorted(str(path) for path in run_dir.rglob("*"))
@@ -193,7 +193,7 @@ def test_other_prompts_or_another_job_are_refused(
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"experiment": 3, "experiment_hash": "x"}'])
 def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
-    """It cannot be told which experiment it was, so nobody may go on with it."""
+    """Which experiment it was is unknown, so nothing may resume it."""
     run_dir = claimed(config_in(tmp_path))
     (run_dir / "run.json").write_text(content)
     for refuse in (
@@ -242,7 +242,7 @@ def test_the_digest_is_of_prompts_answers_and_model_files(tmp_path: Path) -> Non
 
 
 def test_changed_code_is_refused_unless_it_is_accepted(tmp_path: Path) -> None:
-    """By module and file, before anything is touched; accepted, it is kept, told and not asked again."""
+    """By module and file, before anything is touched; accepted, it is kept, reported and not asked again."""
     config = config_in(tmp_path)
     old = UserCode({"mine": "a" * 64, "helper": "b" * 64}, {"mine": "/x/mine.py", "helper": "/x/helper.py"})
     new = UserCode({"mine": "c" * 64, "helper": "b" * 64}, old.files)
@@ -266,7 +266,7 @@ def test_changed_code_is_refused_unless_it_is_accepted(tmp_path: Path) -> None:
         check_claimable(config, UserCode({"mine": "c" * 64}, {}))
 
 
-def test_a_run_of_before_code_was_hashed_goes_on(tmp_path: Path) -> None:
+def test_a_run_from_before_code_was_hashed_resumes(tmp_path: Path) -> None:
     """It is not known what its code was."""
     path = claimed(config_in(tmp_path)) / "run.json"
     record = json.loads(path.read_text())

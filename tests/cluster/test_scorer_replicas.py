@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from fake_actors import Lives, Told, dies, forever, run, supervise
+from fake_actors import Events, Lives, dies, forever, run, supervise
 from rollout_rows import make_group, make_sample
 
 from actors.requests import CallStuckError
@@ -43,13 +43,13 @@ def score(
     lives: Lives,
     num_groups: int = 1,
     limit_s: float = 60.0,
-    told: Told | None = None,
+    events: Events | None = None,
     concurrency: int = 1,
 ) -> list[Any]:
     """What one replica makes of that many groups, asked for together."""
 
     async def work() -> list[list[Judgement]]:
-        scorer = ScorerReplicas([supervise(lives, told)], limit_s, concurrency)
+        scorer = ScorerReplicas([supervise(lives, events)], limit_s, concurrency)
         prompt = GROUP.submission.prompt
         return await asyncio.gather(*(scorer.score(prompt, COMPLETIONS) for _ in range(num_groups)))
 
@@ -91,10 +91,10 @@ def test_a_crash_is_tried_once_more_and_then_a_status() -> None:
 def test_a_slow_group_is_a_status_and_its_replica_is_replaced() -> None:
     """More groups than failures are allowed: judging too slowly counts against nobody."""
     behaviors: list[Any] = [{"score": forever}] * 4 + [{"score": right}]
-    lives, told = Lives(behaviors), Told()
-    found = score(lives, num_groups=5, limit_s=0.02, told=told)
+    lives, events = Lives(behaviors), Events()
+    found = score(lives, num_groups=5, limit_s=0.02, events=events)
     assert found == [[(None, "timeout")] * 2] * 4 + [[(1.0, "ok")] * 2]
-    assert told.lines[0] == "actor_lost actor actor took more than 0.02 s for a group and cannot stop it"
+    assert events.lines[0] == "actor_lost actor actor took more than 0.02 s for a group and cannot stop it"
     assert [life.dead.is_set() for life in lives.started] == [True] * 4 + [False]
 
 
@@ -110,9 +110,9 @@ def test_the_limit_of_a_group_does_not_run_while_its_replica_starts() -> None:
 
 def test_a_replica_that_stops_a_slow_group_stays() -> None:
     """It answers at the limit: the group has null scores, nothing is replaced, and its place is free."""
-    lives, told = Lives([{"score": stops}]), Told()
-    assert score(lives, num_groups=3, limit_s=0.02, told=told) == [[(None, "timeout")] * 2] * 3
-    assert len(lives.started) == 1 and told.lines == []
+    lives, events = Lives([{"score": stops}]), Events()
+    assert score(lives, num_groups=3, limit_s=0.02, events=events) == [[(None, "timeout")] * 2] * 3
+    assert len(lives.started) == 1 and events.lines == []
 
 
 @pytest.mark.parametrize("says_so", [True, False])
@@ -125,7 +125,7 @@ def test_a_stuck_replica_is_replaced_when_nobody_else_is_with_it(says_so: bool) 
             if says_so:
                 raise CallStuckError("it runs on")
             return await forever()
-        while not told.stuck:
+        while not events.stuck:
             await asyncio.sleep(0.001)
         for _ in range(20):
             await asyncio.sleep(0.001)
@@ -133,13 +133,13 @@ def test_a_stuck_replica_is_replaced_when_nobody_else_is_with_it(says_so: bool) 
         ended.extend(numbers)
         return [Judgement(score=1.0)]
 
-    class Watching(Told):
+    class Watching(Events):
         stuck = False
 
-    told, lives = Watching(), Lives([{"score": slow_or_stuck}, {"score": right}])
+    events, lives = Watching(), Lives([{"score": slow_or_stuck}, {"score": right}])
 
     async def work() -> list[list[Judgement]]:
-        scorer: Any = ScorerReplicas([supervise(lives, told)], 0.05, 2)
+        scorer: Any = ScorerReplicas([supervise(lives, events)], 0.05, 2)
         first = asyncio.ensure_future(scorer.score(None, [0]))
         while not lives.started[0].calls:
             await asyncio.sleep(0)
@@ -147,7 +147,7 @@ def test_a_stuck_replica_is_replaced_when_nobody_else_is_with_it(says_so: bool) 
         second = asyncio.ensure_future(scorer.score(None, [1]))
         third = asyncio.ensure_future(scorer.score(None, [2]))
         found = [await first]
-        told.stuck = True
+        events.stuck = True
         return [*found, await second, await third]
 
     found = run(work())
@@ -162,10 +162,10 @@ def test_a_stuck_replica_is_replaced_when_nobody_else_is_with_it(says_so: bool) 
 
 def test_a_death_gives_every_group_in_flight_one_more_try() -> None:
     """Three groups with a replica that dies: all are scored by the replacement; that is one failure."""
-    lives, told = Lives([{"score": dies}, {"score": right}]), Told()
-    assert score(lives, num_groups=3, told=told, concurrency=3) == [[(1.0, "ok")] * 2] * 3
+    lives, events = Lives([{"score": dies}, {"score": right}]), Events()
+    assert score(lives, num_groups=3, events=events, concurrency=3) == [[(1.0, "ok")] * 2] * 3
     assert len(lives.started) == 2
-    assert [line.split()[0] for line in told.lines] == ["actor_lost", "actor_replaced"]
+    assert [line.split()[0] for line in events.lines] == ["actor_lost", "actor_replaced"]
 
 
 def test_a_replica_that_died_meanwhile_is_not_replaced_again() -> None:

@@ -82,17 +82,17 @@ def test_a_failure_ends_its_actors_and_not_the_series(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three runs the second fails: its actors are ended before its folder is given back, the third has
-    others; both are told by their numbers."""
+    others; both are reported by their numbers."""
 
     def fail() -> bool:
         raise RunError("it went wrong")
 
-    work, told = _Work({"b": fail}), Recorder()
+    work, recorder = _Work({"b": fail}), Recorder()
     work.install(monkeypatch)
-    series = cluster.series._Series([_order(tmp_path, name) for name in "abc"], told)
+    series = cluster.series._Series([_order(tmp_path, name) for name in "abc"], recorder)
     assert asyncio.run(series.work())
     assert work.calls == ["a", "b", "close", "close", "c", "close"]
-    assert [path.name for path in told.folders] == ["a", "c"] and told.failures == ["it went wrong"]
+    assert [path.name for path in recorder.folders] == ["a", "c"] and recorder.failures == ["it went wrong"]
 
 
 def test_a_series_that_is_stopped_begins_nothing_more(
@@ -100,18 +100,18 @@ def test_a_series_that_is_stopped_begins_nothing_more(
 ) -> None:
     """Asked in the first run, which still reaches its end: it counts, the second does not begin. Asked in a
     run that ends before its last step: it is neither finished nor failed. Between runs none can be."""
-    work, told = _Work({"a": lambda: series.stop()}), Recorder()
+    work, recorder = _Work({"a": lambda: series.stop()}), Recorder()
     work.install(monkeypatch)
-    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], recorder)
     assert not series.stop() and not asyncio.run(series.work()) and work.calls == ["close"]
-    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], recorder)
     work.calls.clear()
     assert not asyncio.run(series.work())
-    assert work.calls == ["a", "stop a", "close"] and [path.name for path in told.folders] == ["a"]
-    work.acts["a"], told = (lambda: False), Recorder()
-    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], told)
+    assert work.calls == ["a", "stop a", "close"] and [path.name for path in recorder.folders] == ["a"]
+    work.acts["a"], recorder = (lambda: False), Recorder()
+    series = cluster.series._Series([_order(tmp_path, name) for name in "ab"], recorder)
     assert not asyncio.run(series.work())
-    assert (told.folders, told.failures, told.notes) == ([], [], ["run 0"])
+    assert (recorder.folders, recorder.failures, recorder.notes) == ([], [], ["run 0"])
 
 
 class _Pool(ActorPool):

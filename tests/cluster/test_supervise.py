@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_actors import LIMITS, FakeHandle, Lives, Told, arguments_of, dies, forever, run, supervise
+from fake_actors import LIMITS, Events, FakeHandle, Lives, arguments_of, dies, forever, run, supervise
 
 from cluster import supervise as supervision
 from cluster.spawn import ActorCallError, ActorLostError
 from cluster.supervise import Fleet, Supervised, quiet_reason
 
 
-async def told_of(told: Told, kind: str, count: int = 1) -> None:
-    """Wait until that kind of event was told that often."""
-    while sum(line.startswith(kind) for line in told.lines) < count:
+async def reported(events: Events, kind: str, count: int = 1) -> None:
+    """Wait until that kind of event was reported that often."""
+    while sum(line.startswith(kind) for line in events.lines) < count:
         await asyncio.sleep(0)
 
 
@@ -33,16 +33,16 @@ def with_a_past(actor: Supervised) -> Supervised:
 @pytest.mark.parametrize("method", ["call", "call_ref"])
 def test_a_call_is_repeated_with_its_arguments(method: str) -> None:
     """The first life dies under it, the second answers; the caller notices nothing."""
-    lives, told = Lives([{"work": dies}, {}]), Told()
+    lives, events = Lives([{"work": dies}, {}]), Events()
 
     async def work() -> object:
-        return await getattr(supervise(lives, told), method)("work", 1, "two")
+        return await getattr(supervise(lives, events), method)("work", 1, "two")
 
     assert run(work()) == ((1, "two") if method == "call" else ("kept", (1, "two")))
     first, second = lives.started
     assert first.calls == [("work", 1, "two")] and first.dead.is_set()
     assert second.calls == [("ready",), ("work", 1, "two")]
-    assert told.lines == ["actor_lost actor it died", "actor_replaced actor"]
+    assert events.lines == ["actor_lost actor it died", "actor_replaced actor"]
 
 
 def test_a_replacement_is_prepared_before_it_is_used() -> None:
@@ -59,10 +59,10 @@ def test_a_replacement_is_prepared_before_it_is_used() -> None:
 
 def test_concurrent_callers_wait_for_one_replacement() -> None:
     """Ten calls lose the actor together: one other is started, and all are repeated."""
-    lives, told = Lives([{"work": forever}, {}]), Told()
+    lives, events = Lives([{"work": forever}, {}]), Events()
 
     async def work() -> list[object]:
-        actor = supervise(lives, told)
+        actor = supervise(lives, events)
         calls = [asyncio.ensure_future(actor.call("work", number)) for number in range(10)]
         while len(lives.started[0].calls) < 10:
             await asyncio.sleep(0)
@@ -70,7 +70,7 @@ def test_concurrent_callers_wait_for_one_replacement() -> None:
         return await asyncio.gather(*calls)
 
     assert run(work()) == [(number,) for number in range(10)]
-    assert len(lives.started) == 2 and told.lines.count("actor_replaced actor") == 1
+    assert len(lives.started) == 2 and events.lines.count("actor_replaced actor") == 1
 
 
 def test_a_call_just_after_the_replacement_finds_it() -> None:
@@ -93,11 +93,11 @@ def test_a_call_just_after_the_replacement_finds_it() -> None:
 
 
 def test_too_many_failures_within_a_step_end_it_with_the_reason() -> None:
-    """max_restarts = 2: the third failure is the last, and every later call is told the same."""
-    lives, told = Lives([{"work": dies}]), Told()
+    """max_restarts = 2: the third failure is the last, and every later call gets the same error."""
+    lives, events = Lives([{"work": dies}]), Events()
 
     async def work() -> list[str]:
-        actor, reasons = supervise(lives, told), []
+        actor, reasons = supervise(lives, events), []
         for _ in range(2):
             with pytest.raises(ActorCallError) as error:
                 await actor.call("work")
@@ -129,17 +129,17 @@ def test_progress_starts_the_count_again() -> None:
 @pytest.mark.parametrize("method", ["ready", "load"])
 def test_a_replacement_that_fails_counts_and_is_ended(method: str) -> None:
     """While it starts, or while it is given its past; two such failures after the first are one too many."""
-    lives, told = Lives([{"work": dies}, {method: dies}]), Told()
+    lives, events = Lives([{"work": dies}, {method: dies}]), Events()
 
     async def work() -> None:
-        await with_a_past(supervise(lives, told)).call("work")
+        await with_a_past(supervise(lives, events)).call("work")
 
     with pytest.raises(ActorCallError, match="3 times within one step"):
         run(work())
-    assert len(told.lines) == 3 and all(life.dead.is_set() for life in lives.started)
+    assert len(events.lines) == 3 and all(life.dead.is_set() for life in lives.started)
 
 
-def test_a_replacement_that_refuses_its_past_is_ended_and_told() -> None:
+def test_a_replacement_that_cannot_restore_its_state_is_ended() -> None:
     """An error of its own, not a death: nobody else would do better."""
 
     async def refuses(*arguments: object) -> object:
@@ -157,13 +157,13 @@ def test_a_replacement_that_refuses_its_past_is_ended_and_told() -> None:
 
 def test_a_replacement_that_never_starts_is_a_failure() -> None:
     """ready_s is the limit of a start, and the reason names it."""
-    lives, told = Lives([{"work": dies}, {"ready": forever}, {}]), Told()
+    lives, events = Lives([{"work": dies}, {"ready": forever}, {}]), Events()
 
     async def work() -> object:
-        return await supervise(lives, told, replace(LIMITS, ready_s=0.01)).call("work", 1)
+        return await supervise(lives, events, replace(LIMITS, ready_s=0.01)).call("work", 1)
 
     assert run(work()) == (1,)
-    assert told.lines[1] == "actor_lost actor actor did not start within cluster.ready_timeout_s = 0.01"
+    assert events.lines[1] == "actor_lost actor actor did not start within cluster.ready_timeout_s = 0.01"
 
 
 def test_the_wait_before_a_replacement_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_a_caller_that_gives_up_leaves_the_replacement_to_the_others() -> None:
 
 
 def test_once_is_one_attempt() -> None:
-    """The caller is told of the death and decides; the next attempt finds the replacement."""
+    """The caller gets an error and decides; the next attempt finds the replacement."""
     lives = Lives([{"work": dies}, {}])
 
     async def work() -> object:
@@ -247,58 +247,58 @@ def test_once_is_one_attempt() -> None:
 
 def test_a_replacement_that_was_asked_for_need_not_count() -> None:
     """More of them than failures are allowed."""
-    lives, told = Lives(), Told()
+    lives, events = Lives(), Events()
 
     async def work() -> None:
-        actor = supervise(lives, told)
+        actor = supervise(lives, events)
         for number in range(5):
             actor.replace("slow", counted=False)
             assert await actor.call("work", number) == (number,)
 
     run(work())
-    assert told.lines == ["actor_lost actor slow", "actor_replaced actor"] * 5
+    assert events.lines == ["actor_lost actor slow", "actor_replaced actor"] * 5
 
 
 def test_a_short_silence_says_nothing() -> None:
     """An actor that answers at once and has moved is well."""
-    told = Told()
-    assert run(quiet_reason(_with_alive(_moved(0.0)), 60.0, told)) == "" and told.lines == []
+    events = Events()
+    assert run(quiet_reason(_with_alive(_moved(0.0)), 60.0, events)) == "" and events.lines == []
 
 
-def test_a_stall_that_ends_is_told_and_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_that_ends_is_reported_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silent for longer than STALL_S, then it answers: two events, no reason to replace it."""
     monkeypatch.setattr(supervision, "STALL_S", 0.01)
-    told = Told()
+    events = Events()
 
     async def work() -> str:
-        async def answers_once_told() -> float:
-            await told_of(told, "actor_stalled")
+        async def answers_once_reported() -> float:
+            await reported(events, "actor_stalled")
             return 0.0
 
-        return await quiet_reason(_with_alive(answers_once_told), 60.0, told)
+        return await quiet_reason(_with_alive(answers_once_reported), 60.0, events)
 
     assert run(work()) == ""
-    assert told.lines == ["actor_stalled actor", "actor_answers actor"]
+    assert events.lines == ["actor_stalled actor", "actor_answers actor"]
 
 
 @pytest.mark.parametrize("stall_s", [0.005, 5.0])
 def test_silence_is_a_reason(monkeypatch: pytest.MonkeyPatch, stall_s: float) -> None:
-    """No answer within hang_s; a stall that is longer than that is not told apart."""
+    """No answer within hang_s; a stall that is longer than that is treated alike."""
     monkeypatch.setattr(supervision, "STALL_S", stall_s)
-    told = Told()
+    events = Events()
 
     async def silent() -> float:
         await asyncio.Event().wait()
         return 0.0
 
-    reason = run(quiet_reason(_with_alive(silent), 0.02, told))
+    reason = run(quiet_reason(_with_alive(silent), 0.02, events))
     assert reason == "actor did not answer for 0.02 s (cluster.hang_timeout_s)"
-    assert told.lines == (["actor_stalled actor"] if stall_s < 0.02 else [])
+    assert events.lines == (["actor_stalled actor"] if stall_s < 0.02 else [])
 
 
-def test_an_actor_that_stands_still_is_a_reason() -> None:
+def test_an_actor_without_progress_is_a_reason() -> None:
     """It answers, and reports that it made no progress for longer than hang_s."""
-    reason = run(quiet_reason(_with_alive(_moved(61.0)), 60.0, Told()))
+    reason = run(quiet_reason(_with_alive(_moved(61.0)), 60.0, Events()))
     assert reason == "actor made no progress for 61 s (cluster.hang_timeout_s)"
 
 
@@ -314,12 +314,12 @@ def _with_alive(alive: Any) -> FakeHandle:
 
 
 def test_a_hanging_actor_is_replaced_under_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watch sees that it stands still; the call that waited is answered by another; the watch goes on."""
+    """The watch sees that it makes no progress; another answers the call that waited; the watch continues."""
     monkeypatch.setattr(supervision, "PING_S", 0.0)
-    lives, told = Lives([{"work": forever}, {"work": forever}, {}]), Told()
+    lives, events = Lives([{"work": forever}, {"work": forever}, {}]), Events()
 
     async def work() -> object:
-        actor = supervise(lives, told)
+        actor = supervise(lives, events)
         fleet = Fleet((actor,))
         fleet.watch()
         call = asyncio.ensure_future(actor.call("work", 1))
@@ -327,13 +327,13 @@ def test_a_hanging_actor_is_replaced_under_its_callers(monkeypatch: pytest.Monke
             while ("work", 1) not in lives.started[-1].calls or len(lives.started) == number:
                 await asyncio.sleep(0)
             lives.started[number].alive_for = _moved(61.0)
-            await told_of(told, "actor_replaced", number + 1)
+            await reported(events, "actor_replaced", number + 1)
         found = await call
         await fleet.close()
         return found
 
     assert run(work()) == (1,)
-    assert sum("made no progress for 61 s" in line for line in told.lines) == 2
+    assert sum("made no progress for 61 s" in line for line in events.lines) == 2
     assert len(lives.started) == 3 and lives.started[-1].dead.is_set()
 
 

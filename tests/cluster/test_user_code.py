@@ -67,7 +67,7 @@ def config_with(function: str, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "expected"),
     [
         ("mine_rewards:compute_scor", "has no attribute 'compute_scor' (did you mean compute_score?)"),
         ("mine_rewads:compute_score", "there is no module 'mine_rewads' in"),
@@ -82,12 +82,12 @@ def config_with(function: str, *overrides: str) -> RunConfig:
         ("mine_ending:f", "the process ended with exit code 0"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_told(folder: Path, function: str, told: str) -> None:
+def test_a_name_that_cannot_be_used_is_refused(folder: Path, function: str, expected: str) -> None:
     """One line with the key, the value and the reason; the driver imports nothing."""
     with pytest.raises(ValueError) as error:
         check_user_code(bind(config_with(function)), pytest.fail)
     message = str(error.value)
-    assert message.startswith(f"scorers.mine.function = {function!r}: ") and told in message
+    assert message.startswith(f"scorers.mine.function = {function!r}: ") and expected in message
     assert message.count(repr(function)) == 1
     assert len(message.splitlines()) == 1 and function.partition(":")[0] not in sys.modules
 
@@ -183,14 +183,16 @@ ACCEPTED_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "name", "told"), REFUSED_CALLS)
-def test_a_signature_that_cannot_be_called_is_told(folder: Path, entry: str, name: str, told: str) -> None:
+@pytest.mark.parametrize(("entry", "name", "expected"), REFUSED_CALLS)
+def test_a_signature_that_cannot_be_called_is_refused(
+    folder: Path, entry: str, name: str, expected: str
+) -> None:
     """One line with the key, what the code gets and what it takes, before anything starts."""
     (folder / "mine_rewards.py").write_text(FORMS)
     config = load_config("debug", ["allow=[mine_rewards]", entry.format(name)])
     with pytest.raises(ValueError) as error:
         check_user_code(bind(config), pytest.fail)
-    assert told in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert expected in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("entry", "name"), ACCEPTED_CALLS)
@@ -209,7 +211,7 @@ def test_nothing_is_claimed_for_a_name_that_is_wrong(folder: Path, start: object
 
 
 @pytest.mark.parametrize("start", [dry_run, train])
-def test_a_wrong_name_is_told_with_the_file_that_has_it(folder: Path, start: Any) -> None:
+def test_a_wrong_name_is_reported_with_its_file(folder: Path, start: Any) -> None:
     """Or with the command line, where the name is given there; each line of a message has its own."""
     (folder / "mine.yaml").write_text(
         "base: debug\nallow: [mine_rewards]\n"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from broadcast_transport import SEND, BroadcastGroup, BroadcastTransport, receiving, sending
-from fake_actors import LIMITS, Behavior, Lives, Told, dies, run, supervise
+from fake_actors import LIMITS, Behavior, Events, Lives, dies, run, supervise
 
 from cluster.role_proxies import BufferProxy, Engines, LearnerGroup
 from cluster.weight_transport import HostTransport, NoTransport
@@ -40,16 +40,16 @@ class World:
     fates: dict[tuple[str, int], dict[str, Behavior]] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    told: Told = field(default_factory=Told)
+    events: Events = field(default_factory=Events)
     refusal: str = ""
 
     def __post_init__(self) -> None:
         self.rank_lives = self._lives("learner-0", self._rank())
         self.engine_lives = [self._lives(f"engine-{k}", self._engine(f"engine-{k}")) for k in (0, 1)]
-        self.supervised = [supervise(lives, self.told) for lives in self.engine_lives]
+        self.supervised = [supervise(lives, self.events) for lives in self.engine_lives]
         self.engines = Engines(self.supervised)
         buffer = BufferProxy(supervise(Lives()))
-        self.learner = LearnerGroup(lambda: [self.rank_lives.start()], buffer, LIMITS, self.told)
+        self.learner = LearnerGroup(lambda: [self.rank_lives.start()], buffer, LIMITS, self.events)
 
     def _lives(self, label: str, behaviors: dict[str, Behavior]) -> Lives:
         lives = [{**behaviors, **self.fates.get((label, life), {})} for life in range(3)]
@@ -111,7 +111,7 @@ def test_every_engine_holds_the_version(kind: str) -> None:
             assert world.held == {"engine-0": version, "engine-1": version}
 
     run(work())
-    assert world.told.lines == []
+    assert world.events.lines == []
 
 
 def test_a_broadcast_cannot_be_sent_before_it_is_received() -> None:
@@ -155,7 +155,7 @@ def test_an_engine_that_dies_in_the_middle_is_brought_up(kind: str) -> None:
 
     run(work())
     assert deaths == 1 and len(world.engine_lives[1].started) == 2 and len(world.engine_lives[0].started) == 1
-    assert world.told.lines == ["actor_lost engine-1 it died", "actor_replaced engine-1"]
+    assert world.events.lines == ["actor_lost engine-1 it died", "actor_replaced engine-1"]
 
 
 @KINDS
@@ -244,7 +244,7 @@ def test_an_engine_that_refuses_ends_the_sync() -> None:
 
     with pytest.raises(WeightSyncError, match="weight sync to version 1 failed: tensor x is unknown"):
         run(work())
-    assert world.told.lines == []
+    assert world.events.lines == []
 
 
 def test_ranks_take_part_in_one_call_at_a_time() -> None:
@@ -263,7 +263,7 @@ def test_ranks_take_part_in_one_call_at_a_time() -> None:
 
     ranks = [Lives([{"ready": size, "publish": slow("a"), "probe": slow("b")}])]
     group = LearnerGroup(
-        lambda: [lives.start() for lives in ranks], BufferProxy(supervise(Lives())), LIMITS, Told()
+        lambda: [lives.start() for lives in ranks], BufferProxy(supervise(Lives())), LIMITS, Events()
     )
 
     async def work() -> None:

@@ -192,7 +192,7 @@ def test_bases_that_do_not_lead_anywhere(tmp_path: Path) -> None:
     assert problem(first).startswith(f"{second}: base = './first.yaml': must not lead back to itself")
 
 
-def test_a_key_that_is_given_twice_is_told(tmp_path: Path) -> None:
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "twice.yaml", "seed: 1\nseed: 2\n")
     assert problem(path) == f"{path}: must have each key once: found duplicate key seed (line 2, column 1)"
 

@@ -22,7 +22,7 @@ def test_what_is_bound_twice_shares_nothing() -> None:
     assert second.options.options == {"deep": {"list": [1]}}
 
 
-def test_values_that_are_equal_but_not_the_same_are_told_apart() -> None:
+def test_values_that_are_equal_but_of_other_types_are_distinguished() -> None:
     """1 == 1.0 == True in Python; a config means different things by them."""
     found = [
         bind_entry({"kind": "lab_reward:score", "options": {"x": value}}, "scorers.own").options.options["x"]

@@ -101,7 +101,9 @@ def test_what_has_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
-def test_a_failure_is_told_and_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_and_stops_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit code 1, the reason in both pages, the other runs finished; the next call does it again."""
     ran = _replace_runs(monkeypatch, failing=["anchor-seed0"])
     assert compare(_request(tmp_path), io.StringIO()) == 1
@@ -114,7 +116,7 @@ def test_a_failure_is_told_and_takes_nothing_along(tmp_path: Path, monkeypatch: 
 
 
 def test_data_that_changed_meanwhile_spoil_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of other data is a failure: its result is not kept, so the folder can still be gone on with."""
+    """A run of other data is a failure: its result is not kept, so the folder can still be completed."""
     _replace_runs(monkeypatch, failing=["anchor-seed1"])
     assert compare(_request(tmp_path), io.StringIO()) == 1
     monkeypatch.setattr(

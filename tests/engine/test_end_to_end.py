@@ -216,7 +216,7 @@ def _export(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "export").iterdir())}
 
 
-def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_resumes_where_it_was(tmp_path: Path) -> None:
     """Ctrl-C, then SIGTERM: 130 and 143, each with a checkpoint of the last finished step; no step is made
     twice, no process is left. While it runs nobody else may."""
     run, num_steps = tmp_path / "stopped", 0

@@ -20,8 +20,8 @@ from learner_cases import (
     TOP,
     VOCABULARY,
     WEIGHT_DECAY,
-    Bench,
     Case,
+    Learners,
     Outcome,
     TopOptions,
     distance,
@@ -54,14 +54,14 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_scores_are_the_models(bench: Bench, stage: int) -> None:
+def test_scores_are_the_models(learners: Learners, stage: int) -> None:
     """Logprobs at the row's temperature, entropies at both, and the base's, which updates leave alone."""
     case = Case(stage=stage, num_ranks=2, base_logprobs=True)
-    ranks, rows = bench.ranks(case), reversed_rows(make_rows(1))
-    config = ranks.build(case, bench.base)
+    ranks, rows = learners.ranks(case), reversed_rows(make_rows(1))
+    config = ranks.build(case, learners.base)
     ranks.step(case, config, make_rows(0), NUM_UPDATES)
     _, columns = ranks.score(case, config, rows)
-    base = load_model(bench.base)
+    base = load_model(learners.base)
     for row, found in zip(rows.to_pylist(), columns.to_pylist(), strict=True):
         assert found["sample_id"] == row["sample_id"]
         with torch.no_grad():
@@ -91,13 +91,13 @@ def test_scores_are_the_models(bench: Bench, stage: int) -> None:
         [(0, 1, "fp32"), (2, 2, "fp32"), (1, 2, "bf16"), (3, 2, "bf16")],
     ),
 )
-def test_nonfinite_update_is_skipped(bench: Bench, stage: int, num_ranks: int, dtype: str) -> None:
+def test_nonfinite_update_is_skipped(learners: Learners, stage: int, num_ranks: int, dtype: str) -> None:
     """A NaN on the last rank leaves weights and optimizer of all ranks alone, as the next update shows."""
     case = Case(stage=stage, num_ranks=num_ranks, dtype=dtype)
-    ranks = bench.ranks(case)
+    ranks = learners.ranks(case)
 
     def run(with_bad_update: bool) -> dict[str, Tensor]:
-        config = ranks.build(case, bench.base)
+        config = ranks.build(case, learners.base)
         ranks.step(case, config, make_rows(0), 0)
         if with_bad_update:
             before = ranks.weights()
@@ -133,12 +133,12 @@ CUTS = [(0, 1, 1), (1, 2, 2), (2, 1, 8), (3, 2, 1), (0, 2, 8), (3, 1, 2)]
 
 @pytest.mark.parametrize(("stage", "num_ranks", "rows_per_microbatch"), quick_of(CUTS, [CUTS[1], CUTS[5]]))
 def test_prepare_sees_the_whole_update(
-    bench: Bench, stage: int, num_ranks: int, rows_per_microbatch: int
+    learners: Learners, stage: int, num_ranks: int, rows_per_microbatch: int
 ) -> None:
     """The top tokens of all rows on all ranks are learned, each once and on the rank that holds it."""
     case = Case(stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows_per_microbatch, kind=TOP)
-    ranks, rows = bench.ranks(case), make_rows(0)
-    config = ranks.build(case, bench.base)
+    ranks, rows = learners.ranks(case), make_rows(0)
+    config = ranks.build(case, learners.base)
     batch, columns = ranks.score(case, config, rows)
     learnable = with_advantages(batch, columns, bind(config), 0)
     ranks.ask("learner_cases:take_seen")
@@ -170,42 +170,44 @@ def top_loss(rows: pa.RecordBatch, columns: pa.Table) -> float:
     ("stage", "kind"),
     quick_of([(1, TOP), (3, TOP), (3, "ppo_clip"), (2, "ppo_clip")], [(1, TOP), (3, "ppo_clip")]),
 )
-def test_rank_without_rows_takes_part(bench: Bench, stage: int, kind: str) -> None:
+def test_rank_without_rows_takes_part(learners: Learners, stage: int, kind: str) -> None:
     """A batch of a single row leaves one of two ranks without any; one rank alone agrees."""
     outcomes = []
     for num_ranks in (1, 2):
         case = Case(stage=stage, num_ranks=num_ranks, kind=kind)
-        ranks, rows = bench.ranks(case), make_rows(0).take(pa.array([1]))
-        config = ranks.build(case, bench.base)
+        ranks, rows = learners.ranks(case), make_rows(0).take(pa.array([1]))
+        config = ranks.build(case, learners.base)
         batch, columns = ranks.score(case, config, rows)
         learnable = with_advantages(batch, columns, bind(config), NUM_UPDATES)
         (sums,) = ranks.update(batch, replace(learnable, advantage_N=np.ones(1)))
         norms, losses = np.array([sums["grad/norm"]]), np.array([sums["loss/total"]])
         assert sums["grad/applied"] == 1.0 and sums["grad/norm"] > 0
         outcomes.append(Outcome(losses=losses, norms=norms, weights=ranks.weights()))
-    found = distance(outcomes[1], outcomes[0], bench.start)
+    found = distance(outcomes[1], outcomes[0], learners.start)
     found.check()
 
 
 @pytest.mark.parametrize(("stage", "num_ranks"), quick_of(EVERY, [(0, 1), (1, 2), (2, 2), (3, 2)]))
-def test_publishes_full_weights(bench: Bench, stage: int, num_ranks: int) -> None:
+def test_publishes_full_weights(learners: Learners, stage: int, num_ranks: int) -> None:
     """Every stage hands out whole tensors under their Hugging Face names; untouched, they are the file's."""
     case = Case(stage=stage, num_ranks=num_ranks)
-    ranks = bench.ranks(case)
-    ranks.build(case, bench.base)
-    assert ranks.ask("ready") == [sum(tensor.numel() for tensor in bench.start.values())] * num_ranks
-    names = [name for name, _ in load_model(bench.base).named_parameters()]
-    assert_same(ranks.weights(), {name: bench.start[name] for name in names})
+    ranks = learners.ranks(case)
+    ranks.build(case, learners.base)
+    assert ranks.ask("ready") == [sum(tensor.numel() for tensor in learners.start.values())] * num_ranks
+    names = [name for name, _ in load_model(learners.base).named_parameters()]
+    assert_same(ranks.weights(), {name: learners.start[name] for name in names})
 
 
 @pytest.mark.parametrize(
     ("stage", "num_ranks"), quick_of([(0, 1), (1, 2), (2, 2), (3, 1), (3, 2)], [(1, 2), (3, 2)])
 )
-def test_export_is_what_the_learner_scores(bench: Bench, stage: int, num_ranks: int, tmp_path: Path) -> None:
+def test_export_is_what_the_learner_scores(
+    learners: Learners, stage: int, num_ranks: int, tmp_path: Path
+) -> None:
     """The exported folder, loaded by transformers, gives the learner's logprobs; so does the probe."""
     case = Case(stage=stage, num_ranks=num_ranks)
-    ranks = bench.ranks(case)
-    config = ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    config = ranks.build(case, learners.base)
     ranks.step(case, config, make_rows(0), NUM_UPDATES)
     rows = make_rows(1)
     _, columns = ranks.score(case, config, rows)
@@ -230,7 +232,7 @@ def test_export_is_what_the_learner_scores(bench: Bench, stage: int, num_ranks: 
 
 @pytest.fixture(scope="module")
 def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bench's model with one matrix for embedding and output head."""
+    """The learners's model with one matrix for embedding and output head."""
     folder, tokenizer = tmp_path_factory.mktemp("tied"), make_tokenizer()
     shape = ModelShape(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=128)
     config = model_config(shape, tokenizer)
@@ -243,10 +245,10 @@ def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("stage", "num_ranks"), quick_of([(0, 2), (1, 1), (2, 2), (3, 1), (3, 2)], [(0, 2), (3, 1)])
 )
-def test_tied_head_learns_as_one(bench: Bench, tied_base: Path, stage: int, num_ranks: int) -> None:
+def test_tied_head_learns_as_one(learners: Learners, tied_base: Path, stage: int, num_ranks: int) -> None:
     """A matrix used at both ends gets both gradients, and counts once in the norm and once in the names."""
     case = Case(stage=stage, num_ranks=num_ranks)
-    outcome = train(bench.ranks(case), case, tied_base)
+    outcome = train(learners.ranks(case), case, tied_base)
     recipe = Recipe(
         learning_rates=tuple(LR * (step + 1) / NUM_UPDATES for step in range(NUM_UPDATES)),
         weight_decay=WEIGHT_DECAY,
@@ -273,16 +275,16 @@ def moved(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("stage", "num_ranks"), quick_of([(0, 1), (1, 1), (1, 2), (2, 2), (3, 2)], [(1, 1), (3, 2)])
 )
-def test_bf16_learns_nearly_the_same(bench: Bench, stage: int, num_ranks: int) -> None:
+def test_bf16_learns_nearly_the_same(learners: Learners, stage: int, num_ranks: int) -> None:
     """bf16 weights stay finite, and losses (-log p) and norms are within a few per cent of fp32's."""
     case = Case(stage=stage, num_ranks=num_ranks, dtype="bf16", kind="nll")
-    low = train(bench.ranks(case), case, bench.base)
+    low = train(learners.ranks(case), case, learners.base)
     exact = replace(case, dtype="fp32")
-    high = train(bench.ranks(exact), exact, bench.base)
+    high = train(learners.ranks(exact), exact, learners.base)
     assert all(tensor.dtype == torch.bfloat16 for tensor in low.weights.values())
     assert all(bool(tensor.isfinite().all()) for tensor in low.weights.values())
     # Also how far training went: an optimizer that starts with a step behind it would fall short.
-    went = moved(low.weights, bench.start) / moved(high.weights, bench.start)
+    went = moved(low.weights, learners.start) / moved(high.weights, learners.start)
     print(low.losses / high.losses - 1, low.norms / high.norms - 1, went)
     assert went == pytest.approx(1.0, abs=0.05)
     assert np.abs(low.losses / high.losses - 1).max() < 0.05
@@ -290,22 +292,22 @@ def test_bf16_learns_nearly_the_same(bench: Bench, stage: int, num_ranks: int) -
 
 
 @pytest.mark.parametrize("stage", quick_of([1, 2, 3], [2]))
-def test_bf16_gradients_add_up_whatever_the_cut(bench: Bench, stage: int) -> None:
+def test_bf16_gradients_add_up_whatever_the_cut(learners: Learners, stage: int) -> None:
     """One row at a time or all at once: gradients add up in fp32, so norms agree far below bf16's 0.4 %."""
     whole = Case(stage=stage, num_ranks=1, dtype="bf16", kind="nll", rows_per_microbatch=8)
     cut = replace(whole, rows_per_microbatch=1)
-    one = train(bench.ranks(whole), whole, bench.base)
-    other = train(bench.ranks(cut), cut, bench.base)
+    one = train(learners.ranks(whole), whole, learners.base)
+    other = train(learners.ranks(cut), cut, learners.base)
     print(np.abs(one.norms / other.norms - 1).max())
     assert np.abs(one.norms / other.norms - 1).max() < 2e-3
 
 
 @pytest.mark.parametrize(("stage", "num_ranks"), [(1, 1), (3, 2)])
-def test_learns_supervised_rows_without_scores(bench: Bench, stage: int, num_ranks: int) -> None:
+def test_learns_supervised_rows_without_scores(learners: Learners, stage: int, num_ranks: int) -> None:
     """Pretraining's way: rows of origin sft, no score before, and the loss is the mean of -log p."""
     case = Case(stage=stage, num_ranks=num_ranks, origin="sft", kind="nll")
-    ranks = bench.ranks(case)
-    ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    ranks.build(case, learners.base)
     rng = np.random.default_rng(5)
     lengths = (4, 21, 9, 13, 6)
     rows = sft_batch(
@@ -330,7 +332,7 @@ def test_learns_supervised_rows_without_scores(bench: Bench, stage: int, num_ran
         )
         requests.append((shard, update))
     answers = ranks.ask_each("learn", requests)
-    model = load_model(bench.base)
+    model = load_model(learners.base)
     with torch.no_grad():
         logprobs = torch.cat([row_logprobs(model, row) for row in rows.to_pylist()])
     loss = sum(answer[0]["loss/sft"] for answer in answers)

@@ -16,8 +16,8 @@ from learner_cases import (
     MAX_GRAD_NORM,
     NUM_UPDATES,
     WEIGHT_DECAY,
-    Bench,
     Case,
+    Learners,
     Outcome,
     distance,
     make_rows,
@@ -92,7 +92,7 @@ def token_advantages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def expected(bench: Bench) -> Outcome:
+def expected(learners: Learners) -> Outcome:
     """One update in plain torch."""
     torch.set_num_threads(1)
     recipe = Recipe(
@@ -103,7 +103,7 @@ def expected(bench: Bench) -> Outcome:
         kl_coef=0.0,
         groups_of_update=(),
     )
-    model = load_model(bench.base)
+    model = load_model(learners.base)
     rows = answered(make_rows(STEP)).to_pylist()
     with torch.no_grad():
         proximal = all_logprobs(model, rows)
@@ -128,16 +128,16 @@ def expected(bench: Bench) -> Outcome:
     ),
 )
 def test_the_bonus_is_learned_and_the_cut_changes_nothing(
-    bench: Bench, expected: Outcome, stage: int, num_ranks: int, rows_per_microbatch: int, reverse: bool
+    learners: Learners, expected: Outcome, stage: int, num_ranks: int, rows_per_microbatch: int, reverse: bool
 ) -> None:
     """Microbatches of 1, 2, 4 and 8 rows, one and two ranks, rows in either order: as plain torch has it."""
     case = BonusCase(stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows_per_microbatch)
-    ranks = bench.ranks(case)
-    config = ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    config = ranks.build(case, learners.base)
     rows = answered(make_rows(STEP))
     (sums,) = ranks.step(case, config, reversed_rows(rows) if reverse else rows, NUM_UPDATES)
     losses, norms = np.array([sums["loss/total"]]), np.array([sums["grad/norm"]])
-    found = distance(Outcome(losses=losses, norms=norms, weights=ranks.weights()), expected, bench.start)
+    found = distance(Outcome(losses=losses, norms=norms, weights=ranks.weights()), expected, learners.start)
     print(case, found)
     found.check()
 
@@ -157,11 +157,11 @@ def test_batch_statistics_see_the_bonus_where_it_acts() -> None:
     assert set(found[len(rows.tokens[1]) :]) == {1.25}
 
 
-def test_mara_has_the_reference_scored(bench: Bench) -> None:
+def test_mara_has_the_reference_scored(learners: Learners) -> None:
     """Without an anchor and without base_logprobs: the column is there, and no other."""
     case = Case(stage=0, num_ranks=1)
-    ranks = bench.ranks(case)
-    config = ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    config = ranks.build(case, learners.base)
     with_mara = replace(config, reward_shape={"modes": {"kind": "mara", "beta": 0.1, "threshold": -9.0}})
     rows = make_rows(STEP)
     for asked, wanted in ((config, False), (with_mara, True), (config, False)):

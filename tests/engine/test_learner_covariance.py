@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from covariance_cases import CovarianceCase, Key, Plain, train_plainly
-from learner_cases import Bench, Outcome, distance, make_rows, reversed_rows
+from learner_cases import Learners, Outcome, distance, make_rows, reversed_rows
 from matrices import quick_of
 from reference_covariance import Token
 from safetensors.torch import load_file
@@ -29,11 +29,11 @@ def plain(base: Path, kind: str, updates: tuple[tuple[int, ...], ...], draws: tu
 
 
 def run(
-    bench: Bench, case: CovarianceCase, reverse: bool = False
+    learners: Learners, case: CovarianceCase, reverse: bool = False
 ) -> tuple[list[list[Token]], list[dict[str, float]], Outcome]:
     """One step on the rows of step 0; checks that every selected token was learned once, where it is held."""
-    ranks = bench.ranks(case)
-    config = ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    config = ranks.build(case, learners.base)
     ranks.ask("covariance_cases:take_seen")
     rows = reversed_rows(make_rows(0)) if reverse else make_rows(0)
     sums = ranks.step(case, config, rows, 0)
@@ -65,7 +65,7 @@ CASES = [
     ("kind", "stage", "num_ranks", "rows", "reverse", "updates"), quick_of(CASES, [CASES[1], CASES[4]])
 )
 def test_cut_ranks_and_order_change_nothing(
-    bench: Bench, kind: str, stage: int, num_ranks: int, rows: int, reverse: bool, updates: int
+    learners: Learners, kind: str, stage: int, num_ranks: int, rows: int, reverse: bool, updates: int
 ) -> None:
     """1 to 8 microbatches on 1 and 2 ranks, rows in either order: tokens, losses and model of plain torch.
 
@@ -74,15 +74,15 @@ def test_cut_ranks_and_order_change_nothing(
     case = CovarianceCase(
         kind=kind, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, updates_per_step=updates
     )
-    tables, sums, outcome = run(bench, case, reverse)
+    tables, sums, outcome = run(learners, case, reverse)
     draws = {(t["sample_id"], t["position"]): t["draw"] for table in tables for t in table}
     groups = TWO_UPDATES if updates == 2 else ONE_UPDATE
-    expected = plain(bench.base, kind, groups, tuple(sorted(draws.items())))
+    expected = plain(learners.base, kind, groups, tuple(sorted(draws.items())))
     assert chosen(tables) == expected.chosen and all(expected.chosen)
     wanted = Outcome(
         losses=np.array(expected.losses), norms=np.array(expected.norms), weights=expected.weights
     )
-    found = distance(outcome, wanted, bench.start)
+    found = distance(outcome, wanted, learners.start)
     print(case, found, [len(keys) for keys in expected.chosen])
     found.check()
     metrics = update_metrics(sums)
@@ -92,42 +92,42 @@ def test_cut_ranks_and_order_change_nothing(
     assert spread == sorted(spread) and spread[0] < spread[-1]
 
 
-def gradient(bench: Bench, case: CovarianceCase, folder: Path) -> Tensor:
+def gradient(learners: Learners, case: CovarianceCase, folder: Path) -> Tensor:
     """Adam's first moment after the updates last made: the sum of their clipped gradients, end to end."""
     folder.mkdir()
-    bench.ranks(case).ask("save", str(folder))
+    learners.ranks(case).ask("save", str(folder))
     kept = [load_file(path) for path in sorted(folder.glob("learner-*.safetensors"))]
     moments = {name: values for each in kept for name, values in each.items() if name.startswith("exp_avg/")}
     return torch.cat([moments[name].double().reshape(-1) for name in sorted(moments)])
 
 
 @pytest.mark.parametrize("kind", ["clip_cov", "kl_cov"])
-def test_overlap_and_gradient_of_other_cuts(bench: Bench, tmp_path: Path, kind: str) -> None:
+def test_overlap_and_gradient_of_other_cuts(learners: Learners, tmp_path: Path, kind: str) -> None:
     """End to end, with scores of their own cuts: Jaccard of the tokens at least 0.99, cosine at least 0.9999.
 
     The control: the other method, on the same rows, has another gradient.
     """
     whole = CovarianceCase(kind=kind, stage=0, num_ranks=1, rows_per_microbatch=17)
-    tables, _, _ = run(bench, whole)
-    wanted = gradient(bench, whole, tmp_path / "whole")
+    tables, _, _ = run(learners, whole)
+    wanted = gradient(learners, whole, tmp_path / "whole")
     for number, (stage, num_ranks, rows) in enumerate([(0, 1, 9), (0, 1, 3), (2, 2, 2), (3, 2, 1)]):
         case = CovarianceCase(kind=kind, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows)
-        others, _, _ = run(bench, case, reverse=number % 2 == 1)
+        others, _, _ = run(learners, case, reverse=number % 2 == 1)
         for mine, theirs in zip(chosen(tables), chosen(others), strict=True):
             assert len(mine & theirs) >= 0.99 * len(mine | theirs)
-        found = gradient(bench, case, tmp_path / str(number))
+        found = gradient(learners, case, tmp_path / str(number))
         cosine = float(found @ wanted / (found.norm() * wanted.norm()))
         print(case, f"1 - cosine {1 - cosine:.1e}")
         assert cosine >= 0.9999
     other = CovarianceCase(kind={"clip_cov": "kl_cov", "kl_cov": "clip_cov"}[kind], stage=0, num_ranks=1)
-    run(bench, other)
-    found = gradient(bench, other, tmp_path / "other")
+    run(learners, other)
+    found = gradient(learners, other, tmp_path / "other")
     assert float(found @ wanted / (found.norm() * wanted.norm())) < 0.9999
 
 
-def test_logprobs_are_those_of_the_updates_weights(bench: Bench) -> None:
+def test_logprobs_are_those_of_the_updates_weights(learners: Learners) -> None:
     """At first they are the scores, bit for bit; the second update's weights have moved away from them."""
-    tables, _, _ = run(bench, CovarianceCase(stage=1, num_ranks=1))
+    tables, _, _ = run(learners, CovarianceCase(stage=1, num_ranks=1))
     first, second = ([(t["logp"], t["old"]) for t in table] for table in tables)
     assert all(now == old for now, old in first)
     assert max(abs(now - old) for now, old in second) > 1e-3

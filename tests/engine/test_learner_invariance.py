@@ -18,8 +18,8 @@ from learner_cases import (
     MAX_GRAD_NORM,
     NUM_UPDATES,
     WEIGHT_DECAY,
-    Bench,
     Case,
+    Learners,
     Outcome,
     distance,
     make_rows,
@@ -57,10 +57,10 @@ def plain(
     return Outcome(losses=np.array(trained.losses), norms=np.array(trained.norms), weights=trained.weights)
 
 
-def check(bench: Bench, case: Case, outcome: Outcome, expected: Outcome) -> None:
+def check(learners: Learners, case: Case, outcome: Outcome, expected: Outcome) -> None:
     """Losses, norms and weights are those expected."""
     assert outcome.norms.min() > MAX_GRAD_NORM, "norms are those before clipping, which every update does"
-    found = distance(outcome, expected, bench.start)
+    found = distance(outcome, expected, learners.start)
     print(case, found)
     found.check()
 
@@ -68,17 +68,17 @@ def check(bench: Bench, case: Case, outcome: Outcome, expected: Outcome) -> None
 @pytest.mark.parametrize(
     ("stage", "num_ranks", "rows"), quick_of(list(product(STAGES, (1, 2), (1, 2, 8))), QUICK)
 )
-def test_cut_changes_nothing(bench: Bench, stage: int, num_ranks: int, rows: int) -> None:
+def test_cut_changes_nothing(learners: Learners, stage: int, num_ranks: int, rows: int) -> None:
     """17 rows in microbatches of 1, 2 and 8 on 1 and 2 ranks train the same model as plain torch."""
     case = Case(stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows)
-    check(bench, case, train(bench.ranks(case), case, bench.base), plain(bench.base))
+    check(learners, case, train(learners.ranks(case), case, learners.base), plain(learners.base))
 
 
 @pytest.mark.parametrize(("stage", "tokens"), quick_of([(1, 55), (2, 120), (3, 1000)], [(2, 120)]))
-def test_microbatch_tokens_changes_nothing(bench: Bench, stage: int, tokens: int) -> None:
+def test_microbatch_tokens_changes_nothing(learners: Learners, stage: int, tokens: int) -> None:
     """The product's own cut by padded tokens: one long row, a few rows, all rows at a time."""
     case = Case(stage=stage, num_ranks=2, microbatch_tokens=tokens)
-    check(bench, case, train(bench.ranks(case), case, bench.base), plain(bench.base))
+    check(learners, case, train(learners.ranks(case), case, learners.base), plain(learners.base))
 
 
 @pytest.mark.parametrize(
@@ -88,21 +88,21 @@ def test_microbatch_tokens_changes_nothing(bench: Bench, stage: int, tokens: int
         [(1, 2, False), (3, 2, True)],
     ),
 )
-def test_anchor_is_cut_free(bench: Bench, stage: int, num_ranks: int, offload: bool) -> None:
+def test_anchor_is_cut_free(learners: Learners, stage: int, num_ranks: int, offload: bool) -> None:
     """A k3 anchor adds its term per token, the frozen copy whole or sharded (ZeRO-3), here or on the host."""
     case = Case(stage=stage, num_ranks=num_ranks, kl_coef=0.3, offload_anchor=offload)
-    check(bench, case, train(bench.ranks(case), case, bench.base), plain(bench.base, kl_coef=0.3))
+    check(learners, case, train(learners.ranks(case), case, learners.base), plain(learners.base, kl_coef=0.3))
 
 
 @pytest.mark.parametrize(
     ("stage", "num_ranks", "rows"),
     quick_of([(0, 2, 2), (1, 1, 8), (2, 2, 1), (3, 2, 2)], [(1, 1, 8), (3, 2, 2)]),
 )
-def test_sequence_mean_is_cut_free(bench: Bench, stage: int, num_ranks: int, rows: int) -> None:
+def test_sequence_mean_is_cut_free(learners: Learners, stage: int, num_ranks: int, rows: int) -> None:
     """Averaging within sequences first counts rows, not tokens, over all ranks."""
     case = Case(stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, aggregate="sequence_mean")
-    expected = plain(bench.base, aggregate="sequence_mean")
-    check(bench, case, train(bench.ranks(case), case, bench.base), expected)
+    expected = plain(learners.base, aggregate="sequence_mean")
+    check(learners, case, train(learners.ranks(case), case, learners.base), expected)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,17 @@ def test_sequence_mean_is_cut_free(bench: Bench, stage: int, num_ranks: int, row
         [(0, 2, 8), (2, 1, 2), (3, 2, 2)],
     ),
 )
-def test_two_updates_in_a_step(bench: Bench, stage: int, num_ranks: int, rows: int) -> None:
+def test_two_updates_in_a_step(learners: Learners, stage: int, num_ranks: int, rows: int) -> None:
     """The second update counts its own tokens, and its ratios, to the step's first logprobs, are not 1."""
     case = Case(stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, updates_per_step=2)
-    expected = plain(bench.base, updates=TWO_UPDATES)
-    check(bench, case, train(bench.ranks(case), case, bench.base), expected)
+    expected = plain(learners.base, updates=TWO_UPDATES)
+    check(learners, case, train(learners.ranks(case), case, learners.base), expected)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_row_order_changes_nothing(bench: Bench, stage: int) -> None:
+def test_row_order_changes_nothing(learners: Learners, stage: int) -> None:
     """Rows handed over last first give the same updates."""
     case = Case(stage=stage, num_ranks=2)
-    check(bench, case, train(bench.ranks(case), case, bench.base, reverse=True), plain(bench.base))
+    check(
+        learners, case, train(learners.ranks(case), case, learners.base, reverse=True), plain(learners.base)
+    )

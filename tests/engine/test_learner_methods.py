@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from learner_cases import Bench, Case, Outcome, distance, train
+from learner_cases import Case, Learners, Outcome, distance, train
 
 from configs.schema import RunConfig
 
@@ -29,8 +29,8 @@ class MethodCase(Case):
         return replace(Case.config(self, base), token_advantage=self.transforms)
 
 
-def trained(bench: Bench, case: MethodCase) -> Outcome:
-    return train(bench.ranks(case), case, bench.base)
+def trained(learners: Learners, case: MethodCase) -> Outcome:
+    return train(learners.ranks(case), case, learners.base)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def trained(bench: Bench, case: MethodCase) -> Outcome:
     ids=["gspo", "gspo-transformed", "ce_gppo"],
 )
 def test_cut_and_ranks_change_nothing(
-    bench: Bench, kind: str, aggregate: str, transforms: dict[str, dict[str, object]]
+    learners: Learners, kind: str, aggregate: str, transforms: dict[str, dict[str, object]]
 ) -> None:
     """One rank with 8 rows at a time and two ranks with one: a row's ratio never depends on its neighbours.
 
@@ -48,17 +48,20 @@ def test_cut_and_ranks_change_nothing(
     whole = MethodCase(
         stage=0, num_ranks=1, rows_per_microbatch=8, kind=kind, aggregate=aggregate, transforms=transforms
     )
-    first, second = trained(bench, whole), trained(bench, replace(whole, num_ranks=2, rows_per_microbatch=1))
-    found = distance(first, second, bench.start)
+    first, second = (
+        trained(learners, whole),
+        trained(learners, replace(whole, num_ranks=2, rows_per_microbatch=1)),
+    )
+    found = distance(first, second, learners.start)
     print(kind, aggregate, found)
     found.check()
 
 
-def test_kinds_and_transforms_reach_the_learner(bench: Bench) -> None:
+def test_kinds_and_transforms_reach_the_learner(learners: Learners) -> None:
     """Against ppo_clip from the same start, each of them ends with other weights."""
     plain = MethodCase(stage=0, num_ranks=1)
-    start = trained(bench, plain)
+    start = trained(learners, plain)
     for other in (replace(plain, kind="gspo"), replace(plain, transforms=TOKEN_ADVANTAGES)):
-        found = distance(trained(bench, other), start, bench.start)
+        found = distance(trained(learners, other), start, learners.start)
         print(other.kind, other.transforms, found)
         assert found.update_l2 > 1e-3, found

@@ -22,8 +22,8 @@ from learner_cases import (
     NUM_UPDATES,
     VOCABULARY,
     WEIGHT_DECAY,
-    Bench,
     Case,
+    Learners,
     Outcome,
     distance,
     make_rows,
@@ -170,11 +170,11 @@ def train_plainly(base: Path, rows: pa.RecordBatch) -> tuple[list[tuple[float, f
     ("stage", "num_ranks", "tokens"),
     quick_of([(0, 1, 1000), (1, 1, 120), (2, 2, 55), (3, 2, 120)], [(1, 1, 120), (3, 2, 120)]),
 )
-def test_own_and_replayed_rows(bench: Bench, stage: int, num_ranks: int, tokens: int) -> None:
+def test_own_and_replayed_rows(learners: Learners, stage: int, num_ranks: int, tokens: int) -> None:
     """Each origin's loss, the norms and the weights are plain torch's, however the rows are cut."""
     case = ReplayCase(stage=stage, num_ranks=num_ranks, microbatch_tokens=tokens, updates_per_step=2)
-    ranks, rows = bench.ranks(case), mixed_rows(bench.base)
-    config = ranks.build(case, bench.base)
+    ranks, rows = learners.ranks(case), mixed_rows(learners.base)
+    config = ranks.build(case, learners.base)
     batch, columns = ranks.score(case, config, rows)
     sums = ranks.update(batch, with_advantages(batch, columns, bind(config), NUM_UPDATES))
     found = Outcome(
@@ -182,25 +182,25 @@ def test_own_and_replayed_rows(bench: Bench, stage: int, num_ranks: int, tokens:
         norms=np.array([update["grad/norm"] for update in sums]),
         weights=ranks.weights(),
     )
-    parts, expected = train_plainly(bench.base, rows)
+    parts, expected = train_plainly(learners.base, rows)
     for update, (own, replayed) in zip(sums, parts, strict=True):
         assert update["loss/policy"] == pytest.approx(own, abs=1e-5)
         assert update["loss/replay"] == pytest.approx(replayed, abs=1e-5)
         assert abs(replayed) > 1e-2, "a loss of nothing would agree with anything"
-    gap = distance(found, expected, bench.start)
+    gap = distance(found, expected, learners.start)
     print(case, gap)
     gap.check()
 
 
 @pytest.mark.parametrize(("stage", "num_ranks", "tokens"), [(1, 1, 120), (3, 2, 120)])
-def test_own_rows_and_demonstrations(bench: Bench, stage: int, num_ranks: int, tokens: int) -> None:
+def test_own_rows_and_demonstrations(learners: Learners, stage: int, num_ranks: int, tokens: int) -> None:
     """The update is that of the two losses' sum, and the own rows' loss is as it is alone.
 
     Demonstrations have no advantage, no sampler and no say in the own rows' advantages.
     """
     case = SftCase(stage=stage, num_ranks=num_ranks, microbatch_tokens=tokens, updates_per_step=2)
-    ranks, rows = bench.ranks(case), demonstrated_rows(bench.base)
-    config = ranks.build(case, bench.base)
+    ranks, rows = learners.ranks(case), demonstrated_rows(learners.base)
+    config = ranks.build(case, learners.base)
     batch, columns = ranks.score(case, config, rows)
     learnable = with_advantages(batch, columns, bind(config), NUM_UPDATES)
     assert not learnable.advantage_N[NUM_OWN_ROWS:].any()
@@ -211,11 +211,11 @@ def test_own_rows_and_demonstrations(bench: Bench, stage: int, num_ranks: int, t
         norms=np.array([update["grad/norm"] for update in sums]),
         weights=ranks.weights(),
     )
-    parts, expected = train_plainly(bench.base, rows)
+    parts, expected = train_plainly(learners.base, rows)
     for update, (own, shown), count in zip(sums, parts, (48, 23), strict=True):
         assert update["loss/policy"] == pytest.approx(own, abs=1e-5)
         assert update["loss/sft"] == pytest.approx(shown, abs=1e-5)
         assert update["tokens/sft"] == count
-    gap = distance(found, expected, bench.start)
+    gap = distance(found, expected, learners.start)
     print(case, gap)
     gap.check()

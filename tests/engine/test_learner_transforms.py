@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference_shapes as papers
+import reference_token_advantages as papers
 import torch
 from covariance_cases import Plain
 from learner_cases import (
@@ -19,8 +19,8 @@ from learner_cases import (
     MAX_GRAD_NORM,
     NUM_UPDATES,
     WEIGHT_DECAY,
-    Bench,
     Case,
+    Learners,
     Outcome,
     distance,
     make_rows,
@@ -46,7 +46,7 @@ PLANNED = (0, 6, 13)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShapedCase(Case):
+class TransformedCase(Case):
     """Four transforms in a row, three of which look at the whole update first.
 
     These rows were drawn at random: the learner finds them about a twentieth as likely as stated, hence the
@@ -85,7 +85,9 @@ def score(model: PreTrainedModel, row: Row) -> Scores:
     return logp[torch.arange(len(tokens)), torch.tensor(tokens)], -(logp.exp() * logp).sum(-1)
 
 
-def shaped(rows: Sequence[Row], now: Mapping[str, Scores], old: Mapping[str, Scores]) -> dict[str, Tensor]:
+def transformed(
+    rows: Sequence[Row], now: Mapping[str, Scores], old: Mapping[str, Scores]
+) -> dict[str, Tensor]:
     """The four equations in Python floats, over the learned tokens of an update in one list."""
     planned = {make_rows(0).to_pylist()[row]["sample_id"] for row in PLANNED}
     advantages, keys = group_advantages(rows), []
@@ -118,7 +120,7 @@ def train_plainly(base: Path, num_updates: int) -> Plain:
         mine = [row for row in rows if row["group_id"] in {groups[place] for place in members}]
         with torch.no_grad():
             now = {row["sample_id"]: score(model, row) for row in mine}
-        wanted = shaped(mine, now, old)
+        wanted = transformed(mine, now, old)
         total, count = torch.zeros(()), 0
         for row in mine:
             name, mask = row["sample_id"], torch.tensor(row["loss_mask"])
@@ -146,24 +148,24 @@ FOUND: dict[int, dict[str, float]] = {}
     ("stage", "num_ranks", "rows", "reverse", "updates"), quick_of(CASES, [CASES[0], CASES[2], CASES[3]])
 )
 def test_cut_ranks_and_order_change_nothing(
-    bench: Bench, grams: str, stage: int, num_ranks: int, rows: int, reverse: bool, updates: int
+    learners: Learners, grams: str, stage: int, num_ranks: int, rows: int, reverse: bool, updates: int
 ) -> None:
     """1 to 8 microbatches on 1 and 2 ranks, rows in either order: losses and model of plain torch.
 
     The second update's surprisals are of weights that the first has moved, its entropies are not. All that
     the transforms log is the same as well.
     """
-    case = ShapedCase(
+    case = TransformedCase(
         grams=grams, stage=stage, num_ranks=num_ranks, rows_per_microbatch=rows, updates_per_step=updates
     )
-    ranks = bench.ranks(case)
-    config = ranks.build(case, bench.base)
+    ranks = learners.ranks(case)
+    config = ranks.build(case, learners.base)
     sums = ranks.step(case, config, reversed_rows(make_rows(0)) if reverse else make_rows(0), 0)
     losses, norms = ([update[name] for update in sums] for name in ("loss/total", "grad/norm"))
     outcome = Outcome(losses=np.array(losses), norms=np.array(norms), weights=ranks.weights())
-    plain = train_plainly(bench.base, updates)
+    plain = train_plainly(learners.base, updates)
     wanted = Outcome(losses=np.array(plain.losses), norms=np.array(plain.norms), weights=plain.weights)
-    found = distance(outcome, wanted, bench.start)
+    found = distance(outcome, wanted, learners.start)
     print(case, found)
     found.check()
     logged = {name: value for name, value in update_metrics(sums).items() if "token_advantage." in name}

@@ -108,7 +108,7 @@ async def generate(handle: RayHandle, submissions: Sequence[Submission]) -> list
 
 
 class OwnLearner:
-    """The learner's side of a publish, in this process; `spoil` stands for a fault on the way."""
+    """The learner's side of a publish, in this process; `spoil` is a fault on the way."""
 
     def __init__(self, path: str) -> None:
         self.policy: PolicyModel = load_policy(path, "fp32", 1024, False)

@@ -94,8 +94,8 @@ class Lives:
 
 
 @dataclass
-class Told:
-    """What supervision told, as text."""
+class Events:
+    """What supervision reported, as text."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -104,6 +104,6 @@ class Told:
         self.lines.append(" ".join([kind, actor, *reasons]))
 
 
-def supervise(lives: Lives, told: Told | None = None, limits: Limits = LIMITS) -> Supervised:
+def supervise(lives: Lives, events: Events | None = None, limits: Limits = LIMITS) -> Supervised:
     """A supervised actor with these lives."""
-    return Supervised(lives.label, lives.start, limits, told or Told())
+    return Supervised(lives.label, lives.start, limits, events or Events())

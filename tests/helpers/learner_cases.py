@@ -266,7 +266,7 @@ class Ranks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class Learners:
     """The two groups of ranks, and the model that every case starts from."""
 
     base: Path
@@ -284,7 +284,7 @@ class Bench:
                 handle.kill()
 
 
-def make_bench(folder: Path) -> Bench:
+def start_learners(folder: Path) -> Learners:
     """A base and the processes of one and of two ranks, which end with `stop`."""
     names = {1: ("solo",), 2: ("left", "right")}
     handles = {size: tuple(RankProcess(name, folder) for name in of) for size, of in names.items()}
@@ -294,7 +294,7 @@ def make_bench(folder: Path) -> Bench:
     make_base(shape, folder / "base")
     by_size = {size: Ranks(handles=of, port=free_port()) for size, of in handles.items()}
     start = load_file(folder / "base" / "model.safetensors")
-    return Bench(base=folder / "base", start=start, by_size=by_size)
+    return Learners(base=folder / "base", start=start, by_size=by_size)
 
 
 def free_port() -> int:

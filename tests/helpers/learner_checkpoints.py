@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from learner_cases import Bench, Case, make_rows
+from learner_cases import Case, Learners, make_rows
 from safetensors.torch import load_file
 from torch import Tensor
 
 
-def steps_of(bench: Bench, case: Case, steps: range) -> None:
+def steps_of(learners: Learners, case: Case, steps: range) -> None:
     """Score and update on the rows of these steps."""
     for step in steps:
-        (sums,) = bench.ranks(case).step(case, case.config(bench.base), make_rows(step), step)
+        (sums,) = learners.ranks(case).step(case, case.config(learners.base), make_rows(step), step)
         assert sums["grad/applied"] == 1.0
 
 
@@ -29,11 +29,11 @@ def without_random(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("rng/")}
 
 
-def save(bench: Bench, case: Case, folder: Path) -> dict[str, Tensor]:
+def save(learners: Learners, case: Case, folder: Path) -> dict[str, Tensor]:
     """All tensors of all ranks' files, whose digests must be those the ranks gave."""
     folder.mkdir()
     tensors: dict[str, Tensor] = {}
-    for digests in bench.ranks(case).ask("save", str(folder)):
+    for digests in learners.ranks(case).ask("save", str(folder)):
         for name, digest in digests.items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
             own = load_file(folder / name)

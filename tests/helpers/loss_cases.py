@@ -429,7 +429,7 @@ def check_prepared_and_marks() -> None:
     }
 
 
-SHAPE_CHECKS: dict[str, tuple[Check, ...]] = {
+TRANSFORM_CHECKS: dict[str, tuple[Check, ...]] = {
     "positive_reweight": (check_positive_reweight,),
     "repo": (check_repo,),
     "repo_r": (check_repo_r,),

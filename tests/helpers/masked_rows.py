@@ -1,6 +1,6 @@
 """The same rows twice: as they were sampled, and with tokens of an environment put in between.
 
-What stands at the inserted tokens is garbage: any id, no sampler's logprob, NaN and infinite scores.
+The inserted tokens have garbage: any id, no sampler's logprob, NaN and infinite scores.
 """
 
 from __future__ import annotations

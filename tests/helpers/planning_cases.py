@@ -26,7 +26,7 @@ from trainer.token_advantages.strategic_ngrams import (
 Check = Callable[[], None]
 DOCUMENTS = [[[1, 2, 3, 4]], [[1, 2, 3], [9, 1, 2, 3]], [[1, 2, 3, 4]], [[7, 8]]]
 """Of (1 2 3) three documents have it, one of them twice; of (2 3 4) and (1 2 3 4) two; of (9 1 2) and
-(9 1 2 3) one. (3, 9, 1) stands across a gap."""
+(9 1 2 3) one. (3, 9, 1) lies across a gap."""
 KNOWN = Grams(documents={(1, 2, 3): 3, (1, 2, 3, 4): 2, (2, 3, 4): 2}, num_documents=4, sources=("a",))
 
 

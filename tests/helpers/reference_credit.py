@@ -1,6 +1,6 @@
 """Advantages, bonuses and weights row by row in Python floats, written from the equations.
 
-They import nothing of the house. `rewards` are those of one group unless said otherwise; `me` is the
+They import nothing of the trainer. `rewards` are those of one group unless said otherwise; `me` is the
 row's place in it.
 """
 

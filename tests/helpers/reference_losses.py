@@ -1,7 +1,7 @@
 """Losses for one row of tokens in Python floats, written from the papers' equations.
 
-They import nothing of the house. `frozen` is the policy where the equation stops the gradient: left out it is
-the policy itself (the loss's value); held fixed while the policy moves, the difference is the gradient.
+They import nothing of the trainer. `frozen` is the policy where the equation stops the gradient: left out
+it is the policy itself (the loss's value); held fixed while the policy moves, the difference is the gradient.
 """
 
 from __future__ import annotations

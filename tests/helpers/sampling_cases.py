@@ -27,19 +27,19 @@ DROP = RolloutConfig(groups_per_step=2, zero_variance_groups="drop")
 KEEP = RolloutConfig(groups_per_step=2)
 
 
-def reference_teaches(rewards: Sequence[float | None]) -> bool:
+def reference_differs(rewards: Sequence[float | None]) -> bool:
     """DAPO's condition, pair by pair: some two rewards of the group differ."""
     known = [reward for reward in rewards if reward is not None]
     return any(not math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one in known for other in known)
 
 
-def reference_rounds(teaches: Sequence[bool], wanted: int, limit: int) -> tuple[int, int]:
+def reference_rounds(differs: Sequence[bool], wanted: int, limit: int) -> tuple[int, int]:
     """(rounds, groups) by doing it: sample, count, sample what is short, until enough or out of rounds."""
     sampled = kept = rounds = 0
     while kept < wanted and rounds < limit:
         short = wanted - kept
         for _ in range(short):
-            kept += teaches[sampled]
+            kept += differs[sampled]
             sampled += 1
         rounds += 1
     return rounds, sampled
@@ -57,7 +57,7 @@ def rows_of(groups: Sequence[Sequence[float | None]], first: int = 0) -> pa.Tabl
 
 
 def check_nonzero_variance_rows() -> None:
-    """Group 7: 0 and 1, teaches. 3: two ones. 5: one rewarded row. 9: none. 8: -1 and 0 beside a null."""
+    """Group 7: 0 and 1 differ. 3: two ones. 5: one rewarded row. 9: none. 8: -1 and 0 beside a null."""
     group_N = np.array([7, 3, 7, 5, 3, 5, 9, 8, 8, 8])
     reward_N = np.array([0.0, 1.0, 1.0, 1.0, 1.0, NAN, NAN, -1.0, NAN, 0.0])
     found = nonzero_variance_rows(reward_N, group_N)
@@ -70,7 +70,7 @@ def check_nonzero_variance_rows() -> None:
 
 
 def check_left_out_rows() -> None:
-    """A group that teaches, one that does not, a demonstration: only the second is ever left out."""
+    """A group whose rewards differ, one whose do not, a demonstration: only the second is ever left out."""
     reward_N, group_N = np.array([0.0, 1.0, 1.0, 1.0, NAN]), np.array([0, 0, 1, 1, 2])
     origin_N = np.array(["policy", "policy", "policy", "replay", "sft"], object)
     assert not left_out_rows(reward_N, group_N, origin_N, KEEP).any()
@@ -80,17 +80,18 @@ def check_left_out_rows() -> None:
 
 
 def check_plan_rounds() -> None:
-    """Four wanted. Two of the first four teach: two more; one of these: one more; that one does not: done.
+    """Four wanted. Of the first four two differ in reward: two more; of these one: one more; that one does
+    not: done.
 
     With two rounds it ends after six groups, with four it asks for an eighth.
     """
-    teaches = [True, False, False, True, True, False, False]
-    plans = [plan_rounds(teaches[:known], 4, 3) for known in range(8)]
+    differs = [True, False, False, True, True, False, False]
+    plans = [plan_rounds(differs[:known], 4, 3) for known in range(8)]
     assert plans[:4] == [Rounds(num_rounds=1, num_groups=4)] * 4
     assert plans[4:6] == [Rounds(num_rounds=2, num_groups=6)] * 2
     assert plans[6:] == [Rounds(num_rounds=3, num_groups=7)] * 2
-    assert plan_rounds(teaches, 4, 2) == Rounds(num_rounds=2, num_groups=6)
-    assert plan_rounds(teaches, 4, 4) == Rounds(num_rounds=4, num_groups=8)
+    assert plan_rounds(differs, 4, 2) == Rounds(num_rounds=2, num_groups=6)
+    assert plan_rounds(differs, 4, 4) == Rounds(num_rounds=4, num_groups=8)
     assert plan_rounds([True] * 4, 4, 3) == Rounds(num_rounds=1, num_groups=4)
     assert plan_rounds([False] * 12, 4, 3) == Rounds(num_rounds=3, num_groups=12)
 
@@ -104,7 +105,7 @@ def check_submissions_per_step() -> None:
 
 
 def check_asked_for() -> None:
-    """From submission 12: one of the first two teaches, so a third; beyond a gap nothing counts."""
+    """From submission 12: one of the first two differs in reward, so a third; beyond a gap nothing counts."""
     groups = [(0.0, 1.0), (1.0, 1.0), (None, 1.0)]
     assert asked_for(rows_of(groups[:1], 12), 12, REFILL) == Rounds(num_rounds=1, num_groups=2)
     assert asked_for(rows_of(groups[:2], 12), 12, REFILL) == Rounds(num_rounds=2, num_groups=3)
@@ -115,7 +116,7 @@ def check_asked_for() -> None:
 
 
 def check_sampling_metrics() -> None:
-    """Three groups, one of which teaches: a share of 2/3, in the third round (a fourth group is due)."""
+    """Three groups, one of which differs in reward: a share of 2/3, in the third round (a fourth is due)."""
     groups = [(0.0, 1.0), (1.0, 1.0), (None, 1.0)]
     assert sampling_metrics(rows_of(groups, 12), KEEP) == {}
     for rollout, rounds in ((REFILL, 3.0), (DROP, 1.0)):

@@ -100,5 +100,5 @@ def test_rewards_need_no_engine(tmp_path: Path) -> None:
     rules = [f"--scorer={kind}" for kind in ("lab_answer", "format", "language", "repetition", "json_schema")]
     tried = polyphony(tmp_path, "rewards", "try", "rows.jsonl", *rules)
     assert tried.returncode == 0 and "1 completions of 1 prompts" in tried.stdout, tried.stderr
-    assert polyphony(tmp_path, "rewards", "bench", "debug", "--seconds=0.1").returncode == 0
+    assert polyphony(tmp_path, "rewards", "learners", "debug", "--seconds=0.1").returncode == 0
     assert "torch" not in refusal(tmp_path, "rewards", "try", "rows.jsonl", "--scorer=maths")

@@ -1,6 +1,6 @@
-"""The rules of the house, kept by reading the source: floors, light imports, sizes, types, no unsafe calls.
+"""The rules of the source, checked by reading it: floors, light imports, sizes, types, no unsafe calls.
 
-Each rule is a function over one parsed file, tried on snippets that break it before it judges the house.
+Each rule is a function over one parsed file, tried on snippets that break it before it reads the packages.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def floor_breaks(package: str, tree: ast.Module) -> list[str]:
     for line, name in imported_modules(tree):
         top = name.partition(".")[0]
         if top in PACKAGES and top not in ALLOWED[package]:
-            found.append(f"{line}: {package} imports {name}, which stands above it")
+            found.append(f"{line}: {package} imports {name}, which is above it")
         if top in OWNERS and package not in OWNERS[top]:
             found.append(f"{line}: {package} imports {name}; only {sorted(OWNERS[top])} may")
         if name == "ray.data" or name.startswith("ray.data."):
@@ -175,7 +175,7 @@ def untyped_signatures(tree: ast.Module) -> list[str]:
     return found
 
 
-def house(rule: Callable[[ast.Module], list[str]]) -> list[str]:
+def found_in_packages(rule: Callable[[ast.Module], list[str]]) -> list[str]:
     """What a rule finds in all tracked files, as path:line: message."""
     return [f"{path}:{message}" for path in tracked_files() for message in rule(parse(path))]
 
@@ -213,7 +213,7 @@ def test_floor_rule_allows_downward_imports() -> None:
 
 
 def test_imports_point_down() -> None:
-    """The floors of the whole house."""
+    """The floors of all packages."""
     assert tracked_files()
     broken = [
         f"{path}:{message}"
@@ -268,7 +268,7 @@ def test_safety_rule_allows_their_namesakes() -> None:
 
 def test_nothing_runs_code_that_came_with_data() -> None:
     """A model folder, a data set or a journal must never be able to run code here."""
-    assert house(unsafe_uses) == []
+    assert found_in_packages(unsafe_uses) == []
 
 
 def test_signature_rule_sees_missing_types() -> None:
@@ -294,7 +294,7 @@ def outer(*args, flag: bool = False, **options: int) -> None:
 
 def test_every_signature_is_typed() -> None:
     """Arguments and results of every function in the packages carry a type."""
-    assert house(untyped_signatures) == []
+    assert found_in_packages(untyped_signatures) == []
 
 
 def test_files_are_short() -> None:
@@ -317,7 +317,7 @@ def test_functions_are_short() -> None:
 
     lines = "\n".join("    pass" for _ in range(MAX_FUNCTION_LINES))
     assert len(long(ast.parse(f"class A:\n  def f():\n{lines}"))) == 1  # the rule sees one line too many
-    assert house(long) == []
+    assert found_in_packages(long) == []
 
 
 @pytest.mark.parametrize("package", ["configs", "rollouts", "rewards", "viewer", "polyphony"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import reference_shapes
+import reference_token_advantages
 
 from configs.kinds.advantages import ADVANTAGES
 from configs.kinds.base import load_target
@@ -37,14 +37,14 @@ OTHERS = {
     "kl_anchor": KLConfig,
     "entropy_bonus": EntropyConfig,
     "sft_refresh": draw,
-    "decoupled": reference_shapes.decoupled,
+    "decoupled": reference_token_advantages.decoupled,
     "aggregation": row_weights,
     "dynamic_sampling": nonzero_variance_rows,
     "tempered": positive_tempered_rows,
     "critique_grpo": CritiqueGrpoOptions,
     "rltf_sd": refined_advantage,
 }
-"""Methods that are a section of the config, or two kinds together; and where their equation stands."""
+"""Methods that are a section of the config, or two kinds together; and where their equation is."""
 CREDIT = ADVANTAGES | REWARD_SHAPES | BONUSES | PROMPT_WEIGHTS
 TABLES = LOSSES | TOKEN_ADVANTAGES | CONTROLLERS | CREDIT
 KINDS = (*TABLES, *OTHERS)

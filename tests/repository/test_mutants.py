@@ -17,7 +17,7 @@ import numpy as np
 import planning_cases
 import pytest
 import sampling_cases
-import shape_cases
+import token_advantage_cases
 
 from benchmarks.mutants import functions_of, is_caught, mutants_of
 
@@ -31,12 +31,12 @@ TABLES: tuple[tuple[str, Tables], ...] = (
     ("trainer.losses.per_token", loss_cases.CHECKS),
     ("trainer.losses.clamping", loss_cases.CLAMPING_CHECKS),
     ("trainer.losses.covariance", COVARIANCE_CHECKS),
-    ("trainer.token_advantages.transforms", loss_cases.SHAPE_CHECKS),
-    ("trainer.token_advantages.entropy_transforms", shape_cases.ENTROPY_CHECKS),
-    ("trainer.token_advantages.off_policy", shape_cases.OFF_POLICY_CHECKS),
+    ("trainer.token_advantages.transforms", loss_cases.TRANSFORM_CHECKS),
+    ("trainer.token_advantages.entropy_transforms", token_advantage_cases.ENTROPY_CHECKS),
+    ("trainer.token_advantages.off_policy", token_advantage_cases.OFF_POLICY_CHECKS),
     ("trainer.token_advantages.planning", planning_cases.PLANNING_CHECKS),
     ("trainer.token_advantages.strategic_ngrams", planning_cases.GRAM_CHECKS),
-    ("trainer.losses.logprobs", shape_cases.LOGPROB_CHECKS),
+    ("trainer.losses.logprobs", token_advantage_cases.LOGPROB_CHECKS),
     *credit_cases.CHECKS.items(),
     ("trainer.credit.diversity", diversity_cases.DIVERSITY_CHECKS),
     *novelty_cases.CHECKS.items(),
@@ -70,18 +70,18 @@ def test_the_functions_with_tables() -> None:
     """Whoever adds a loss here adds its table."""
     losses = {function.__name__ for function in functions_of("trainer.losses.per_token")}
     assert losses - loss_cases.CHECKS.keys() == {"nll"}
-    shapes = {function.__name__ for function in functions_of("trainer.token_advantages.transforms")}
-    assert shapes - loss_cases.SHAPE_CHECKS.keys() == {
+    transforms = {function.__name__ for function in functions_of("trainer.token_advantages.transforms")}
+    assert transforms - loss_cases.TRANSFORM_CHECKS.keys() == {
         "bound_transforms",
         "start_transforms",
         "_call_prepare",
     }
     assert {
         it.__name__ for it in functions_of("trainer.token_advantages.entropy_transforms")
-    } == shape_cases.ENTROPY_CHECKS.keys()
+    } == token_advantage_cases.ENTROPY_CHECKS.keys()
     assert {
         it.__name__ for it in functions_of("trainer.token_advantages.off_policy")
-    } == shape_cases.OFF_POLICY_CHECKS.keys()
+    } == token_advantage_cases.OFF_POLICY_CHECKS.keys()
     complete: dict[str, Tables] = {
         **credit_cases.CHECKS,
         "trainer.credit.diversity": diversity_cases.DIVERSITY_CHECKS,
@@ -99,7 +99,7 @@ def test_the_functions_with_tables() -> None:
 
 
 def ratio_of(low: float, high: float) -> bool:
-    """Stands in for a loss."""
+    """In place of a loss."""
     assert high > 0
     return low < high - 1.0
 

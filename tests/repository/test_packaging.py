@@ -1,4 +1,4 @@
-"""What installers are told: one torch for each extra, from one place, wherever its version is written."""
+"""What installers read: one torch for each extra, from one place, wherever its version is written."""
 
 from __future__ import annotations
 

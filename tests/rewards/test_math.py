@@ -67,7 +67,7 @@ def test_every_case_of_a_kind_gets_its_right_score(kind: str) -> None:
 
 
 def test_the_table_holds_right_and_wrong_answers_of_every_kind() -> None:
-    """A grader that pays everyone, or nobody, must fail on each kind; names are told apart."""
+    """A grader that pays everyone, or nobody, must fail on each kind; names are distinguished."""
     assert len({(case["kind"], case["name"]) for case in CASES}) == len(CASES)
     for kind in KINDS:
         scores = {case["right"] for case in CASES if case["kind"] == kind}
@@ -104,7 +104,7 @@ def test_score_and_answer(gold: str, text: str, score: float, answer: str | None
 
 
 def test_the_end_of_a_long_text_is_read() -> None:
-    """`max_chars` cuts the front: the answer stands last."""
+    """`max_chars` cuts the front: the answer comes last."""
     text = r"\boxed{8}" + " " * 100 + r"\boxed{7}"
     (judged,) = math(prompt("7"), [completion(text)], MathOptions(max_chars=20))
     assert (judged.score, judged.answer) == (1.0, "7")
@@ -150,7 +150,7 @@ def test_a_list_of_answers_accepts_each() -> None:
         ((r"\boxed{50\%}",), "50%"),
     ],
 )
-def test_answers_read_alike_are_told_alike(texts: tuple[str, ...], answer: str) -> None:
+def test_answers_read_alike_are_written_alike(texts: tuple[str, ...], answer: str) -> None:
     """Bonuses count the different answers of a group: a spelling is no other answer."""
     assert {judge("7", text).answer for text in texts} == {answer}
 
@@ -371,7 +371,7 @@ def test_the_places_of_an_answer_in_order() -> None:
     assert find_answer("He has 6 apples, then eats some.") == "6 apples"
 
 
-def test_a_refused_gold_gives_null_scores_and_the_scorer_goes_on() -> None:
+def test_a_refused_gold_gives_null_scores_and_the_scorer_continues() -> None:
     """In its process too: status error, no score of 0, and the next prompt is judged."""
     scorer = ScorerActor("math", {"limit_s": 60.0})
     try:

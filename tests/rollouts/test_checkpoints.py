@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one is found, damaged ones are told of, and none is ever half there."""
+"""Checkpoints: the newest whole one is found, damaged ones are reported, and none is ever half there."""
 
 from __future__ import annotations
 

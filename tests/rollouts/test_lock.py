@@ -1,4 +1,4 @@
-"""The lock of a run: one holder, whoever else asks is told who, and a holder that ends gives it back."""
+"""The lock of a run: one holder, anyone else gets its name, and a holder that ends gives it back."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_later_steps_return_to_the_journal(tmp_path: Path) -> None:
 
 
 def test_the_same_attempt_goes_back_twice(tmp_path: Path) -> None:
-    """A step that was trained again and abandoned again stands beside its first self."""
+    """A step that was trained again and abandoned again is kept beside the first."""
     journal = make_run(tmp_path)
     rewind(tmp_path, 3, 1, journal, 6)
     save_step(tmp_path, 4)

@@ -311,7 +311,7 @@ def test_numpy_metrics_are_numbers(tmp_path: Path) -> None:
     assert line == {"step": 1, "a": 0.5, "b": 3.0, "nonfinite": ["c"]}
 
 
-def test_eval_dumps_stand_beside_the_steps(tmp_path: Path) -> None:
+def test_evaluations_are_stored_beside_the_steps(tmp_path: Path) -> None:
     """An evaluation of a step is its own commit, with the columns it has, and is no step."""
     table = pa.Table.from_batches([make_batch(1)])
     commit_eval(tmp_path, 10, table, {"metrics": {"eval/pass@1": 0.5}})

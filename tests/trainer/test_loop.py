@@ -152,7 +152,7 @@ def test_the_reference_is_reset_after_the_update(tmp_path: Path) -> None:
     ]
 
 
-def test_a_metric_that_no_step_has_is_told_of(tmp_path: Path) -> None:
+def test_a_metric_that_no_step_has_is_reported(tmp_path: Path) -> None:
     """One note, after the first step, with the nearest name: such a controller would have no effect."""
     wrong = ReferenceConfig(plateau_steps=1, plateau_metric="reward/meen")
     trial = Trial(tmp_path, reference=wrong)
@@ -297,7 +297,7 @@ def test_nonfinite_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert trial.metric_lines()[0]["grad/skipped_updates"] == 1.0
 
 
-def test_a_run_without_any_reward_is_told_and_stopped(tmp_path: Path) -> None:
+def test_a_run_without_any_reward_is_reported_and_stopped(tmp_path: Path) -> None:
     """Every score timed out, three steps in a row: a note each, naming scorer and count, then the end."""
     trial = Trial(tmp_path, scorer=FakeScorer(fails=lambda completion: True))
     with pytest.raises(NoRewardError, match=r"100% of completions have no reward .*3 steps in a row"):
@@ -315,7 +315,7 @@ def test_a_short_run_without_any_reward_is_no_success(tmp_path: Path, num_steps:
     assert len(trial.buffer.committed) == num_steps and "export" not in " ".join(trial.calls)
 
 
-def test_some_missing_rewards_are_told_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_some_missing_rewards_are_reported_and_the_run_continues(tmp_path: Path) -> None:
     """Half of them, every step: three notes and three steps."""
     trial = Trial(tmp_path, scorer=FakeScorer(fails=lambda completion: completion.sample_id.endswith("0")))
     trial.train()

@@ -91,7 +91,7 @@ def at_loss_tokens(row: list[float | None] | None, mask: np.ndarray) -> list[flo
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Credit:
     """The credit and weights of a rank's rows."""
 
     advantages_N: np.ndarray
@@ -100,19 +100,19 @@ class Told:
 
 
 def learned(
-    rows: Rows, told: Told, config: RunConfig
+    rows: Rows, credit: Credit, config: RunConfig
 ) -> tuple[float, dict[str, float], list[float], list[float]]:
     """Loss, sums and statistics of one update over all rows; its gradient at loss tokens, and elsewhere."""
     objective, order = bound_objective(bind(config)), range(len(rows.rank))
     scored = rows.scored | {"policy_entropy": rows.scored["entropy"]}
-    table = token_table(rows.rank, scored, told, order, seed=0)
+    table = token_table(rows.rank, scored, credit, order, seed=0)
     prepared = prepare_transforms(table, objective.transforms, lambda mine: [mine])
     for origin, loss in objective.losses.items():
         if loss.kind.prepare:
             prepare = partial(load_target(loss.kind.prepare), options=loss.options)
             prepared[origin] = prepare_origin(table, origin, lambda mine: [mine], prepare)
     columns = token_columns(
-        rows.rank, rows.scored, told, order, cut_prepared(prepared, slice(None)), torch.device("cpu")
+        rows.rank, rows.scored, credit, order, cut_prepared(prepared, slice(None)), torch.device("cpu")
     )
     logprobs = torch.from_numpy(np.concatenate(rows.scored["policy_logprobs"])).requires_grad_()
     entropy = torch.from_numpy(np.concatenate(rows.scored["entropy"])).requires_grad_()
@@ -143,8 +143,8 @@ def test_losses(kind: str, groups: list[tuple[str, list[Row]]]) -> None:
     )
     plain, padded = build(groups, inserted=False), build(groups, inserted=True)
     given_N, _, _ = credited(plain, config)
-    told = Told(given_N.advantage_N, given_N.bonus_N, given_N.row_weight_N)
-    wanted, found = learned(plain, told, config), learned(padded, told, config)
+    credit = Credit(given_N.advantage_N, given_N.bonus_N, given_N.row_weight_N)
+    wanted, found = learned(plain, credit, config), learned(padded, credit, config)
     assert found[:3] == wanted[:3] and math.isfinite(found[0])
     assert not any(found[3]), "no gradient at inserted tokens"
 

@@ -210,7 +210,7 @@ def test_a_damaged_step_is_sampled_again(whole: tuple[Trial, Result], tmp_path: 
         assert result.steps[:4] == expected.steps[:4] and len(result.steps) == NUM_STEPS
 
 
-def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(
+def test_a_finished_run_does_nothing_and_a_longer_one_continues(
     whole: tuple[Trial, Result], tmp_path: Path
 ) -> None:
     """Another process on a finished run trains nothing; with more steps it continues like a longer run."""

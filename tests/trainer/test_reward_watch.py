@@ -17,7 +17,7 @@ def watch(num_steps: int) -> tuple[RewardWatch, list[str]]:
     return RewardWatch(num_steps, notes.append, lambda name: f"logs/{name}.log"), notes
 
 
-def test_who_failed_is_told_with_the_logs() -> None:
+def test_a_failed_scorer_is_named_with_its_logs() -> None:
     """Each scorer, each status, each log once; nothing if nothing failed."""
     rewards, notes = watch(10)
     for step, metrics in enumerate((HALF, ALL, NOTHING), 1):
@@ -30,7 +30,7 @@ def test_who_failed_is_told_with_the_logs() -> None:
     ]
 
 
-def test_the_first_reason_of_each_scorer_and_status_is_told() -> None:
+def test_the_first_reason_of_each_scorer_and_status_is_reported() -> None:
     """Once, on one line, with the log; scores that are there are not talked about."""
     notes: list[str] = []
     failures = FirstFailures(notes.append, lambda name: f"logs/{name}.log")

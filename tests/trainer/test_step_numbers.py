@@ -34,7 +34,7 @@ def test_phases_count_as_commits_do(tmp_path: Path) -> None:
         assert [name for at, name in trial.phases if at == step] == [*once, *saved, "idle"]
 
 
-def test_groups_that_are_missing_are_told_with_their_step(tmp_path: Path) -> None:
+def test_groups_that_are_missing_are_reported_with_their_step(tmp_path: Path) -> None:
     """The buffer loses a group of step 3 just before it is taken."""
     trial = Trial(tmp_path / "run")
 
@@ -50,7 +50,7 @@ def test_groups_that_are_missing_are_told_with_their_step(tmp_path: Path) -> Non
     assert describe_event("groups_missing", {"step": STEP, "groups": 1}).startswith("step 3: ")
 
 
-def test_replay_that_is_left_out_is_told_with_its_step(tmp_path: Path) -> None:
+def test_replay_that_is_left_out_is_reported_with_its_step(tmp_path: Path) -> None:
     """Step 3 can only replay groups of steps 1 and 2, whose files are damaged by then."""
     trial = Trial(tmp_path / "run", replay=1)
 

@@ -107,7 +107,7 @@ def bands(svg: str) -> dict[str, list[tuple[float, float]]]:
         ([0.5, 0.0], ""),
     ],
 )
-def test_steps_without_a_reward_are_told(tmp_path: Path, shares: list[float], told: str) -> None:
+def test_steps_without_a_reward_are_reported(tmp_path: Path, shares: list[float], told: str) -> None:
     """Nothing was learned from them, which no curve shows."""
     records = [{"step": step, "reward/null_share": share} for step, share in enumerate(shares, 1)]
     _, page = report(make_run(tmp_path / "demo", records))
@@ -135,7 +135,7 @@ def test_whole_run(tmp_path: Path) -> None:
     assert "dtype: fp32" in page.text
 
 
-def test_page_stands_alone(tmp_path: Path) -> None:
+def test_page_needs_no_other_file(tmp_path: Path) -> None:
     """No script, no fetch: nothing in the page names another resource, and the policy forbids it besides."""
     run = make_run(tmp_path / "demo", [narrowing(step) for step in range(1, 4)])
     add_rollouts(run, 1, ["plain"])
@@ -239,7 +239,7 @@ def test_not_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damage_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_damage_is_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
     """A crash cuts the last line, a NaN loss is not a number, a part is garbage: each is one sentence."""
     run = make_run(
         tmp_path / "hurt", [{"step": 1, "reward/mean": 0.25}, {"step": 2, "reward/mean": math.nan}]

@@ -43,7 +43,7 @@ def lines_of(stream: io.StringIO) -> list[str]:
 
 
 def test_log_line_names_every_value() -> None:
-    """A log is searched with grep: each value stands beside its name, rounded to three digits."""
+    """A log is searched with grep: each value is beside its name, rounded to three digits."""
     stream = io.StringIO()
     StepReporter(200, stream).step(METRICS)
     words = stream.getvalue().split()
@@ -72,7 +72,7 @@ def test_log_line_names_every_value() -> None:
     ]
 
 
-def test_log_columns_stand_still() -> None:
+def test_log_columns_keep_their_place() -> None:
     """Lines of different values align, so a column can be read downwards."""
     stream = io.StringIO()
     reporter = StepReporter(200, stream)

@@ -142,7 +142,7 @@ def test_a_toy_policy_stays_in_its_band_only_with_it(strength: float) -> None:
     st.lists(st.floats(0.0, 3.0) | st.just(math.nan), max_size=12),
     st.integers(0, 12),
 )
-def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -> None:
+def test_a_restored_state_continues_like_the_controller(seen: list[float], cut: int) -> None:
     whole, parts = EntropyBands(ONE), EntropyBands(ONE)
     for value in seen:
         whole.observe({"entropy/format": value})

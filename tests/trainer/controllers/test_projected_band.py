@@ -117,7 +117,7 @@ def test_the_bonus_is_of_the_clamped_entropy(coef: float, clamp: float) -> None:
     assert metrics.get("entropy/clamped_mean") == (2.5 if clamp else None)
 
 
-def test_the_model_clamps_what_it_is_told_to(tmp_path: Path) -> None:
+def test_the_model_clamps_as_configured(tmp_path: Path) -> None:
     """A fresh model has nearly uniform logits: without half of V, H falls by about ln 2; without a clamp it
     stays. The clamp may change between runs on the same ranks; the other scores do not.
     """

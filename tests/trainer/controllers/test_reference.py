@@ -50,7 +50,9 @@ def test_a_step_without_the_metric_tells_no_plateau() -> None:
     st.integers(0, 4),
     st.integers(0, 3),
 )
-def test_a_state_goes_on_as_the_reference_itself(seen: list[float], cut: int, every: int, size: int) -> None:
+def test_a_restored_state_continues_like_the_reference(
+    seen: list[float], cut: int, every: int, size: int
+) -> None:
     """Saved and restored at any step."""
     config = ReferenceConfig(reset_every=every, plateau_steps=size)
     whole, first, second = Reference(config), Reference(config), Reference(config)

@@ -122,7 +122,7 @@ def test_threshold_above_an_absolute_value() -> None:
 
 
 @given(st.lists(st.floats(0.0, 2.0) | st.just(math.nan), max_size=12), st.integers(0, 12))
-def test_a_state_goes_on_as_the_controller_itself(seen: list[float], cut: int) -> None:
+def test_a_restored_state_continues_like_the_controller(seen: list[float], cut: int) -> None:
     """Saved and restored at any step, also after steps without an entropy."""
     makers: list[Callable[[], Controller]] = [
         lambda: AdaptiveEntropy(AdaptiveEntropyOptions()),

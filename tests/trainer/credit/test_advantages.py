@@ -148,7 +148,7 @@ def test_quantile_has_the_two_regimes(right: int, size: int, tenths: int) -> Non
 
 
 @given(st.floats(-1e6, 1e6), st.integers(1, 9), st.sampled_from([0.0, 1e-6]))
-def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int, eps: float) -> None:
+def test_a_group_of_equal_rewards_has_no_advantage(reward: float, size: int, eps: float) -> None:
     """Exactly zero: 0.1 + 0.1 + 0.1 is not 3 x 0.1, and 1 / (std + eps) must not enlarge the difference."""
     given = rewarded([reward] * size, [0] * size)
     for found in (
@@ -163,7 +163,7 @@ def test_a_group_of_equal_rewards_teaches_nothing(reward: float, size: int, eps:
         assert found.tolist() == [0.0] * size
 
 
-def test_w_reinforce_goes_on_when_all_agree() -> None:
+def test_w_reinforce_learns_when_all_agree() -> None:
     """It has no baseline: an all-wrong group has negative advantages, an all-correct group positive ones."""
     found = w_reinforce(rewarded([0.0, 0.0, 1.0], [0, 0, 1]), WReinforceOptions())
     assert found.tolist() == [-1.0, -1.0, 0.1]

@@ -144,7 +144,7 @@ def test_gspo_averages_to_the_sequence(tokens: list[tuple[float, float]], advant
 
 
 @given(TOKENS, st.lists(st.integers(0, 2), min_size=6, max_size=6))
-def test_gspo_rows_stand_alone(tokens: list[tuple[float, float, float]], rows: list[int]) -> None:
+def test_gspo_rows_are_independent(tokens: list[tuple[float, float, float]], rows: list[int]) -> None:
     """Independent of other rows in the microbatch, and per-token advantages as in GSPO-token."""
     policy, old, advantages = columns_of(tokens)
     rows = rows[: len(tokens)]

@@ -244,7 +244,7 @@ def bound_of(advantage: str) -> BoundRun:
 )
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_equal_rewards_teach_nothing(advantage: str, reward: float, size: int) -> None:
+def test_equal_rewards_have_no_advantage(advantage: str, reward: float, size: int) -> None:
     """Every group baseline gives zeros for a group of equal rewards, rounding included."""
     bound = bound_of(advantage)
     index = index_of([[Row("policy", reward, 2, None)] * size])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from index_table import make_index
 from loop_fakes import token_prompts
-from sampling_cases import CHECKS, DROP, reference_rounds, reference_teaches, rows_of
+from sampling_cases import CHECKS, DROP, reference_differs, reference_rounds, rows_of
 
 from cluster.train import Job, train
 from configs.bound import bind
@@ -39,24 +39,24 @@ def test_numbers_by_hand(name: str) -> None:
 
 
 @given(GROUPS)
-def test_what_teaches_is_what_the_equation_says(groups: list[list[float | None]]) -> None:
+def test_zero_variance_is_what_the_equation_says(groups: list[list[float | None]]) -> None:
     """Against pairwise comparison, in any order of rows; NaN and null never make a difference."""
     rewards = [np.nan if reward is None else reward for group in groups for reward in group]
     owners = [number for number, group in enumerate(groups) for _ in group]
     order = np.random.default_rng(len(owners)).permutation(len(owners))
     found = nonzero_variance_rows(np.array(rewards)[order], np.array(owners)[order])
-    assert found.tolist() == [reference_teaches(groups[owners[row]]) for row in order]
+    assert found.tolist() == [reference_differs(groups[owners[row]]) for row in order]
 
 
 @given(st.lists(st.booleans(), min_size=24, max_size=24), st.integers(1, 6), st.integers(1, 4))
-def test_rounds_are_those_of_doing_it(teaches: list[bool], wanted: int, limit: int) -> None:
+def test_rounds_are_those_of_doing_it(differs: list[bool], wanted: int, limit: int) -> None:
     """Given only the groups sampled so far, round by round, it ends where the plain loop ends."""
-    rounds, sampled = reference_rounds(teaches, wanted, limit)
+    rounds, sampled = reference_rounds(differs, wanted, limit)
     known = 0
-    while (plan := plan_rounds(teaches[:known], wanted, limit)).num_groups > known:
+    while (plan := plan_rounds(differs[:known], wanted, limit)).num_groups > known:
         known = plan.num_groups
     assert (plan.num_rounds, plan.num_groups) == (rounds, sampled)
-    assert known <= wanted * limit and sum(teaches[:known]) <= wanted
+    assert known <= wanted * limit and sum(differs[:known]) <= wanted
 
 
 def learn(
@@ -107,7 +107,7 @@ def test_zero_variance_groups_give_zeros_never_nan(groups: list[list[float | Non
     used = [
         (number, reward)
         for number, group in enumerate(groups)
-        if reference_teaches(group)
+        if reference_differs(group)
         for reward in group
         if reward is not None
     ]
@@ -138,7 +138,7 @@ def test_metrics_are_finite(groups: list[list[float | None]]) -> None:
     """For any rewards: shares within 0 and 1, and never more groups kept than sampled."""
     found = sampling_metrics(rows_of(groups, 6), DROP)
     assert 0 <= found["sampling/zero_variance_share"] <= 1 and found["sampling/rounds"] == 1
-    assert found["sampling/kept_groups"] == sum(map(reference_teaches, groups))
+    assert found["sampling/kept_groups"] == sum(map(reference_differs, groups))
     assert asked_for(rows_of(groups, 6), 6, DROP).num_groups == 2
 
 

@@ -51,13 +51,13 @@ def test_every_step_has_its_groups(whole: tuple[Trial, Result]) -> None:
         pairs: dict[int, list[dict[str, float]]] = {}
         for row in rows:
             pairs.setdefault(row["submission_index"], []).append(row)
-        teaching = {index: pair[0]["reward"] != pair[1]["reward"] for index, pair in pairs.items()}
+        differing = {index: pair[0]["reward"] != pair[1]["reward"] for index, pair in pairs.items()}
         for index, pair in pairs.items():
-            assert [row["update_count"] for row in pair] == [int(teaching[index])] * 2
+            assert [row["update_count"] for row in pair] == [int(differing[index])] * 2
         kept, sampled, rounds = 0, 0, 0
         while kept < 2 and rounds < 3:
             asked = 2 - kept
-            kept += sum(teaching[6 * step + sampled + number] for number in range(asked))
+            kept += sum(differing[6 * step + sampled + number] for number in range(asked))
             sampled, rounds = sampled + asked, rounds + 1
         assert sorted(pairs) == list(range(6 * step, 6 * step + sampled))
         assert line["sampling/kept_groups"] == kept and line["sampling/rounds"] == rounds

@@ -199,7 +199,7 @@ def test_a_run_of_two_turns(tmp_path: Path) -> None:
     assert {len(row["token_ids"]) for row in evaluated} == {3} and all(all(r["loss_mask"]) for r in evaluated)
 
 
-def test_a_run_of_two_turns_that_was_ended_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_run_of_two_turns_that_was_ended_resumes_to_the_same_end(tmp_path: Path) -> None:
     """Only groups are stored; the seeds of later turns depend on sample and turn alone."""
     whole, cut = (Trial(tmp_path / name, more={"rollouter": TWO_TURNS}) for name in ("whole", "cut"))
     assert whole.train()

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import reference_shapes as papers
-import shape_cases
+import reference_token_advantages as papers
+import token_advantage_cases as cases
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from loss_cases import loss_inputs
-from shape_cases import drifted
+from token_advantage_cases import drifted
 
 from configs.errors import ConfigError
 from configs.kinds.base import load_target
@@ -46,7 +46,7 @@ from trainer.token_advantages.off_policy import icepop, rejection, tis
 from trainer.token_advantages.transforms import BoundTransform, apply_transforms, prepare_transforms
 
 torch.set_num_threads(1)
-CHECKS = shape_cases.ENTROPY_CHECKS | shape_cases.OFF_POLICY_CHECKS | shape_cases.LOGPROB_CHECKS
+CHECKS = cases.ENTROPY_CHECKS | cases.OFF_POLICY_CHECKS | cases.LOGPROB_CHECKS
 ADVANTAGE = st.just(0.0) | st.floats(-5, 5)
 LOGPROB = st.floats(-8, 0)
 TWO = "learner.updates_per_step=2"

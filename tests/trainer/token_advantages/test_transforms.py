@@ -40,9 +40,9 @@ torch.set_num_threads(1)
 SHAPE = "token_advantage.mine={kind: repo_r}"
 
 
-@pytest.mark.parametrize("name", loss_cases.SHAPE_CHECKS)
+@pytest.mark.parametrize("name", loss_cases.TRANSFORM_CHECKS)
 def test_by_hand(name: str) -> None:
-    for check in loss_cases.SHAPE_CHECKS[name]:
+    for check in loss_cases.TRANSFORM_CHECKS[name]:
         check()
 
 

@@ -1,4 +1,4 @@
-"""Shapes in Python floats, written from the papers' equations. They import nothing of the house."""
+"""Token advantages in Python floats, written from the papers' equations without code of the trainer."""
 
 from __future__ import annotations
 

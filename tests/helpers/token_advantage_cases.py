@@ -1,4 +1,4 @@
-"""Shapes of entropy, surprisal and the sampler by hand: what must fail when anything in them is changed."""
+"""Token advantages of entropy, surprisal and the sampler by hand: any change in them must fail here."""
 
 from __future__ import annotations
 
