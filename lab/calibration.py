@@ -55,6 +55,7 @@ def fit(margins_N: Floats, is_equivalent_N: npt.NDArray[np.bool_], false_positiv
         weights_2 = weights_2 - step_2 * min(1.0, 1.0 / max(1e-12, float(np.abs(step_2).max())))
     scale, shift = (float(each) for each in weights_2)
     unset = Calibration(scale=scale, shift=shift, threshold=0.5)
+    # The threshold is chosen on the different pairs alone: they are what can pass by mistake.
     different = np.sort(unset.probability(margins_N[~is_equivalent_N]))[::-1]
     allowed = int(false_positive_rate * negatives)
     # Just above the first different pair that must not pass.

@@ -59,6 +59,7 @@ class Comparison:
 
     def rows(self) -> tuple[Row, ...]:
         """The table."""
+        # With other scorers a reward is another quantity, and its difference to control means nothing.
         others = [arm.name for arm in self.arms if any(key.startswith("scorers.") for key in arm.changes)]
         return contrast(self.results, [arm.name for arm in self.arms], self.pass_at, others)
 
@@ -228,6 +229,7 @@ def _html_table(headings: Sequence[str], lines: Sequence[Sequence[str]], num_tex
 
 def _charts(comparison: Comparison) -> str:
     """A figure per curve: the mean over an arm's seeds, and a band from the lowest to the highest of them."""
+    # The first ones, so that an arm keeps its colour in all charts and control is always among them.
     shown = [arm.name for arm in comparison.arms][:NUM_COLOURS]
     left_out = [arm.name for arm in comparison.arms][NUM_COLOURS:]
     remark = f" Not drawn: {', '.join(left_out)}." if left_out else ""

@@ -65,6 +65,7 @@ def make_pairs(problems: Problems, count: int, seed: int) -> list[Pair]:
     for number in range(count):
         steps = _solution(problems, int(rng.integers(len(problems))), rng)
         name = _one(rng, FORMATS)
+        # In turn and not by chance: both labels are then equally frequent in every batch.
         kind = "equivalent" if number % 2 == 0 else _one(rng, ("format", _one(rng, KINDS[2:])))
         pairs.append(_pair(kind, name, steps, rng))
     return pairs
@@ -137,6 +138,7 @@ def _changed(steps: list[Step], kind: str, rng: np.random.Generator) -> list[Ste
     else:
         result = step.result + _one(rng, (-1, 1)) if 0 < step.result < MAX_NUMBER else abs(step.result - 1)
         changed[at] = Step(step.left, step.op, step.right, result)
+        # A later step that still used the old result would give the change away.
         if at + 1 < len(steps):
             after = steps[at + 1]
             changed[at + 1] = Step(result, after.op, after.right, after.result)
@@ -146,6 +148,7 @@ def _changed(steps: list[Step], kind: str, rng: np.random.Generator) -> list[Ste
 def reworded(name: str, steps: Sequence[Step], rng: np.random.Generator) -> str:
     """The solution in format `name`, in one of its wordings."""
     head, *rest = steps
+    # Only sums and products may change places.
     is_turned = rng.random() < 0.5 and head.op != SUBTRACT
     turned = [Step(head.right, head.op, head.left, head.result) if is_turned else head, *rest]
 

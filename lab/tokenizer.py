@@ -46,6 +46,7 @@ def vocabulary(with_critiques: bool = False) -> list[str]:
     tokens = [*SPECIAL, *numbers, *SYMBOLS, *_WORDS, *SYLLABLES]
     tokens += _CRITIQUE_WORDS if with_critiques else ()
     assert len(set(tokens)) == len(tokens), "two words of the lab are spelled alike"
+    # Engines and kernels are faster with rows of the head in multiples of 8.
     spare = -len(tokens) % _VOCABULARY_MULTIPLE
     return tokens + [f"<unused{index}>" for index in range(spare)]
 
@@ -55,6 +56,7 @@ def make_tokenizer(with_critiques: bool = False) -> PreTrainedTokenizerFast:
     ids = {token: index for index, token in enumerate(vocabulary(with_critiques))}
     words = WordLevel(ids, unk_token=UNKNOWN)
     tokenizer = Tokenizer(words)
+    # Not `Whitespace`, which would split `</step>` and `->` into their characters.
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     wrapped = PreTrainedTokenizerFast(

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(hidden)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    # argparse takes overrides only in one block; those after an option arrive here as unknown.
     if rest and ("overrides" not in arguments or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -64,6 +65,7 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
     from configs.load import load_with_sources
 
     config, sources = load_with_sources(arguments.config, overrides)
+    # The base install can still check a config; only then is it said that it cannot train.
     if missing := _missing_packages():
         checked = ""
         if arguments.dry_run:
@@ -375,6 +377,7 @@ def _hidden_package(root: Path) -> str:
 
     A folder `rewards` in the user's working directory, for example, would hide ours. Nothing is imported.
     """
+    # Checked before anything is imported: a user's folder of the same name would fail with an odd message.
     for name in PACKAGES:
         spec = find_spec(name)
         if spec is None:

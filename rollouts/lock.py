@@ -50,6 +50,7 @@ class RunLock:
                 if time.monotonic() >= deadline:
                     raise ValueError(self._refusal(descriptor))
                 time.sleep(_POLL_S)
+            # Readers do not sign: several may hold the lock, and one name would be wrong for the others.
             if not self._shared:
                 self._sign(descriptor)
         except BaseException:

@@ -21,6 +21,7 @@ def check_free_space(path: Path, needed_bytes: int, purpose: str) -> None:
         ValueError: there is less free space; the message has both numbers and `purpose`.
     """
     folder = path.absolute()
+    # The run directory may not exist yet; its parent is on the same disk.
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

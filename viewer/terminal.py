@@ -50,6 +50,7 @@ def leading_format(metrics: Mapping[str, float]) -> tuple[str, float]:
         for key, value in metrics.items()
         if key.startswith(_SHARE_PREFIX)
     }
+    # Negative, so that one sort puts the largest share first and equal ones in alphabetical order.
     finite = sorted((-value, tag) for tag, value in shares.items() if math.isfinite(value))
     return (finite[0][1], -finite[0][0]) if finite else ("", math.nan)
 
@@ -142,6 +143,7 @@ class StepReporter:
 
     def _row(self, console: Console, place: str, metrics: Mapping[str, float]) -> None:
         columns = _fitting(console.width - len(self._prefix) - len(place) - 1)
+        # Repeated, because the first one has scrolled away by then.
         if (self._num_rows - 1) % _HEADER_EVERY == 0:
             headings = "".join(f"  {column.heading:>{column.width}}" for column in columns)
             self._line(f"{'step':>{len(place)}}{headings}", "bold underline")
@@ -156,6 +158,7 @@ class StepReporter:
         text = self._prefix + text
         if self._console is None:
             self._stream.write(self._encodable(text) + "\n")
+            # A log that is followed, or read after a crash, must not lack the last lines.
             self._stream.flush()
         else:
             self._console.print(Text(self._encodable(text), style=style), soft_wrap=True)
@@ -163,6 +166,7 @@ class StepReporter:
     def _encodable(self, text: str) -> str:
         """`text` with question marks for characters that the stream cannot encode, as under LANG=C."""
         encoding = self._stream.encoding or "utf-8"
+        # A run of days must not end because a format tag has a letter that the terminal lacks.
         return text.encode(encoding, "replace").decode(encoding)
 
 

@@ -24,6 +24,7 @@ def clean(text: str) -> str:
     before it; a lone surrogate, which no encoding can write, becomes U+FFFD. Markup is left alone: it is
     text.
     """
+    # Codes go as a whole first: without its escape character the rest of one would stay as text.
     without_codes = _ANSI.sub("", text)
     lines = (
         without_codes.replace("\r\n", "\n")
@@ -38,6 +39,7 @@ def _plain(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cs":
         return "\ufffd"
+    # Joiners are format characters as well, but Persian and emoji need them.
     hidden = category in ("Cc", "Cf") and character not in _JOINERS
     return "" if hidden else character
 

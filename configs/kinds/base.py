@@ -240,6 +240,7 @@ def load_target(target: str) -> Callable[..., Any]:
     except ImportError as error:
         raise TargetError(f"{rule}: {_why_not_imported(module_name, error)}") from error
     if not hasattr(module, attribute):
+        # The path shows when another module of the same name was found first.
         place = getattr(module, "__file__", None) or "built in"
         reason = f"module {module_name!r} ({place}) has no attribute {attribute!r}"
         raise TargetError(f"{rule}: {reason}{_hint(attribute, vars(module))}")
@@ -248,6 +249,7 @@ def load_target(target: str) -> Callable[..., Any]:
 
 def _why_not_imported(name: str, error: ImportError) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    # A missing module may be the one that is named, one of its parents, or one that it imports.
     if missing is None or not (name == missing or name.startswith(f"{missing}.")):
         # The module itself exists; something that it imports does not.
         return f"{raised_at(error, (__file__,))}: {type(error).__name__}: {error}"

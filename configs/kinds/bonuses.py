@@ -85,6 +85,7 @@ class FormatNoveltyOptions(Options):
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         entries = run.scorers.values()
+        # A user's own scorer may give any tag, which only its results will show.
         own = any(":" in entry.kind_name for entry in entries)
         tags = {tag for entry in entries for tag in (*entry.kind.tags, *entry.kind.other_tags)}
         if not own and self.tag not in tags:

@@ -140,6 +140,7 @@ class ThresholdOptions(ControllerOptions):
     BOUNDS: ClassVar[tuple[str, ...]] = ("value", "otherwise")
 
     def check(self) -> Iterator[Broken]:
+        # It would be on and off with the same effect.
         if self.value == self.otherwise:
             yield "value", "must be another value than otherwise"
 

@@ -34,6 +34,7 @@ class LabDemonstrationOptions(Options):
     """Share of the rows by format, over the sum of all; a format that is not named has none."""
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        # The default is checked, because a run with other prompts would train on arithmetic unnoticed.
         if SFT in run.losses and run.single["data.train"].kind_name != "lab":
             rule = "must be given: the lab's demonstrations answer the prompts of data.train lab"
             yield f"{key}.kind", rule

@@ -92,6 +92,7 @@ class JudgeOptions(Options):
         common = run.scorers[key.partition(".")[2]].common
         if self.api_key and self.api_key not in common.secrets:
             yield f"{key}.api_key", f"must be among {key}.secrets ({', '.join(common.secrets) or 'none'})"
+        # The limits on calls are shared out among the replicas, and each needs at least one call.
         if common.replicas > self.max_concurrent:
             yield f"{key}.max_concurrent", f"must be at least the number of replicas ({common.replicas})"
 

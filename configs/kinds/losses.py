@@ -45,6 +45,7 @@ class RatioOptions(Options):
         other_context = origins_where(lambda spec: spec.sampled != "same_context")
         if self.ratio_to == "behavior" and origin in other_context:
             yield f"{key}.ratio_to", "must be proximal: the sampler of these rows saw another context"
+        # With one update per step the policy is still the proximal one, and every ratio is 1.
         if self.ratio_to == "proximal" and loss.kind.needs_ratios and num_updates == 1:
             needs = f"{loss.kind_name} needs learner.updates_per_step above 1 or ratio_to: behavior"
             yield f"{key}.kind", f"must have ratios other than 1: {needs}; otherwise use ppo_clip"
@@ -199,6 +200,7 @@ class KlCovOptions(RatioOptions):
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         yield from super().check_run(key, run)
         rollout, learner = run.config.rollout, run.config.learner
+        # Rows of this step, sampled by the weights that are updated: the KL term and its gradient are zero.
         is_own = self.ratio_to == "proximal" or (key == f"loss.{POLICY}" and rollout.max_lag == 0)
         if learner.updates_per_step == 1 and is_own:
             yield f"{key}.kind", "must not be kl_cov: it has zero gradient when each step makes one update"

@@ -60,6 +60,7 @@ class ModelOptions(Options):
     def check(self) -> Iterator[Broken]:
         if self.num_gpus > 1 and self.num_gpus % 1:
             yield "num_gpus", "must be a share of one GPU or a whole number of them"
+        # vLLM takes its share of the memory at the start, whatever else is on the GPU.
         if self.num_gpus < 1 and self.gpu_memory_utilization > self.num_gpus:
             yield (
                 "gpu_memory_utilization",

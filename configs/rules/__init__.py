@@ -34,6 +34,7 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
         ConfigError: one line per broken rule; with `provenance` each names the source of the value.
     """
     where = provenance or Provenance()
+    # A config made in code may leave options out; rules read all of them.
     config = complete(config, where)
     run, values = bind(config), dict(_flatten(asdict(config), ""))
     problems = [
@@ -69,6 +70,7 @@ def _own_code(run: BoundRun) -> Iterator[Broken]:
             module, _, attribute = target.partition(":")
             if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
                 yield f"{entry.key}.{name}", 'must be "module:attr"'
+            # A prefix ends at a dot: `rewards` allows `rewards.mine` and not `rewards_of_others`.
             elif not any(module == prefix or module.startswith(f"{prefix}.") for prefix in allow):
                 wanted = ", ".join((*allow, module))
                 rule = f"must be in a module under a prefix in allow: set allow: [{wanted}]"

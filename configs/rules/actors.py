@@ -10,10 +10,12 @@ from configs.errors import Broken
 
 def _learner(run: BoundRun) -> Iterator[Broken]:
     rollout, learner = run.config.rollout, run.config.learner
+    # Unequal updates would weigh the same rows differently.
     if learner.updates_per_step > 0 and rollout.groups_per_step % learner.updates_per_step:
         rule = f"must be divisible by learner.updates_per_step ({learner.updates_per_step})"
         yield "rollout.groups_per_step", rule
     longest = rollout.max_prompt_tokens + rollout.max_tokens
+    # A row is never split, so a microbatch must hold the longest one that may come.
     if learner.microbatch_tokens < longest:
         rule = f"must hold one row: rollout.max_prompt_tokens + rollout.max_tokens is {longest}"
         yield "learner.microbatch_tokens", rule

@@ -31,6 +31,7 @@ def _controllers(run: BoundRun) -> Iterator[Broken]:
                 yield where, f"must be {', '.join(MOVABLE)} or a number under one of {places}{got}"
             else:
                 yield from _out_of_range(run, entry, setting, bounds)
+            # Two controllers of one setting would overwrite each other, in the order of the config.
             if setting in taken:
                 yield where, f"must move another setting than {taken[setting]}{got}"
             taken[setting] = entry.key
@@ -70,6 +71,7 @@ def _out_of_range(
     if rule is None or not wrong:
         return
     options = controller.options
+    # The option is named where one is to blame: the user wrote `low`, not a pair of bounds.
     blamed = [name for name in options.BOUNDS if not rule.holds(getattr(options, name))]
     for name in blamed:
         yield f"{controller.key}.{name}", f"{rule.words}, as it is a value of {setting}"

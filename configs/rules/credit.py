@@ -17,6 +17,7 @@ from configs.rules.objective import uses_advantages
 def _reward(run: BoundRun) -> Iterator[Broken]:
     commons = [entry.common for entry in run.scorers.values()]
     has_effect = any(common.weight != 0 or common.combine != "sum" for common in commons)
+    # Without the reward these rows are trained on all the same, so a run of them alone needs no scorer.
     unrewarded = origins_where(lambda spec: spec.learned == "always")
     if set(run.losses) - set(unrewarded) and not has_effect:
         yield "scorers", "must have a scorer with an effect on the reward: a weight, multiply or gate"
@@ -58,6 +59,7 @@ def _only_success(run: BoundRun) -> Iterator[Broken]:
 
 def _answers(run: BoundRun) -> Iterator[Broken]:
     """Bonuses, prompt weights and some shapes need answers; the first two also advantages to change."""
+    # Of a user's own scorer nothing is known, so it is trusted to say what is needed.
     answered = any(entry.kind.answers or entry.is_own for entry in run.scorers.values())
     able = ", ".join(sorted(name for name, kind in SCORERS.items() if kind.answers))
     for entry in run.named["reward_shape"].values():
@@ -73,6 +75,7 @@ def _answers(run: BoundRun) -> Iterator[Broken]:
 
 def _siblings(run: BoundRun) -> Iterator[Broken]:
     for entry in run.named["bonus"].values():
+        # A group of one has no siblings: the bonus would always be 0, without any message.
         if entry.kind.compares_siblings and run.config.rollout.group_size == 1:
             rule = f"must not be {entry.kind_name}: it compares siblings, of which there are none"
             yield f"{entry.key}.kind", rule

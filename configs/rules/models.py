@@ -21,6 +21,7 @@ def _used(run: BoundRun) -> Iterator[Broken]:
         tasks = entry.options.model_tasks()
         for option, name in entry.options.models().items():
             key, allowed = f"{entry.key}.{option}", tasks.get(option, ())
+            # Its weights change in each step, so a score of it would mean something else in each.
             if name in RESERVED:
                 yield key, "must name a frozen model under models: the policy itself cannot be used here"
             elif name not in run.models:

@@ -27,6 +27,7 @@ def _anchors(run: BoundRun) -> Iterator[Broken]:
         if anchor.place == "loss" and anchor.estimator == "k1":
             rule = "must not be k1 as a loss term: its mean gradient is zero (use k2 or k3)"
             yield f"{section}.estimator", rule
+        # The rule is about sums: other estimators are better for a single token, but not as a reward.
         if anchor.place == "reward" and anchor.estimator != "k1":
             rule = (
                 "must be k1 in the reward, because its sum over a sequence is the log-ratio itself: "
@@ -46,6 +47,7 @@ def _token_advantages(run: BoundRun) -> Iterator[Broken]:
         return
     yield from uses_advantages(run, "token_advantage")
     policy = run.losses.get(POLICY)
+    # A mask acts through the advantage: a loss that is not proportional to it would not notice.
     if policy is None or policy.kind.in_proportion:
         return
     for entry in run.token_advantages.values():
