@@ -30,7 +30,7 @@ from configs.kinds.reward_shapes import (
     OverlongOptions,
     RelativeLengthOptions,
 )
-from trainer.credit.advantage_inputs import RewardedRows, group_bounds, group_sums
+from trainer.credit.advantage_inputs import RewardedRows, group_bounds, group_sums, refined_rows
 from trainer.credit.advantages import (
     dr_grpo,
     grpo,
@@ -107,6 +107,12 @@ def rewarded(
 
 FEW = rewarded([1.0, 5.0, 0.0, 5.0, 1.0, 2.0], [0, 7, 0, 7, 0, 3])
 """Group 0 has rewards 1, 0, 1; group 7 has 5, 5; group 3 a single 2."""
+
+
+def check_refined_rows() -> None:
+    """Rows whose sampler saw another context: not the run's own, replayed ones or demonstrations."""
+    origins = np.array(["policy", "refined", "replay", "tempered", "sft"], dtype=object)
+    assert refined_rows(origins).tolist() == [False, True, False, False, False]
 
 
 def check_dr_grpo() -> None:
@@ -190,6 +196,7 @@ def check_group_sums() -> None:
 
 
 INPUT_CHECKS: dict[str, tuple[Check, ...]] = {
+    "refined_rows": (check_refined_rows,),
     "group_bounds": (check_group_bounds,),
     "group_sums": (check_group_sums,),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+from refine_cases import check_left_out
 
 from configs.schema import RolloutConfig, RunConfig, TemperedConfig
 from trainer.rollout.dynamic_sampling import (
@@ -170,7 +171,7 @@ def check_tempered_metrics() -> None:
 
 CHECKS: dict[str, tuple[Callable[[], None], ...]] = {
     "nonzero_variance_rows": (check_nonzero_variance_rows,),
-    "left_out_rows": (check_left_out_rows,),
+    "left_out_rows": (check_left_out_rows, check_left_out),
     "plan_rounds": (check_plan_rounds,),
     "max_rounds": (check_submissions_per_step,),
     "submissions_per_step": (check_submissions_per_step,),

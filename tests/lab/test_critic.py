@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from lab.corpus import (
 )
 from lab.critic import first_wrong_step, read_solution
 from lab.critiques import CritiqueConfig
+from lab.recipe import load_recipe, recipe_hash
 from lab.tokenizer import UNKNOWN, make_tokenizer, vocabulary
 from rewards.formats import tag
 from rollouts.records import Prompt
@@ -30,6 +34,7 @@ def problem(question: str = "( 3 + 4 ) * 2 = ?", answer: str | None = "14") -> P
     return Prompt(prompt_id="p", messages=(("user", question),), answer=answer, domain="arithmetic")
 
 
+ROOT = Path(__file__).resolve().parents[2]
 PROSE = "we take 3 plus 4 which is 7 and then 7 times 2 which is 15 so the answer is 15"
 TAGGED = "<step> 3 + 5 = 8 </step> <step> 8 * 2 = 16 </step> <answer> 16 </answer>"
 
@@ -181,3 +186,19 @@ def test_values_that_make_no_corpus(change: dict[str, object], message: str) -> 
         check_corpus(config)
     with pytest.raises(ValueError, match=r"corpus\.hard\.share must be between 0 and 1, got 2"):
         check_corpus(CorpusConfig(hard=HardStepsConfig(share=2.0)))
+
+
+@pytest.mark.parametrize("name", ["voices", "critics"])
+def test_bundled_bases_are_those_of_their_recipes(name: str) -> None:
+    """A recipe that changed would make another base than the one beside it."""
+    manifest = json.loads((ROOT / f"lab/bases/{name}/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["recipe_sha256"] == recipe_hash(load_recipe(str(ROOT / f"lab/bases/{name}.yaml")))
+
+
+def test_corpora_without_critiques_are_as_they_were() -> None:
+    """The rows of voices, hashed before corpora could have critiques or hard steps."""
+    rows = make_corpus(load_recipe(str(ROOT / "lab/bases/voices.yaml")).corpus)
+    shown = repr([(row.prompt, row.response, row.format, row.answer) for row in rows])
+    assert hashlib.sha256(shown.encode()).hexdigest() == (
+        "1c0ef8a54b4f2a70b59573caeb33f55b70a91ef9d3b40d904ebea44c68c8ca0f"
+    )

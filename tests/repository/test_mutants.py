@@ -16,6 +16,7 @@ import novelty_cases
 import numpy as np
 import planning_cases
 import pytest
+import refine_cases
 import sampling_cases
 import token_advantage_cases
 
@@ -44,6 +45,9 @@ TABLES: tuple[tuple[str, Tables], ...] = (
     ("trainer.losses.normalize", ROW_WEIGHT_CHECKS),
     ("trainer.rollout.dynamic_sampling", sampling_cases.CHECKS),
     ("trainer.rollout.tempered", sampling_cases.TEMPERED_CHECKS),
+    ("trainer.rollout.refiner", refine_cases.REFINER_CHECKS),
+    ("trainer.rollout.critique", refine_cases.CRITIQUE_CHECKS),
+    ("trainer.credit.credit", refine_cases.CREDIT_CHECKS),
 )
 CASES = [
     pytest.param(function, checks[function.__name__], id=function.__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from credit_cases import rewarded
+import refine_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_rows import SCORES, Row, _scores, make_row_sample, steps
@@ -22,11 +22,10 @@ from rollouts.records import Critique
 from rollouts.schema import group_to_batch, to_batch, validate
 from trainer.collate import collate, with_advantages
 from trainer.credit.advantage_inputs import RewardedRows, refined_rows
-from trainer.credit.credit import refined_advantage
 from trainer.credit.history import AnswerHistory
 from trainer.metrics import credit_metrics, refine_metrics, step_metrics
 from trainer.model.rows import read_rows, score_columns
-from trainer.rollout.dynamic_sampling import asked_for, left_out_rows, sampling_metrics
+from trainer.rollout.dynamic_sampling import asked_for, sampling_metrics
 from trainer.step_records import origins_of
 
 CONFIG = RunConfig(
@@ -131,33 +130,10 @@ def test_rounds_are_planned_from_the_policy_rows() -> None:
     assert sampling_metrics(own, rollout)["sampling/kept_groups"] == 1.0
 
 
-def test_what_is_left_out_by_hand() -> None:
-    """Group 0 is 0, 0 and a refined 1; group 1 is 1, 1 and a refined 1.
-
-    Joined, the refined row gives group 0 variance. Apart, both are left out but their refined rows never are.
-    """
-    reward = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    group, origin = np.array([0, 0, 0, 1, 1, 1]), np.array(["policy", "policy", "refined"] * 2, dtype=object)
-    drop = RolloutConfig(zero_variance_groups="drop")
-    joined = left_out_rows(reward, group, origin, drop)
-    assert joined.tolist() == [False] * 3 + [True] * 3
-    apart = left_out_rows(reward, group, origin, drop, joins_refined=False)
-    assert apart.tolist() == [True, True, False, True, True, False]
-    keep = RolloutConfig(zero_variance_groups="keep")
-    assert not left_out_rows(reward, group, origin, keep, joins_refined=False).any()
-
-
-def test_the_first_turns_are_the_baseline_by_hand() -> None:
-    """Group 0: first turns 0, 0, 1, so 1/3: second turns 1 and 0 have 2/3 and -1/3. Group 4 has no first
-    turn with a reward: 0. A replayed row is no first turn.
-    """
-    everyone = rewarded(
-        [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.5],
-        [0, 0, 0, 0, 0, 4, 4],
-        origins=["policy", "policy", "policy", "refined", "refined", "refined", "replay"],
-    )
-    refined = everyone.only(refined_rows(everyone.origin_N))
-    assert refined_advantage(refined, everyone).tolist() == pytest.approx([2 / 3, -1 / 3, 0.0])
+def test_by_hand() -> None:
+    """What a step leaves out, and the baseline of first turns."""
+    refine_cases.check_left_out()
+    refine_cases.check_first_turns()
 
 
 def test_prompt_weights_reach_refined_rows() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import refine_cases
 from refine_fakes import (
     END,
     LastWord,
@@ -30,12 +31,12 @@ from configs.kinds.refiners import (
 )
 from configs.load import load_config
 from rewards.model_calls import GenerateReply, GenerateRequest, ModelCallError
-from rollouts.records import Group, Prompt, Sample
+from rollouts.records import Group, Prompt
 from rollouts.schema import group_to_batch, validate
 from rollouts.store import read_eval, read_step, read_summary
-from trainer.rollout.critique import leaks, refine_by_critique, with_question
+from trainer.rollout.critique import refine_by_critique, with_question
 from trainer.rollout.refine_controls import gold_injection, resample_hot
-from trainer.rollout.refiner import Attempt, BoundRefiner, Refiner, best_rows, is_refined
+from trainer.rollout.refiner import Attempt, BoundRefiner, Refiner
 from trainer.rollout.rollouter import RolloutTools
 from trainer.rollout.single_turn import single_turn
 
@@ -188,43 +189,11 @@ def test_all_groups_and_all_rows() -> None:
     assert len(refined(refine_by_critique, LAB, right, **prompt).samples) == 4, "not a failed group"
 
 
-def sample_with(reward: float | None, number: int = 0) -> Sample:
-    group = refined(refine_by_critique, LAB)
-    completion = replace(group.samples[0].completion, sample_id=f"00000002.{number}")
-    return replace(group.samples[0], reward=reward, completion=completion)
-
-
-def test_which_groups_are_refined() -> None:
-    """Failed: every policy row has a reward below the threshold. One without a reward may be right."""
-    group = refined(refine_by_critique, LAB)
-    cases: list[tuple[list[float | None], bool]] = [
-        ([0.0, 0.0], True),
-        ([0.0, 0.49], True),
-        ([0.0, 0.5], False),
-        ([0.0, None], False),
-        ([1.0, 1.0], False),
-    ]
-    for rewards, wanted in cases:
-        samples = tuple(sample_with(reward, k) for k, reward in enumerate(rewards))
-        assert is_refined(replace(group, samples=samples), LAB) == wanted, rewards
-        assert is_refined(replace(group, samples=samples), replace(LAB, groups="all"))
-    others = tuple(replace(sample_with(1.0), origin="refined") for _ in range(2))
-    assert is_refined(replace(group, samples=(sample_with(0.0), *others)), LAB), "only policy rows count"
-
-
-def test_the_best_rows_by_hand() -> None:
-    """Highest rewards first, equal ones in order, nulls last; the result is in the order of the rows."""
-    rewards = [0.5, None, 1.0, 0.5, 1.0, -1.0]
-    rows = [sample_with(reward, k) for k, reward in enumerate(rewards)]
-    for keep, wanted in (
-        (1, [2]),
-        (2, [2, 4]),
-        (3, [0, 2, 4]),
-        (5, [0, 2, 3, 4, 5]),
-        (9, range(6)),
-        (0, range(6)),
-    ):
-        assert best_rows(rows, keep) == [rows[k] for k in wanted], keep
+def test_which_groups_and_rows_by_hand() -> None:
+    refine_cases.check_which_groups()
+    refine_cases.check_is_right()
+    refine_cases.check_best_rows()
+    refine_cases.check_leaks()
 
 
 def test_gold_injection() -> None:
@@ -295,15 +264,6 @@ def test_rows_that_cannot_be_trained_are_refused(change: dict[str, Any], rule: s
 
     with pytest.raises(ValueError, match=rf"refiner mine, group 2.*{rule}"):
         refined(broken, LAB)
-
-
-def test_what_leaks() -> None:
-    """The reference answer as a whole word: 3 is in "is 3." and "(3)", not in "13", "3.5" or "x3"."""
-    prompt = Prompt(prompt_id="p", messages=(), answer="3", domain="math")
-    assert all(leaks(text, prompt) for text in ("it is 3.", "(3)", "3", "= 3 , so"))
-    assert not any(leaks(text, prompt) for text in ("13", "3.5", "x3", "0.3", "three", ""))
-    assert not leaks("3", replace(prompt, answer=None)) and not leaks("3", replace(prompt, answer=" "))
-    assert leaks("so x^2 (+1) it is", replace(prompt, answer="x^2 (+1)"))
 
 
 def test_a_chat_keeps_its_other_messages() -> None:
