@@ -102,7 +102,7 @@ class JudgeServer:
         try:
             body = await request.json()
             content = json.dumps(judge(body["messages"], self._gullible))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, ConnectionError) as error:
             return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
         if fault in ("429", "500"):
             headers = {"Retry-After": "0.2"} if fault == "429" else {}
