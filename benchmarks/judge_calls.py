@@ -73,6 +73,7 @@ async def scored(url: str, at_once: int, count: int, cache: str) -> dict[str, fl
         deadline_s=600.0,
     )
     judge = Judge(options)
+    # Connections are opened here, which a run does once.
     await judge.score(PROMPT, completions(at_once, "warm"))
     answers, found = completions(count, f"a{at_once}"), {}
     for name in ("calls", "cached"):

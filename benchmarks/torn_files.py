@@ -119,6 +119,7 @@ def outcome(run_dir: Path, subject: Subject) -> str:
     for reader in subject.readers:
         try:
             reader()
+        # Every reader must refuse the file: one that takes it would pass the damage on.
         except ValueError:
             continue
         return "silent"
@@ -155,6 +156,7 @@ def try_file(run_dir: Path, subject: Subject, num_cuts: int, num_flips: int, see
     for bit in places.sample(range(8 * size), min(8 * size, num_flips)):
         with flipped(subject.path, bit):
             counts[f"flip/{outcome(run_dir, subject)}"] += 1
+    # The changes were undone; a file that cannot be read now would spoil the cases after it.
     counts["controls read after"] = int(is_read(subject))
     return counts
 

@@ -31,6 +31,7 @@ class _Pace:
     def take(self, amount: float, now: float) -> None:
         """Reserve the next place for `amount` calls or tokens."""
         if self._per_minute:
+            # From now at the earliest: a quiet minute does not allow a burst after it.
             self._free_at = max(self._free_at, now) + amount * _MINUTE_S / self._per_minute
 
     def correct(self, amount: float) -> None:
@@ -87,6 +88,7 @@ class CallLimits:
             raise NoRoomError(
                 f"the limits of calls and tokens a minute leave no room for {wait_s:.0f} s, past the deadline"
             )
+        # Reserved before the wait, so that calls which come meanwhile queue behind this one.
         begins = max(now, now + wait_s)
         self._requests.take(1, begins)
         self._tokens.take(num_tokens, begins)

@@ -83,6 +83,7 @@ def _reward(judgements: Mapping[str, Judgement], common_keys: Mapping[str, Score
     for name, common in common_keys.items():
         if common.combine not in _COMBINES:
             raise ValueError(f"scorers.{name}.combine must be one of {_COMBINES}, got {common.combine!r}")
+        # Such a scorer is only recorded. Its failures must not cost rewards.
         if common.combine == "sum" and common.weight == 0:
             continue
         score = judgements[name].score

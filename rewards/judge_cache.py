@@ -42,6 +42,7 @@ class ReplyCache:
             return None
         try:
             digest, _, content = self._path(self._folder, key).read_bytes().partition(b"\n")
+            # A damaged reply would be a wrong score in every later run, so it is checked in every read.
             if hashlib.sha256(content).hexdigest().encode() != digest:
                 return None
             entry = json.loads(content)
@@ -50,6 +51,7 @@ class ReplyCache:
             stored = {name: entry["reply"][name] for name in _FIELDS}
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        # The file may have been written by a version with other fields.
         if not all(type(stored[name]) is kind for name, kind in _FIELDS.items()):
             return None
         return GenerateReply(**stored)

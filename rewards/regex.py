@@ -41,6 +41,7 @@ def _share(pattern: re.Pattern[str], text: str, options: RegexOptions) -> float:
         return float(pattern.fullmatch(text) is not None)
     if options.match == "search":
         return float(pattern.search(text) is not None)
+    # No further than needed: a pattern may match millions of times.
     matches = itertools.islice(pattern.finditer(text), options.max_count)
     return sum(1 for _ in matches) / options.max_count
 

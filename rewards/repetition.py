@@ -43,6 +43,7 @@ def repeated_share(units: Sequence[Hashable], size: int) -> float:
 
 def _units(completion: Completion, unit: str) -> Sequence[Hashable]:
     if unit == "tokens":
+        # Tokens that an environment has inserted are not repetitions of the policy.
         mask = completion.loss_mask
         ids = completion.token_ids
         return ids if mask is None else [each for each, sampled in zip(ids, mask, strict=True) if sampled]

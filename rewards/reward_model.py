@@ -64,6 +64,7 @@ class RewardModel:
     def _judgement(self, reply: ClassifyReply) -> Judgement:
         options = self._options
         index = int(options.label)
+        # Checked for each reply, because only the model knows how many labels it has.
         if not 0 <= index < len(reply.logits):
             detail = f"label must be below the model's {len(reply.logits)} labels, got {index}"
             return Judgement(score=None, status="error", detail=detail)
@@ -77,6 +78,7 @@ class RewardModel:
 
 def conversation(prompt: Prompt, text: str) -> Messages:
     """The prompt's messages and the completion as the assistant's; a prefill is the beginning of that."""
+    # A prefill is the last message, an unfinished one of the assistant: it must not stand there twice.
     before = prompt.messages[:-1] if prompt.prefill else prompt.messages
     return (*before, ("assistant", prompt.prefill + text))
 

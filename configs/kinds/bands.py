@@ -136,6 +136,7 @@ class BandPlan:
         band = self.bands[name]
         if not due:
             return band
+        # Not the last one in the file: names have no order in time.
         last = max(due, key=lambda change: change.step)
         return replace(band, low=last.low, high=last.high)
 
@@ -158,6 +159,7 @@ def read_plan(options: EntropyBandsOptions) -> BandPlan:
         raise ValueError(f"{'actuators' if plan.bands else 'bands'}: must not be empty")
     _check_numbers(options)
     settings = [each.setting for each in plan.actuators.values()]
+    # Two actuators of one setting would work against each other.
     if len(set(settings)) < len(settings):
         raise ValueError(f"actuators: must move a setting each, got {settings}")
     _check_bounds(plan)

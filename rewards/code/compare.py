@@ -18,6 +18,7 @@ def same_output(got: str, expected: str, tolerance: float) -> bool:
     With a `tolerance`, words that are finite numbers may differ by it, absolute or relative.
     """
     ours, theirs = _lines(got), _lines(expected)
+    # Most outputs are equal as text, and need no numbers read.
     if ours == theirs:
         return True
     if tolerance <= 0 or len(ours) != len(theirs):

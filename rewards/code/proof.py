@@ -54,6 +54,7 @@ def escapes(method: str, processes: int) -> str:
     with tempfile.TemporaryDirectory(prefix="polyphony-proof-") as folder, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
+        # The test below must not wait for a connection that, as hoped, never comes.
         listener.setblocking(False)
         secret = Path(folder, "secret")
         secret.write_text("secret", encoding="utf-8")
@@ -70,6 +71,7 @@ def escapes(method: str, processes: int) -> str:
                 f"it does not work ({ending.killed or ending.stderr.decode(errors='replace').strip()[-300:]})"
             )
         found = json.loads(ending.stdout)
+        # Seen from outside too: a program that got out could say that it did not.
         found["reached"] = _was_reached(listener)
         found["left"] = sorted(each.name for each in Path(folder).iterdir() if each != secret)
         return _breach(found, limits)

@@ -111,6 +111,7 @@ class LocalRunner:
             elif len(outcomes) < len(tests):
                 outcomes.append(judge_reply(line, tests[len(outcomes)], self._rules.tolerance))
             if problems or self._is_complete(outcomes, len(tests)):
+                # Nothing more is wanted of it; its own exit might take until the limit.
                 box.kill("done")
             clock.deadline = min(time.monotonic() + self._rules.wall_s, deadline)
 
@@ -133,6 +134,7 @@ class LocalRunner:
             {"count": len(tests), "entry_point": entry, "in_place": self._rules.in_place}
         )
         limits = self._rules.limits
+        # Two pipes between the sandboxes, so that neither sees more of the other than requests and replies.
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         ends = (request_read, request_write, reply_read, reply_write)
@@ -151,6 +153,7 @@ class LocalRunner:
                 box.discard()
             raise
         finally:
+            # Open here, an end would keep the other side waiting after its partner has ended.
             for descriptor in ends:
                 os.close(descriptor)
 

@@ -35,6 +35,7 @@ def code(prompt: Prompt, completions: Sequence[Completion], options: CodeOptions
     Raises:
         ValueError: the prompt has no tests that are known.
     """
+    # The first ones and not a sample: a completion must have the same score in every run.
     tests = read_tests(prompt)[: options.max_tests or None]
     return [_judge(prompt.prefill + completion.text, tests, options) for completion in completions]
 
@@ -101,6 +102,7 @@ def _runner(key: Key) -> Runner:
     isolation, url, processes, rules = key
     if url:
         return ServiceRunner(url, rules)
+    # A scorer that was killed leaves the folder of its program.
     remove_left_folders()
     harness_folder()
     return LocalRunner(sandbox(choose(isolation, processes)), rules)

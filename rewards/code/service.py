@@ -102,6 +102,7 @@ class ServiceRunner:
             judge_reply(line, call, self._rules.tolerance)
             for line, call in zip(lines[1:], calls, strict=False)
         ]
+        # The program ended in this call; those after it were not reached.
         if len(outcomes) < len(calls):
             outcomes.append(_how_failed(result, limits.output_bytes) or "runtime_error")
         return outcomes
@@ -130,6 +131,7 @@ class ServiceRunner:
                     return _run_result(json.loads(response.read(_MAX_ANSWER_BYTES)))
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}"
+                # The request itself was refused, and would be again.
                 if error.code < 500 and error.code != 429:
                     break
             except (OSError, ValueError) as error:
@@ -161,6 +163,7 @@ def _how_failed(result: dict[str, Any], output_bytes: int) -> Outcome | None:
     if result.get("status") == "Finished" and result.get("return_code") == 0:
         return None
     last = str(result.get("stderr") or "").rstrip().rpartition("\n")[2]
+    # The service has one status for every failure, so the last line of the traceback decides.
     if last.startswith(("SyntaxError", "IndentationError", "TabError")):
         return "compile_error"
     return "memory" if last.startswith("MemoryError") else "runtime_error"
