@@ -41,6 +41,7 @@ class JudgeOptions(Options):
     max_tokens: int = option(512, POSITIVE)
     """Of a reply. One that is cut off is no verdict."""
     temperature: float = option(0.0, NOT_NEGATIVE)
+    """Sampling temperature of the replies; 0 takes the likeliest token."""
     seed: int = 0
     """Sent with each request; -1 sends none."""
     extra: dict[str, Any] = field(default_factory=dict)

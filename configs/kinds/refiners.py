@@ -129,6 +129,7 @@ class ResampleHotOptions(RefinerOptions):
     """Control: as many answers again at another temperature, without any critique."""
 
     temperature: float = option(1.5, POSITIVE)
+    """Sampling temperature of the answers that are sampled again."""
 
 
 RULES: Final = ("lab.critic:first_wrong_step",)
