@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-TOKEN: Final = "HOSTILE_TOKEN"
-"""The environment variable with the token."""
+VARIABLE: Final = f"HOSTILE_TOKEN_{os.getpid()}"
+"""The environment variable with the token, another one in each run on a machine."""
 
 
 class Bait:
@@ -46,7 +46,7 @@ class Bait:
         # A process that has the token in its environment, as ours has secrets.
         self._bearer = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"],
-            env={TOKEN: self._token},
+            env={VARIABLE: self._token},
             stdin=subprocess.PIPE,
         )
         for each in (listener, named):

@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Final
 from actors.requests import CallStuckError
 from actors.scorer import CANCEL_S, ScorerActor
 from benchmarks.hostile.answers import answers
-from benchmarks.hostile.bait import TOKEN, Bait
+from benchmarks.hostile.bait import VARIABLE, Bait
 from benchmarks.hostile.programs import Case, programs
 from configs.kinds.scorers import SCORERS
 from rewards.code.inside_files import HARNESS, PREFIX
@@ -114,7 +114,7 @@ def run_cases(
     """
     # New in each run, so that a program cannot know it and a leftover of another run does not count.
     token = str(secrets.randbelow(9 * 10**11) + 10**11)
-    os.environ[TOKEN] = token
+    os.environ[VARIABLE] = token
     with (
         tempfile.TemporaryDirectory(prefix="polyphony-hostile-") as folder,
         Bait(Path(folder), token) as bait,
@@ -127,6 +127,7 @@ def run_cases(
                 "OUT": str(bait.out),
                 "HOME": os.path.expanduser("~"),
                 "HARNESS": str(HARNESS),
+                "VARIABLE": VARIABLE,
                 "PORT": str(bait.port),
                 "PID": str(os.getpid()),
                 "WORKER": str(next(iter(_workers()), os.getpid())),
@@ -152,14 +153,14 @@ def _grouped(cases: Iterator[Case]) -> Iterator[list[Case]]:
 def _run_family(cases: Sequence[Case], scorers: Scorers, bait: Bait) -> list[Trial]:
     """The trials of one family; what is found on the machine afterwards is charged to its last one."""
     # By family and not by answer: a look at all processes takes longer than most answers.
-    workers, changed = set(_workers()), bait.state()
+    workers, changed, before = set(_workers()), bait.state(), {pid for pid, _ in _processes()}
     with ThreadPoolExecutor(scorers.num_workers) as threads:
         shares = [cases[number :: scorers.num_workers] for number in range(scorers.num_workers)]
         done = threads.map(lambda each: [_run(case, scorers, each[0]) for case in each[1]], enumerate(shares))
         trials = [trial for share in done for trial in share]
     if trials:
         trials[-1].breaches += bait.changes(changed)
-        if left := _left_processes():
+        if left := _left_processes(before):
             trials[-1].breaches.append(f"processes left: {left}")
         if any(case.scorer == "code" for case in cases) and (gone := workers - set(_workers())):
             trials[-1].breaches.append(f"scoring processes killed: {sorted(gone)}")
@@ -204,10 +205,14 @@ def _workers() -> list[int]:
     )
 
 
-def _left_processes() -> list[str]:
-    """Processes of sandboxes that are there all the time for a while: others are those of another run."""
+def _left_processes(before: Collection[int]) -> list[str]:
+    """New processes of sandboxes that are there all the time for a while: others are those of another run."""
     deadline = time.monotonic() + _SETTLE_S
-    left = {pid: command[:60] for pid, command in _processes() if _is_of_a_sandbox(pid, command)}
+    left = {
+        pid: command[:60]
+        for pid, command in _processes()
+        if pid not in before and _is_of_a_sandbox(pid, command)
+    }
     while left and time.monotonic() < deadline:
         time.sleep(0.1)
         left = {pid: left[pid] for pid, _ in _processes() if pid in left}
