@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from transformers import AutoConfig
+
 from configs.kinds.models import ModelOptions
 from configs.schema import ModelConfig
 from rewards.model_calls import GenerateRequest, Messages, OverLong, TextOrPair
@@ -35,6 +37,9 @@ class ModelInputs:
     def __init__(self, options: ModelOptions, limit: int) -> None:
         model = ModelConfig(path=options.path, trust_remote_code=options.trust_remote_code)
         self._tokenizer, self._vocab_size = load_tokenizer(model), load_vocab_size(model)
+        config = AutoConfig.from_pretrained(options.path, trust_remote_code=options.trust_remote_code)
+        # A tokenizer may tell the texts of a pair apart although the model has no embedding for that.
+        self._has_types = getattr(config, "type_vocab_size", 0) > 1
         self._path, self._limit = options.path, limit
         # A tokenizer keeps the side on which it cuts as its own state.
         self._lock = threading.Lock()
@@ -93,7 +98,7 @@ class ModelInputs:
             self._tokenizer.truncation_side = _SIDES[over_long]
             strategy = "longest_first" if len(texts) > 1 else True
             found = self._tokenizer(*texts, truncation=strategy, max_length=self._limit)
-        types = found.get("token_type_ids", ()) if len(texts) > 1 else ()
+        types = found.get("token_type_ids", ()) if self._has_types and len(texts) > 1 else ()
         return Encoded(tuple(found["input_ids"]), was_cut, tuple(types))
 
     def _chat(self, chat: Messages, over_long: OverLong) -> Encoded:

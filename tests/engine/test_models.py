@@ -89,7 +89,7 @@ class Served:
         scorers = [
             "scorers.r={kind: reward_model, model: classifier}",
             "scorers.j={kind: judge, model: base}",
-            "scorers.p={kind: partition, equivalence: embedding, model: embedder, threshold: 0.5}",
+            "scorers.p={kind: partition, equivalence: embedding, over: all, model: embedder}",
         ]
         run = bind(load_config("debug", [*entries, *scorers, "cluster.restart_backoff_s=0.1"]))
         assert run.used_models() == {"base", "classifier", "embedder"}
