@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import refine_cases
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_rows import SCORES, Row, _scores, make_row_sample, steps
@@ -23,10 +24,13 @@ from rollouts.schema import group_to_batch, to_batch, validate
 from trainer.collate import collate, with_advantages
 from trainer.credit.advantage_inputs import RewardedRows, refined_rows
 from trainer.credit.history import AnswerHistory
+from trainer.losses.logprobs import TokenScores
 from trainer.metrics import credit_metrics, refine_metrics, step_metrics
 from trainer.model.rows import read_rows, score_columns
+from trainer.objective import bound_objective, microbatch_loss
 from trainer.rollout.dynamic_sampling import asked_for, sampling_metrics
 from trainer.step_records import origins_of
+from trainer.token_columns import token_columns
 
 CONFIG = RunConfig(
     learner=LearnerConfig(microbatch_tokens=64, updates_per_step=2),
@@ -42,11 +46,33 @@ CONFIG = RunConfig(
     bonus={"new": {"kind": "ucb"}, "other": {"kind": "batch"}},
     prompt_weight={"value": {"kind": "pass_at_k_value"}},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The credit and weights of a rank's rows."""
+
+    advantages_N: np.ndarray
+    bonuses_N: np.ndarray
+    row_weights_N: np.ndarray
+
+
 Groups = list[tuple[str, list[Row]]]
 
 
+def row(reward: float | None, seed: int = 1) -> Row:
+    """Two tokens, the answer 3."""
+    return Row(num_tokens=2, seed=seed, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))
+
+
 def build(groups: Groups, more: list[list[Row]]) -> tuple[pa.Table, pa.Table]:
-    """Index and scores of the groups; the policy groups have the rows of `more` as refined ones as well."""
+    """Index and scores of the groups; see `built`."""
+    batch, scored = built(groups, more)
+    return _index_of(batch), pa.Table.from_batches([score_columns(read_rows(batch, 0.7), scored)])
+
+
+def built(groups: Groups, more: list[list[Row]]) -> tuple[pa.RecordBatch, dict[str, list[np.ndarray]]]:
+    """Rows of the groups, and what a rank scored; policy groups have the rows of `more` as refined ones."""
     batches, flat, number = [], [], 0
     pending = list(more)
     for index, (origin, rows) in enumerate(groups):
@@ -65,8 +91,7 @@ def build(groups: Groups, more: list[list[Row]]) -> tuple[pa.Table, pa.Table]:
         batches.append(group_to_batch(make_group(index, tuple(samples)), "run"))
     batch = to_batch(pa.Table.from_batches(batches))
     validate(batch)
-    scored = {name: [_scores(row, name, inserted=False) for row in flat] for name in SCORES}
-    return _index_of(batch), pa.Table.from_batches([score_columns(read_rows(batch, 0.7), scored)])
+    return batch, {name: [_scores(row, name, inserted=False) for row in flat] for name in SCORES}
 
 
 def measured(
@@ -121,7 +146,6 @@ def test_refined_rows_change_no_other_number(
 
 def test_rounds_are_planned_from_the_policy_rows() -> None:
     """The step's own groups: 0, 0 and 1, 0. A refined 1 in the first does not make it one that varies."""
-    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
     groups: Groups = [("policy", [row(0.0), row(0.0)]), ("policy", [row(1.0), row(0.0)])]
     rollout = RolloutConfig(groups_per_step=2, zero_variance_groups="refill", max_rounds=3)
     index, _ = build(groups, [[row(1.0)]])
@@ -138,7 +162,6 @@ def test_by_hand() -> None:
 
 def test_prompt_weights_reach_refined_rows() -> None:
     """The weight of a group is that of its refined rows, too: 0.25 x (1 - 0)."""
-    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
     index, columns = build([("policy", [row(0.0), row(0.0)])], [[row(1.0)]])
     config = replace(CONFIG, reward_shape={}, bonus={}, kl=KLConfig(), prompt_weight={})
     weighted = replace(
@@ -153,7 +176,6 @@ def test_prompt_weights_reach_refined_rows() -> None:
 
 def test_a_failed_group_that_is_dropped_still_is_a_baseline() -> None:
     """Rewards 0, 0 are left out of the step; the refined 1 of their group has 1 - 0, and is learned alone."""
-    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
     index, columns = build([("policy", [row(0.0), row(0.0)])], [[row(1.0)]])
     config = replace(CONFIG, reward_shape={}, bonus={}, kl=KLConfig(), prompt_weight={})
     config = replace(config, rollout=RolloutConfig(zero_variance_groups="drop"))
@@ -169,7 +191,6 @@ def quarter(rows: RewardedRows, options: object) -> np.ndarray:
 
 def test_metrics_of_refined_rows_by_hand() -> None:
     """Groups 0 0 (fixed), 0 0 (not), 1 0 (was right), 0 null (unknown): one of two failed ones is fixed."""
-    row = lambda reward: Row(num_tokens=2, seed=1, reward=reward, answer="3", cut=False, gaps=(0, 0, 0))  # noqa: E731
     rewards: list[tuple[float | None, float | None]] = [(0.0, 0.0), (0.0, 0.0), (1.0, 0.0), (0.0, None)]
     groups: Groups = [("policy", [row(a), row(b)]) for a, b in rewards]
     index, _ = build(groups, [[row(0.0), row(1.0)], [row(0.0)], [row(1.0)]])
@@ -183,3 +204,33 @@ def test_metrics_of_refined_rows_by_hand() -> None:
     }
     assert refine_metrics(collate(index, CONFIG), threshold=1.5)["refine/fixed_share"] == 0.0
     assert refine_metrics(collate(build(groups, [])[0], CONFIG)) == {}
+
+
+def test_the_gradient_of_refined_rows_by_hand() -> None:
+    """Rewards 0, 0 and a refined 1 of two tokens each, joined: advantages -1/3, -1/3, 2/3.
+
+    Policy tokens weigh 1/4 each, refined ones 1/2. With gamma 0.1 a refined token of probability p has the
+    gradient -1/2 x 2/3 x 0.1 p / (p + 0.1)^2; policy tokens, whose ratio is 1, have 1/4 x 1/3, as they have
+    without the loss of refined rows. Anchors and entropy bonus act on policy tokens alone.
+    """
+    config = RunConfig(
+        loss={"policy": {"kind": "ppo_clip"}, "refined": {"kind": "shaped", "gamma": 0.1}},
+        refiner={"kind": "critique_grpo"},
+        advantage={"kind": "dr_grpo"},
+    )
+    batch, scored = built([("policy", [row(0.0, 1), row(0.0, 2)])], [[row(1.0, 3)]])
+    rank = read_rows(batch, 1.0)
+    index, columns = _index_of(batch), pa.Table.from_batches([score_columns(rank, scored)])
+    learnable = with_advantages(collate(index, config), columns, bind(config), 0)
+    told = Told(learnable.advantage_N, learnable.bonus_N, learnable.row_weight_N)
+    tokens = token_columns(rank, scored, told, range(3), {}, torch.device("cpu"))
+    logprobs = torch.from_numpy(np.concatenate(scored["proximal_logprobs"])).requires_grad_()
+    entropy = torch.zeros_like(logprobs)
+    total, sums = microbatch_loss(
+        TokenScores(logprobs, *[entropy] * 3), tokens, bound_objective(bind(config))
+    )
+    total.backward()
+    p = np.exp(np.concatenate(scored["proximal_logprobs"])[4:].astype(np.float64))
+    wanted = [1 / 12] * 4 + (-0.5 * 2 / 3 * 0.1 * p / (p + 0.1) ** 2).tolist()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert sums["tokens/policy"] == 4.0 and sums["tokens/refined"] == 2.0

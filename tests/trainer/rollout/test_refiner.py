@@ -21,10 +21,12 @@ from refine_fakes import (
 )
 from trial import NUM_STEPS, Killed, Trial
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.refiners import (
     CritiqueGrpoOptions,
     GoldInjectionOptions,
+    OwnRefinerOptions,
     RefinerOptions,
     ResampleHotOptions,
     RltfSdOptions,
@@ -354,3 +356,30 @@ def test_configs_that_cannot_work(overrides: list[str], message: str) -> None:
 
 def test_the_default_refines_nothing() -> None:
     assert load_config("debug").refiner == {"kind": "none"}
+
+
+def test_a_refiner_of_ones_own_and_its_models() -> None:
+    """A module under a prefix in allow; options of every refiner beside its own; models by name."""
+    own = [
+        "refiner.kind=refiners:again",
+        "refiner.options={tries: 2}",
+        "refiner.keep=3",
+        "refiner.groups=all",
+    ]
+    loss = ["loss.refined={kind: advantage_nll}"]
+    bound = bind(load_config("debug", [*own, *loss, "allow=[refiners]"]))
+    assert isinstance(bound.refiner.options, OwnRefinerOptions) and bound.refiner.options.keep == 3
+    assert bound.refiner.options.options == {"tries": 2} and bound.joins_refined
+    with pytest.raises(ConfigError, match=r"refiner\.kind.*under a prefix in allow"):
+        load_config("debug", [*own, *loss])
+    rule = ["refiner={kind: rltf_sd, style: cot, critic: rule, rule: 'critics:mine'}", *loss]
+    with pytest.raises(ConfigError, match=r"refiner\.rule.*under a prefix in allow"):
+        load_config("debug", rule)
+    assert not bind(load_config("debug", [*rule, "allow=[critics]"])).joins_refined
+    critic = ["refiner={kind: critique_grpo, style: cot, critic: model, model: judge}", *loss]
+    with pytest.raises(ConfigError, match=r"refiner\.model.*models"):
+        load_config("debug", critic)
+    named = bind(load_config("debug", [*critic, "models.judge={path: some/model, task: generate}"]))
+    assert "judge" in named.used_models()
+    with pytest.raises(ConfigError, match=r"refiner\.model"):
+        load_config("debug", [*critic, "models.judge={path: some/model, task: embed}"])
