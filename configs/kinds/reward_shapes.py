@@ -85,8 +85,8 @@ class CosineLengthOptions(Options):
 class RelativeLengthOptions(Options):
     """Length reward of Kimi k1.5, arXiv 2501.12599: answers shorter than their siblings' gain."""
 
-    coef: float = option(1.0, POSITIVE)
-    """Half of it is the most that is added or subtracted."""
+    coef: float = option(1.0, NOT_NEGATIVE)
+    """Half of it is the most that is added or subtracted; 0 is off, for a controller that turns it on."""
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
         if run.config.rollout.group_size == 1:

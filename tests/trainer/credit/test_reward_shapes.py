@@ -117,6 +117,15 @@ def test_which_runs_score_the_reference() -> None:
         assert bind(load_config("debug", overrides)).needs_reference() is wanted
 
 
+def test_relative_length_can_be_turned_on_later() -> None:
+    """As docs/methods/relative_length.md shows it; at 0 it changes nothing."""
+    mover = "setting: reward_shape.x.coef, metric: reward/mean, target: 0.7, relative: false, below: false"
+    on = f"controllers.on={{kind: threshold, {mover}, value: 0.5, otherwise: 0.0}}"
+    load_config("debug", ["reward_shape.x={kind: relative_length}", on])
+    rows = rewarded([1.0, 1.0], [0, 0], tokens=[1, 9], right=[True, True])
+    assert relative_length(rows, RelativeLengthOptions(coef=0.0)).tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [
