@@ -14,7 +14,16 @@ from run_files import save_step
 from polyphony.cli import ENGINE_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-ABSENT = (*ENGINE_PACKAGES, "huggingface_hub", "tokenizers", "math_verify", "jinja2", "scipy", "pandas")
+ABSENT = (
+    *ENGINE_PACKAGES,
+    "huggingface_hub",
+    "tokenizers",
+    "math_verify",
+    "jinja2",
+    "scipy",
+    "pandas",
+    "openai",
+)
 """Packages that only the extras bring, directly or by way of others."""
 PROGRAM = f"""
 import sys
@@ -100,5 +109,16 @@ def test_rewards_need_no_engine(tmp_path: Path) -> None:
     rules = [f"--scorer={kind}" for kind in ("lab_answer", "format", "language", "repetition", "json_schema")]
     tried = polyphony(tmp_path, "rewards", "try", "rows.jsonl", *rules)
     assert tried.returncode == 0 and "1 completions of 1 prompts" in tried.stdout, tried.stderr
-    assert polyphony(tmp_path, "rewards", "learners", "debug", "--seconds=0.1").returncode == 0
+    assert polyphony(tmp_path, "rewards", "bench", "debug", "--seconds=0.1").returncode == 0
     assert "torch" not in refusal(tmp_path, "rewards", "try", "rows.jsonl", "--scorer=maths")
+
+
+def test_a_judge_says_what_to_install(tmp_path: Path) -> None:
+    """The client of endpoints is in the extras; the kind itself can be listed and its rubric is checked."""
+    row = {"prompt": "2 + 2?", "answer": "4", "completion": "4"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ("rewards", "try", "rows.jsonl", "--config", "judge", "--scorer", "judge")
+    assert "needs the package openai, which the extras [cpu] and [gpu] have" in refusal(tmp_path, *arguments)
+    wrong = refusal(tmp_path, *arguments, "scorers.judge.rubric=none.yaml")
+    assert "rubric must be a YAML file or one of correctness, quality, got 'none.yaml'" in wrong
+    assert "rubric" in polyphony(tmp_path, "rewards", "list", "judge").stdout

@@ -142,7 +142,7 @@ def test_a_bad_row_is_named(row: object, message: str, capsys: pytest.CaptureFix
         (["try", ".", *CORRECT], "must be a run directory with config.yaml"),
         (["try", "rows.jsonl", "--scorer", "regex"], "scorers.regex.pattern = '': must not be empty"),
         (["try", "empty.jsonl", *CORRECT], "must have at least one row, got none"),
-        (["learners", "debug", "--seconds", "0"], "--seconds must be above 0"),
+        (["bench", "debug", "--seconds", "0"], "--seconds must be above 0"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -207,7 +207,7 @@ def test_a_run_that_does_not_fit_is_refused(folder: Path, capsys: pytest.Capture
 
 
 def test_bench_measures_every_scorer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rewards", "learners", "debug", "--seconds", "0.1", "--json", "out.json"]) == 0
+    assert main(["rewards", "bench", "debug", "--seconds", "0.1", "--json", "out.json"]) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("groups of 8 completions, 0.1 s for each scorer")
     found = json.loads(Path("out.json").read_text())["scorers"]
     assert list(found) == ["correct", "format"]
@@ -216,6 +216,6 @@ def test_bench_measures_every_scorer(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_bench_on_given_rows() -> None:
     rows = write_rows(*ROWS)
-    given = ["rewards", "learners", "debug", "--rows", rows, "--seconds", "0.1", "--scorer", "correct"]
+    given = ["rewards", "bench", "debug", "--rows", rows, "--seconds", "0.1", "--scorer", "correct"]
     assert main([*given, "--json", "out.json"]) == 0
     assert list(json.loads(Path("out.json").read_text())["scorers"]) == ["correct"]
