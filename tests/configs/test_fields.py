@@ -78,7 +78,8 @@ def test_a_kind_is_complete(section: str, name: str) -> None:
     """Its options are `Options` whose defaults are right by their own rules, and its code is there."""
     kind = ROLES[section].table[name]
     options = kind.options()
-    assert isinstance(options, Options) and callable(load_target(kind.target))
+    assert isinstance(options, Options)
+    assert (section, name) == ("refiner", "none") or callable(load_target(kind.target))
     for text in (kind.prepare, kind.start, kind.warm_up):
         assert not text or callable(load_target(text))
     for option, told in options_of(kind.options).items():
@@ -123,6 +124,7 @@ def test_no_rule_goes_by_the_bare_name_of_an_option(section: str, monkeypatch: p
     key = f"{section}.x" if section in NAMED_ENTRIES and section != "loss" else section
     key = "loss.sft" if section == "loss" else key
     rows = ["sft.share=0.5", "loss.sft={kind: nll}"] if section in ("loss", "sft.data") else []
+    rows += ["loss.refined={kind: nll}"] if section == "refiner" else []
     config = load_config("debug", [*rows, f"{key}={{kind: odd}}"])
     assert bind(config).config == config
 
