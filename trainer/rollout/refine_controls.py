@@ -17,10 +17,11 @@ from trainer.seeds import derive_seed
 async def gold_injection(group: Group, tools: RolloutTools, options: GoldInjectionOptions) -> list[Attempt]:
     """The solution of the dataset's row as one refined row, in a share of the groups drawn from the seed.
 
-    It was not sampled: no behavior logprobs, no versions, no context. Its reward is the scorers'.
+    It was not sampled: no behavior logprobs, no versions, no context. Its reward is the scorers'. One that is
+    longer than `rollout.max_tokens` gives no row, and is counted.
 
     Raises:
-        ValueError: the prompt has no solution of text in the field, or one without room.
+        ValueError: the prompt has no solution of text in the field.
     """
     submission = group.submission
     drawn = derive_seed(submission.seeds[0], "gold") / 2**31
@@ -34,7 +35,8 @@ async def gold_injection(group: Group, tools: RolloutTools, options: GoldInjecti
         )
     token_ids = tools.encode_solution(solution)
     if len(token_ids) > tools.room(submission.prompt_ids):
-        return []
+        # Counted at the first answer, as no row of the solution exists.
+        return [Attempt(parent=policy_samples(group)[0], sample=None, failure="no_room")]
     completion = Completion(
         sample_id=f"{submission.group_id}.gold",
         seed=0,

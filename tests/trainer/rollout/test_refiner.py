@@ -210,6 +210,9 @@ def test_gold_injection() -> None:
         stored["token_ids"][-1] == END and len(stored["token_ids"]) == 3 and stored["loss_mask"] == [True] * 3
     )
     assert stored["behavior_prompt_ids"] is None and stored["critique"] is None
+    long = refined(gold_injection, options, prompt={"extra": {"gold": "3 " * 8}})  # 9 tokens with the end
+    assert len(long.samples) == 4
+    assert long.samples[0].numbers == {"critique/tried": 0.0, "critique/no_room": 1.0}
     with pytest.raises(ValueError, match=r"solution in the field 'gold' of every row, prompt p has None"):
         refined(gold_injection, options)
 
