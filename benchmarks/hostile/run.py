@@ -122,18 +122,8 @@ def run_cases(
         scorers = Scorers(options, num_workers)
         trials: list[Trial] = []
         try:
-            places = {
-                "SECRET": str(bait.secret),
-                "OUT": str(bait.out),
-                "HOME": os.path.expanduser("~"),
-                "HARNESS": str(HARNESS),
-                "VARIABLE": VARIABLE,
-                "PORT": str(bait.port),
-                "PID": str(os.getpid()),
-                "WORKER": str(next(iter(_workers()), os.getpid())),
-            }
             for family in families:
-                cases = list(programs([family], token, places, options))[::every]
+                cases = list(programs([family], token, _places(bait), options))[::every]
                 trials += _run_family(cases, scorers, bait)
             if answers_too:
                 for cases in _grouped(answers(options)):
@@ -141,6 +131,20 @@ def run_cases(
         finally:
             scorers.close()
         return trials
+
+
+def _places(bait: Bait) -> dict[str, str]:
+    """What stands for @NAME@ in the snippets."""
+    return {
+        "SECRET": str(bait.secret),
+        "OUT": str(bait.out),
+        "HOME": os.path.expanduser("~"),
+        "HARNESS": str(HARNESS),
+        "VARIABLE": VARIABLE,
+        "PORT": str(bait.port),
+        "PID": str(os.getpid()),
+        "WORKER": str(next(iter(_workers()), os.getpid())),
+    }
 
 
 def _grouped(cases: Iterator[Case]) -> Iterator[list[Case]]:
