@@ -71,6 +71,26 @@ def make_pairs(problems: Problems, count: int, seed: int) -> list[Pair]:
     return pairs
 
 
+def make_easy_pairs(problems: Problems, count: int, seed: int) -> list[Pair]:
+    """Pairs to begin with: both texts in the same wording, equal or with one number or operator changed."""
+    rng = np.random.default_rng([seed, 12])
+    pairs = []
+    for number in range(count):
+        steps = _solution(problems, int(rng.integers(len(problems))), rng)
+        name, wording = _one(rng, FORMATS), int(rng.integers(2**63))
+        kind = "equivalent" if number % 2 == 0 else _one(rng, KINDS[2:])
+        other = steps if kind == "equivalent" else _changed(steps, kind, rng)
+        first, second = (reworded(name, each, np.random.default_rng(wording)) for each in (steps, other))
+        pairs.append(Pair(first=first, second=second, kind=kind, common=_common(first, second)))
+    return pairs
+
+
+def _common(same: str, text: str) -> int:
+    """The number of words before the first that differs; both texts have equally many."""
+    words = zip(same.split(), text.split(), strict=True)
+    return next((at for at, (one, two) in enumerate(words) if one != two), len(text.split()))
+
+
 def _one(rng: np.random.Generator, values: Sequence[T]) -> T:
     """One of `values`, each as likely as the others."""
     return values[int(rng.random() * len(values))]
@@ -89,9 +109,8 @@ def _pair(kind: str, name: str, steps: list[Step], rng: np.random.Generator) -> 
     if kind == "format":
         return Pair(first=first, second=second, kind=kind, common=0)
     # In the same wording the two differ exactly where the steps do.
-    same = reworded(name, steps, np.random.default_rng(wording)).split()
-    differs = (at for at, (one, two) in enumerate(zip(same, second.split(), strict=True)) if one != two)
-    return Pair(first=first, second=second, kind=kind, common=next(differs, len(same)))
+    same = reworded(name, steps, np.random.default_rng(wording))
+    return Pair(first=first, second=second, kind=kind, common=_common(same, second))
 
 
 def _solution(problems: Problems, row: int, rng: np.random.Generator) -> list[Step]:

@@ -29,9 +29,11 @@ class EquivalenceRecipe:
     corpus_seed: int = 0
     """Seed of the problems' splits; that of the base's corpus."""
     seed: int = 0
-    num_updates: int = 1200
-    pairs_per_update: int = 64
-    lr: float = 1.0e-3
+    num_updates: int = 5000
+    pairs_per_update: int = 32
+    easy_share: float = 0.5
+    """Share of the updates, the first ones, whose pairs have both texts in one wording."""
+    lr: float = 2.5e-3
     warmup_updates: int = 50
     max_grad_norm: float = 1.0
     weight_decay: float = 0.01
@@ -93,6 +95,8 @@ def _check(recipe: EquivalenceRecipe, path: str) -> None:
     for key in ("lr", "max_grad_norm"):
         if not getattr(recipe, key) > 0:
             raise ValueError(f"{path}: {key} must be above 0, got {getattr(recipe, key)}")
+    if not 0 <= recipe.easy_share <= 1:
+        raise ValueError(f"{path}: easy_share must be between 0 and 1, got {recipe.easy_share}")
     if not 0 < recipe.false_positive_rate < 1:
         rate = recipe.false_positive_rate
         raise ValueError(f"{path}: false_positive_rate must be above 0 and below 1, got {rate}")

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from lab.calibration import Calibration, fit, measure
-from lab.equivalence_pairs import Pair, make_pairs
+from lab.equivalence_pairs import Pair, make_easy_pairs, make_pairs
 from lab.equivalence_recipe import EquivalenceRecipe, load_equivalence_recipe
-from lab.problems import problem_split
+from lab.problems import Problems, problem_split
 
 _DIVIDER = "<user>"
 TEMPLATE = f"<bos> {{first}} {_DIVIDER} {{second}} <assistant>"
@@ -59,7 +59,7 @@ def train_equivalence(path: str, overrides: Sequence[str]) -> int:
     tokenizer = AutoTokenizer.from_pretrained(recipe.base)
     model = _new_model(recipe, tokenizer)
     began = time.perf_counter()
-    _train(model, tokenizer, recipe, make_pairs(train.take(np.arange(kept)), _num_pairs(recipe), recipe.seed))
+    _train(model, tokenizer, recipe, _curriculum(train.take(np.arange(kept)), recipe))
     seconds = time.perf_counter() - began
     # Calibrated on problems that the training has not seen, where its margins are not too large.
     held_back = train.take(np.arange(kept, len(train)))
@@ -102,8 +102,12 @@ def margins(
     return Margins(values=(found[: len(pairs)] + found[len(pairs) :]) / 2.0, pairs_per_s=rate)
 
 
-def _num_pairs(recipe: EquivalenceRecipe) -> int:
-    return recipe.num_updates * recipe.pairs_per_update
+def _curriculum(problems: Problems, recipe: EquivalenceRecipe) -> list[Pair]:
+    """The pairs of all updates in order: first easy ones, which differ in nothing but their steps."""
+    num_easy = round(recipe.num_updates * recipe.easy_share)
+    easy = make_easy_pairs(problems, num_easy * recipe.pairs_per_update, recipe.seed)
+    num_hard = recipe.num_updates - num_easy
+    return easy + make_pairs(problems, num_hard * recipe.pairs_per_update, recipe.seed)
 
 
 def _labels(pairs: Sequence[Pair]) -> np.ndarray:

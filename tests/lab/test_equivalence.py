@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lab.calibration import Calibration, auc, expected_calibration_error, fit, measure, reliability
-from lab.equivalence_pairs import KINDS, Step, _changed, make_pairs, reworded
+from lab.equivalence_pairs import KINDS, Step, _changed, make_easy_pairs, make_pairs, reworded
 from lab.equivalence_recipe import load_equivalence_recipe
 from lab.problems import ADD, MULTIPLY, SUBTRACT, problem_split
 from lab.tokenizer import make_tokenizer
@@ -59,6 +59,18 @@ def test_how_much_of_the_second_text_is_common() -> None:
         else:
             assert 0 <= pair.common < len(words)
             assert re.fullmatch(r"\d+|[-+*]|plus|minus|times", words[pair.common]), pair
+
+
+def test_easy_pairs_differ_in_their_steps_alone() -> None:
+    """Equal texts, or texts of one wording with another number or operator from `common` on."""
+    pairs = make_easy_pairs(PROBLEMS, 400, 7)
+    assert Counter(pair.kind for pair in pairs)["equivalent"] == 200
+    for pair in pairs:
+        first, second = pair.first.split(), pair.second.split()
+        assert len(first) == len(second) and first[: pair.common] == second[: pair.common]
+        assert (pair.first == pair.second) == pair.is_equivalent == (pair.common == len(first))
+        assert pair.is_equivalent or first[pair.common] != second[pair.common]
+    assert pairs == make_easy_pairs(PROBLEMS, 400, 7)
 
 
 def test_changes_by_hand() -> None:
