@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from config_files import check_refused
 
 from configs.load import ConfigError, load_config
 
@@ -46,10 +47,7 @@ SFT = "loss.sft={kind: nll, weight: 0.1}"
     ],
 )
 def test_a_broken_rule_names_the_key(overrides: list[str], key: str, rule: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_config("debug", overrides)
-    lines = str(caught.value).splitlines()
-    assert any(f": {key} = " in line and rule in line for line in lines), lines
+    check_refused(overrides, key, rule)
 
 
 def test_demonstrations_by_share_or_by_controller(tmp_path: Path) -> None:

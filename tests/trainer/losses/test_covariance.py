@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from config_files import problem
 from covariance_tables import CHECKS, HAND, NARROW, chosen, loss_and_gradient, marked_inputs, to_table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from reference_covariance import (
     token_covariances,
 )
 
-from configs.errors import ConfigError
 from configs.kinds.losses import ClipCovOptions, KlCovOptions
 from configs.load import load_config
 from trainer.losses.batch_statistics import TokenTable, prepare_origin
@@ -173,15 +173,6 @@ def test_equal_advantages_select_nothing(advantage: float) -> None:
     assert not any(chosen(select_in_band(table, ClipCovOptions(fraction=1.0))))
 
 
-# -- configs -------------------------------------------------------------------------------------------------
-
-
-def refusal(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config("debug", overrides)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("entry", "rule"),
     [
@@ -196,7 +187,7 @@ def refusal(*overrides: str) -> str:
 )
 def test_refused_at_start_up(entry: str, rule: str) -> None:
     """Configs that would have no effect, or another one than written."""
-    assert rule in refusal(f"loss.policy={entry}")
+    assert rule in problem("debug", f"loss.policy={entry}")
 
 
 def test_accepted_where_they_act() -> None:
