@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -220,6 +221,7 @@ def test_inline_code_runs_in_this_process_without_a_limit(
     """So that a debugger reaches it; by default it has a process of its own."""
     (tmp_path / "mine_inline.py").write_text(OWN_FUNCTIONS)
     monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("mine_inline", None)  # the other case has imported it from its own folder
     actor = ScorerActor(kind, options, inline=True)
     here = (float(os.getpid()), "ok")
     assert asyncio.run(together(actor, ("a", "b"), ("c",), limit_s=0.0)) == [[here, here], [here]]
