@@ -49,6 +49,7 @@ _SOURCES: Final = {
 }
 """What each digest in the run's description is of."""
 _LOCK_WAIT_S: Final = 3.0
+"""A driver that was just killed releases its lock within moments."""
 _STATE_BYTES_PER_PARAMETER: Final = 12
 """fp32 weights and Adam's two moments."""
 _SLACK_BYTES: Final = 64 << 20
@@ -216,7 +217,6 @@ def claim_run(
     try:
         run_dir = _open_run_dir(config)
         lock = RunLock(run_dir / "lock", "polyphony train")
-        # A driver that was just killed releases its lock within moments.
         lock.acquire(_LOCK_WAIT_S)
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error

@@ -158,8 +158,6 @@ def sft_batch(
     given = {"prompt_ids": prompt_ids, "text": text, "domain": domain, "format_tag": format_tag}
     given["prompt_id"] = names if prompt_id is None else prompt_id
     _check_lengths(given, num_rows)
-    # Converted once, because the masks and lengths below are computed from Arrow arrays without a Python
-    # loop.
     tokens = pa.array(token_ids, GROUP_SCHEMA.field("token_ids").type)
     ids = pa.array(names, pa.string())
     columns: dict[str, Sequence[object] | pa.Array] = {

@@ -119,16 +119,20 @@ def with_advantages(
     learned = row_credit.has_reward_N | is_positive | (learned_how == "always")
     # A row without tokens here gets no weight, and does not count in the mean over rows or tokens.
     tokens = np.where(learned, batch.index.column("num_loss_tokens").to_numpy(), 0)
-    rate = learning_rate(config.learner, step, config.num_steps)
     return Learnable(
         advantage_N=np.where(is_positive, 1.0, row_credit.advantage_N),
         bonus_N=row_credit.bonus_N,
         visits_N=row_credit.visits_N,
         row_weight_N=row_weights(tokens, origins, batch.update_N, losses, config.rollout.max_tokens),
-        learning_rates=(rate,) * config.learner.updates_per_step,
-        # The others act on the credit, which is computed above; ranks need only those of the objective.
-        settings={key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS},
+        learning_rates=(learning_rate(config.learner, step, config.num_steps),)
+        * config.learner.updates_per_step,
+        settings=_of_objective(settings),
     )
+
+
+def _of_objective(settings: Mapping[str, float]) -> dict[str, float]:
+    """The settings that ranks need: those of the objective. The others act on the credit."""
+    return {key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS}
 
 
 NOT_COMMITTED: Final = ("loss_mask", "mismatch_abs", "mismatch_k3")

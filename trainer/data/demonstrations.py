@@ -110,16 +110,8 @@ def tokenize_demonstrations(
         ValueError: the tokenizer has no end token, a demonstration cannot be encoded, or every one is longer
             than rollout.max_prompt_tokens or rollout.max_tokens; the message names the first rows.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ValueError("the tokenizer must have an end-of-sequence token to end demonstrations, got none")
-    texts = [each.completion for each in demonstrations]
-    # Without special tokens: some tokenizers put a begin token in front, which would stand inside the text.
-    completions = [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     prompts = [prompt_ids(each, tokenizer, vocab_size) for each in demonstrations]
-    # Checked here, because an id beyond the vocabulary fails on a GPU without saying which row it was.
-    for each, ids in zip(demonstrations, completions, strict=True):
-        check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
+    completions = _completion_ids(demonstrations, tokenizer, vocab_size)
     lengths = [
         (len(prompt), len(completion)) for prompt, completion in zip(prompts, completions, strict=True)
     ]
@@ -132,12 +124,28 @@ def tokenize_demonstrations(
         run_id,
         prompt_ids=[prompts[number] for number in kept],
         token_ids=[completions[number] for number in kept],
-        text=[texts[number] for number in kept],
+        text=[demonstrations[number].completion for number in kept],
         domain=[demonstrations[number].domain for number in kept],
         format_tag=[demonstrations[number].format_tag for number in kept],
         prompt_id=[demonstrations[number].prompt_id for number in kept],
     )
     return rows, left_out
+
+
+def _completion_ids(
+    demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> list[list[int]]:
+    """The tokens of each completion, with the end-of-sequence token."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("the tokenizer must have an end-of-sequence token to end demonstrations, got none")
+    texts = [each.completion for each in demonstrations]
+    # Without special tokens: some tokenizers put a begin token in front, which would stand inside the text.
+    completions = [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    # Checked here, because an id beyond the vocabulary fails on a GPU without saying which row it was.
+    for each, ids in zip(demonstrations, completions, strict=True):
+        check_ids(ids, tokenizer, vocab_size, f"{row_of(each)}: completion")
+    return completions
 
 
 def _left_out(
