@@ -107,8 +107,7 @@ def with_advantages(
     term in the reward would give them.
     """
     settings, history = settings or {}, history or AnswerHistory()
-    config = run.config
-    origins = origins_of(batch.index)
+    config, origins = run.config, origins_of(batch.index)
     learned_how = np.array([ORIGINS[origin].learned for origin in origins], dtype=object)
     left_out = left_out_rows(batch.reward_N, batch.group_N, origins, config.rollout, run.joins_refined)
     # Without a reward these rows are in no baseline, so they change the advantage of no other row.
