@@ -17,6 +17,7 @@ from rank_process import LIMIT_S, RankProcess, build_all
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.buffer import _index_of
 from actors.requests import RankPlace
 from cluster.actor_process import Blueprint
 from cluster.role_proxies import BufferProxy, LearnerGroup
@@ -99,18 +100,6 @@ def make_rows(step: int) -> pa.RecordBatch:
         rows = rows.set_column(place, field, pa.array(values, field.type))
     validate(rows)
     return rows
-
-
-def index_of(rows: pa.RecordBatch) -> pa.Table:
-    """The columns of the buffer's index that a batch is made from."""
-    counts = {
-        "num_prompt_tokens": [len(ids) for ids in rows.column("prompt_ids").to_pylist()],
-        "num_tokens": [len(ids) for ids in rows.column("token_ids").to_pylist()],
-        "num_loss_tokens": [sum(mask) for mask in rows.column("loss_mask").to_pylist()],
-    }
-    names = ("submission_index", "sample_id", "prompt_id", "origin", "reward", "answer", "answer_ok")
-    kept = {name: rows.column(name) for name in (*names, "finish_reason", "spans")}
-    return pa.table({**kept, **counts})
 
 
 def with_policy_loss(run: BoundRun, kind: Kind, options: Options) -> BoundRun:
@@ -249,7 +238,7 @@ class Ranks:
 
     def score(self, case: Case, config: RunConfig, rows: pa.RecordBatch) -> tuple[Batch, pa.Table]:
         """The batch as the case cuts it, and the learner's columns in the rows' order."""
-        index = index_of(rows)
+        index = _index_of(rows)
         lengths = index.column("num_prompt_tokens").to_numpy() + index.column("num_tokens").to_numpy()
         batch = case.cut(collate(index, config), lengths)
         columns = asyncio.run(self.group(rows).compute_logprobs(batch))
