@@ -221,12 +221,7 @@ def claim_run(
     except OSError as error:
         raise ValueError(f"runs_dir must be a folder that can be written and locked, got {error}") from error
     try:
-        digests = {
-            "source_sha256": digest,
-            "demonstrations_sha256": demonstrations,
-            "scorer_files_sha256": scorer_files,
-            "models_sha256": models,
-        }
+        digests = dict(zip(_SOURCES, (digest, demonstrations, scorer_files, models), strict=True))
         experiment_hash = _identify(run_dir, config, digests, job, code)
         newest_checkpoint(run_dir)  # raises if there are checkpoints but none can be used
         attempt = _begin_attempt(run_dir)
