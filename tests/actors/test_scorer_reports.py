@@ -18,7 +18,7 @@ PROMPT = Prompt(prompt_id="p", messages=(("user", "?"),), answer="4", domain="ma
 
 def test_a_report_is_taken_and_its_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts begin again with each report; the value of a secret does not leave the process."""
-    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    monkeypatch.setenv("JUDGE_API_KEY", "")  # the scorer sets it in this process: restored afterwards
     secrets = Secrets({"JUDGE_API_KEY": "sk-live-0123456789"})
     actor = ScorerActor("reporting_scorer:Reporting", OwnOptions({}), 2, secrets)
     try:

@@ -92,9 +92,10 @@ def cached(runs: Path, name: str) -> set[str]:
     return {path.stem for path in (runs / f"{name}-cache").rglob("*.json")}
 
 
-@pytest.mark.parametrize("num_steps", [6, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_run_repeats_itself_and_pays_nothing_twice(num_steps: int, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_killed_run_repeats_itself_and_pays_nothing_twice(tmp_path: Path) -> None:
     """SIGKILL in the middle: rows, metrics and the number of judged requests are those of a run in peace."""
+    num_steps = 20
     steps = f"num_steps={num_steps}"
     with serving() as (server, url):
         finish(start(tmp_path, "whole", url, steps))
@@ -142,6 +143,7 @@ def test_a_faulty_endpoint_gives_no_wrong_score_and_loses_no_group(tmp_path: Pat
     assert sum(line["health/judge/retries"] for line in lines) > 0
 
 
+@pytest.mark.long
 def test_a_judge_that_fails_too_often_stops_the_run(tmp_path: Path) -> None:
     """Exit code 1 and one message. With a judge that works the same command finishes it, all scores there."""
     broken = Faults(share=1.0, kinds=("half",))
@@ -157,6 +159,7 @@ def test_a_judge_that_fails_too_often_stops_the_run(tmp_path: Path) -> None:
     assert len(rows) == 128 and len(missing) <= 16, "only what was stored before the limit has no score"
 
 
+@pytest.mark.long
 def test_a_judge_that_falls_for_canaries_is_named(tmp_path: Path) -> None:
     """An event, a line and a metric with `warn`; with `stop` the run does not begin."""
     with serving() as (server, url):

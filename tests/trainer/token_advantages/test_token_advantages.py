@@ -285,15 +285,15 @@ def test_ppo_clip_with_tis_is_the_decoupled_loss(tokens: list[tuple[float, float
     assert sums["mark/policy/token_advantage.correct/truncated"] == truncated
 
 
-PROPORTIONAL = ("ppo_clip", "gspo", "cispo", "gppo", "ce_gppo", "clip_cov")
+PROPORTIONAL = ("ppo_clip", "gspo", "cispo", "gppo", "ce_gppo", "clip_cov", "shaped", "advantage_nll")
 
 
 def loss_of(kind: str, inputs: LossInputs) -> list[float]:
     """The loss per token under the kind's defaults, of ratios to the proximal policy."""
     options = LOSSES[kind].options()
     found = load_target(LOSSES[kind].target)(inputs, options)
-    assert isinstance(found, TokenLoss)
-    return found.loss.tolist()
+    loss: torch.Tensor = found.loss if isinstance(found, TokenLoss) else found
+    return loss.tolist()
 
 
 @given(st.lists(st.tuples(LOGPROB, LOGPROB, ADVANTAGE), min_size=1, max_size=5), st.floats(0, 3))
