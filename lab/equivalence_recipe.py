@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lab.problems import NUM_TRAIN
+from lab.recipe import read_recipe
 
 
 @dataclass
@@ -57,17 +55,8 @@ def load_equivalence_recipe(path: str, overrides: Sequence[str] = ()) -> Equival
     Raises:
         ValueError: no such file, an unknown key, or a value that cannot be used; names file, key and rule.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"a recipe must be an existing YAML file, got {path!r}")
-    try:
-        written = OmegaConf.load(path)
-        if "recipe" in written:  # the calibration.json of a classifier, which contains its recipe
-            written = OmegaConf.select(written, "recipe")
-        defaults = OmegaConf.structured(EquivalenceRecipe)
-        merged = OmegaConf.merge(defaults, written, OmegaConf.from_dotlist(list(overrides)))
-        recipe = cast(EquivalenceRecipe, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    read = read_recipe(path, overrides, lambda _: OmegaConf.structured(EquivalenceRecipe), inside="recipe")
+    recipe = cast(EquivalenceRecipe, read)
     _check(recipe, path)
     return recipe
 

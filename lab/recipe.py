@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lab.base_model import ModelShape, check_shape
@@ -60,26 +60,43 @@ class Recipe:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
 
+def read_recipe(
+    path: str, overrides: Sequence[str], defaults_for: Callable[[Container], DictConfig], inside: str
+) -> object:
+    """The recipe in a YAML file merged into its defaults, with overrides, as an object of its dataclass.
+
+    A JSON file that was written beside weights contains its recipe; it is known by the key `inside`.
+
+    Raises:
+        ValueError: no such file, an unknown key, or a wrong type; names the file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"a recipe must be an existing YAML file, got {path!r}")
+    try:
+        written = OmegaConf.load(path)
+        if inside in written:
+            written = OmegaConf.select(written, "recipe")
+        merged = OmegaConf.merge(defaults_for(written), written, OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _defaults(written: Container) -> DictConfig:
+    """The default recipe. A recipe's formats are all there are: merging would add the missing ones."""
+    defaults = OmegaConf.structured(Recipe)
+    if OmegaConf.select(written, "corpus.formats") is not None:
+        defaults.corpus.formats = {}
+    return defaults
+
+
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` (or in the manifest.json of a base) with overrides: ``training.num_updates=100``.
 
     Raises:
         ValueError: no such file, an unknown key, or a value that makes no base; names file, key and rule.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"a recipe must be an existing YAML file, got {path!r}")
-    try:
-        written = OmegaConf.load(path)
-        if "recipe_sha256" in written:  # the manifest.json of a base, which contains its recipe
-            written = OmegaConf.select(written, "recipe")
-        # A recipe's formats are all there are: merging into the defaults would add the missing ones.
-        defaults = OmegaConf.structured(Recipe)
-        if OmegaConf.select(written, "corpus.formats") is not None:
-            defaults.corpus.formats = {}
-        merged = OmegaConf.merge(defaults, written, OmegaConf.from_dotlist(list(overrides)))
-        recipe = cast(Recipe, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    recipe = cast(Recipe, read_recipe(path, overrides, _defaults, inside="recipe_sha256"))
     try:
         _check(recipe)
     except ValueError as error:
