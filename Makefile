@@ -69,7 +69,7 @@ debug: setup
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test-quick: setup
-	$(PYTEST) -m "not engine and not long" $(ARGS)
+	$(PYTEST) -m "not engine and not long and not slow" $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not long" $(ARGS)

@@ -24,6 +24,7 @@ def test_the_corpus_has_its_size() -> None:
     assert 3 * sum(len(snippets(family)) for family in family_names()) >= 300
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_corpus() -> None:
     trials = run_cases(family_names(), CODE_OPTIONS, every=6, num_workers=4)
     assert len(trials) >= 70
@@ -39,6 +40,7 @@ def test_a_slice_without_namespaces(method: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_slice_with_processes() -> None:
     options = {**CODE_OPTIONS, "processes": 8}
     if set(methods_here()) == {"landlock"}:
