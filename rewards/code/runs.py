@@ -22,6 +22,8 @@ from rewards.code.inside import wire
 Outcome = Literal[
     "passed", "wrong_answer", "runtime_error", "compile_error", "timeout", "memory", "output_limit", "no_code"
 ]
+_END_S: Final = 0.5
+"""Wait for the end of a program that has ended for its partner."""
 FAILURES: Final = frozenset({"wrong_answer", "runtime_error", "compile_error", "timeout", "memory"})
 _PROGRAM = "main.py"
 
@@ -161,8 +163,11 @@ class LocalRunner:
             verdicts.take(line)
             clock.deadline = min(time.monotonic() + self._rules.wall_s, deadline)
             if verdicts.is_complete():
-                for each in boxes:
-                    each.kill("done")
+                boxes[1].kill("done")
+                if verdicts.may_have_ended():
+                    clock.deadline = min(time.monotonic() + _END_S, deadline)  # how it ended is yet to come
+                else:
+                    boxes[0].kill("done")
 
         program_ending, _ = supervise(boxes, clock, on_line)
         return verdicts.outcomes(program_ending)
@@ -191,6 +196,10 @@ class _Verdicts:
                 "passed" if verdict["outcome"] == "passed" else as_failure(verdict.get("kind"))
             )
 
+    def may_have_ended(self) -> bool:
+        """Whether the last verdict may be that the program is gone: the checker cannot tell how it ended."""
+        return bool(self._found) and self._found[-1] == "runtime_error"
+
     def is_complete(self) -> bool:
         """Whether no more lines matter."""
         failed = bool(self._found) and self._found[-1] != "passed"
@@ -208,8 +217,9 @@ class _Verdicts:
             return self._problem * self._count
         if self._broken:
             raise BrokenTestError(self._broken)
-        if self._found and self._found[-1] == "runtime_error":  # the checker sees only that it is gone
-            return [*self._found[:-1], how_failed(ending) or "runtime_error"]
+        if self.may_have_ended():
+            ended = ending.killed != "timeout"  # else it was still there
+            return [*self._found[:-1], (ended and how_failed(ending)) or "runtime_error"]
         if self.is_complete():
             return self._found
         return [*self._found, how_failed(ending) or "runtime_error"]
