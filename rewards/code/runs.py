@@ -132,9 +132,8 @@ class LocalRunner:
         """Two sandboxes: the program answers in one, the tests ask in the other."""
         entry = tests[0].entry_point
         files = {f"test_{number}.py": test.text for number, test in enumerate(tests)}
-        files["job.json"] = json.dumps(
-            {"count": len(tests), "entry_point": entry, "in_place": self._rules.in_place}
-        )
+        job = {"count": len(tests), "entry_point": entry, "in_place": self._rules.in_place}
+        files["job.json"] = json.dumps(job)
         limits = self._rules.limits
         # Two pipes between the sandboxes, so that neither sees more of the other than requests and replies.
         request_read, request_write = os.pipe()
@@ -163,11 +162,9 @@ class LocalRunner:
             verdicts.take(line)
             clock.deadline = min(time.monotonic() + self._rules.wall_s, deadline)
             if verdicts.is_complete():
-                boxes[1].kill("done")
-                if verdicts.may_have_ended():
-                    clock.deadline = min(time.monotonic() + _END_S, deadline)  # how it ended is yet to come
-                else:
-                    boxes[0].kill("done")
+                clock.deadline = min(time.monotonic() + _END_S, deadline)
+                for each in boxes[1:] if verdicts.may_have_ended() else boxes:
+                    each.kill("done")
 
         program_ending, _ = supervise(boxes, clock, on_line)
         return verdicts.outcomes(program_ending)
