@@ -56,6 +56,15 @@ class Arm:
     sources: Provenance = NO_SOURCES
     """Which file or override set each key."""
 
+    def told_changes(self) -> dict[str, tuple[object, object]]:
+        """`changes` without options that only follow from another kind: those it lacks or has by default."""
+        return {key: pair for key, pair in self.changes.items() if self._is_told(key, pair)}
+
+    def _is_told(self, key: str, pair: tuple[object, object]) -> bool:
+        if None not in pair or key.endswith(".kind"):
+            return True
+        return pair[1] is not None and has_key(self.sources.merged or {}, key)
+
 
 def load_arms(
     config: str, files: Sequence[str], overrides: Sequence[str], num_seeds: int, folder: Path

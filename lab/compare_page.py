@@ -164,7 +164,7 @@ def markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
     lines += [f"- {_plain(line)}" for line in _state(comparison)]
     lines += ["", "| arm | setting | value |", "|---|---|---|"]
     for arm in comparison.arms:
-        for key, pair in arm.changes.items():
+        for key, pair in arm.told_changes().items():
             lines.append(f"| {_plain(arm.name)} | {_plain(key)} | {_plain(_change(pair))} |")
     lines += ["", "| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
     lines += ["| " + " | ".join(_plain(cell) for cell in _cells(row)) + " |" for row in rows]
@@ -196,7 +196,9 @@ def page(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 
 def _settings(comparison: Comparison) -> str:
-    lines = [(arm.name, key, _change(pair)) for arm in comparison.arms for key, pair in arm.changes.items()]
+    lines = [
+        (arm.name, key, _change(pair)) for arm in comparison.arms for key, pair in arm.told_changes().items()
+    ]
     return _html_table(("arm", "setting", "value"), lines, 0)
 
 

@@ -113,3 +113,16 @@ def test_an_arm_may_have_a_base(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text("kl: {coef: 0.3}\nlearner: {lr: 0.5}\n")
     _, arm = _arms(tmp_path, "base: parent.yaml\nlearner: {lr: 0.125}\n")
     assert arm.changes == {"kl.coef": (0.0, 0.3), "learner.lr": (0.0003, 0.125)}
+
+
+def test_the_changes_that_are_told_leave_out_what_another_kind_has_by_default(tmp_path: Path) -> None:
+    """What the file says, and a kind that goes; not the new kind's defaults or the old kind's options."""
+    text = "advantage: {kind: rloo}\nscorers: {again: {kind: length, weight: 0.5}}\nkl: {coef: 0.3}\n"
+    arm = _arms(tmp_path, text)[1]
+    assert len(arm.changes) > 5 and arm.changes["scorers.again.replicas"] == (None, 1)
+    assert arm.told_changes() == {
+        "advantage.kind": ("grpo", "rloo"),
+        "kl.coef": (0.0, 0.3),
+        "scorers.again.kind": (None, "length"),
+        "scorers.again.weight": (None, 0.5),
+    }
