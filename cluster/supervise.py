@@ -104,6 +104,7 @@ class Supervised:
         self._failures = Failures(label, limits, report)
         self._handle = start()
         self._life = 0
+        self._is_ended = False
         self._replacing: asyncio.Task[None] | None = None
 
     # -- as a handle -----------------------------------------------------------------------------------------
@@ -130,7 +131,8 @@ class Supervised:
         return await self._handle.stalled_for_s()
 
     def kill(self, force: bool = False) -> None:
-        """Kill the actor without replacing it."""
+        """Kill the actor for good: calls in flight and later ones raise ActorCallError."""
+        self._is_ended = True
         if self._replacing is not None:
             self._replacing.cancel()
         self._handle.kill(force)
@@ -159,11 +161,13 @@ class Supervised:
         """Wait while the actor is being replaced; returns the number of its current life.
 
         Raises:
-            ActorCallError: too many actors failed.
+            ActorCallError: too many actors failed, or it was killed for good.
         """
         while self._replacing is not None:
             # Shielded: cancelling one caller must not cancel the replacement that others wait for.
             await asyncio.shield(self._replacing)
+        if self._is_ended:
+            raise ActorCallError(f"{self.label} has been ended")
         return self._life
 
     def progress(self) -> None:
@@ -188,6 +192,9 @@ class Supervised:
                 self._begin_replacing(life, str(error))
 
     def _begin_replacing(self, life: int, reason: str, counted: bool = True) -> None:
+        # Calls may still be in flight when the actor is killed for good: they must not start another.
+        if self._is_ended:
+            return
         # Many calls fail when one actor is lost; only the first may start a replacement.
         if life != self._life or self._replacing is not None:
             return

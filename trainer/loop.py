@@ -120,6 +120,13 @@ class Run:
             NonFiniteError: too many updates in a row were not finite.
             TimeoutError: a group or an evaluation took too long.
         """
+        try:
+            return await self._train(prompts, export_to)
+        finally:
+            # Groups in flight must not call actors that are being ended, or that serve another run.
+            await self._producer.close()
+
+    async def _train(self, prompts: Sequence[TokenPrompt], export_to: str) -> bool:
         while True:
             try:
                 if self._probes is None:

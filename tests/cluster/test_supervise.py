@@ -360,6 +360,27 @@ def test_closing_ends_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(life.dead.is_set() for life in (*well.started, *ill.started))
 
 
+@pytest.mark.parametrize("method", ["call", "call_ref", "once"])
+def test_what_was_killed_for_good_stays_so(method: str) -> None:
+    """Calls in flight fail with it, and start no other actor that nobody would end."""
+    lives, events = Lives([{"work": forever}, {}]), Events()
+
+    async def work() -> None:
+        actor = supervise(lives, events)
+        call = asyncio.ensure_future(getattr(actor, method)("work"))
+        while not lives.started[0].calls:
+            await asyncio.sleep(0)
+        actor.kill()
+        with pytest.raises(ActorCallError):
+            await call
+        with pytest.raises(ActorCallError, match="has been ended"):
+            await actor.call("work")
+        await asyncio.sleep(0.01)
+
+    run(work())
+    assert len(lives.started) == 1 and events.lines == []
+
+
 def test_a_first_start_that_fails_is_not_mended() -> None:
     """What is wrong from the beginning is the user's to see at once."""
     lives = Lives([{"ready": dies}, {"ready": arguments_of}])

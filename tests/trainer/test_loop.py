@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +33,10 @@ from configs.schema import (
     SyncConfig,
 )
 from rollouts.checkpoints import checkpoint_steps
+from rollouts.records import Completion, Judgement, Prompt
 from rollouts.store import committed_evals
 from trainer.checkpoint import Checkpoints
-from trainer.data.prompts import PromptOrder
+from trainer.data.prompts import PromptOrder, TokenPrompt
 from trainer.evaluate import Evaluator
 from trainer.loop import Roles, Run
 from trainer.metrics import is_timing
@@ -66,6 +67,8 @@ class Trial:
     records: list[dict[str, object]] = field(default_factory=list)
     controllers: dict[str, dict[str, object]] = field(default_factory=dict)
     phases: list[tuple[int, str]] = field(default_factory=list)
+    in_flight: list[str] = field(default_factory=list)
+    """Groups that were in flight when `train` returned or raised."""
 
     def __post_init__(self) -> None:
         self.buffer = FileBuffer(self.folder, 2)
@@ -105,7 +108,14 @@ class Trial:
         )
         checkpoints = Checkpoints(self.folder, config, "experiment", 1, reports.event)
         run = Run(bind(config), roles, producer, evaluator, checkpoints, reports)
-        assert asyncio.run(run.train(prompts))
+        assert asyncio.run(self._finish(run, prompts))
+
+    async def _finish(self, run: Run, prompts: list[TokenPrompt]) -> bool:
+        try:
+            return await run.train(prompts)
+        finally:
+            names = (task.get_name() for task in asyncio.all_tasks())
+            self.in_flight = sorted(name for name in names if name.startswith("group "))
 
     def metric_lines(self) -> list[dict[str, float]]:
         path = self.folder / "metrics.jsonl"
@@ -313,6 +323,21 @@ def test_a_short_run_without_any_reward_is_no_success(tmp_path: Path, num_steps:
     with pytest.raises(NoRewardError, match=rf"step {num_steps}: 100% of .*, {counted}: there is nothing"):
         trial.train()
     assert len(trial.buffer.committed) == num_steps and "export" not in " ".join(trial.calls)
+
+
+def test_a_run_that_fails_leaves_no_group_in_flight(tmp_path: Path) -> None:
+    """One group ends the run while the others are scored for ever: they would call actors that are ended."""
+
+    class OneBreaks(FakeScorer):
+        async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+            if completions[0].sample_id.startswith("00000000"):
+                raise OSError("no more")
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    trial = Trial(tmp_path, max_lag=1, scorer=OneBreaks())
+    with pytest.raises(OSError, match="no more"):
+        trial.train()
+    assert trial.in_flight == []
 
 
 def test_some_missing_rewards_are_reported_and_the_run_continues(tmp_path: Path) -> None:
