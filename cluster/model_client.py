@@ -133,7 +133,6 @@ class _Room:
             if turn.done() and not turn.cancelled():  # the room was given just before
                 self.leave(number)
             else:
-                self._waiting.remove((number, turn))
                 self._admit()
             raise
 
@@ -143,6 +142,8 @@ class _Room:
         self._admit()
 
     def _admit(self) -> None:
+        # Callers that are cancelled may not have run since: their turns are left out here.
+        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
         while self._waiting and self._used + self._waiting[0][0] <= self._limit:
             number, turn = self._waiting.popleft()
             self._used += number

@@ -107,6 +107,26 @@ def test_what_is_in_flight_is_bounded_first_come_first_served() -> None:
     run(work())
 
 
+def test_room_that_is_given_back_as_a_caller_leaves_is_not_lost() -> None:
+    """The caller is cancelled, but has not run since, when another call ends in the same turn of the loop."""
+
+    async def work() -> None:
+        room = model_client._Room(1)
+        await room.enter(1)
+        leaving, staying = (asyncio.ensure_future(room.enter(1)) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        room.leave(1)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        async with asyncio.timeout(5):
+            await staying
+        room.leave(1)
+        await room.enter(1)
+
+    run(work())
+
+
 def test_a_part_of_a_lost_replica_is_repeated_on_another() -> None:
     """The inputs are those of the lost call, and the replica that was lost is avoided for a while."""
 
