@@ -58,10 +58,12 @@ class Comparison:
         return [run for run in wanted if run not in known]
 
     def rows(self) -> tuple[Row, ...]:
-        """The table."""
+        """The table, without metrics that no arm has."""
         # With other scorers a reward is another quantity, and its difference to control means nothing.
         others = [arm.name for arm in self.arms if any(key.startswith("scorers.") for key in arm.changes)]
-        return contrast(self.results, [arm.name for arm in self.arms], self.pass_at, others)
+        rows = contrast(self.results, [arm.name for arm in self.arms], self.pass_at, others)
+        known = {row.metric.name for row in rows if not math.isnan(row.value)}
+        return tuple(row for row in rows if row.metric.name in known)
 
 
 def write_pages(folder: Path, comparison: Comparison) -> None:

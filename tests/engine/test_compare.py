@@ -236,7 +236,8 @@ def test_the_page_is_well_formed_and_runs_nothing(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text and text.count("<svg") == 5
     assert text.count('class="spread fill0"') == 5, "control has two seeds, so its band is drawn in each"
     rows = [tag for tag, _ in found.tags].count("tr")
-    assert rows == 1 + 1 + 1 + 2 * 10, "two headings, a setting, and ten metrics of two arms"
+    assert rows == 1 + 1 + 1 + 2 * 8, "two headings, a setting, and the eight metrics that an arm has, of two"
+    assert "strategy entropy" not in text and "format entropy" in text
     assert "With so few seeds the bootstrap interval is too narrow" in found.text
     written = markdown(comparison, comparison.rows())
     prose = [line for line in written.splitlines() if not line.startswith("    ")]
