@@ -53,6 +53,7 @@ _KEPT_VARIABLES = (
     "TMPDIR",
     "LD_LIBRARY_PATH",
     "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES",
 )
 _MARK = "POLYPHONY_SANDBOX"
 _STARTING = "while starting: "
@@ -410,10 +411,17 @@ class _Child:
             if ended is not None and ended.si_code == os.CLD_EXITED:
                 return SandboxError("crashed", f"the process ended with exit code {ended.si_status}")
             if ended is not None:
-                name = signal.Signals(ended.si_status).name
-                return SandboxError("crashed", f"the process was killed by {name}")
+                return SandboxError("crashed", f"the process was killed by {_name_of(ended.si_status)}")
             time.sleep(_POLL_S)
         return SandboxError("crashed", "the process closed its pipe")
+
+
+def _name_of(number: int) -> str:
+    """A signal's name. Most real-time signals, which a function may send to itself, have none in Python."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _environment(mark: str) -> dict[str, str]:

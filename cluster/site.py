@@ -60,10 +60,12 @@ class Site:
         """
         local = self.config.cluster.spawn == "local"
         on_gpu = share is not None and share.num_gpus > 0
+        # In this process all actors see the same devices; elsewhere one that asks for no GPU sees none.
+        sees_gpus = on_gpu or (local and self.placement.device == "cuda")
         setup = ProcessSetup(
             label=label,
             log_file="" if local else str(self.log_dir / f"{label}.log"),
-            environment=host_environment(threads, "cuda" if on_gpu else self.placement.device),
+            environment=host_environment(threads, "cuda" if sees_gpus else "cpu"),
             cores=cores,
             secrets=secrets,
             foreign_secrets=secret_names(self.config),

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import ray
 from ray.util.placement_group import PlacementGroup
@@ -21,6 +21,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.requests import EngineFailedError
 from cluster.actor_process import Blueprint, Host, ProcessId, ProcessSetup, build, started_at
+
+_MAX_CALLS: Final = 1_000_000
+"""Calls that an actor may have in flight. By default Ray starts 1,000: with a group per call, a ping would
+wait behind the groups of a large step or evaluation, and the actor would be taken for one that hangs."""
 
 
 class ActorCallError(RuntimeError):
@@ -188,6 +192,7 @@ def spawn_ray(
         num_gpus=num_gpus,
         scheduling_strategy=strategy,
         runtime_env={"env_vars": dict(setup.environment)},
+        max_concurrency=_MAX_CALLS,
         name=name or None,
     )
     actor = options.remote(setup, blueprint)

@@ -112,6 +112,7 @@ def custom() -> Iterator[BlockingScorer]:
         ("exit", None, "crashed"),
         ("quit", None, "crashed"),
         ("segfault", None, "crashed"),
+        ("real_time_signal", None, "crashed"),
         ("sleep", None, "timeout"),
         ("catastrophic", None, "timeout"),
     ],
@@ -137,6 +138,17 @@ def test_the_values_of_a_row_reach_the_function_with_their_types(custom: Blockin
     asked = dataclasses.replace(PROMPT, answer=None, ground_truth=truth, data_source="gsm8k", extra=extra)
     (judged,) = custom.score(asked, completions("types"))
     assert judged.answer == repr(("gsm8k", truth, extra))
+
+
+def test_a_function_sees_the_gpus_of_its_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives a scorer with a share of a GPU its devices in this variable; without it all would be seen."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    options = CustomOptions(function="hostile_scorers:compute_score")
+    pool = KillablePool("rewards.custom:custom", options, 1, 10.0)
+    try:
+        assert found(pool.score(PROMPT, completions("gpus"))) == [(3.0, "ok")]
+    finally:
+        pool.close()
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:

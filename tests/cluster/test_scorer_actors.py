@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from fake_actors import FakeHandle
 
-from cluster import site
-from cluster.actors import score_limit_s, scorer_set, spawn_scorers
+from cluster import site, spawn
+from cluster.actor_process import Blueprint, ProcessSetup
+from cluster.actors import score_limit_s, scorer_set, spawn_buffer, spawn_engines, spawn_scorers
 from cluster.placement import plan
 from cluster.secrets import check_secrets, hidden, secret_names, secrets_of
 from cluster.train import dry_run, train
@@ -105,18 +106,18 @@ def test_hidden_variables_come_back() -> None:
 class Spawned:
     """What was spawned: setups, blueprints and shares."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: RunConfig, device: str = "cpu") -> None:
         self.made: list[tuple[Any, Any, dict[str, Any]]] = []
 
-        def spawn(setup: Any, blueprint: Any, **asked: Any) -> FakeHandle:
+        def spawned(setup: Any, blueprint: Any, **asked: Any) -> FakeHandle:
             self.made.append((setup, blueprint, asked))
             return FakeHandle(label=setup.label)
 
-        monkeypatch.setattr(site, "spawn_ray", spawn)
+        monkeypatch.setattr(site, "spawn_ray", spawned)
         group: Any = object()
         self.site = site.Site(
             run=bind(config),
-            placement=plan(bind(config), "cpu"),
+            placement=plan(bind(config), device),
             group=group,
             log_dir=Path("logs"),
             report=lambda kind, actor, **fields: None,
@@ -154,6 +155,38 @@ def test_scorers_are_spawned_with_replicas_shares_and_secrets(monkeypatch: pytes
     assert (other["num_cpus"], other["bundle"], other["group"]) == (0.5, 1, spawned.site.group)
     assert VALUE not in repr(spawned.made)
     assert not any(VALUE in str(dict(setup.environment)) for setup, _, _ in spawned.made)
+
+
+def test_only_actors_that_ask_for_a_gpu_see_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides nothing from an actor without GPUs, whose code would take memory of the first one it sees."""
+    overrides = ["scorers.on_gpu={kind: length, num_gpus: 0.05}", "generator.gpu_memory_utilization=0.8"]
+    spawned = Spawned(monkeypatch, load_config("debug", overrides), "cuda")
+    spawn_scorers(spawned.site, {})
+    spawn_engines(spawned.site)
+    spawn_buffer(spawned.site, Path("run"))
+    hidden_from = {
+        setup.label: setup.environment.get("CUDA_VISIBLE_DEVICES") == "" for setup, _, _ in spawned.made
+    }
+    without = ("scorer-correct-0", "scorer-format-0", "buffer")
+    assert hidden_from == dict.fromkeys(without, True) | {"scorer-on_gpu-0": False, "generator-0": False}
+
+
+def test_pings_do_not_wait_behind_the_calls_of_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts 1,000 calls of an actor at a time; a step or an evaluation may have more on one engine."""
+    asked: dict[str, Any] = {}
+
+    class Remote:
+        def options(self, **options: Any) -> Any:
+            asked.update(options)
+            return self
+
+        def remote(self, *arguments: object) -> object:
+            return object()
+
+    monkeypatch.setattr(spawn.ray, "remote", lambda host: Remote())
+    setup, blueprint = ProcessSetup(label="generator-0", log_file=""), Blueprint(target="", arguments=())
+    spawn.spawn_ray(setup, blueprint, num_cpus=1, num_gpus=0, group=None, bundle=-1, limit_s=None)
+    assert asked["max_concurrency"] > 100_000
 
 
 def test_scorers_of_the_run_before_stay_if_they_were_built_alike(monkeypatch: pytest.MonkeyPatch) -> None:

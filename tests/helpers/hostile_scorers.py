@@ -34,6 +34,8 @@ def compute_score(
         sys.exit(0)
     if word == "segfault":
         ctypes.string_at(0)
+    if word == "real_time_signal":
+        os.kill(os.getpid(), 40)
     if word == "raise":
         raise KeyError("no such thing")
     if word == "raise_deep":
@@ -66,6 +68,7 @@ def compute_score(
         "length": float(len(solution_str)),
         "memory_limit": float(resource.getrlimit(resource.RLIMIT_AS)[0] >> 30),
         "secrets": float(sum(name.endswith(("_TOKEN", "_KEY")) for name in os.environ)),
+        "gpus": float(os.environ.get("CUDA_VISIBLE_DEVICES") or -1),
         "heavy": float(sum(name in sys.modules for name in ("torch", "ray", "vllm", "deepspeed"))),
     }
     return results.get(word, 0.5)
