@@ -35,8 +35,9 @@ def connect(secrets: Collection[str] = ()) -> bool:
     """Connect this driver; returns True if it joined a running cluster, False if it started a local one.
 
     It joins the cluster that RAY_ADDRESS names (``host:port``, ``ray://host:port`` or ``auto``), or, inside a
-    Ray job, the job's cluster. A local cluster listens on loopback, has no dashboard, collects no usage
-    statistics, does not get the environment variables `secrets`, and ends with the driver.
+    Ray job, the job's cluster. A local cluster has the address 127.0.0.1, no dashboard and Ray's token
+    authentication (Ray listens on all interfaces nevertheless), collects no usage statistics, does not get
+    the environment variables `secrets`, and ends with the driver.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be reached or joined.

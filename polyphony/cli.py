@@ -11,7 +11,6 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from signal import Signals
@@ -25,6 +24,8 @@ ENGINE_PACKAGES = ("torch", "transformers", "safetensors", "deepspeed", "vllm")
 """Packages of the extras [cpu] and [gpu], which the base install lacks."""
 BAD_INPUT = 2
 INTERRUPTED = 130
+_INPUT_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What a wrong argument or a path that cannot be used raises."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # a run installs its own handlers; before that nothing has been written
         print("polyphony: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, FileNotFoundError) as error:
+    except _INPUT_ERRORS as error:
         if arguments.traceback:
             traceback.print_exc()
         return _refuse(str(error))
@@ -86,8 +87,7 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
         outcome = train(config, reporter, Job(learns=not arguments.rollout_only, rollouts_of=source), sources)
     except RunError as error:
         print(f"polyphony: the run was stopped: {error}", file=sys.stderr)
-        with suppress(OSError):  # a full disk may be what stopped it
-            _report(Path(config.runs_dir) / config.name, reporter)
+        _report(Path(config.runs_dir) / config.name, reporter)
         return 1
     _report(outcome.run_dir, reporter)
     if outcome.exit_code > 128:
@@ -97,12 +97,15 @@ def run_training(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
 
 
 def _report(run_dir: Path, reporter: StepReporter) -> None:
-    """Write the report of a run, if it has made a step."""
+    """Write the report of a run, if it has made a step. A report that cannot be written is only a note."""
     from rollouts.store import committed_steps
     from viewer.report import write_report
 
-    if committed_steps(run_dir):
-        reporter.note(f"report: {write_report(run_dir)}")
+    try:
+        if committed_steps(run_dir):
+            reporter.note(f"report: {write_report(run_dir)}")
+    except OSError as error:  # the disk may be full: the run itself has ended well, or has said why not
+        reporter.note(f"no report was written: {error}; polyphony report {run_dir} writes it")
 
 
 def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

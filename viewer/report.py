@@ -7,10 +7,10 @@ What the run lacks is said on the page; only a folder that is no run at all is a
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from rollouts.files import write_bytes_atomic
 from viewer.panels import PANELS, SECTIONS, draw_panel
 from viewer.run_data import Curve, RunData, SampleRow, StepSamples, mean, read_run
 from viewer.style import style_sheet
@@ -32,12 +32,9 @@ def write_report(run_dir: Path) -> Path:
         ValueError: `run_dir` is not a folder with a config.yaml or a metrics.jsonl.
         OSError: the folder cannot be written.
     """
-    page = render(read_run(run_dir))
-    path = run_dir / "report.html"
-    staged = run_dir / f".report.html.{os.getpid()}"
-    staged.write_text(page, encoding="utf-8")
+    page, path = render(read_run(run_dir)), run_dir / "report.html"
     # By a rename: someone may have the report of a running run open and reload it.
-    staged.replace(path)
+    write_bytes_atomic(path, page.encode())
     return path
 
 

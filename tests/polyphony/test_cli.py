@@ -183,6 +183,21 @@ def test_a_run_that_was_stopped_says_why_and_exits_1(
     assert capsys.readouterr().err == "polyphony: the run was stopped: engine 0 and learner differ\n"
 
 
+@pytest.mark.parametrize("exit_code", [0, 143])
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(
+    exit_code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run has reached its end: its exit code stays, a note says what is missing, and nothing is left."""
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "config.yaml").write_text("{}\n")
+    save_step(tmp_path, 1)
+    outcome = SimpleNamespace(exit_code=exit_code, run_dir=tmp_path)
+    replace_training(monkeypatch, lambda *arguments: outcome)
+    assert main(["train", "debug"]) == exit_code
+    assert "no report was written: " in capsys.readouterr().out
+    assert not list(tmp_path.glob(".report*"))
+
+
 def test_pretrain_and_report_reach_their_functions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,7 +219,16 @@ def test_pretrain_and_report_reach_their_functions(
     assert capsys.readouterr().out == "runs/debug/report.html\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("row 3: no prompt"), FileNotFoundError("no such run: x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("row 3: no prompt"),
+        FileNotFoundError("no such run: x"),
+        IsADirectoryError("a folder: x"),
+        NotADirectoryError("a file: x"),
+        PermissionError("not allowed: x"),
+    ],
+)
 def test_errors_about_input_are_refused_without_a_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
