@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from configs.bound import bind
 from configs.errors import COMMAND_LINE, ConfigError, Problem
-from configs.experiment import settings
+from configs.experiment import experiment, settings
 from configs.load import load_with_sources
 from configs.schema import RunConfig
 from configs.sources import NO_SOURCES, Provenance, Source, has_key, read_chain, read_overrides
@@ -64,6 +65,20 @@ class Arm:
         if None not in pair or key.endswith(".kind"):
             return True
         return pair[1] is not None and has_key(self.sources.merged or {}, key)
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether its reward is another quantity than control's: other scorers, or other models behind them.
+
+        Keys that only say where or how fast scores are computed do not count.
+        """
+        config = self.configs[0]
+        options = [entry.options for entry in bind(config).scorers.values()]
+        models = {f"models.{name}." for each in options for name in each.models().values()}
+        deciding = experiment(config).keys()
+        # A key that this arm lacks belongs to a scorer, or an option of one, that only control has.
+        changed = (key for key, (_, mine) in self.changes.items() if key in deciding or mine is None)
+        return any(key.startswith(("scorers.", *models)) for key in changed)
 
 
 def load_arms(

@@ -119,11 +119,10 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
             "seeds. Prefer the t interval over the seeds' paired differences (- if they are all equal), "
             "which takes the prompts as given."
         )
-    others = [arm.name for arm in comparison.arms if any(key.startswith("scorers.") for key in arm.changes)]
-    if others:
+    if others := comparison.rescored:
         sentences.append(
-            f"Scored by other scorers than control: {', '.join(others)}. Their reward is another quantity, "
-            "and their formats, strategies and right answers are those of their own scorers."
+            f"Scored by other scorers or models than control: {', '.join(others)}. Their reward is another "
+            "quantity, and their formats, strategies and right answers are those of their own scorers."
         )
     return sentences
 

@@ -126,3 +126,29 @@ def test_the_changes_that_are_told_leave_out_what_another_kind_has_by_default(tm
         "scorers.again.kind": (None, "length"),
         "scorers.again.weight": (None, 0.5),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "is_rescored"),
+    [
+        ("kl: {coef: 0.3}", False),
+        ("scorers: {correct: {weight: 0.5}}", True),
+        ("scorers: {correct: {replicas: 2}}", False),
+        ("scorers: {short: {kind: length, weight: 1.0}}", True),
+        ("models: {judge: {path: other}}", True),
+        ("models: {judge: {replicas: 2}}", False),
+        ("models: {critic: {path: other}}", False),
+    ],
+)
+def test_an_arm_with_other_scores_has_another_reward(text: str, is_rescored: bool, tmp_path: Path) -> None:
+    """Also if only the model behind a scorer changes; not for a model that no scorer uses, or for speed."""
+    (tmp_path / "control.yml").write_text(
+        "base: debug\n"
+        "models: {judge: {path: here, task: generate}, critic: {path: here, task: generate}}\n"
+        "scorers: {judge: {kind: judge, model: judge, weight: 0.5, rubric: correctness}}\n"
+    )
+    (tmp_path / "arm.yaml").write_text(text)
+    control, arm = load_arms(
+        str(tmp_path / "control.yml"), [str(tmp_path / "arm.yaml")], [], 1, tmp_path / "out"
+    )
+    assert (control.is_rescored, arm.is_rescored) == (False, is_rescored)
