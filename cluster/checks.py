@@ -83,7 +83,7 @@ class InputChecks:
         code = self._check_code(bound)
         run = local_models(local_model(bound))
         check_job(given, job)
-        check_startable(given, run, code)
+        check_startable(given, run, code, job)
         if job.rollouts_of is not None:
             with reading(job.rollouts_of):  # fails now, not after the actors have started
                 pass
@@ -115,7 +115,7 @@ class InputChecks:
         return prompts
 
 
-def check_startable(given: RunConfig, run: BoundRun, code: UserCode) -> None:
+def check_startable(given: RunConfig, run: BoundRun, code: UserCode, job: Job) -> None:
     """Check that a run could start.
 
     Raises:
@@ -123,7 +123,8 @@ def check_startable(given: RunConfig, run: BoundRun, code: UserCode) -> None:
             use the same tag.
     """
     check_claimable(given, code)
-    check_space(run.config)
+    if job.learns:  # else there are neither checkpoints nor an export
+        check_space(run.config)
     check_secrets(run.config)
     check_tags({name: entry.common for name, entry in run.scorers.items()})
 

@@ -351,13 +351,17 @@ def count_parameters(folder: Path) -> int:
 def check_space(config: RunConfig) -> None:
     """Check that the disk has room for the checkpoints and the export. `config.model.path` is a folder.
 
+    A run that is resumed already has some of its checkpoints: room for those is not asked for again.
+
     Raises:
         ValueError: it has not; the message has the bytes needed and free.
     """
     parameters = count_parameters(Path(config.model.path))
-    states = config.checkpoint.keep + 1  # an old one is deleted only after the new one is complete
+    made = len(checkpoint_steps(Path(config.runs_dir) / config.name))
+    # An old one is deleted only after the new one is complete, so there is always one to write.
+    states = max(1, config.checkpoint.keep + 1 - made)
     needed = parameters * (_STATE_BYTES_PER_PARAMETER * states + 4) + _SLACK_BYTES
-    purpose = f"{states} checkpoints and an export of {parameters:,} parameters"
+    purpose = f"{states} checkpoint{'s' if states > 1 else ''} and an export of {parameters:,} parameters"
     check_free_space(Path(config.runs_dir), needed, purpose)
 
 

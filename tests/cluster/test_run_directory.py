@@ -341,6 +341,25 @@ def test_room_for_checkpoints_is_asked_for_first(tmp_path: Path, monkeypatch: py
     ]
 
 
+@pytest.mark.parametrize(
+    ("keep", "states"), [(2, "1 checkpoint "), (3, "2 checkpoints"), (1, "1 checkpoint ")]
+)
+def test_a_run_that_is_resumed_has_some_of_its_checkpoints(
+    keep: int, states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that had room for all of them has room for the rest; there is always one to write."""
+    config = config_in(tmp_path, model=ModelConfig(path="model"), checkpoint=CheckpointConfig(keep=keep))
+    run_dir = tmp_path / config.name
+    run_dir.mkdir()
+    for step in (1, 2):
+        save_checkpoint(run_dir, step)
+    asked: list[str] = []
+    monkeypatch.setattr(module, "count_parameters", lambda folder: 22)
+    monkeypatch.setattr(module, "check_free_space", lambda path, needed, purpose: asked.append(purpose))
+    check_space(config)
+    assert asked[0].startswith(states)
+
+
 def test_a_run_at_work_is_not_read(tmp_path: Path) -> None:
     """--train-only of a run that a driver still works on; afterwards, and without a lock file, it may."""
     with reading(tmp_path):
