@@ -156,8 +156,10 @@ async def serve(server: JudgeServer, port: int, ready: Callable[[str], None]) ->
     """Serve on loopback until cancelled; port 0 is any free one. `ready` gets the base URL.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or none at all.
     """
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port must be 0 to {(1 << 16) - 1}, got {port}")
     # aiohttp waits a minute for open connections, which would delay Ctrl-C by as much.
     runner = web.AppRunner(server.app(), shutdown_timeout=1.0)
     await runner.setup()

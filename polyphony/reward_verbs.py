@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -96,9 +97,10 @@ def try_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def bench_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Measure each scorer by itself."""
-    if arguments.seconds <= 0 or arguments.cores < 1:
+    if not 0 < arguments.seconds < math.inf or arguments.cores < 1:
         raise ValueError(
-            f"--seconds must be above 0 and --cores at least 1, got {arguments.seconds} and {arguments.cores}"
+            "--seconds must be a number above 0 and --cores at least 1, got "
+            f"{arguments.seconds} and {arguments.cores}"
         )
     bound = _bound(arguments.config, "", arguments.scorer, overrides)
     groups = _groups(arguments.rows, bound, 0, 0) if arguments.rows else _made_groups(bound)

@@ -88,7 +88,11 @@ def test_rewards_try_shows_scores_and_what_the_judge_falls_for(served: str, tmp_
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("--faults=2", "must be between 0 and 1, got 2"), ("--fault-kinds=x", "faults must be of 429, 500")],
+    [
+        ("--faults=2", "must be between 0 and 1, got 2"),
+        ("--fault-kinds=x", "faults must be of 429, 500"),
+        ("--port=70000", "--port must be 0 to 65535, got 70000"),
+    ],
 )
 def test_bad_arguments_are_one_message(argument: str, message: str) -> None:
     command = [sys.executable, "-m", "polyphony", "lab", "judge-server", argument]

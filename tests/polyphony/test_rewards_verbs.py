@@ -142,7 +142,8 @@ def test_a_bad_row_is_named(row: object, message: str, capsys: pytest.CaptureFix
         (["try", ".", *CORRECT], "must be a run directory with config.yaml"),
         (["try", "rows.jsonl", "--scorer", "regex"], "scorers.regex.pattern = '': must not be empty"),
         (["try", "empty.jsonl", *CORRECT], "must have at least one row, got none"),
-        (["bench", "debug", "--seconds", "0"], "--seconds must be above 0"),
+        (["bench", "debug", "--seconds", "0"], "--seconds must be a number above 0"),
+        (["bench", "debug", "--seconds", "nan"], "--seconds must be a number above 0"),
     ],
 )
 def test_bad_input_is_one_message(
