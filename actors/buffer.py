@@ -247,10 +247,11 @@ class BufferActor:
         in the next commit; they may be submitted again. The groups of earlier steps in `replay` are added as
         rows of origin replay; missing and damaged ones are left out. The rows of `sft`, of origin sft, come
         last. The index has one row per completion: `row` (for `shard`), submission_index, group_id,
-        sample_id, prompt_id, domain, origin, num_prompt_tokens, num_tokens, num_loss_tokens, min_version
-        (null without versions), version_tokens (the sum of its loss tokens' versions), reward, format_tag,
-        answer, answer_ok, finish_reason, spans, scores, score_status. Taken groups stay taken until `commit`;
-        a repeated call with the same arguments returns the same index.
+        sample_id, prompt_id, domain, origin, num_prompt_tokens (of the teacher's prompt if it is longer),
+        num_tokens, num_loss_tokens, min_version (null without versions), version_tokens (the sum of its loss
+        tokens' versions), reward, format_tag, answer, answer_ok, finish_reason, spans, scores, score_status.
+        Taken groups stay taken until `commit`; a repeated call with the same arguments returns the same
+        index.
 
         Raises:
             ValueError: num_groups is not positive, other groups are taken and not committed yet, or the rows
@@ -374,7 +375,8 @@ def _index_of(rows: pa.RecordBatch) -> pa.Table:
     versions = row_versions(rows)
     columns: dict[str, pa.Array] = {"row": pa.array(np.arange(rows.num_rows, dtype=np.int64))}
     columns |= {name: rows.column(name) for name in _INDEX_COLUMNS}
-    columns["num_prompt_tokens"] = pc.list_value_length(rows.column("prompt_ids"))
+    prompts = (pc.list_value_length(rows.column(name)) for name in ("prompt_ids", "teacher_prompt_ids"))
+    columns["num_prompt_tokens"] = pc.max_element_wise(*prompts)  # nulls are skipped
     columns["num_tokens"] = pc.list_value_length(rows.column("token_ids"))
     masks = rows.column("loss_mask")
     # A sum per row without a loop in Python: a step can have millions of tokens.

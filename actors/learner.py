@@ -23,6 +23,7 @@ from actors.anchor import Anchors
 from actors.deepspeed_engine import full_parameters, init_distributed, start_engine
 from actors.learner_state import file_name, load_state, save_state
 from actors.requests import LocalMicrobatches, RankPlace, RankUpdate
+from actors.teaching import Teaching
 from configs.bound import BoundRun
 from configs.kinds.base import load_target
 from trainer.losses.batch_statistics import Prepared, TokenTable, prepare_origin
@@ -30,7 +31,7 @@ from trainer.losses.logprobs import TokenScores
 from trainer.model.batch_plan import Microbatch, build_microbatch
 from trainer.model.checkpoint_format import to_checkpoint_format
 from trainer.model.policy import PolicyModel, load_policy
-from trainer.model.rows import RankRows, read_rows, score_columns
+from trainer.model.rows import TEACHER_COLUMNS, RankRows, read_rows, score_columns
 from trainer.objective import BoundLoss, Objective, bound_objective, microbatch_loss
 from trainer.step_records import Probe
 from trainer.token_advantages.transforms import prepare_transforms
@@ -66,6 +67,7 @@ class LearnerRank:
         """Drop the last scored rows, whose scores belong to earlier weights."""
         self._rows: RankRows | None = None
         self._scored: dict[str, list[np.ndarray]] = {}
+        self._teaching: Teaching | None = None
         self._scores_are_current = False
         self._built.clear()
 
@@ -90,33 +92,49 @@ class LearnerRank:
     def compute_logprobs(self, shard: pa.RecordBatch, microbatches: LocalMicrobatches) -> pa.RecordBatch:
         """Compute logprobs and exact entropies of every completion token, and the anchors' logprobs.
 
-        A forward pass only. Returns one row per shard row, keyed by sample_id; see
+        The teacher, where the run has one, scores its rows too; what it says is kept for the update. A
+        forward pass only. Returns one row per shard row, keyed by sample_id; see
         `trainer.model.rows.score_columns`.
         """
         rows = read_rows(shard, self._config.rollout.temperature)
         self._built.clear()
-        columns: dict[str, list[np.ndarray]] = {
-            name: [np.zeros(0, np.float32)] * len(rows)
-            for name in ("proximal_logprobs", "entropy", "entropy_t1", *self._anchors.columns)
-        }
+        own = ("proximal_logprobs", "entropy", "entropy_t1", *self._anchors.columns)
+        columns, said = _no_columns(own, rows), _no_columns(TEACHER_COLUMNS, rows)
         chosen_rows = [micro for update in microbatches for micro in update]
+        teaching = self._new_teaching(rows)
         with torch.no_grad(), self._anchors.on_device():
             for chosen in chosen_rows:
                 batch = self._microbatch(rows, chosen)
-                scores = TokenScores(*self._engine(batch))
+                scores = TokenScores(*self._engine(teaching.asking(batch, chosen) if teaching else batch))
                 values = {
                     "proximal_logprobs": scores.logprobs,
                     "entropy": scores.entropy,
                     "entropy_t1": scores.entropy_t1,
                 } | self._anchors.logprobs(batch)
                 _scatter(columns, values, chosen, rows)
+                if teaching:
+                    _scatter(said, teaching.score(chosen, scores), teaching.taught(chosen), rows)
         self._rows, self._scored, self._scores_are_current = rows, columns, True
-        return score_columns(rows, columns)
+        self._teaching = teaching
+        return score_columns(rows, columns | said)
+
+    def _new_teaching(self, rows: RankRows) -> Teaching | None:
+        """What the teacher will say of these rows; None if the run has no teacher."""
+
+        def policy(batch: Microbatch) -> TokenScores:
+            return TokenScores(*self._engine(batch))
+
+        taught = next((loss.options for loss in self._objective.losses.values() if loss.kind.taught), None)
+        if taught is None:
+            return None
+        return Teaching(
+            rows, taught.top_k, lambda batch: self._anchors.teacher_scores(batch, policy), self._device
+        )
 
     # -- updating --------------------------------------------------------------------------------------------
 
     def update(self, batch: RankUpdate) -> list[dict[str, float]]:
-        """Run the step's updates on the last scored rows.
+        """Run the step's updates on the last scored rows, then move an ema teacher.
 
         Returns one dict of sums for each update, to be added over ranks.
         """
@@ -126,9 +144,13 @@ class LearnerRank:
         for microbatches, lr in zip(batch.microbatches, batch.learning_rates, strict=True):
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = lr
+            microbatches = _learned(microbatches, self._rows, objective)
             prepared = self._prepare(batch, microbatches, objective)
             sums = self._update_once(batch, microbatches, prepared, objective)
             results.append(sums | self._share_of_stats(prepared))
+        for loss in objective.losses.values():
+            if loss.kind.taught:
+                self._anchors.move_teacher(self._policy.named_weights(), loss.options.teacher_rate)
         return results
 
     def learn(self, shard: pa.RecordBatch, batch: RankUpdate) -> list[dict[str, float]]:
@@ -148,10 +170,13 @@ class LearnerRank:
         sums: dict[str, float] = {}
         done = 0
         for chosen in microbatches:
-            scores = TokenScores(*self._engine(self._microbatch(self._rows, chosen)))
+            micro, teacher = self._microbatch(self._rows, chosen), None
+            if self._teaching:
+                micro, teacher = self._teaching.lesson(micro, chosen)
+            scores = TokenScores(*self._engine(micro))
             num_tokens = scores.logprobs.shape[0]
-            part_of_update = cut_prepared(prepared, slice(done, done + num_tokens))
-            columns = token_columns(self._rows, self._scored, batch, chosen, part_of_update, self._device)
+            of_update = cut_prepared(prepared, slice(done, done + num_tokens))
+            columns = token_columns(self._rows, self._scored, batch, chosen, of_update, self._device, teacher)
             done += num_tokens
             loss, part = microbatch_loss(scores, columns, objective)
             # DeepSpeed averages gradients over ranks; the row weights already count the rows of all ranks.
@@ -195,9 +220,7 @@ class LearnerRank:
         if self._scores_are_current:
             scored = self._scored
             return {"policy_logprobs": scored["proximal_logprobs"], "policy_entropy": scored["entropy"]}
-        columns = {
-            name: [np.zeros(0, np.float32)] * len(rows) for name in ("policy_logprobs", "policy_entropy")
-        }
+        columns = _no_columns(("policy_logprobs", "policy_entropy"), rows)
         with torch.no_grad():
             for chosen in microbatches:
                 scores = TokenScores(*self._engine(self._microbatch(rows, chosen)))
@@ -299,6 +322,21 @@ class LearnerRank:
         clear_moments(held, steps=0)
         self._anchors.reset(run)
         self._forget()
+
+
+def _learned(
+    microbatches: Sequence[Sequence[int]], rows: RankRows, objective: Objective
+) -> Sequence[Sequence[int]]:
+    """The microbatches without the rows of origins that have no loss, or one of weight 0.
+
+    There are as many as before, because under ZeRO-3 every forward is a collective.
+    """
+    learned = {origin for origin, loss in objective.losses.items() if loss.common.weight > 0}
+    return [[row for row in chosen if rows.origins[row] in learned] for chosen in microbatches]
+
+
+def _no_columns(names: Sequence[str], rows: RankRows) -> dict[str, list[np.ndarray]]:
+    return {name: [np.zeros(0, np.float32)] * len(rows) for name in names}
 
 
 def _scatter(

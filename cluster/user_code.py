@@ -15,7 +15,7 @@ from actors.secrets import NO_SECRETS, Secrets
 from actors.user_calls import UserCall, custom_call, scorer_call
 from cluster.secrets import secrets_of
 from configs.bound import BoundEntry, BoundRun
-from configs.kinds.refiners import CritiqueOptions
+from configs.kinds.refiners import CriticOptions
 from configs.kinds.scorers import CustomOptions
 
 _OF_ROWS: Final = UserCall(("rows", "options"))
@@ -71,7 +71,7 @@ def _calls(run: BoundRun) -> dict[str, UserCall]:
 def _call_of(entry: BoundEntry[Any], name: str) -> UserCall:
     if name == "kind":
         return _CALLS[entry.key.partition(".")[0]]
-    if isinstance(entry.options, CritiqueOptions):
+    if isinstance(entry.options, CriticOptions):
         return UserCall(("prompt", "text"))
     assert isinstance(entry.options, CustomOptions), "no other kind names a function"
     return custom_call(tuple(entry.options.options))

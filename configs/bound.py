@@ -17,6 +17,7 @@ from configs.kinds.base import Common, Kind, load_target
 from configs.kinds.losses import LossCommon
 from configs.kinds.models import ModelOptions
 from configs.kinds.scorers import ScorerCommon
+from configs.origins import REFINED
 from configs.schema import RunConfig
 
 MOVABLE = tuple(sorted(key for key, setting in settings_of(RunConfig) if setting.movable))
@@ -87,9 +88,15 @@ class BoundRun:
         return getattr(self.refiner.options, "baseline", "joined") == "joined"
 
     @property
-    def right_at(self) -> float:
-        """The lowest reward that a refiner holds for right."""
+    def right_at(self) -> float | None:
+        """The lowest reward that a refiner holds for right; None if it adds no answers."""
+        if self.refiner.kind.adds != REFINED:
+            return None
         return float(getattr(self.refiner.options, "threshold", 0.5))
+
+    def taught_losses(self) -> Mapping[str, BoundEntry[LossCommon]]:
+        """The losses that need a teacher, by origin."""
+        return {origin: loss for origin, loss in self.losses.items() if loss.kind.taught}
 
     @property
     def losses(self) -> Mapping[str, BoundEntry[LossCommon]]:

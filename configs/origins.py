@@ -34,6 +34,9 @@ class OriginSpec:
     """Whether `token_advantage`, the KL anchors and the entropy bonus act on its tokens."""
     group_of: str = ""
     """The origin whose groups the rows join, by submission; "" if they have groups of their own."""
+    taught: bool = False
+    """Whether a teacher that reads another prompt than the row's scores its tokens; the row holds that prompt
+    (`teacher_prompt_ids`)."""
     at_training_temperature: bool = False
     """Scored at `rollout.temperature`, whatever they were sampled at."""
 
@@ -41,6 +44,8 @@ class OriginSpec:
 POLICY: Final = "policy"
 """The run's own samples: main metrics, bonuses, answer counts and throughput are of these rows alone."""
 REFINED: Final = "refined"
+DISTILLED: Final = "distilled"
+"""Repeats a policy row token by token, so that its loss is one towards the teacher and not by a reward."""
 REPLAY: Final = "replay"
 TEMPERED: Final = "tempered"
 SFT: Final = "sft"
@@ -50,6 +55,9 @@ ORIGINS: Final[dict[str, OriginSpec]] = {
         sampled="same_context", learned="by_advantage", journaled=True, replayable=True, transformed=True
     ),
     REFINED: OriginSpec(sampled="other_context", learned="by_advantage", journaled=True, group_of=POLICY),
+    DISTILLED: OriginSpec(
+        sampled="same_context", learned="always", journaled=True, group_of=POLICY, taught=True
+    ),
     REPLAY: OriginSpec(sampled="same_context", learned="by_advantage"),
     TEMPERED: OriginSpec(
         sampled="same_context", learned="if_right", journaled=True, at_training_temperature=True

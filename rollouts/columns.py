@@ -15,10 +15,11 @@ from typing import Final
 import pyarrow as pa
 
 VERSION_KEY: Final = b"polyphony.schema_version"
-SCHEMA_VERSION: Final = 4
-READABLE_VERSIONS: Final = (2, 3, SCHEMA_VERSION)
-"""Versions that can be read. Version 4 added the columns `numbers` and `texts`, see `with_added_columns`. In
-version 2 the column `advantage_with_bonus`, which no code here reads, was named token_advantage."""
+SCHEMA_VERSION: Final = 5
+READABLE_VERSIONS: Final = (2, 3, 4, SCHEMA_VERSION)
+"""Versions that can be read. Version 4 added the columns `numbers` and `texts`, version 5 added
+`teacher_prompt_ids` (see `with_added_columns`) and `teacher_kl`. In version 2 the column
+`advantage_with_bonus`, which no code here reads, was named token_advantage."""
 METADATA: Final[dict[bytes, bytes]] = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 IDS: Final = pa.list_(pa.int32())
@@ -72,6 +73,7 @@ GROUP_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("critique_leak", pa.bool_()),
     pa.field("numbers", SCORE_MAP),  # what scorers and rollouters store beside scores; null if nothing
     pa.field("texts", TEXT_MAP),
+    pa.field("teacher_prompt_ids", IDS),  # distilled: the prompt under which the teacher scores the tokens
 )
 
 LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
@@ -88,6 +90,9 @@ LEARNER_FIELDS: Final[tuple[pa.Field, ...]] = (
     # policy of an update and are not stored. Null without a bonus, entries null where masked
     pa.field("advantage_with_bonus", FLOATS),
     pa.field("visit_count", pa.int64()),  # policy: samples of this (prompt, answer) in steps before this one
+    pa.field(
+        "teacher_kl", pa.float64()
+    ),  # distilled: KL(teacher || policy before the step), mean over loss_mask
 )
 
 GROUP_SCHEMA: Final = pa.schema(GROUP_FIELDS, metadata=METADATA)
@@ -106,7 +111,7 @@ SCORED_COLUMNS: Final = ("proximal_logprobs", "entropy")
 """Learner columns that every row with a reward must have."""
 
 
-ADDED_COLUMNS: Final = ("numbers", "texts")
+ADDED_COLUMNS: Final = ("numbers", "texts", "teacher_prompt_ids")
 """Columns that rows of older versions lack."""
 
 

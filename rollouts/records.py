@@ -200,9 +200,11 @@ class Sample:
     """The sample_id of the sample that this one refines."""
     behavior_prompt_ids: tuple[int, ...] | None = None
     """The context it was sampled under, if that is not the submission's prompt."""
+    teacher_prompt_ids: tuple[int, ...] | None = None
+    """The prompt under which a teacher scores its tokens; only of origins that are taught."""
     partition: Partition | None = None
     critique: Critique | None = None
-    """What the context of a refined sample said about its parent."""
+    """What the context of a refined sample, or of a distilled one's teacher, said about its parent."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Of scorers, as "<scorer>/<name>", and of rollouters."""
     texts: Mapping[str, str] = field(default_factory=dict)

@@ -50,6 +50,7 @@ _SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "same_context"), 
 """Origins whose tokens a policy of the run sampled: they have behavior logprobs and versions."""
 _NOT_SAMPLED = pa.array(origins_where(lambda spec: spec.sampled == "no"), pa.string())
 _JOURNALED = pa.array(origins_where(lambda spec: spec.journaled), pa.string())
+_TAUGHT = pa.array(origins_where(lambda spec: spec.taught), pa.string())
 _REPLAYABLE = pa.array(origins_where(lambda spec: spec.replayable), pa.string())
 _Values = Mapping[str, Sequence[object] | pa.Array]
 
@@ -115,6 +116,7 @@ def _sample_columns(samples: Sequence[Sample]) -> dict[str, Sequence[object]]:
         "critique_leak": [s.critique.leaked if s.critique else None for s in samples],
         "numbers": [list(s.numbers.items()) or None for s in samples],
         "texts": [list(s.texts.items()) or None for s in samples],
+        "teacher_prompt_ids": [s.teacher_prompt_ids for s in samples],
     }
 
 
@@ -317,6 +319,7 @@ def validate(batch: pa.RecordBatch | pa.Table) -> None:
     _check_rewards(rows)
     _check_versions(rows, lengths)
     _check_spans(rows, lengths)
+    _check_teacher(rows)
     if expected is ROLLOUT_SCHEMA:
         for name in SCORED_COLUMNS:
             missing = pc.and_(rows.column(name).is_null(), rows.column("reward").is_valid())
@@ -407,6 +410,16 @@ def _check_spans(rows: pa.RecordBatch, lengths: IntArray) -> None:
     if wrong.any():
         row = int(parents[int(np.argmax(wrong))])
         raise _row_error(rows, "spans", row, "must satisfy 0 <= start <= end <= number of tokens")
+
+
+def _check_teacher(rows: pa.RecordBatch) -> None:
+    column = rows.column("teacher_prompt_ids")
+    taught = pc.is_in(rows.column("origin"), value_set=_TAUGHT)
+    names = ", ".join(_TAUGHT.to_pylist())
+    bare = pc.and_(taught, pa.array(_lengths(column) == 0))
+    _fail(rows, "teacher_prompt_ids", bare, f"must have the teacher's prompt for {names}")
+    extra = pc.and_(pc.invert(taught), column.is_valid())
+    _fail(rows, "teacher_prompt_ids", extra, f"must be null for origins other than {names}")
 
 
 def _lengths(column: pa.ListArray) -> IntArray:

@@ -134,7 +134,7 @@ def _of_objective(settings: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in settings.items() if key.split(".")[0] not in CREDIT_SECTIONS}
 
 
-NOT_COMMITTED: Final = ("loss_mask", "mismatch_abs", "mismatch_k3")
+NOT_COMMITTED: Final = ("loss_mask", "teacher_gain", "mismatch_abs", "mismatch_k3")
 """The learner's columns that are not committed: the mask, which the rows have already, and metrics."""
 
 

@@ -15,13 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.origins import ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
+from configs.origins import DISTILLED, ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
 from trainer.credit.advantage_inputs import refined_rows
 from trainer.label_entropy import entropy_of
 from trainer.loss_tokens import loss_values
+from trainer.model.rows import TEACHER_COLUMNS
 from trainer.reward_ties import reaches, rewards_differ
 from trainer.rollout.tempered import tempered_metrics
 from trainer.step_records import Batch, Learnable, origins_of
+
+_ADDED: Final = origins_where(lambda spec: spec.group_of == POLICY)
+"""Origins of the rows that refiners add to a group."""
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -172,7 +176,9 @@ def _sft_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, flo
     }
 
 
-def step_metrics(batch: Batch, columns: pa.Table, version: int, threshold: float = 0.5) -> dict[str, float]:
+def step_metrics(
+    batch: Batch, columns: pa.Table, version: int, threshold: float | None = 0.5
+) -> dict[str, float]:
     """All metrics of a step's rows; `threshold` as in `refine_metrics`.
 
     `columns` are the learner's scores in the row order of the batch's index; `version` is the policy version
@@ -188,17 +194,18 @@ def step_metrics(batch: Batch, columns: pa.Table, version: int, threshold: float
     return metrics | refine_metrics(batch, threshold)
 
 
-def refine_metrics(batch: Batch, threshold: float = 0.5) -> dict[str, float]:
-    """refine/*: of a step's answers that were refined, and of the refined rows that their groups kept.
+def refine_metrics(batch: Batch, threshold: float | None = 0.5) -> dict[str, float]:
+    """refine/*: of a step's answers that were refined, and of the rows that a refiner added to their groups.
 
-    refine/rows: refined rows that were sampled. refine/kept: those that groups kept. refine/fixed_share: of
-    the problems all of whose answers are wrong, the share with a right refined row. refine/leaked_share: of
-    kept rows with a critique, the share whose critique has the reference answer; refine/mention_share: the
-    share that betray their context. refine/no_room and refine/critic_failed: answers that could not be
-    refined. Right is a reward of at least `threshold`. Empty for a step without refined rows or tries.
+    refine/rows: rows that it made. refine/kept: those that groups kept. refine/fixed_share: of the problems
+    all of whose answers are wrong, the share with a right refined row. refine/leaked_share: of kept rows with
+    a critique, the share whose critique has the reference answer; refine/mention_share: the share that betray
+    their context. refine/no_room: answers without a row; refine/critic_failed: those without a critique.
+    Right is a reward of at least `threshold`; None if the refiner adds no answers, so that none is fixed.
+    Empty for a step without such rows or tries.
     """
     origins = origins_of(batch.index)
-    own, refined = origins == POLICY, refined_rows(origins)
+    own, refined = origins == POLICY, np.isin(origins, _ADDED)
     numbers = [dict(row or ()) for row in batch.index.column("numbers").to_pylist()]
     tried = [row["critique/tried"] for row in numbers if "critique/tried" in row]
     if not tried and not refined.any():
@@ -206,22 +213,56 @@ def refine_metrics(batch: Batch, threshold: float = 0.5) -> dict[str, float]:
     counts = {
         name: sum(f"critique/{name}" in row for row in numbers) for name in ("no_room", "critic_failed")
     }
-    fixed = []
-    for group in np.unique(batch.group_N[own]).tolist():
-        mine = batch.group_N == group
-        answers = batch.reward_N[mine & own]
-        if np.isfinite(answers).all() and not reaches(answers, threshold).any():
-            fixed.append(float(reaches(batch.reward_N[mine & refined], threshold).any()))
     metrics = {
         # A row without a parent, such as a solution of the dataset, was not tried at any answer.
         "refine/rows": max(sum(tried), float(refined.sum())),
         "refine/kept": float(refined.sum()),
         **{f"refine/{name}": float(count) for name, count in counts.items() if count},
     }
-    _put_mean(metrics, "refine/fixed_share", np.array(fixed, np.float64))
+    if threshold is not None:
+        _put_mean(metrics, "refine/fixed_share", _fixed(batch, own, refined_rows(origins), threshold))
     for metric, name in (("leaked_share", "critique/leaked"), ("mention_share", "critique/mentions")):
         found = [row[name] for row in numbers if name in row]
         _put_mean(metrics, f"refine/{metric}", np.array(found, np.float64))
+    return metrics
+
+
+def _fixed(batch: Batch, own: np.ndarray, refined: np.ndarray, threshold: float) -> np.ndarray:
+    """Of each group whose policy rows (`own`) are all wrong: 1 if a refined row is right, else 0."""
+    fixed = []
+    for group in np.unique(batch.group_N[own]).tolist():
+        mine = batch.group_N == group
+        answers = batch.reward_N[mine & own]
+        if np.isfinite(answers).all() and not reaches(answers, threshold).any():
+            fixed.append(float(reaches(batch.reward_N[mine & refined], threshold).any()))
+    return np.array(fixed, np.float64)
+
+
+def _distilled_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, float]:
+    """distilled/*: the rows with a teacher, what it reads, and how far it is from the policy.
+
+    solution_share and feedback_share: of rows whose teacher reads a right answer of a sibling, or feedback.
+    teacher_kl: KL(teacher || policy) per loss token, in nats. teacher_gain: by how much the teacher finds the
+    sampled tokens more likely than the policy does, per loss token; right_gain and wrong_gain are those of
+    rows with a right and a wrong answer, where a scorer says which they are.
+    """
+    counts = batch.index.column("num_loss_tokens").to_numpy().astype(np.float64)
+    metrics = _other_metrics(DISTILLED, batch, columns, version)
+    numbers = [dict(row or ()) for row in batch.index.column("numbers").to_pylist()]
+    for part in ("solution", "feedback"):
+        shares = np.array([row.get(f"teacher/{part}", np.nan) for row in numbers], np.float64)
+        _put_mean(metrics, f"{DISTILLED}/{part}_share", shares)
+    kl, gain = (_floats(columns.column(name)) for name in TEACHER_COLUMNS)
+    verdicts = batch.index.column("answer_ok").to_pylist()
+    parts = {
+        "teacher_kl": (kl, np.isfinite(kl)),
+        "teacher_gain": (gain, np.isfinite(gain)),
+        "right_gain": (gain, np.array([verdict is True for verdict in verdicts]) & np.isfinite(gain)),
+        "wrong_gain": (gain, np.array([verdict is False for verdict in verdicts]) & np.isfinite(gain)),
+    }
+    for name, (values, chosen) in parts.items():
+        if chosen.any():
+            metrics[f"{DISTILLED}/{name}"] = float(np.average(values[chosen], weights=counts[chosen]))
     return metrics
 
 
@@ -258,6 +299,7 @@ def _policy_metrics(batch: Batch, columns: pa.Table, version: int) -> dict[str, 
 
 _OF_ORIGIN: Final[Mapping[str, Callable[[Batch, pa.Table, int], dict[str, float]]]] = {
     POLICY: _policy_metrics,
+    DISTILLED: _distilled_metrics,
     REPLAY: _replay_metrics,
     TEMPERED: lambda batch, columns, version: tempered_metrics(batch.index, columns),
     SFT: _sft_metrics,

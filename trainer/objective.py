@@ -46,6 +46,8 @@ class TokenColumns:
     """The token's position in its row's completion, from 0."""
     prepared: Mapping[str, Mapping[str, Tensor]]
     """The columns of each `prepare`: of a loss by origin, of a transform by token_advantage.<name>."""
+    teacher: Tensor | None = None
+    """[T, k + 1]: see `LossInputs`; rows without a teacher have 0. None if there is no other row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,8 @@ def _inputs(scores: TokenScores, columns: TokenColumns, origin: str, chosen: Ten
         token_ids=columns.token_ids[chosen],
         positions=columns.positions[chosen],
         prepared=_prepared(columns, origin, chosen),
+        support=scores.support[chosen] if scores.support is not None else None,
+        teacher=columns.teacher[chosen] if columns.teacher is not None else None,
     )
 
 

@@ -35,11 +35,16 @@ class StepReport:
         self._last = now
 
     def add_rows(
-        self, batch: Batch, columns: pa.Table, learnable: Learnable, version: int, threshold: float = 0.5
+        self,
+        batch: Batch,
+        columns: pa.Table,
+        learnable: Learnable,
+        version: int,
+        threshold: float | None = 0.5,
     ) -> None:
         """Add the metrics of the step's rows, scored by the weights of `version`.
 
-        A reward of `threshold` is right, for those of refined rows.
+        `threshold` as in `refine_metrics`.
         """
         self.metrics |= step_metrics(batch, columns, version, threshold) | credit_metrics(batch, learnable)
         counts = batch.index.column("num_loss_tokens").to_numpy()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from configs.errors import Broken, nearest, raised_at
+from configs.origins import REFINED
 from configs.schema import RunConfig
 
 
@@ -216,6 +217,10 @@ class Kind:
     """Scorers only: its class has `take_report`; see `rewards.scorer_reports`."""
     tags: tuple[str, ...] = ()
     """Scorers only: names of the tags it gives, which no other scorer of a run may give."""
+    adds: str = REFINED
+    """Refiners only: the origin of the rows that it adds; a user's own may add others."""
+    taught: bool = False
+    """Losses only: it needs the scores of a teacher, so its rows must be of an origin that is taught."""
     other_tags: tuple[str, ...] = ()
     """Scorers only: names of tags it gives that others may give too; see `rewards.combine`."""
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from configs.errors import Broken
-from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, Rule, one_of, option
+from configs.fields import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_ZERO, Rule, one_of, option
 from configs.kinds.base import Common, Kind, Options, RunView
-from configs.origins import POLICY, origins_where
+from configs.origins import ORIGINS, POLICY, origins_where
 
 _RATIO_TO: Final = one_of("proximal", "behavior")
+_TEACHERS: Final = one_of("ema", "live", "base")
+_CAP: Final = Rule(lambda value: value == 0 or value >= 1, "must be 0 (off) or at least 1")
 _DUAL_CLIP: Final = Rule(lambda value: value == 0 or value > 1, "must be 0 (off) or above 1")
 
 
@@ -159,6 +161,39 @@ class AdvantageNllOptions(Options):
 
 
 @dataclass
+class SdpoLossOptions(Options):
+    """Divergence between the policy and a teacher that reads more, SDPO, arXiv 2601.20802: rows of a refiner
+    `sdpo`.
+
+    Defaults are those of the authors' code.
+    """
+
+    alpha: float = option(0.5, SHARE)
+    """0 is KL(teacher || policy), 1 is KL(policy || teacher), between them the generalised Jensen-Shannon
+    divergence, which is not continuous there: it goes to 0 at both ends."""
+    top_k: int = option(100, POSITIVE)
+    """The divergence is over the policy's most likely tokens before the step, so many of them. As many as the
+    vocabulary has are all of it."""
+    tail: bool = True
+    """Whether all other tokens together are one more; without, the top_k are renormalised."""
+    ratio_cap: float = option(2.0, _CAP)
+    """The loss of a token is multiplied by min(policy / proximal, ratio_cap), held constant; 0 is off."""
+    tis_cap: float = option(2.0, _CAP)
+    """The same with min(proximal / behavior, tis_cap); 0 is off."""
+    teacher: str = option("ema", _TEACHERS)
+    """Whose weights the teacher has: ema (a moving average of the policy's), live (the policy before the
+    step) or base (the model of step 0)."""
+    teacher_rate: float = option(0.05, SHARE)
+    """For ema: after each step the teacher moves so far towards the policy."""
+
+    def check_run(self, key: str, run: RunView) -> Iterator[Broken]:
+        origin = key.rpartition(".")[2]
+        if origin in ORIGINS and not ORIGINS[origin].taught:
+            able = " or ".join(f"loss.{name}" for name in origins_where(lambda spec: spec.taught))
+            yield f"{key}.kind", f"must be of {able}: other rows have no teacher"
+
+
+@dataclass
 class ClipCovOptions(RatioOptions):
     """Clip-Cov, arXiv 2505.22617: no gradient on a few tokens of high covariance of logprob and advantage.
 
@@ -215,6 +250,7 @@ LOSSES: dict[str, Kind] = {
     "nll": Kind(NllOptions, "trainer.losses.per_token:nll", supervised=True),
     "shaped": Kind(ShapedOptions, "trainer.losses.per_token:shaped"),
     "advantage_nll": Kind(AdvantageNllOptions, "trainer.losses.per_token:advantage_nll"),
+    "sdpo": Kind(SdpoLossOptions, "trainer.losses.distillation:sdpo", taught=True, in_proportion=False),
     "clip_cov": Kind(
         ClipCovOptions, "trainer.losses.covariance:clip_cov", "trainer.losses.covariance:select_in_band"
     ),

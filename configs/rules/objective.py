@@ -41,6 +41,19 @@ def _anchors(run: BoundRun) -> Iterator[Broken]:
             yield f"reference.{name}", f"{rule}: {more}"
 
 
+def _no_policy_rows(run: BoundRun) -> Iterator[Broken]:
+    """KL terms and entropy bonus act on the policy rows that are learned; without any they do nothing."""
+    policy, moved = run.losses.get(POLICY), run.moved_settings()
+    if policy is not None and policy.common.weight > 0:
+        return
+    why = "must be 0 without a loss.policy of a weight above 0, on whose rows it acts"
+    for section in ("kl", "kl_base"):
+        if run.is_anchored(section):
+            yield f"{section}.coef", why
+    if run.config.entropy.coef or "entropy.coef" in moved:
+        yield "entropy.coef", why
+
+
 def _token_advantages(run: BoundRun) -> Iterator[Broken]:
     """Transforms with nothing to act on, or that the loss cannot take."""
     if not run.token_advantages:
@@ -66,4 +79,4 @@ def uses_advantages(run: BoundRun, section: str) -> Iterator[Broken]:
         yield section, f"must have a loss.policy that uses advantages: {policy.kind_name} does not"
 
 
-OBJECTIVE_RULES = (_origins, _anchors, _token_advantages)
+OBJECTIVE_RULES = (_origins, _anchors, _no_policy_rows, _token_advantages)

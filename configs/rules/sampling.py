@@ -12,7 +12,10 @@ from configs.bound import BoundRun
 from configs.errors import Broken
 from configs.kinds.losses import LOSSES
 from configs.kinds.refiners import NONE
-from configs.origins import POLICY, REFINED, REPLAY, SFT, TEMPERED
+from configs.origins import POLICY, REPLAY, SFT, TEMPERED, origins_where
+
+ADDED = origins_where(lambda spec: spec.group_of == POLICY)
+"""Origins of the rows that refiners add."""
 
 
 def _groups(run: BoundRun) -> Iterator[Broken]:
@@ -98,12 +101,25 @@ def _replay(run: BoundRun) -> Iterator[Broken]:
 
 
 def _refined(run: BoundRun) -> Iterator[Broken]:
-    """Refined rows need a loss that can train them, and the loss needs a refiner or an own rollouter."""
-    refines, loss = run.refiner.kind_name != NONE, run.losses.get(REFINED)
-    if refines and loss is None:
-        yield "refiner.kind", f"must have a loss to train with: loss.{REFINED}"
-    if not refines and loss is not None and not run.single["rollouter"].is_own:
-        yield loss.key, "must have rows: refiner.kind is none"
+    """What a refiner adds needs a loss to train it, and the loss a refiner or an own rollouter."""
+    refiner = run.refiner
+    refines, adds = refiner.kind_name != NONE, refiner.kind.adds
+    makes = {each for each in ADDED if refines and (each == adds or refiner.is_own)}
+    if refines and not makes & run.losses.keys():
+        yield "refiner.kind", f"must have a loss to train with: loss.{adds}"
+    for origin in ADDED:
+        loss = run.losses.get(origin)
+        if loss is not None and origin not in makes and not run.single["rollouter"].is_own:
+            yield loss.key, f"must have rows: refiner.kind is {refiner.kind_name}"
+
+
+def _taught(run: BoundRun) -> Iterator[Broken]:
+    """Rows with a teacher are trained towards it; no other loss gets its scores."""
+    for origin in origins_where(lambda spec: spec.taught):
+        loss = run.losses.get(origin)
+        if loss is not None and not loss.kind.taught:
+            able = " or ".join(name for name, kind in LOSSES.items() if kind.taught)
+            yield f"{loss.key}.kind", f"must be {able}: these rows are trained towards their teacher"
 
 
 def _demonstrations(run: BoundRun) -> Iterator[Broken]:
@@ -142,5 +158,6 @@ SAMPLING_RULES = (
     _moved_temperature,
     _replay,
     _refined,
+    _taught,
     _demonstrations,
 )

@@ -12,9 +12,14 @@ PACKAGES = ("rollouts", "rewards", "trainer", "actors", "cluster", "lab", "viewe
 
 
 def test_what_is_derived() -> None:
-    """Refined rows join the policy's groups; the others have groups of their own, in the table's order."""
-    assert parts() == (("policy", "refined"), ("replay",), ("tempered",), ("sft",))
-    assert origins_where(lambda spec: spec.sampled == "same_context") == ("policy", "replay", "tempered")
+    """Refined and distilled rows join the policy's groups; the others have groups of their own, in order."""
+    assert parts() == (("policy", "refined", "distilled"), ("replay",), ("tempered",), ("sft",))
+    assert origins_where(lambda spec: spec.sampled == "same_context") == (
+        "policy",
+        "distilled",
+        "replay",
+        "tempered",
+    )
     assert origins_where(lambda spec: spec.learned == "by_advantage") == ("policy", "refined", "replay")
     assert origins_where(lambda spec: spec.transformed) == (POLICY,)
     assert all(spec.journaled for spec in ORIGINS.values() if spec.replayable)

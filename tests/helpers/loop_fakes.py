@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from actors.buffer import BufferActor
 from configs.kinds.scorers import ScorerCommon
+from configs.origins import ORIGINS
 from rollouts.records import Completion, Judgement, Prompt, Submission
 from rollouts.sums import digest_bytes
 from trainer.data.prompts import TokenPrompt
@@ -149,6 +150,8 @@ class FakeLearner:
         counts = batch.index.column("num_tokens").to_pylist()
         floats = pa.array([[LOGPROB] * count for count in counts], pa.list_(pa.float32()))
         zeros = pa.array([0.0] * num_rows, pa.float64())
+        origins = batch.index.column("origin").to_pylist()
+        taught = pa.array([0.25 if ORIGINS[origin].taught else None for origin in origins], pa.float64())
         columns = {
             "sample_id": names,
             "loss_mask": pa.array(_masks(batch.index), pa.list_(pa.bool_())),
@@ -157,6 +160,8 @@ class FakeLearner:
             "entropy_mean_t1": pa.array([0.5] * num_rows, pa.float32()),
             "mismatch_abs": zeros,
             "mismatch_k3": zeros,
+            "teacher_kl": taught,
+            "teacher_gain": taught,
         }
         return pa.table(columns).take(np.arange(num_rows)[::-1])  # ranks answer in an order of their own
 

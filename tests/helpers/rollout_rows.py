@@ -146,6 +146,7 @@ def samples(draw: st.DrawFn, sample_id: str) -> Sample:
         answer_ok=draw(st.none() | st.booleans()),
         reward_vector=tuple(scores.values()),
         reward=draw(st.none() | FINITE),
+        teacher_prompt_ids=(9, 8) if ORIGINS[origin].taught else None,
         partition=draw(st.none() | st.builds(Partition, partition_id=COUNTS, size=COUNTS)),
         critique=draw(
             st.none() | st.builds(Critique, text=TEXT, kind=TEXT, verdict=TEXT, leaked=st.booleans())

@@ -8,6 +8,7 @@ from typing import cast
 
 import covariance_tables
 import credit_cases
+import distillation_cases
 import diversity_cases
 import loss_cases
 import mask_cases
@@ -30,6 +31,7 @@ COVARIANCE_CHECKS = {
 }
 TABLES: tuple[tuple[str, Tables], ...] = (
     ("trainer.losses.per_token", loss_cases.CHECKS),
+    ("trainer.losses.distillation", distillation_cases.CHECKS),
     ("trainer.losses.clamping", loss_cases.CLAMPING_CHECKS),
     ("trainer.losses.covariance", COVARIANCE_CHECKS),
     ("trainer.token_advantages.transforms", loss_cases.TRANSFORM_CHECKS),
@@ -92,6 +94,7 @@ def test_the_functions_with_tables() -> None:
         "trainer.losses.normalize": ROW_WEIGHT_CHECKS,
         **novelty_cases.CHECKS,
         "trainer.losses.clamping": loss_cases.CLAMPING_CHECKS,
+        "trainer.losses.distillation": distillation_cases.CHECKS,
         "trainer.loss_tokens": mask_cases.MASK_CHECKS,
     }
     for module, checks in complete.items():

@@ -27,6 +27,7 @@ from rollouts.schema import (
     validate,
 )
 
+JOURNALED = ("policy", "refined", "distilled", "tempered")
 CONTRACT = frozenset(
     """
 run_id step update_count submission_index group_id sample_id parent_id prompt_id domain epoch origin seed
@@ -34,7 +35,7 @@ prompt_ids behavior_prompt_ids token_ids loss_mask text finish_reason
 behavior_logprobs proximal_logprobs ref_logprobs base_logprobs versions temperature top_p max_tokens
 entropy entropy_mean entropy_mean_t1 format_tag tags scores score_status reward_vector reward advantage
 advantage_with_bonus spans answer answer_ok partition_id partition_size
-critique critique_kind critique_verdict critique_leak numbers texts visit_count
+critique critique_kind critique_verdict critique_leak numbers texts teacher_prompt_ids visit_count teacher_kl
 """.split()  # noqa: SIM905 - reads like the page it is copied from
 )
 
@@ -90,10 +91,10 @@ BROKEN: list[tuple[str, list[object], int, str]] = [
     ("loss_mask", [[True], [True]], 1, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5, -0.5], [-0.5, -0.5]], 0, "as many entries as token_ids"),
     ("behavior_logprobs", [[-0.5], [-0.5, None]], 1, "null exactly where loss_mask is false"),
-    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy, replay, tempered"),
+    ("behavior_logprobs", [[-0.5], None], 1, "must not be null for policy, distilled, replay, tempered"),
     ("loss_mask", [[False], [True, True]], 0, "null exactly where loss_mask is false"),
     ("origin", ["sft", "policy"], 0, "must be null for sft"),
-    ("origin", ["policy", "dream"], 1, "one of policy, refined, replay, tempered, sft"),
+    ("origin", ["policy", "dream"], 1, "one of policy, refined, distilled, replay, tempered, sft"),
     ("sample_id", ["a", "a"], 1, "unique"),
     ("text", [None, "x"], 0, "must not be null"),
     ("reward", [0.0, float("nan")], 1, "finite or null"),
@@ -145,7 +146,7 @@ def test_other_columns_or_versions_are_refused() -> None:
     position = batch.schema.get_field_index("epoch")
     with pytest.raises(ValueError, match="column epoch must have type int32, got string"):
         validate(batch.set_column(position, "epoch", pa.array(["0", "0"])))
-    with pytest.raises(ValueError, match="schema_version must be 2, 3 or 4, got 99"):
+    with pytest.raises(ValueError, match="schema_version must be 2, 3, 4 or 5, got 99"):
         validate(batch.replace_schema_metadata({"polyphony.schema_version": "99"}))
 
 
@@ -271,7 +272,7 @@ def test_committed_rows_are_the_group_again() -> None:
 def test_any_committed_group_is_itself_again(group: Group) -> None:
     """Odd floats and texts too; rows of origin replay and sft are not the step's own."""
     batch = group_to_batch(group, RUN)
-    own = [row for row in batch.to_pylist() if row["origin"] in ("policy", "refined", "tempered")]
+    own = [row for row in batch.to_pylist() if row["origin"] in JOURNALED]
     assert as_group(batch).to_pylist() == own
     read = committed(batch)
     assert as_group(read).to_pylist() == own
@@ -299,7 +300,11 @@ def test_replayed_rows_by_hand() -> None:
 @pytest.mark.parametrize(
     ("column", "values", "rule"),
     [
-        ("behavior_logprobs", [None, [-0.5, -0.5]], "must not be null for policy, replay, tempered"),
+        (
+            "behavior_logprobs",
+            [None, [-0.5, -0.5]],
+            "must not be null for policy, distilled, replay, tempered",
+        ),
         ("versions", [[], [{"start": 0, "version": 1}]], "name the policy_version"),
     ],
 )
@@ -327,11 +332,20 @@ def test_rows_of_the_version_before_are_read() -> None:
     assert as_group(joined).schema.equals(GROUP_SCHEMA) and as_group(old).num_rows == old.num_rows
 
 
-@pytest.mark.parametrize("version", [b"2", b"3"])
-def test_groups_of_older_versions_get_the_added_columns(version: bytes, tmp_path: Path) -> None:
-    """In the journal and in committed rows: numbers and texts are null there, and the rest as it was."""
+@pytest.mark.parametrize(
+    ("version", "lacks"),
+    [
+        (b"2", ["numbers", "texts", "teacher_prompt_ids"]),
+        (b"3", ["numbers", "texts", "teacher_prompt_ids"]),
+        (b"4", ["teacher_prompt_ids"]),
+    ],
+)
+def test_groups_of_older_versions_get_the_added_columns(
+    version: bytes, lacks: list[str], tmp_path: Path
+) -> None:
+    """In the journal and in committed rows: the added columns are null there, and the rest as it was."""
     new = make_batch(4)
-    old = new.drop_columns(["numbers", "texts"]).replace_schema_metadata({VERSION_KEY: version})
+    old = new.drop_columns(lacks).replace_schema_metadata({VERSION_KEY: version})
     for found in (as_group(old), as_group(pa.Table.from_batches([old]))):
         validate(found)
         assert found.equals(new) and found.schema.equals(GROUP_SCHEMA, check_metadata=True)

@@ -200,7 +200,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), part)
     write_sums(part.parent)
     with pytest.raises(
-        ValueError, match=r"part-0\.parquet: polyphony\.schema_version must be 2, 3 or 4, got none"
+        ValueError, match=r"part-0\.parquet: polyphony\.schema_version must be 2, 3, 4 or 5, got none"
     ):
         read_step(tmp_path, 1)
 

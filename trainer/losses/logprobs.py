@@ -7,7 +7,7 @@ compare it with autograd.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,37 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 class TokenScores(NamedTuple):
     """Per token [T], float32, in nats: `logprobs` and `entropy` at the row's temperature, `entropy_t1` at 1.
 
-    `entropy_clamped` is the entropy over the more likely part of the vocabulary; see `ChunkedScores`.
+    `entropy_clamped` is the entropy over the more likely part of the vocabulary; see `ChunkedScores`. Where a
+    support was asked for, `support` [T, k + 1] has the logprobs of the k token ids `support_ids` [T, k] and,
+    in its last column, that of all other tokens together.
     """
 
     logprobs: Tensor
     entropy: Tensor
     entropy_t1: Tensor
     entropy_clamped: Tensor
+    support: Tensor | None = None
+    support_ids: Tensor | None = None
+
+
+NO_MASS: Final = -1e30
+"""In place of log 0, which would make NaN of 0 log 0: of a tail where all tokens are asked for."""
+
+
+def _at_support(logp_TV: Tensor, ids_Tk: Tensor) -> Tensor:
+    """[T, k + 1]: the logprobs of the ids, and the log of the probability of all other tokens."""
+    # Summed over the others and not 1 - sum(p), which is all rounding error where the ids have nearly all.
+    tail = logp_TV.scatter(1, ids_Tk, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([logp_TV.gather(1, ids_Tk), tail], dim=1).clamp_min(NO_MASS)
+
+
+def _support_gradient(logp_TV: Tensor, ids_Tk: Tensor, grad: Tensor) -> Tensor:
+    """The gradient with respect to the logits of a sum of `_at_support` weighted by `grad` [T, k + 1]."""
+    others = logp_TV.scatter(1, ids_Tk, -torch.inf)
+    # Of the others each has its share of the tail; without any tail all shares are 0.
+    shares = (others - others.logsumexp(1, keepdim=True).clamp_min(NO_MASS)).exp()
+    found = shares * grad[:, -1:] - logp_TV.exp() * grad.sum(1, keepdim=True)
+    return found.scatter_add_(1, ids_Tk, grad[:, :-1])
 
 
 def _entropy(logp_TV: Tensor) -> Tensor:
@@ -51,6 +75,10 @@ class ChunkedScores(torch.autograd.Function):
 
     The clamped entropy is H of q, where q is p without its floor(clamp V) least likely entries, renormalised
     (AEnt, arXiv 2509.03493): dH / dz = -q (log q + H), 0 for the dropped entries. With clamp 0 it is H.
+
+    `support_Tk` are token ids whose logprobs are wanted, or `top_k` the number of most likely ones to find;
+    then two more outputs follow, as in `TokenScores`. d log q / dz = 1_i - p for an id i, and for the tail of
+    all others its own softmax minus p.
     """
 
     @staticmethod
@@ -62,8 +90,10 @@ class ChunkedScores(torch.autograd.Function):
         tau_T: Tensor,
         chunk_tokens: int,
         clamp: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        support_Tk: Tensor | None = None,
+        top_k: int = 0,
+    ) -> tuple[Tensor, ...]:
+        columns: list[tuple[Tensor, ...]] = []
         weight = weight_VD.float()  # bf16 logits are too coarse to compare with the engine's logprobs
         num_dropped = int(clamp * weight.shape[0])
         for start in range(0, hidden_TD.shape[0], chunk_tokens):
@@ -76,23 +106,25 @@ class ChunkedScores(torch.autograd.Function):
                 entropy if bool((tau_T[part] == 1).all()) else _entropy(torch.log_softmax(logits, dim=-1))
             )
             clamped = _entropy(_clamped(logp, num_dropped)) if num_dropped else entropy.clone()
-            columns.append((chosen, entropy, at_one, clamped))
-        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, tau_T)
+            columns.append((chosen, entropy, at_one, clamped, *_support(logp, support_Tk, part, top_k)))
+        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, tau_T, support_Tk)
         ctx.chunk_tokens, ctx.num_dropped = chunk_tokens, num_dropped  # type: ignore[attr-defined]
         if not columns:
             empty = hidden_TD.new_zeros(0, dtype=torch.float32)
             # Separate tensors, because each output gets a gradient of its own.
-            return empty, empty.clone(), empty.clone(), empty.clone()
-        logprobs, entropies, at_ones, clamps = (torch.cat(column) for column in zip(*columns, strict=True))
-        ctx.mark_non_differentiable(at_ones)  # type: ignore[attr-defined]
-        return logprobs, entropies, at_ones, clamps
+            none = _support(weight.new_zeros((0, len(weight))), support_Tk, slice(0), top_k)
+            return empty, empty.clone(), empty.clone(), empty.clone(), *none
+        outputs = tuple(torch.cat(column) for column in zip(*columns, strict=True))
+        ctx.mark_non_differentiable(outputs[2], *outputs[5:])  # type: ignore[attr-defined]
+        return outputs
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad_logprobs: Tensor, grad_entropy: Tensor, _grad_t1: Tensor, grad_clamped: Tensor
+        ctx: FunctionCtx, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, targets_T, tau_T = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden_TD, weight_VD, targets_T, tau_T, support_Tk = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_logprobs, grad_entropy, _, grad_clamped, *grad_support = grads
         chunk_tokens: int = ctx.chunk_tokens  # type: ignore[attr-defined]
         num_dropped: int = ctx.num_dropped  # type: ignore[attr-defined]
         weight = weight_VD.float()
@@ -112,10 +144,23 @@ class ChunkedScores(torch.autograd.Function):
             if bool(grad_clamped[part].any()):
                 kept = _clamped(logp, num_dropped) if num_dropped else logp
                 grad_logits += _entropy_gradient(kept) * grad_clamped[part, None]
+            if support_Tk is not None:
+                grad_logits += _support_gradient(logp, support_Tk[part], grad_support[0][part])
             grad_logits /= tau_T[part, None]
             grad_hidden[part] = (grad_logits @ weight).to(grad_hidden.dtype)
             grad_weight.addmm_(grad_logits.T, hidden)
-        return grad_hidden, grad_weight.to(weight_VD.dtype), None, None, None, None
+        return grad_hidden, grad_weight.to(weight_VD.dtype), *[None] * 6
+
+
+def _support(
+    logp_TV: Tensor, support_Tk: Tensor | None, part: slice, top_k: int
+) -> tuple[Tensor, Tensor] | tuple[()]:
+    """Values and ids of a chunk's support: those given, or the `top_k` likeliest; nothing for neither."""
+    if support_Tk is None and not top_k:
+        return ()
+    k = min(top_k, logp_TV.shape[1])
+    ids = logp_TV.topk(k, dim=1).indices if support_Tk is None else support_Tk[part]
+    return _at_support(logp_TV, ids), ids
 
 
 def score_tokens(
@@ -125,9 +170,15 @@ def score_tokens(
     tau_T: Tensor,
     chunk_tokens: int,
     clamp: float = 0.0,
+    support_Tk: Tensor | None = None,
+    top_k: int = 0,
 ) -> TokenScores:
     """Score `targets_T` under the softmax of ``hidden_TD @ weight_VD.T / tau_T``; see `ChunkedScores`.
 
-    `clamp` is the share of the vocabulary, in [0, 1), that `entropy_clamped` leaves out.
+    `clamp` is the share of the vocabulary, in [0, 1), that `entropy_clamped` leaves out. `support_Tk` asks
+    for the logprobs of these token ids, distinct in each row; `top_k`, without gradient, for the ids as well.
     """
-    return TokenScores(*ChunkedScores.apply(hidden_TD, weight_VD, targets_T, tau_T, chunk_tokens, clamp))
+    support = (support_Tk, top_k)
+    return TokenScores(
+        *ChunkedScores.apply(hidden_TD, weight_VD, targets_T, tau_T, chunk_tokens, clamp, *support)
+    )

@@ -52,6 +52,10 @@ class LossInputs:
     token_ids: Tensor
     positions: Tensor
     prepared: Mapping[str, Tensor]
+    support: Tensor | None = None
+    """[T, k + 1], with gradient: the policy's logprobs at k token ids, and of all other tokens together."""
+    teacher: Tensor | None = None
+    """[T, k + 1]: the teacher's at the same ids. Both are None but for rows that have a teacher."""
 
 
 def log_ratio(policy_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

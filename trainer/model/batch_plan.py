@@ -33,6 +33,10 @@ class Microbatch:
     source_positions_T: Tensor
     targets_T: Tensor
     tau_T: Tensor
+    support_Tk: Tensor | None = None
+    """Token ids whose logprobs are wanted as well; see `trainer.losses.logprobs.TokenScores`."""
+    top_k: int = 0
+    """Without a support: the number of most likely tokens to take as one, in a forward without gradient."""
 
 
 def split_rows(rows: Sequence[int], lengths_N: np.ndarray, max_tokens: int) -> list[tuple[int, ...]]:

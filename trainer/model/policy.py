@@ -27,11 +27,25 @@ class ScoringHead(nn.Linear):
     """Share of the vocabulary that the clamped entropy leaves out."""
 
     def forward(  # type: ignore[override]
-        self, hidden_TD: Tensor, targets_T: Tensor, tau_T: Tensor
+        self,
+        hidden_TD: Tensor,
+        targets_T: Tensor,
+        tau_T: Tensor,
+        support_Tk: Tensor | None = None,
+        top_k: int = 0,
     ) -> tuple[Tensor, ...]:
         # A plain tuple: ZeRO-3 attaches its backward hooks to the tensors of a tuple, list or dict.
-        scores = score_tokens(hidden_TD, self.weight, targets_T, tau_T, self.chunk_tokens, self.entropy_clamp)
-        return tuple(scores)
+        scores = score_tokens(
+            hidden_TD,
+            self.weight,
+            targets_T,
+            tau_T,
+            self.chunk_tokens,
+            self.entropy_clamp,
+            support_Tk,
+            top_k,
+        )
+        return tuple(column for column in scores if column is not None)
 
 
 class PolicyModel(nn.Module):
@@ -62,7 +76,8 @@ class PolicyModel(nn.Module):
         # Only positions that predict a completion token: the head is the largest matrix of a small model.
         hidden_TD = hidden_BTD[batch.source_rows_T, batch.source_positions_T]
         head = self.model.get_output_embeddings()
-        return head(hidden_TD, batch.targets_T, batch.tau_T)  # type: ignore[no-any-return]
+        more = {"support_Tk": batch.support_Tk, "top_k": batch.top_k}
+        return head(hidden_TD, batch.targets_T, batch.tau_T, **more)  # type: ignore[no-any-return]
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters by their names in the model; a tied head is listed once."""

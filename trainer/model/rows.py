@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from configs.origins import origins_where
+
+TEACHER_COLUMNS: Final = ("teacher_kl", "teacher_gain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class RankRows:
     answer_masks: list[np.ndarray]
     """True at the tokens of the answer, if a scorer reported its span."""
     behavior_logprobs: list[np.ndarray]
+    teacher_prompts: list[np.ndarray]
+    """The prompt under which a teacher scores the row; empty for rows that are not taught."""
     temperature_N: np.ndarray
     """The temperature that the learner scores the row at."""
 
@@ -65,6 +70,7 @@ def read_rows(batch: pa.RecordBatch, training_temperature: float | None = None) 
         loss_masks=_split(batch.column("loss_mask"), np.bool_) if len(batch) else [],
         answer_masks=answer_masks(batch.column("spans"), [len(ids) for ids in tokens]),
         behavior_logprobs=filled,
+        teacher_prompts=_split(batch.column("teacher_prompt_ids"), np.int64) if len(batch) else [],
         temperature_N=temperature,
     )
 
@@ -102,13 +108,21 @@ def masked_means(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.
     return pa.array(means, pa.float32())
 
 
+def _means_of_some(rows: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> pa.Array:
+    """As `masked_means`, float64; null for rows that have no values."""
+    pairs = zip(rows, masks, strict=True)
+    means = [float(row[mask].mean()) if len(row) and mask.any() else None for row, mask in pairs]
+    return pa.array(means, pa.float64())
+
+
 def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -> pa.RecordBatch:
     """The learner's columns, keyed by sample_id: logprobs, entropy, means, and anchor logprobs if computed.
 
     `loss_mask` is included, so that readers of the token columns know which tokens count
-    (`trainer.loss_tokens`). Two columns are metrics only: `mismatch_abs` is the sum of
-    |behavior - proximal| and `mismatch_k3` the sum of k3(behavior, proximal), in nats, over the loss tokens
-    of rows whose sampler had the same context.
+    (`trainer.loss_tokens`). Of rows with a teacher, `teacher_kl` and `teacher_gain` are means over the loss
+    tokens; see `trainer.losses.distillation.teacher_columns`. Two columns are metrics only: `mismatch_abs` is
+    the sum of |behavior - proximal| and `mismatch_k3` the sum of k3(behavior, proximal), in nats, over the
+    loss tokens of rows whose sampler had the same context.
     """
     arrays: dict[str, pa.Array] = {
         "sample_id": pa.array(rows.sample_ids, pa.string()),
@@ -122,6 +136,8 @@ def score_columns(rows: RankRows, columns: Mapping[str, Sequence[np.ndarray]]) -
     arrays["entropy_mean"] = masked_means(columns["entropy"], rows.loss_masks)
     arrays["entropy_mean_t1"] = masked_means(columns["entropy_t1"], rows.loss_masks)
     differences = _mismatch(rows, columns["proximal_logprobs"])
+    for name in TEACHER_COLUMNS:
+        arrays[name] = _means_of_some(columns.get(name, [np.zeros(0)] * len(rows)), rows.loss_masks)
     arrays["mismatch_abs"] = pa.array([float(np.abs(d).sum()) for d in differences], pa.float64())
     arrays["mismatch_k3"] = pa.array([float((np.expm1(d) - d).sum()) for d in differences], pa.float64())
     return pa.RecordBatch.from_pydict(arrays)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from configs.kinds.base import load_target
-from configs.kinds.refiners import CritiqueOptions
+from configs.kinds.refiners import CriticOptions, CritiqueOptions
 from configs.origins import REFINED
 from configs.templates import PromptSet, load_prompt_set
 from rewards.model_calls import GenerateRequest, ModelCallError
@@ -28,11 +28,13 @@ NO_ROOM: Final = "no_room"
 CRITIC_FAILED: Final = "critic_failed"
 MENTIONS: Final = "critique/mentions"
 LEAKED: Final = "critique/leaked"
+VERDICTS: Final = ("indicative", "with_truth")
+"""Writers that only say whether an answer is right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    """One answer to be refined: `number` is its place among the group's samples of origin policy."""
+class Case:
+    """One answer to be criticised: `number` is its place among the group's samples of origin policy."""
 
     number: int
     parent: Sample
@@ -57,18 +59,15 @@ async def refine_by_critique(group: Group, tools: RolloutTools, options: Critiqu
         TimeoutError: the group's deadline has passed.
     """
     prompts, prompt = load_prompt_set(options.prompts), group.submission.prompt
-    if options.style == "with_truth" and prompt.answer is None:
-        raise ValueError(
-            f"refiner style with_truth must have an answer to say, prompt {prompt.prompt_id} has none"
-        )
+    check_truth(options.writer, prompt)
     cases = [
-        _Case(number=number, parent=each, prompt=prompt, is_right=is_right(each, options.threshold))
+        Case(number=number, parent=each, prompt=prompt, is_right=is_right(each, options.threshold))
         for number, each in enumerate(policy_samples(group)[: len(group.submission.seeds)])
         if each.reward is not None
     ]
     # All numbers of turns are taken before the first call, so that they do not depend on timing.
     first_turn = tools.next_turn()
-    critic = _critic(options, prompts, tools, first_turn)
+    critic = critic_of(options, prompts, tools, first_turn)
     attempts = await asyncio.gather(
         *(_attempt(each, critic, prompts, tools, first_turn + 1) for each in cases)
     )
@@ -98,12 +97,12 @@ class _Made:
     parent_id: str
 
 
-Critic = Callable[[_Case], Awaitable[Critique | None]]
+Critic = Callable[[Case], Awaitable[Critique | None]]
 """None if the critic failed: the answer is then not refined."""
 
 
 async def _attempt(
-    case: _Case, critic: Critic, prompts: PromptSet, tools: RolloutTools, turn: int
+    case: Case, critic: Critic, prompts: PromptSet, tools: RolloutTools, turn: int
 ) -> _Made | str:
     """The second answer of one case, or why there is none."""
     critique = await critic(case)
@@ -122,37 +121,46 @@ async def _attempt(
     )
 
 
-def _critic(options: CritiqueOptions, prompts: PromptSet, tools: RolloutTools, turn: int) -> Critic:
+def check_truth(writer: str, prompt: Prompt) -> None:
+    """Raise a ValueError if the writer of critiques is to say an answer that the prompt does not have."""
+    if writer == "with_truth" and prompt.answer is None:
+        raise ValueError(
+            f"refiner style with_truth must have an answer to say, prompt {prompt.prompt_id} has none"
+        )
+
+
+def critic_of(options: CriticOptions, prompts: PromptSet, tools: RolloutTools, turn: int) -> Critic:
     """The critic that the options name. Answers that are right get their verdict, whoever writes."""
 
-    async def by_verdict(case: _Case) -> Critique:
-        with_truth = options.style == "with_truth"
+    async def by_verdict(case: Case) -> Critique:
+        with_truth = options.writer == "with_truth"
         text = prompts.verdict(case.fields, case.is_right, with_truth)
+        kind = options.writer if options.writer in VERDICTS else "cot"
         verdict = "right" if case.is_right else "wrong"
-        return Critique(text=text, kind=options.style, verdict=verdict, leaked=leaks(text, case.prompt))
+        return Critique(text=text, kind=kind, verdict=verdict, leaked=leaks(text, case.prompt))
 
-    if options.style != "cot":
+    if options.writer in VERDICTS:
         return by_verdict
     writers: Mapping[str, Critic] = {
         "rule": lambda case: _by_rule(case, options),
         "policy": lambda case: _by_policy(case, options, prompts, tools, turn),
         "model": lambda case: _by_model(case, options, prompts, tools),
     }
-    writer = writers[options.critic]
+    writer = writers[options.writer]
 
-    async def critic(case: _Case) -> Critique | None:
+    async def critic(case: Case) -> Critique | None:
         return await (by_verdict(case) if case.is_right else writer(case))
 
     return critic
 
 
-async def _by_rule(case: _Case, options: CritiqueOptions) -> Critique:
+async def _by_rule(case: Case, options: CriticOptions) -> Critique:
     verdict, text = load_target(options.rule)(case.prompt, case.fields["answer"])
     return Critique(text=text, kind="rule", verdict=verdict, leaked=leaks(text, case.prompt))
 
 
 async def _by_policy(
-    case: _Case, options: CritiqueOptions, prompts: PromptSet, tools: RolloutTools, turn: int
+    case: Case, options: CriticOptions, prompts: PromptSet, tools: RolloutTools, turn: int
 ) -> Critique | None:
     context = tools.encode_prompt(with_question(case.prompt, prompts.critic(case.fields)))
     if tools.room(context, continued=False) < 1:
@@ -164,7 +172,7 @@ async def _by_policy(
 
 
 async def _by_model(
-    case: _Case, options: CritiqueOptions, prompts: PromptSet, tools: RolloutTools
+    case: Case, options: CriticOptions, prompts: PromptSet, tools: RolloutTools
 ) -> Critique | None:
     request = GenerateRequest(
         prompt=(("user", prompts.critic(case.fields)),),

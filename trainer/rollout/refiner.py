@@ -1,8 +1,9 @@
 """Refiners turn a judged group into more rows: their protocol, and which of their rows a group keeps.
 
 A config chooses one as `refiner: {kind: ...}`. Called by the producer after the rollouter, before the group
-is stored; evaluations never refine. The rows have another origin than policy (refined), so that no metric,
-answer count or dynamic sampling sees them. Runs in the driver, so a refiner should await and not compute.
+is stored; evaluations never refine. The rows have another origin than policy (refined, distilled), so that no
+metric, answer count or dynamic sampling sees them. Runs in the driver, so a refiner should await and not
+compute.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from configs.bound import bind_entry
-from configs.kinds.refiners import NONE, RefinerOptions
+from configs.kinds.refiners import NONE, AnswerOptions, RefinerOptions
 from configs.origins import POLICY
 from configs.schema import RunConfig
 from rollouts.records import Group, Sample
@@ -29,7 +30,7 @@ class Attempt:
     """What a refiner made of one answer of a group; without a `parent` it belongs to the whole group.
 
     `sample` is None if there is no row: its context left no room (`no_room`), or its critic failed
-    (`critic_failed`). The answer's row stores the reason.
+    (`critic_failed`). The answer's row stores `failure`, which a row with less in its context has too.
     """
 
     parent: Sample | None
@@ -38,7 +39,7 @@ class Attempt:
 
 
 class Refiner(Protocol):
-    """Makes rows for one judged group, of origin refined. Every sample_id begins with "<group_id>."."""
+    """Makes rows, refined or distilled, for one judged group. Every sample_id begins with "<group_id>."."""
 
     async def __call__(self, group: Group, tools: RolloutTools, options: Any) -> Sequence[Attempt]: ...
 
@@ -60,7 +61,8 @@ class BoundRefiner:
         if self.function is None or not is_refined(group, self.options):
             return group
         attempts = await self.function(group, tools, self.options)
-        kept = best_rows([each.sample for each in attempts if each.sample is not None], self.options.keep)
+        made = [each.sample for each in attempts if each.sample is not None]
+        kept = best_rows(made, self.options.keep) if isinstance(self.options, AnswerOptions) else made
         known = {sample.completion.sample_id for sample in group.samples}
         refined = replace(group, samples=(*_with_tries(group.samples, attempts), *kept))
         # Rows of user code are checked before they are stored: a wrong one would fail later, in the learner.

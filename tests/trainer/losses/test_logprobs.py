@@ -48,7 +48,7 @@ def test_values(chunk: int, tau: tuple[float, ...], clamp: float) -> None:
     Of 11 entries a clamp of 0.3 keeps 8 and one of 0.95 one, whose entropy is 0.
     """
     given_inputs = inputs(tau=tau)
-    pairs = zip(score_tokens(*given_inputs, chunk, clamp), plain(*given_inputs, clamp), strict=True)
+    pairs = zip(score_tokens(*given_inputs, chunk, clamp)[:4], plain(*given_inputs, clamp)[:4], strict=True)
     for found, wanted in pairs:
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), wanted, atol=2e-6, rtol=2e-6)
@@ -84,7 +84,7 @@ def gradients(
     hidden, weight, targets, tau = inputs(seed)
     hidden.requires_grad_(), weight.requires_grad_()
     factors = torch.randn(T, generator=torch.Generator().manual_seed(seed + 1))
-    (score(hidden, weight, targets, tau, *options)[which] * factors).sum().backward()
+    (score(hidden, weight, targets, tau, *options)[:4][which] * factors).sum().backward()
     assert hidden.grad is not None and weight.grad is not None
     return hidden.grad, weight.grad
 
@@ -113,7 +113,7 @@ def test_gradients_add_over_outputs() -> None:
     scores = score_tokens(hidden, weight, targets, tau, 3, 0.3)
     mixed = scores.logprobs + 2 * scores.entropy + 4 * scores.entropy_clamped
     both = torch.autograd.grad(mixed.sum(), hidden, retain_graph=True)[0]
-    parts = [torch.autograd.grad(scores[k].sum(), hidden, retain_graph=True)[0] for k in (0, 1, 3)]
+    parts = [torch.autograd.grad(scores[:4][k].sum(), hidden, retain_graph=True)[0] for k in (0, 1, 3)]
     torch.testing.assert_close(both, parts[0] + 2 * parts[1] + 4 * parts[2])
 
 
@@ -122,7 +122,7 @@ def test_gradients_against_finite_differences(which: int) -> None:
     """(f(h + e) - f(h - e)) / 2e of the definition, by coordinate: shares no code with autograd."""
     hidden, weight, targets, tau = inputs()
     grad = torch.autograd.grad(
-        score_tokens(hidden.requires_grad_(), weight, targets, tau, 2, 0.3)[which].sum(), hidden
+        score_tokens(hidden.requires_grad_(), weight, targets, tau, 2, 0.3)[:4][which].sum(), hidden
     )[0]
     step = 1e-5
     for row in range(T):
@@ -130,7 +130,7 @@ def test_gradients_against_finite_differences(which: int) -> None:
             moved = torch.zeros(T, D, dtype=torch.float64)
             moved[row, column] = step
             up, down = (
-                plain(hidden.detach() + sign * moved, weight, targets, tau, 0.3)[which].sum()
+                plain(hidden.detach() + sign * moved, weight, targets, tau, 0.3)[:4][which].sum()
                 for sign in (1, -1)
             )
             assert grad[row, column].item() == pytest.approx(((up - down) / (2 * step)).item(), abs=1e-4)
@@ -162,7 +162,7 @@ def test_no_tokens() -> None:
     """The padding microbatch of a ZeRO-3 rank: empty columns that still have a (zero) gradient."""
     hidden, weight = torch.zeros(0, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
     scores = score_tokens(hidden, weight, torch.zeros(0, dtype=torch.long), torch.zeros(0), 3)
-    assert all(column.shape == (0,) and column.dtype == torch.float32 for column in scores)
+    assert all(column.shape == (0,) and column.dtype == torch.float32 for column in scores[:4])
     scores.logprobs[:0].sum().backward()
     assert weight.grad is not None and weight.grad.abs().sum() == 0
 
