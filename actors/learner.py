@@ -8,6 +8,7 @@ the nll loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,9 @@ class LearnerRank:
             scores = TokenScores(*self._engine(micro))
             num_tokens = scores.logprobs.shape[0]
             of_update = cut_prepared(prepared, slice(done, done + num_tokens))
-            columns = token_columns(self._rows, self._scored, batch, chosen, of_update, self._device, teacher)
+            columns = token_columns(self._rows, self._scored, batch, chosen, of_update, self._device)
             done += num_tokens
-            loss, part = microbatch_loss(scores, columns, objective)
+            loss, part = microbatch_loss(scores, replace(columns, teacher=teacher), objective)
             # DeepSpeed averages gradients over ranks; the row weights already count the rows of all ranks.
             self._engine.backward(loss * self._place.world_size, scale_wrt_gas=False)
             for name, value in part.items():

@@ -43,12 +43,10 @@ def token_columns(
     chosen: Sequence[int],
     prepared: Mapping[str, Mapping[str, np.ndarray]],
     device: torch.device,
-    teacher: Tensor | None = None,
 ) -> TokenColumns:
     """The tokens of the rows `chosen`, in that order, as tensors on `device`.
 
-    `scored` are the learner's columns of all the rank's rows; `prepared` and `teacher` have columns for the
-    chosen tokens.
+    `scored` are the learner's columns of all the rank's rows; `prepared` has columns for the chosen tokens.
     """
     counts = np.array([len(rows.tokens[row]) for row in chosen], np.int64)
 
@@ -77,7 +75,6 @@ def token_columns(
             key: {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
             for key, columns in prepared.items()
         },
-        teacher=teacher,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,9 @@ def check_loss() -> None:
     assert second.loss.tolist() == pytest.approx([0.5 * d, d, d, 4 * d], rel=1e-5)
     # Of one word without a tail nothing can differ.
     assert sdpo(inputs(), SdpoLossOptions(tail=False)).loss.tolist() == pytest.approx([0.0] * 4)
+    # The weights have no gradient.
+    free = replace(inputs(), policy_logprobs=inputs().policy_logprobs.requires_grad_())
+    assert not sdpo(free, SdpoLossOptions()).loss.requires_grad
     # Exactly at a cap nothing is capped.
     at = sdpo(inputs(), SdpoLossOptions(alpha=1.0, ratio_cap=1.0, tis_cap=0.0))
     assert at.marks["ratio_cap"].tolist() == [False, True, True, True]
