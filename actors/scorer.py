@@ -27,7 +27,7 @@ from configs.kinds.base import Options, load_target
 from configs.kinds.scorers import SCORERS, CustomOptions
 from rewards import custom
 from rewards.model_calls import Model
-from rewards.scorer_reports import ScorerReport, masked
+from rewards.scorer_reports import REPORT_FAILED, ScorerEvent, ScorerReport, masked
 from rewards.target_forms import runs_in_actor
 from rollouts.records import Completion, Judgement, Prompt, Status
 
@@ -98,12 +98,19 @@ class ScorerActor:
         return await self._loop.run(self._score(prompt, completions, limit_s))
 
     async def take_report(self) -> ScorerReport:
-        """What the scorer reports of itself since the last call; empty if it has no `take_report`."""
+        """What the scorer reports of itself since the last call; empty if it has no `take_report`.
+
+        If that raises, or what it returns cannot be stored, the report is an event that says so.
+        """
         report = await self._loop.run(self._take_report())
         return masked(report, self._secrets.mask)
 
     async def _take_report(self) -> ScorerReport:
-        return self._target.take_report()
+        try:
+            return self._target.take_report()
+        except Exception as error:  # of the user's code: it must neither end the run nor be lost
+            failed = ScorerEvent(kind=REPORT_FAILED, fields={"reason": _describe(error)})
+            return ScorerReport(events=(failed,))
 
     def close(self) -> None:
         """Release the scorer's resources and end its processes. Running calls fail. Idempotent."""

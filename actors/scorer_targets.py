@@ -18,7 +18,7 @@ from actors.batch_queue import BatchQueue
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import check_judgements
 from rewards.model_calls import Model
-from rewards.scorer_reports import NO_REPORT, ScorerReport
+from rewards.scorer_reports import NO_REPORT, ScorerReport, checked
 from rewards.target_forms import DEFAULT_MAX_BATCH, DEFAULT_MAX_WAIT_MS, Item, is_batched
 from rollouts.records import Completion, Judgement, Prompt
 
@@ -259,12 +259,14 @@ async def close_owner(owner: object, threads: Threads) -> None:
 
 
 def report_of(owner: object) -> ScorerReport:
-    """What a scorer object reports of itself; empty if it has no method `take_report`."""
+    """What a scorer object reports of itself; empty if it has no method `take_report`.
+
+    Raises:
+        ValueError: what it reports cannot be stored.
+        Exception: what `take_report` raised.
+    """
     take = getattr(owner, "take_report", None)
-    if not callable(take):
-        return NO_REPORT
-    report = take()
-    return report if isinstance(report, ScorerReport) else NO_REPORT
+    return checked(take()) if callable(take) else NO_REPORT
 
 
 def option(options: object, name: str, default: Any) -> Any:

@@ -7,6 +7,7 @@ rows, which a resumed run must repeat to the bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +33,36 @@ class ScorerReport:
 
 
 NO_REPORT = ScorerReport()
+REPORT_FAILED = "report_failed"
+"""Kind of the event of a scorer whose own report cannot be used."""
+_TAKEN = frozenset({"at", "attempt", "kind", "scorer"})
+"""Fields that a line of events.jsonl has anyway."""
+
+
+def checked(report: object) -> ScorerReport:
+    """What a scorer's `take_report` has returned, if it can be stored.
+
+    Raises:
+        ValueError: it is no report, a number is not finite, or an event's field cannot be stored.
+    """
+    if not isinstance(report, ScorerReport):
+        raise ValueError(f"take_report must return a ScorerReport, got {type(report).__name__}")
+    for name, value in (*report.sums.items(), *report.maxima.items()):
+        if not _is_finite(value):
+            raise ValueError(f"number {name!r} of a report must be finite, got {value!r}")
+    for event in report.events:
+        for name, field_value in event.fields.items():
+            if name in _TAKEN:
+                raise ValueError(f"event {event.kind}: a field must not be named {name!r}")
+            if not isinstance(field_value, str) and not _is_finite(field_value):
+                raise ValueError(
+                    f"event {event.kind}: {name} must be text or a finite number, got {field_value!r}"
+                )
+    return report
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def masked(report: ScorerReport, mask: Callable[[str], str]) -> ScorerReport:

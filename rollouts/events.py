@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,7 @@ _WORDS: Final = {
     "judge_fooled": "scorer {scorer}: judge {judge} gave the canary {canary} a score of {score}, wanted "
     "{wanted}: its scores may not mean what you think",
     "replay_left_out": "step {step}: {groups} group(s) to replay were missing or damaged and are left out",
+    "report_failed": "scorer {scorer}: its take_report cannot be used: {reason}",
     "reward_divergence": "step {step}: over {steps} steps the reward rises (t = {reward_trend}) while the "
     "held-out scorer {scorer} falls (t = {score_trend}): the policy may be exploiting the reward",
     "setting_noted": "{setting}: {note}",
@@ -59,5 +61,6 @@ def append_event(run_dir: Path, kind: str, **fields: Json) -> None:
 def describe_event(kind: str, fields: Mapping[str, Json]) -> str:
     """The event as a sentence for the terminal."""
     if kind in _WORDS:
-        return _WORDS[kind].format(**fields)
+        with suppress(KeyError):  # a user's scorer may give the kind other fields
+            return _WORDS[kind].format(**fields)
     return f"{kind.replace('_', ' ')}: " + ", ".join(f"{name} {value}" for name, value in fields.items())

@@ -11,6 +11,7 @@ from actors.secrets import Secrets
 from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import LengthOptions
 from rewards.scorer_reports import ScorerReport
+from rollouts.events import describe_event
 from rollouts.records import Prompt
 
 PROMPT = Prompt(prompt_id="p", messages=(("user", "?"),), answer="4", domain="math")
@@ -31,6 +32,33 @@ def test_a_report_is_taken_and_its_secrets_are_masked(monkeypatch: pytest.Monkey
         first.sums == {"calls": 3.0} and second.sums == {"calls": 0.0} and first.maxima == {"slowest_s": 0.5}
     )
     assert first.events[0].fields == {"key": "***", "n": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ("raises", "KeyError: 'no such count'"),
+        ("text", "must return a ScorerReport, got str"),
+        ("nan", "number 'calls' of a report must be finite, got nan"),
+        ("name", "event noted: a field must not be named 'scorer'"),
+        ("value", "event noted: n must be text or a finite number, got inf"),
+    ],
+)
+def test_a_report_that_cannot_be_used_is_an_event(report: str, reason: str) -> None:
+    """It neither ends the run, whose events could not be written, nor is it lost without a word."""
+    actor = ScorerActor("reporting_scorer:Reporting", OwnOptions({"report": report}))
+    try:
+        taken = asyncio.run(actor.take_report())
+    finally:
+        actor.close()
+    (event,) = taken.events
+    assert event.kind == "report_failed" and reason in str(event.fields["reason"]) and not taken.sums
+    said = describe_event(event.kind, {"scorer": "mine", **event.fields})
+    assert said.startswith("scorer mine: its take_report cannot be used: ")
+
+
+def test_an_event_of_a_known_kind_may_have_other_fields() -> None:
+    assert describe_event("resumed", {"scorer": "mine"}) == "resumed: scorer mine"
 
 
 def test_a_scorer_that_cannot_start_says_why() -> None:

@@ -16,6 +16,7 @@ class Reporting:
     def __init__(self, options: OwnOptions) -> None:
         self.problem = str(options.options.get("problem", ""))
         self.calls, self.started = 0, False
+        self.report = str(options.options.get("report", ""))
 
     async def start(self) -> None:
         if self.problem:
@@ -28,6 +29,17 @@ class Reporting:
         return [Judgement(score=1.0) for _ in completions]
 
     def take_report(self) -> ScorerReport:
+        match self.report:
+            case "raises":
+                raise KeyError("no such count")
+            case "text":
+                return "all is well"  # type: ignore[return-value]
+            case "nan":
+                return ScorerReport(sums={"calls": float("nan")})
+            case "name":
+                return ScorerReport(events=(ScorerEvent(kind="noted", fields={"scorer": "me"}),))
+            case "value":
+                return ScorerReport(events=(ScorerEvent(kind="noted", fields={"n": float("inf")}),))
         calls, self.calls = self.calls, 0
         event = ScorerEvent(kind="noted", fields={"key": os.environ.get("JUDGE_API_KEY", "none"), "n": 1.0})
         return ScorerReport(sums={"calls": float(calls)}, maxima={"slowest_s": 0.5}, events=(event,))
