@@ -40,7 +40,7 @@ def connect(secrets: Collection[str] = ()) -> bool:
     the environment variables `secrets`, and ends with the driver.
 
     Raises:
-        ValueError: RAY_ADDRESS cannot be reached or joined.
+        ValueError: RAY_ADDRESS cannot be reached or joined, or a local cluster does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would hide equal lines of different actors, which look alike by design.
@@ -54,6 +54,15 @@ def connect(secrets: Collection[str] = ()) -> bool:
     if joins:
         _join(address)
     else:
+        _start(secrets)
+    if not address.startswith("ray://"):  # Ray's client has no connection of its own to watch
+        _watch()
+    return joins
+
+
+def _start(secrets: Collection[str]) -> None:
+    """Start a local cluster."""
+    try:
         # Ray's processes inherit the environment and the signal mask of this process.
         with _hidden_from(signal.SIGTERM), hidden(secrets):
             ray.init(
@@ -63,9 +72,11 @@ def connect(secrets: Collection[str] = ()) -> bool:
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
             )
-    if not address.startswith("ray://"):  # Ray's client has no connection of its own to watch
-        _watch()
-    return joins
+    except Exception as error:  # Ray raises plain ones, mostly because a busy machine is too slow
+        raise ValueError(
+            f"Ray could not start on this machine: {' '.join(str(error).split())} Nothing was started: run "
+            "the same command again, later if the machine is busy"
+        ) from error
 
 
 def pick_device(asked: str) -> str:

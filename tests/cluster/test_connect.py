@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import connect
 from cluster.connect import _hidden_from, check_reachable, lost_for
 from cluster.interrupts import interruptible
 from polyphony.cli import main
@@ -73,6 +74,22 @@ def test_the_command_ends_with_one_line(
     assert line.startswith(
         f"polyphony: RAY_ADDRESS must name a running Ray cluster, got '127.0.0.1:{closed_port}'"
     )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_local_cluster_that_does_not_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that is too busy Ray gives up with an exception of no type of its own."""
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(connect.ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["train", "debug", f"runs_dir={tmp_path / 'runs'}"]) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("polyphony: Ray could not start on this machine: The current node timed out")
     assert not (tmp_path / "runs").exists()
 
 
