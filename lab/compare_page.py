@@ -17,7 +17,7 @@ from typing import Final
 from lab.arms import Arm
 from lab.bootstrap import REPLICATES, Interval
 from lab.contrast import Row, contrast
-from lab.results import LEADING, RunResult
+from lab.results import CURVES, LEADING, RunResult
 from rollouts.files import write_bytes_atomic
 from viewer.report import html_page
 from viewer.svg import NUM_COLOURS, Chart, Line, line_chart
@@ -59,11 +59,14 @@ class Comparison:
 
     def rows(self) -> tuple[Row, ...]:
         """The table, without metrics that no arm has."""
-        # With other scorers a reward is another quantity, and its difference to control means nothing.
-        others = [arm.name for arm in self.arms if any(key.startswith("scorers.") for key in arm.changes)]
-        rows = contrast(self.results, [arm.name for arm in self.arms], self.pass_at, others)
+        rows = contrast(self.results, [arm.name for arm in self.arms], self.pass_at, self.rescored)
         known = {row.metric.name for row in rows if not math.isnan(row.value)}
         return tuple(row for row in rows if row.metric.name in known)
+
+    @property
+    def rescored(self) -> list[str]:
+        """The arms whose reward is another quantity than control's, so that a difference means nothing."""
+        return [arm.name for arm in self.arms if arm.is_rescored]
 
 
 def write_pages(folder: Path, comparison: Comparison) -> None:
@@ -124,7 +127,20 @@ def _remarks(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
             f"Scored by other scorers or models than control: {', '.join(others)}. Their reward is another "
             "quantity, and their formats, strategies and right answers are those of their own scorers."
         )
+    if unknown := _never_recorded(comparison.results):
+        sentences.append(
+            f"Not recorded by any run: {', '.join(unknown)}. metrics.jsonl of a run has the names."
+        )
     return sentences
+
+
+def _never_recorded(results: Sequence[RunResult]) -> list[str]:
+    """Metrics that were asked for and that no run has a value of, as of a name with a typing error."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        for name, value in result.last.items():
+            values.setdefault(name, []).append(value)
+    return sorted(name for name in values.keys() - CURVES.keys() if not any(map(math.isfinite, values[name])))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

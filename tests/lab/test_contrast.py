@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from compare_results import prompt, result
 
+from configs.load import load_config
+from lab.arms import Arm
+from lab.compare_page import Comparison, markdown
 from lab.contrast import Row, check_paired, contrast
 from lab.results import read_result, write_result
 
@@ -75,6 +78,20 @@ def test_metrics_of_a_step_and_different_answers() -> None:
     assert (norm.value, norm.difference) == (3.0, 1.0)
     alone = _row(contrast([control, both[1]], ["control", "arm"], [1]), "grad/norm", "arm")
     assert alone.value == 3.0 and math.isnan(alone.difference)
+
+
+def test_a_metric_that_no_run_has_is_said() -> None:
+    """A name with a typing error must not be a row of dashes without a word; one that a seed lacks may be."""
+    config = load_config("debug", [])
+    arms = (Arm(name="control", file="", configs=(config,), changes={}),)
+    made = [result("control", seed, [prompt("a", 1, BOTH)]) for seed in (0, 1)]
+    results = [
+        replace(each, last={**each.last, "grad/nrom": math.nan, "grad/norm": norm})
+        for each, norm in zip(made, (2.0, math.nan), strict=True)
+    ]
+    comparison = Comparison(command=[], arms=arms, num_seeds=2, pass_at=[1], results=results, failures={})
+    text = markdown(comparison, comparison.rows())
+    assert "Not recorded by any run: grad/nrom. metrics.jsonl" in text
 
 
 def test_differences_are_over_the_seeds_that_both_have() -> None:
