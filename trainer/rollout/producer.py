@@ -41,7 +41,8 @@ SAMPLING_SETTINGS: Final = (TEMPERATURE, tempered.TEMPERATURE)
 
 
 GRACE_S: Final = 10.0
-"""Seconds after `rollout.group_timeout_s` at which a rollouter that has not returned is given up."""
+"""Seconds after `rollout.group_timeout_s`, or after it was cancelled, at which a rollouter that has not
+returned is given up."""
 
 
 class Producer:
@@ -182,12 +183,14 @@ class Producer:
         self._clock.resume()
 
     async def close(self) -> None:
-        """Cancel all groups in flight."""
+        """Cancel all groups in flight, and wait at most GRACE_S for them to end."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            task.add_done_callback(_forget)
+        if tasks:  # not `gather`: a user's rollouter may ignore that it was cancelled
+            await asyncio.wait(tasks, timeout=GRACE_S)
 
     async def _produce(self, index: int) -> None:
         """Generate, score, refine and store the group of one submission."""
@@ -256,6 +259,12 @@ class _TimedGenerator:
     def busy_s(self) -> float:
         now = time.perf_counter()
         return self._busy_s + (now - self._busy_since if self._in_flight else 0.0)
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    """Take the exception of a cancelled group, which asyncio would report otherwise."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _ignore() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,33 @@ def test_groups_in_flight(tmp_path: Path) -> None:
         return counts
 
     assert asyncio.run(made_by(make_producer(config, FakeGenerator(), buffer))) == [4, 6, 6]
+
+
+def test_a_rollouter_that_ignores_its_end_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's code may catch everything: the end of a run does not wait for it for ever."""
+    monkeypatch.setattr("trainer.rollout.producer.GRACE_S", 0.05)
+    config = RunConfig(num_steps=1, rollout=RolloutConfig(group_size=1, groups_per_step=1))
+    given_up = asyncio.Event()
+
+    class Stubborn(FakeGenerator):
+        async def generate(self, submission: Submission) -> list[Completion]:
+            while not given_up.is_set():
+                with suppress(asyncio.CancelledError):
+                    await given_up.wait()
+            return []
+
+    async def work() -> None:
+        producer = make_producer(config, Stubborn(), FileBuffer(tmp_path, 1))
+        producer.top_up(0)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await producer.close()
+        given_up.set()
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
 
 
 def test_a_controller_may_move_the_temperature(tmp_path: Path) -> None:
