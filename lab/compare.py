@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from cluster.checks import InputChecks, device_without_cluster
 from cluster.series import train_all
 from configs.experiment import config_hash
 from configs.redact import redact_value
 from configs.schema import RunConfig
 from configs.sources import Provenance
 from lab.arms import Arm, load_arms
-from lab.compare_page import Comparison, write_pages
+from lab.compare_page import Comparison, change_text, write_pages
 from lab.contrast import check_paired
 from lab.results import RunResult, gather, read_result, result_path, write_result
 from rollouts.files import make_dir_synced
@@ -74,6 +75,32 @@ def compare(request: Request, stream: TextIO) -> int:
         lock.release()
 
 
+def dry_run(request: Request, stream: TextIO) -> int:
+    """Check all arms as a run would be, and say what the comparison would do. Starts and writes nothing.
+
+    Returns the exit code 0.
+
+    Raises:
+        ValueError: as `compare`, or the inputs of an arm cannot be used.
+    """
+    arms = load_arms(request.config, request.files, request.overrides, request.num_seeds, request.folder)
+    runs = _runs(arms, request.num_seeds)
+    results = [result for run in runs if (result := _finished(request.folder, run)) is not None]
+    check_paired(results)
+    out = StepReporter(0, stream)
+    for arm in arms:
+        of_arm = StepReporter(0, stream, f"{arm.name}: ")
+        checked = InputChecks(of_arm.note).check(arm.configs[0], sources=arm.sources)
+        placement = checked.on(device_without_cluster(arm.configs[0]), of_arm).placement
+        for key, pair in arm.told_changes().items():
+            of_arm.note(f"{key}: {change_text(pair)}")
+        of_arm.note(f"on {placement.device} a run asks for {placement.describe()}")
+    steps = arms[0].configs[0].num_steps
+    todo = f"{len(runs) - len(results)} of {len(runs)} runs to make, of {steps} steps each"
+    out.note(f"{len(arms)} arms, seeds 0 to {request.num_seeds - 1}: {todo}, into {request.folder}")
+    return 0
+
+
 def _make_folder(folder: Path) -> None:
     """Create `folder` durably, unless it exists.
 
@@ -88,12 +115,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _compare(request: Request, arms: Sequence[Arm], stream: TextIO) -> int:
-    # All arms of a seed before the next seed: an interrupted comparison then has complete seeds to compare.
-    all_runs = [
-        _Run(arm=arm.name, number=number, config=arm.configs[seed], sources=arm.sources)
-        for seed in range(request.num_seeds)
-        for number, arm in enumerate(arms, start=1)
-    ]
+    all_runs = _runs(arms, request.num_seeds)
     results = [result for run in all_runs if (result := _finished(request.folder, run)) is not None]
     done = {(each.arm, each.seed) for each in results}
     runs = [run for run in all_runs if (run.arm, run.config.seed) not in done]
@@ -118,6 +140,16 @@ class _Run:
     number: int
     config: RunConfig
     sources: Provenance
+
+
+def _runs(arms: Sequence[Arm], num_seeds: int) -> list[_Run]:
+    """All runs of a comparison, in their order."""
+    # All arms of a seed before the next seed: an interrupted comparison then has complete seeds to compare.
+    return [
+        _Run(arm=arm.name, number=number, config=arm.configs[seed], sources=arm.sources)
+        for seed in range(num_seeds)
+        for number, arm in enumerate(arms, start=1)
+    ]
 
 
 def _finished(folder: Path, run: _Run) -> RunResult | None:

@@ -167,7 +167,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _change(pair: tuple[object, object]) -> str:
+def change_text(pair: tuple[object, object]) -> str:
+    """A setting of an arm, and control's."""
     before, after = (MISSING if value is None else one_line(str(value), _MAX_VALUE_CHARS) for value in pair)
     return f"{after} (control: {before})"
 
@@ -182,7 +183,7 @@ def markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
     lines += ["", "| arm | setting | value |", "|---|---|---|"]
     for arm in comparison.arms:
         for key, pair in arm.told_changes().items():
-            lines.append(f"| {_plain(arm.name)} | {_plain(key)} | {_plain(_change(pair))} |")
+            lines.append(f"| {_plain(arm.name)} | {_plain(key)} | {_plain(change_text(pair))} |")
     lines += ["", "| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
     lines += ["| " + " | ".join(_plain(cell) for cell in _cells(row)) + " |" for row in rows]
     lines += ["", *(f"{_plain(line)}\n" for line in _remarks(comparison, rows))]
@@ -214,7 +215,9 @@ def page(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 def _settings(comparison: Comparison) -> str:
     lines = [
-        (arm.name, key, _change(pair)) for arm in comparison.arms for key, pair in arm.told_changes().items()
+        (arm.name, key, change_text(pair))
+        for arm in comparison.arms
+        for key, pair in arm.told_changes().items()
     ]
     return _html_table(("arm", "setting", "value"), lines, 0)
 

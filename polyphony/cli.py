@@ -112,7 +112,7 @@ def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
     """Train a config and its variants over seeds, and compare them."""
     if missing := _missing_packages():
         raise _must_install("compare", missing)
-    from lab.compare import Request, compare
+    from lab.compare import Request, compare, dry_run
 
     request = Request(
         config=arguments.config,
@@ -122,7 +122,7 @@ def run_comparison(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
         overrides=[*(text for text in arguments.arms if "=" in text), *overrides],
         metrics=arguments.metrics.split(",") if arguments.metrics else (),
     )
-    return compare(request, sys.stdout)
+    return (dry_run if arguments.dry_run else compare)(request, sys.stdout)
 
 
 def run_pretraining(config_path: str, overrides: Sequence[str]) -> int:
@@ -291,6 +291,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.yaml",
         help="the settings that each other arm changes, one file for each arm; "
         "KEY=VALUE after the files applies to all arms",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all arms and say which runs are missing; start nothing"
     )
     parser.set_defaults(overrides=[])  # overrides after options arrive as unparsed arguments
 

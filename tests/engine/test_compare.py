@@ -259,6 +259,22 @@ def test_bad_input_is_one_message(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_says_what_is_missing_and_writes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each arm's changes, and of two arms and two seeds the runs that have no result; nothing in --out."""
+    (tmp_path / "arm.yaml").write_text("kl: {coef: 0.3}\n")
+    words = ["compare", "debug", "--arms", str(tmp_path / "arm.yaml"), "--seeds", "2", "--dry-run"]
+    assert main([*words, "--out", str(tmp_path / "out"), "num_steps=3"]) == 0
+    printed = capfd.readouterr().out
+    assert "arm: kl.coef: 0.3 (control: 0.0)" in printed
+    assert "2 arms, seeds 0 to 1: 4 of 4 runs to make, of 3 steps each" in printed
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "arm.yaml").write_text("model: {path: nowhere}\n")
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "model" in capfd.readouterr().err
+
+
 @pytest.mark.engine
 def test_two_arms_from_end_to_end(tmp_path: Path) -> None:
     """One start of engines, a result and a page for both; the same command again starts nothing. An arm that
