@@ -128,9 +128,8 @@ class LearnerRank:
         taught = next((loss.options for loss in self._objective.losses.values() if loss.kind.taught), None)
         if taught is None:
             return None
-        return Teaching(
-            rows, taught.top_k, lambda batch: self._anchors.teacher_scores(batch, policy), self._device
-        )
+        top_k = min(taught.top_k, self._policy.num_words)
+        return Teaching(rows, top_k, lambda batch: self._anchors.teacher_scores(batch, policy), self._device)
 
     # -- updating --------------------------------------------------------------------------------------------
 

@@ -22,7 +22,10 @@ Scores = Callable[[Microbatch], TokenScores]
 
 
 class Teaching:
-    """Token ids [T, k] and the teacher's logprobs [T, k + 1] of each taught row, on the CPU."""
+    """Token ids [T, k] and the teacher's logprobs [T, k + 1] of each taught row, on the CPU.
+
+    `top_k` is k: at most the vocabulary.
+    """
 
     def __init__(self, rows: RankRows, top_k: int, teacher: Scores, device: torch.device) -> None:
         self._rows, self._top_k, self._teacher, self._device = rows, top_k, teacher, device
@@ -45,8 +48,7 @@ class Teaching:
         """
         mine = self.taught(chosen)
         is_taught = self._of_taught(chosen).to(self._device)
-        width = scores.support_ids.shape[1] if scores.support_ids is not None else 1
-        ids = torch.zeros((0, width), dtype=torch.int64, device=self._device)
+        ids = torch.zeros((0, self._top_k), dtype=torch.int64, device=self._device)
         if mine:
             assert scores.support is not None and scores.support_ids is not None
             ids = scores.support_ids[is_taught]
@@ -67,21 +69,19 @@ class Teaching:
         own = scores.support[is_taught], scores.logprobs[is_taught]
         return teacher_columns(own[0], said.support, own[1], said.logprobs)
 
-    def lesson(self, batch: Microbatch, chosen: Sequence[int]) -> tuple[Microbatch, Tensor | None]:
+    def lesson(self, batch: Microbatch, chosen: Sequence[int]) -> tuple[Microbatch, Tensor]:
         """The microbatch of these rows asking for the kept ids, and the teacher's logprobs there [T, k + 1].
 
-        Tokens of rows without a teacher have 0 in both. Nothing is asked for if no row is taught.
+        Tokens of rows without a teacher have 0 in both. They are asked for in every microbatch: under ZeRO-3
+        each output of the head that a loss uses is a step of the backward pass, and all ranks take the same.
         """
-        if not (mine := self.taught(chosen)):
-            return batch, None
-        is_taught = self._of_taught(chosen)
-        columns = []
-        for kept in (self._ids, self._logprobs):
-            values = torch.cat([kept[row] for row in mine])
-            column = values.new_zeros((len(is_taught), values.shape[1]))
-            column[is_taught] = values
-            columns.append(column.to(self._device))
-        return replace(batch, support_Tk=columns[0].long()), columns[1]
+        mine, is_taught = self.taught(chosen), self._of_taught(chosen)
+        ids = torch.zeros((len(is_taught), self._top_k), dtype=torch.int64)
+        logprobs = torch.zeros((len(is_taught), self._top_k + 1))
+        for column, kept in ((ids, self._ids), (logprobs, self._logprobs)):
+            if mine:
+                column[is_taught] = torch.cat([kept[row] for row in mine]).to(column.dtype)
+        return replace(batch, support_Tk=ids.to(self._device)), logprobs.to(self._device)
 
     def _of_taught(self, chosen: Sequence[int]) -> Tensor:
         """bool [T]: the tokens of taught rows among those of the rows `chosen`."""

@@ -47,7 +47,7 @@ class TokenColumns:
     prepared: Mapping[str, Mapping[str, Tensor]]
     """The columns of each `prepare`: of a loss by origin, of a transform by token_advantage.<name>."""
     teacher: Tensor | None = None
-    """[T, k + 1]: see `LossInputs`; rows without a teacher have 0. None if there is no other row."""
+    """[T, k + 1]: see `LossInputs`; rows without a teacher have 0. None in runs without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +159,8 @@ def microbatch_loss(
     # An empty sum keeps a microbatch without loss tokens in the graph, as ZeRO-3 needs. Unlike zero times the
     # sum, it is not NaN when a masked token has logprob -inf.
     total = scores.logprobs[:0].sum()
+    if scores.support is not None:
+        total = total + scores.support[:0].sum()
     sums: dict[str, float] = {}
     for origin in objective.losses:
         if origin in columns.origins:

@@ -62,6 +62,11 @@ class PolicyModel(nn.Module):
         head.chunk_tokens = logit_chunk_tokens  # type: ignore[assignment]
         self.model = model
 
+    @property
+    def num_words(self) -> int:
+        """The number of tokens that the head scores."""
+        return int(self.model.get_output_embeddings().out_features)  # type: ignore[arg-type]
+
     def clamp_entropy(self, share: float) -> None:
         """Leave this share of the vocabulary, in [0, 1), out of `TokenScores.entropy_clamped`."""
         self.model.get_output_embeddings().entropy_clamp = share  # type: ignore[assignment]
