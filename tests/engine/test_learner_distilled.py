@@ -171,7 +171,7 @@ def test_three_steps_against_plain_torch(
     print(case, away)
     away.check()
     capped = [each["mark/distilled/tis_cap"] / each["tokens/distilled"] for each in sums]
-    assert min(capped) > 0.1 and max(capped) < 0.9, "the cap acts on some of the tokens"
+    assert min(capped) > 0.02 and max(capped) < 0.9, "the cap acts on some of the tokens"
     ranks.ask("save", str(tmp_path))
     assert (tmp_path / TEACHER_FILE).exists() == (teacher == "ema")
     if teacher == "ema":

@@ -116,10 +116,15 @@ def learned(
     )
     logprobs = torch.from_numpy(np.concatenate(rows.scored["policy_logprobs"])).requires_grad_()
     entropy = torch.from_numpy(np.concatenate(rows.scored["entropy"])).requires_grad_()
-    total, sums = microbatch_loss(TokenScores(logprobs, *[entropy] * 3), columns, objective)
+    # For the loss that has a teacher: two words at each token, and another distribution over them.
+    given = torch.nan_to_num(logprobs.detach(), 0.0, 0.0, 0.0)
+    support = torch.log_softmax(torch.stack([given, -given], dim=1), dim=1).requires_grad_()
+    columns = replace(columns, teacher=torch.log_softmax(torch.zeros(len(given), 2), dim=1))
+    total, sums = microbatch_loss(TokenScores(logprobs, *[entropy] * 3, support), columns, objective)
     total.backward()
-    assert logprobs.grad is not None
-    gradient = torch.stack([logprobs.grad, torch.zeros(1) if entropy.grad is None else entropy.grad])
+    assert logprobs.grad is not None and support.grad is not None
+    own = torch.zeros(1) if entropy.grad is None else entropy.grad
+    gradient = torch.stack([logprobs.grad, own.expand_as(logprobs), *support.grad.T])
     mask = torch.from_numpy(np.concatenate(rows.rank.loss_masks))
     stats = {
         f"{place}/{name}": value for place, each in prepared.items() for name, value in each.stats.items()

@@ -199,7 +199,11 @@ def _prepare(loss: BoundLoss, columns: TokenTable) -> Any:
 
 
 CONFIGS = {
-    **{f"{loss} with grpo": (loss, "grpo") for loss in LOSSES if loss != "nll"},
+    **{
+        f"{loss} with grpo": (loss, "grpo")
+        for loss, kind in LOSSES.items()
+        if not (kind.supervised or kind.taught)
+    },
     **{f"ppo_clip with {advantage}": ("ppo_clip", advantage) for advantage in ADVANTAGES},
 }
 
