@@ -38,7 +38,7 @@ from cluster.site import Site
 from cluster.spawn import wait_ready
 from cluster.supervise import Supervised
 from cluster.weight_transport import HostTransport
-from configs.bound import bind, bind_entry
+from configs.bound import bind
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.files import Json, write_json_atomic
@@ -350,7 +350,7 @@ async def run(config: RunConfig, folder: Path, rounds: int) -> str:
     tokenizer = load_tokenizer(config.model)
     vocab_size, limit = load_vocab_size(config.model), config.rollout.max_prompt_tokens
     prompts, _ = tokenize_prompts(
-        load_dataset(bind_entry(config.data.train, "data.train")), tokenizer, vocab_size, limit
+        load_dataset(bind(config).single["data.train"]), tokenizer, vocab_size, limit
     )
     placement = plan(bind(config), "cpu")
     check(placement)

@@ -164,7 +164,7 @@ class Attempt:
         roles, reports, claim = actors.roles, self._reports(), self._claim
         order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
-            config,
+            run,
             order,
             roles.generator,
             roles.scorers,
@@ -187,7 +187,7 @@ class Attempt:
         self._record_notes()
         order = PromptOrder(self._resolved.prompts.train, config.seed, config.data.shuffle)
         producer = Producer(
-            config,
+            self._resolved.run,
             order,
             samplers.generator,
             samplers.scorers,

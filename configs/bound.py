@@ -79,6 +79,10 @@ class BoundRun:
         return self.single["advantage"]
 
     @property
+    def rollouter(self) -> BoundEntry[Common]:
+        return self.single["rollouter"]
+
+    @property
     def refiner(self) -> BoundEntry[Common]:
         return self.single["refiner"]
 

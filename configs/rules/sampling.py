@@ -109,7 +109,7 @@ def _refined(run: BoundRun) -> Iterator[Broken]:
         yield "refiner.kind", f"must have a loss to train with: loss.{adds}"
     for origin in ADDED:
         loss = run.losses.get(origin)
-        if loss is not None and origin not in makes and not run.single["rollouter"].is_own:
+        if loss is not None and origin not in makes and not run.rollouter.is_own:
             yield loss.key, f"must have rows: refiner.kind is {refiner.kind_name}"
 
 

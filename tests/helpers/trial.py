@@ -144,7 +144,7 @@ class Trial:
             phase=lambda step, name: self.phases.append((step, name)),
         )
         producer = Producer(
-            config, order, roles.generator, roles.scorers, roles.buffer, reports.phase, self.encoders
+            bind(config), order, roles.generator, roles.scorers, roles.buffer, reports.phase, self.encoders
         )
         evaluator = Evaluator(config, self.prompts, roles.generator, roles.scorers, self.folder)
         checkpoints = Checkpoints(self.folder, config, "experiment", self.attempt, reports.event)

@@ -96,7 +96,7 @@ class Trial:
             buffer=self.buffer,
         )
         order = PromptOrder(prompts, config.seed, config.data.shuffle)
-        producer = Producer(config, order, roles.generator, roles.scorers, roles.buffer)
+        producer = Producer(bind(config), order, roles.generator, roles.scorers, roles.buffer)
         evaluator = Evaluator(config, prompts, roles.generator, roles.scorers, self.folder)
         reports = Reports(
             step=self.lines.append,

@@ -11,6 +11,7 @@ import pytest
 from loop_fakes import FakeGenerator, FileBuffer, token_prompts
 from test_collect import CONFIG
 
+from configs.bound import bind
 from configs.kinds.scorers import ScorerCommon
 from rewards.scorer_reports import ScorerEvent, ScorerReport, combined, masked
 from rollouts.records import Completion, Group, Judgement, Prompt
@@ -94,7 +95,7 @@ def sampled(folder: Path, scorer: Reporting, limit: float, num_groups: int = 60)
     )
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     producer = Producer(
-        config, order, FakeGenerator(), scorers, buffer, scorer_log=lambda name: f"{name}.log"
+        bind(config), order, FakeGenerator(), scorers, buffer, scorer_log=lambda name: f"{name}.log"
     )
     stored: list[Group] = []
     producer.on_group = stored.append

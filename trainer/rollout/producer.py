@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from configs.schema import RunConfig
+from configs.bound import BoundRun
 from rewards.model_calls import Model
 from rollouts.records import Completion, Group, Sampling, Submission
 from rollouts.schema import group_to_batch
@@ -55,7 +55,7 @@ class Producer:
 
     def __init__(
         self,
-        config: RunConfig,
+        run: BoundRun,
         order: PromptOrder,
         generator: Generator,
         scorers: ScorerSet,
@@ -65,17 +65,18 @@ class Producer:
         scorer_log: Callable[[str], str] = lambda name: f"the log of scorer {name}",
         models: Mapping[str, Model] | None = None,
     ) -> None:
+        config = run.config
         self._config, self._order = config, order
         self._generator, self._scorers, self._buffer = _TimedGenerator(generator), scorers, buffer
         rollout = config.rollout
         self._sampling = Sampling(
             temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=rollout.max_tokens
         )
-        self._rollouter = bound_rollouter(config)
+        self._rollouter = bound_rollouter(run)
         self._longest = rollout.max_prompt_tokens + rollout.max_tokens
         self._phase, self._clock = phase, Clock()
         self._encoders, self._models = encoders, models
-        self._refiner = bound_refiner(config)
+        self._refiner = bound_refiner(run)
         self._failures = FailureWatch(scorers.failure_limits, scorer_log)
         self.on_group: Callable[[Group], None] = lambda group: None
         self._tasks: dict[int, asyncio.Task[None]] = {}

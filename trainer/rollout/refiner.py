@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from configs.bound import bind_entry
+from configs.bound import BoundRun
 from configs.kinds.refiners import NONE, AnswerOptions, RefinerOptions
 from configs.origins import POLICY
-from configs.schema import RunConfig
 from rollouts.records import Group, Sample
 from trainer.reward_ties import reaches
 from trainer.rollout.rollouter import RolloutTools, group_problem
@@ -76,9 +75,9 @@ class BoundRefiner:
         return refined
 
 
-def bound_refiner(config: RunConfig) -> BoundRefiner:
-    """The refiner that a config names."""
-    entry = bind_entry(config.refiner, "refiner")
+def bound_refiner(run: BoundRun) -> BoundRefiner:
+    """The refiner of a run, its code imported."""
+    entry = run.refiner
     function = None if entry.kind_name == NONE else entry.function()
     return BoundRefiner(kind=entry.kind_name, function=function, options=entry.options)
 

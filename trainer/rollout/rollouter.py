@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from configs.bound import bind_entry
+from configs.bound import BoundRun
 from configs.kinds.scorers import ScorerCommon
 from configs.origins import POLICY
-from configs.schema import RunConfig
 from rewards.combine import combine
 from rewards.limited_model import LimitedModel
 from rewards.model_calls import Model
@@ -316,9 +315,9 @@ class BoundRollouter:
         return group
 
 
-def bound_rollouter(config: RunConfig) -> BoundRollouter:
-    """The rollouter that a config names."""
-    entry = bind_entry(config.rollouter, "rollouter")
+def bound_rollouter(run: BoundRun) -> BoundRollouter:
+    """The rollouter of a run, its code imported."""
+    entry = run.rollouter
     return BoundRollouter(kind=entry.kind_name, function=entry.function(), options=entry.options)
 
 

@@ -40,7 +40,7 @@ def collected(
     lines: list[Any] = []
     order = PromptOrder(token_prompts(5), config.seed, config.data.shuffle)
     role = scorers(scorer)
-    producer = Producer(config, order, generator, role, buffer)
+    producer = Producer(bind(config), order, generator, role, buffer)
     reports = Reports(step=lines.append, note=lambda text: None)
     try:
         asyncio.run(collect(config, producer, buffer, 1, reports, role))
@@ -92,7 +92,7 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
         generator=NoEngines(), scorers=scorers(), learner=learner, transport=NoTransport(), buffer=buffer
     )
     order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
-    producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
+    producer = Producer(bind(CONFIG), order, roles.generator, roles.scorers, roles.buffer)
     evaluator = Evaluator(CONFIG, (), roles.generator, roles.scorers, mine)
     lines: list[Mapping[str, float]] = []
     reports = Reports(step=lines.append, note=lambda text: None)
@@ -111,6 +111,6 @@ def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:
 async def ask_for_more(roles: Roles) -> None:
     """Ask for a group that is not in the rollouts."""
     order = PromptOrder(token_prompts(5), CONFIG.seed, CONFIG.data.shuffle)
-    producer = Producer(CONFIG, order, roles.generator, roles.scorers, roles.buffer)
+    producer = Producer(bind(CONFIG), order, roles.generator, roles.scorers, roles.buffer)
     producer.top_up(0)
     await producer.settle(0)

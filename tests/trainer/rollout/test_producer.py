@@ -24,7 +24,7 @@ def make_producer(
     config: RunConfig, generator: FakeGenerator, buffer: FileBuffer, scorer: FakeScorer | None = None
 ) -> Producer:
     order = PromptOrder(token_prompts(4), config.seed, shuffle=False)
-    return Producer(config, order, generator, scorers(scorer), buffer)
+    return Producer(bind(config), order, generator, scorers(scorer), buffer)
 
 
 @dataclass
@@ -257,7 +257,7 @@ def test_the_first_completions_of_a_step_begin_its_scoring(tmp_path: Path) -> No
     config = RunConfig(rollout=RolloutConfig(group_size=1, groups_per_step=2))
     order, told = PromptOrder(token_prompts(4), config.seed, shuffle=False), []
     producer = Producer(
-        config,
+        bind(config),
         order,
         FakeGenerator(),
         scorers(None),

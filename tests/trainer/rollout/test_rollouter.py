@@ -16,6 +16,7 @@ from loop_fakes import LOGPROB, FakeGenerator, FakeScorer, FileBuffer, scorers, 
 from rollouters import ENVIRONMENT
 from trial import NUM_STEPS, Killed, Trial
 
+from configs.bound import bind
 from configs.errors import ConfigError
 from configs.kinds.base import OwnOptions
 from configs.kinds.scorers import ScorerCommon
@@ -163,7 +164,7 @@ def test_two_turns_become_rows(tmp_path: Path) -> None:
     """
     config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=TWO_TURNS)
     order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
-    producer = Producer(config, order, RisingGenerator(), scorers(), buffer)
+    producer = Producer(bind(config), order, RisingGenerator(), scorers(), buffer)
 
     async def rows() -> pa.RecordBatch:
         producer.top_up(0)
@@ -244,7 +245,7 @@ def test_a_group_that_is_none_is_refused(tmp_path: Path, how: str, rule: str) ->
     entry = {"kind": "rollouters:broken", "options": {"how": how}}
     config = RunConfig(rollout=RolloutConfig(group_size=2, groups_per_step=1), rollouter=entry)
     order, buffer = PromptOrder(token_prompts(1), 0, shuffle=False), FileBuffer(tmp_path, 1)
-    producer = Producer(config, order, FakeGenerator(), scorers(), buffer)
+    producer = Producer(bind(config), order, FakeGenerator(), scorers(), buffer)
 
     async def run() -> None:
         producer.top_up(0)
@@ -314,7 +315,7 @@ def test_a_later_turn_that_is_stuck_ends_with_the_group(tmp_path: Path) -> None:
     rollout = RolloutConfig(group_size=2, groups_per_step=1, group_timeout_s=0.05)
     config = RunConfig(rollout=rollout, rollouter=TWO_TURNS)
     order = PromptOrder(token_prompts(1), 0, shuffle=False)
-    producer = Producer(config, order, StuckLater(), scorers(), FileBuffer(tmp_path, 1))
+    producer = Producer(bind(config), order, StuckLater(), scorers(), FileBuffer(tmp_path, 1))
 
     async def run() -> None:
         producer.top_up(0)
@@ -339,7 +340,7 @@ def test_a_rollouter_that_hangs_outside_its_tools_is_given_up(
     kind = {"kind": "test_rollouter:hangs", "options": {}}
     config = RunConfig(rollout=rollout, rollouter=kind, allow=("test_rollouter",))
     order = PromptOrder(token_prompts(1), 0, shuffle=False)
-    producer = Producer(config, order, FakeGenerator(), scorers(), FileBuffer(tmp_path, 1))
+    producer = Producer(bind(config), order, FakeGenerator(), scorers(), FileBuffer(tmp_path, 1))
 
     async def run() -> None:
         producer.top_up(0)
@@ -389,7 +390,9 @@ def test_a_rollouter_can_encode_what_a_tool_says(tmp_path: Path, monkeypatch: py
         return await single_turn(submission, tools)
 
     async def produce() -> None:
-        producer = Producer(config, order, FakeGenerator(), scorers(), buffer, encoders=Encoders(text=encode))
+        producer = Producer(
+            bind(config), order, FakeGenerator(), scorers(), buffer, encoders=Encoders(text=encode)
+        )
         producer.top_up(0)
         await producer.settle(0)
 
