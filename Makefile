@@ -68,8 +68,9 @@ debug: setup
 # Workers side by side. Tests that share live engines stay on one worker (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
+# The engines' folder is not even imported: DeepSpeed and Ray take seconds in each worker.
 test-quick: setup
-	$(PYTEST) -m "not engine and not long and not slow" $(ARGS)
+	$(PYTEST) --ignore=tests/engine --hypothesis-profile=quick -m "not engine and not long and not slow" $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not long" $(ARGS)

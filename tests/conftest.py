@@ -13,7 +13,9 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Two shared cores make any per-example deadline a coin flip; failures print the code that replays them.
-settings.register_profile("polyphony", deadline=None, print_blob=True)
+settings.register_profile("polyphony", max_examples=100, deadline=None, print_blob=True)
+# For `make test-quick`: a fifth of the examples (see tests/helpers/examples.py).
+settings.register_profile("quick", settings.get_profile("polyphony"), max_examples=20)
 settings.load_profile("polyphony")
 
 

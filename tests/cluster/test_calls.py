@@ -93,6 +93,7 @@ async def right(handle: Handle) -> None:
 """
 
 
+@pytest.mark.slow
 def test_the_type_checker_refuses_a_wrong_call(tmp_path: Path) -> None:
     """An unknown method, arguments too few, too many and of another type, and another result."""
     (tmp_path / "wrong.py").write_text(WRONG)

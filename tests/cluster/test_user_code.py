@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import quick_of
 
 import actors.sandbox
 from cluster.base_check import check_without_engines
@@ -174,6 +175,7 @@ REFUSED_CALLS = [
     ("rollouter={{kind: 'mine_rewards:{}'}}", "two", "must accept (submission, tools, options), it takes"),
     ("advantage={{kind: 'mine_rewards:{}'}}", "one", "must accept (rows, options), it takes (options)"),
 ]
+QUICK_REFUSED = [call for call in REFUSED_CALLS if call[1] in ("trl", "OldScore")]
 ACCEPTED_CALLS = [
     *((CUSTOM, name) for name in ("verl", "anything", "keywords")),
     (DEEP, "verl_with_depth"),
@@ -183,7 +185,7 @@ ACCEPTED_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "name", "expected"), REFUSED_CALLS)
+@pytest.mark.parametrize(("entry", "name", "expected"), quick_of(REFUSED_CALLS, QUICK_REFUSED, rest="slow"))
 def test_a_signature_that_cannot_be_called_is_refused(
     folder: Path, entry: str, name: str, expected: str
 ) -> None:
@@ -195,7 +197,7 @@ def test_a_signature_that_cannot_be_called_is_refused(
     assert expected in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("entry", "name"), ACCEPTED_CALLS)
+@pytest.mark.parametrize(("entry", "name"), quick_of(ACCEPTED_CALLS, ACCEPTED_CALLS[::5], rest="slow"))
 def test_a_signature_that_can_be_called_passes(folder: Path, entry: str, name: str) -> None:
     (folder / "mine_rewards.py").write_text(FORMS)
     check_user_code(bind(load_config("debug", ["allow=[mine_rewards]", entry.format(name)])), pytest.fail)

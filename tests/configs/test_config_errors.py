@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from config_files import CORRECT, problem, write
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.experiment import config_hash
@@ -248,7 +249,7 @@ OVERRIDES = st.tuples(
 ).map("=".join)
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(st.lists(OVERRIDES | st.text(max_size=12), min_size=1, max_size=3))
 def test_any_override_gives_a_config_or_a_config_error(overrides: list[str]) -> None:
     """Whatever is typed, the answer is a checked config that can be dumped and hashed, or readable lines."""

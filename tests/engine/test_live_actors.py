@@ -9,12 +9,12 @@ import pytest
 from recorder import Recorder
 
 from benchmarks.faults.common import fingerprint
-from cluster.actor_pool import BUILT_IN, built_in
 from cluster.series import train_all
 from configs.load import load_config
 from configs.schema import RunConfig
 from rollouts.store import committed_steps
 
+pytestmark = pytest.mark.engine
 SMALL = (
     *(
         "num_steps=2",
@@ -31,23 +31,6 @@ def _config(runs: Path, name: str, *overrides: str) -> RunConfig:
     return load_config("debug", [*SMALL, f"runs_dir={runs}", f"name={name}", *overrides])
 
 
-def test_actors_fit_a_run_that_differs_in_nothing_they_were_built_with() -> None:
-    """An anchor, a loss, a learning rate or a seed comes with the run; Adam's betas and lengths do not."""
-    one = load_config("debug")
-    for other in ("kl.coef=0.1", "learner.updates_per_step=2", "learner.lr=1e-5", "seed=7", "num_steps=3"):
-        assert built_in(one, load_config("debug", [other])) == []
-    for key, value in (
-        ("learner.betas", "[0.9,0.95]"),
-        ("rollout.max_tokens", "30"),
-        ("sync.num_probes", "3"),
-    ):
-        assert built_in(one, load_config("debug", [f"{key}={value}"])) == [key]
-    two = load_config("debug", ["generator.num_engines=2", "learner.zero_stage=2"])
-    assert built_in(one, two) == ["generator.num_engines", "learner.zero_stage"]
-    assert "learner.lr" not in BUILT_IN
-
-
-@pytest.mark.engine
 def test_a_run_on_live_actors_is_the_run_on_new_ones(tmp_path: Path) -> None:
     """Fresh: seed 1 with an anchor, on actors of its own. Live: the same after seed 0 without anchor and with
     another loss, learning rate and fewer scorers, which leaves weights and moments behind and no anchor. A

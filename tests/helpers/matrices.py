@@ -1,4 +1,4 @@
-"""Long matrices in parts: `make test` runs a slice of each, `make test-long` runs all of it."""
+"""Matrices in parts: `make test-quick` and `make test` run a slice of each, `make test-long` the whole."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ def parts(count: int, quick: int = 1) -> list[Any]:
     return [pytest.param(number, marks=() if number < quick else pytest.mark.long) for number in range(count)]
 
 
-def quick_of(cases: Sequence[Any], quick: Sequence[Any]) -> list[Any]:
-    """`cases` as parameters, tuples as several; those that are not in `quick` carry the marker long."""
+def quick_of(cases: Sequence[Any], quick: Sequence[Any], rest: str = "long") -> list[Any]:
+    """`cases` as parameters, tuples as several; those that are not in `quick` carry the marker `rest`.
+
+    `make test` runs those that are `slow`, only `make test-long` those that are `long`.
+    """
     assert all(case in cases for case in quick), f"{quick} must be among {cases}"
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
-    marks = [() if case in quick else pytest.mark.long for case in cases]
+    marks = [() if case in quick else getattr(pytest.mark, rest) for case in cases]
     return [pytest.param(*each, marks=mark) for each, mark in zip(values, marks, strict=True)]

@@ -164,6 +164,7 @@ def test_a_recipe_that_cannot_be_used(tmp_path: Path) -> None:
         train_equivalence(str(path), [])
 
 
+@pytest.mark.slow
 def test_a_small_training_is_repeatable_and_loads(tmp_path: Path) -> None:
     """Two updates: a folder that transformers loads, a calibration that the scorer reads, the same twice."""
     path = tmp_path / "recipe.yaml"

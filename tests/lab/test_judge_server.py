@@ -68,6 +68,7 @@ def served() -> Iterator[str]:
     process.wait(10)
 
 
+@pytest.mark.slow
 def test_rewards_try_shows_scores_and_what_the_judge_falls_for(served: str, tmp_path: Path) -> None:
     """Two rows and eight canaries; the rows' replies are stored, so that a second trial pays for canaries."""
     rows = tmp_path / "rows.jsonl"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,7 +110,7 @@ def test_renderings_are_the_four_formats() -> None:
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]))
 def test_every_solution_has_its_format_and_its_first_token(seed: int, error_rate: float) -> None:
     """The tag of a row, its first token and the config's name for it are one thing, whatever the errors."""

@@ -75,6 +75,7 @@ def test_verbs_that_need_engines_say_what_to_install(tmp_path: Path, arguments: 
     assert f"needs {', '.join(ENGINE_PACKAGES)}" in line
 
 
+@pytest.mark.slow
 def test_a_dry_run_checks_what_it_can(tmp_path: Path) -> None:
     """Config, run folder and data are checked as anywhere; then it says what was not, and what to install."""
     line = refusal(tmp_path, "train", "debug", "--dry-run", "eval.num_prompts=8")
@@ -102,6 +103,7 @@ def test_reading_verbs_work(tmp_path: Path) -> None:
     assert mined.returncode == 0 or "Traceback" not in mined.stderr, mined.stderr
 
 
+@pytest.mark.slow
 def test_rewards_need_no_engine(tmp_path: Path) -> None:
     """Pure rules are listed, tried and measured; math says what it lacks, on one line."""
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "?", "answer": "7", "completion": "7"}) + "\n")
@@ -113,6 +115,7 @@ def test_rewards_need_no_engine(tmp_path: Path) -> None:
     assert "torch" not in refusal(tmp_path, "rewards", "try", "rows.jsonl", "--scorer=maths")
 
 
+@pytest.mark.slow
 def test_a_judge_says_what_to_install(tmp_path: Path) -> None:
     """The client of endpoints is in the extras; the kind itself can be listed and its rubric is checked."""
     row = {"prompt": "2 + 2?", "answer": "4", "completion": "4"}

@@ -59,6 +59,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "checks"), CASES)
 def test_no_mutant_survives(function: FunctionType, checks: tuple[loss_cases.Check, ...]) -> None:
     """All mutants of one function against its table, which itself holds."""

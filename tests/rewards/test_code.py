@@ -19,6 +19,7 @@ from code_cases import (
     options,
     prompt,
 )
+from matrices import quick_of
 
 from rewards.code import proof, scorer
 
@@ -35,8 +36,14 @@ def add(a, b): return E()
 """
 
 
-@pytest.fixture(params=methods_here())
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if number else ())
+        for number, name in enumerate(methods_here())
+    ]
+)
 def method(request: pytest.FixtureRequest) -> str:
+    """Each isolation of this machine; those after the first are left to `make test`."""
     return str(request.param)
 
 
@@ -155,7 +162,7 @@ FORGED = [
 """Lines that a program may send in the place of a reply."""
 
 
-@pytest.mark.parametrize("line", FORGED)
+@pytest.mark.parametrize("line", quick_of(FORGED, FORGED[:3], rest="slow"))
 @pytest.mark.parametrize("row", [CALLS, CHECK])
 def test_no_line_that_a_program_sends_makes_its_score_missing(line: str, row: Any) -> None:
     program = f"""
@@ -212,7 +219,7 @@ def f(x): return 9
 }
 
 
-@pytest.mark.parametrize("name", SOURCE_ROWS)
+@pytest.mark.parametrize("name", quick_of(list(SOURCE_ROWS), list(SOURCE_ROWS)[:3], rest="slow"))
 def test_no_program_can_decide_a_test_that_is_source(name: str) -> None:
     test, program = SOURCE_ROWS[name]
     assert judge(prompt({"functional": test}), program).score == 0.0

@@ -31,6 +31,7 @@ def test_a_slice_of_the_corpus() -> None:
     check(trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in methods_here() if name == "landlock"])
 def test_a_slice_without_namespaces(method: str) -> None:
     """What a container takes that forbids them."""
@@ -48,6 +49,7 @@ def test_a_slice_with_processes() -> None:
     check(run_cases(FORKING, options, every=7, answers_too=False, num_workers=4))
 
 
+@pytest.mark.slow
 def test_the_benchmark_sees_an_escape() -> None:
     """Without isolation, programs connect and read what is lying about."""
     trials = run_cases(

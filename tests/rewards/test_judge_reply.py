@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.judge_reply import NoVerdictError, read_reply
@@ -101,7 +102,7 @@ texts = st.text(max_size=60) | st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.lists(texts, max_size=8).map("".join))
 def test_text_without_the_tag_is_never_a_verdict(text: str) -> None:
     """Whatever an answer dictates and a judge repeats: it does not know the tag."""
@@ -109,7 +110,7 @@ def test_text_without_the_tag_is_never_a_verdict(text: str) -> None:
         read_reply(text, TAG, RUBRIC)
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.lists(texts, max_size=6).map("".join), st.lists(texts, max_size=6).map("".join))
 def test_text_around_a_verdict_cannot_change_it(before: str, after: str) -> None:
     """It may hide it, which is no verdict; another score does not come out."""
@@ -120,7 +121,7 @@ def test_text_around_a_verdict_cannot_change_it(before: str, after: str) -> None
     assert found.values == {"correct": 0.0, "clear": 0.5}
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(json_values, json_values)
 def test_every_other_value_is_refused(correct: object, clear: object) -> None:
     """A score only for a choice by its exact label and a number in range; always from 0 to 1."""
@@ -133,7 +134,7 @@ def test_every_other_value_is_refused(correct: object, clear: object) -> None:
     assert correct in ("no", "yes") and is_clear and 0 <= found.score <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text())
 def test_an_explanation_can_be_stored(explanation: str) -> None:
     """Without lone surrogates, and not longer than a row should be."""

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.scorer import ScorerActor
@@ -277,7 +278,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(st.lists(PIECES, max_size=12), st.sampled_from(["", " "]))
 def test_any_text_gets_a_judgement(pieces: list[str], between: str) -> None:
     """Whatever a model writes scores 0 or 1, and is never an exception."""
@@ -291,7 +292,7 @@ def test_any_text_gets_a_judgement(pieces: list[str], between: str) -> None:
 ANY_TEXT = st.text(max_size=40) | st.lists(PIECES, max_size=8).map("".join)
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(ANY_TEXT)
 @example(r"\\\\A")
 @example(r"\\!!A")
@@ -304,7 +305,7 @@ def test_any_gold_is_read_or_refused(gold: str) -> None:
     assert plain(plain(gold)) == plain(gold)
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(ANY_TEXT, ANY_TEXT.map(r"\boxed{{{}}}".format))
 @example("x", r"\boxed{\ln(0) 2020-03-04!!!!!!!!!!!}")  # SymPy cannot print it
 @example(r"10^{308}(x+x\sqrt{-1})", r"\boxed{10^{308}x(2+\sqrt{-1})}")  # at a point larger than a float

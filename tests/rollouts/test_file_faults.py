@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from matrices import quick_of
 from rollout_rows import DyingDisk, make_batch
 from run_files import (
     damage,
@@ -40,6 +41,7 @@ from rollouts.store import committed_evals, committed_steps, step_dir, verify_st
 from rollouts.sums import check_sums
 
 State = tuple[object, ...]
+QUICK = ("commit a step", "first checkpoint", "journal")
 FULL_DISK_CALLS = ("write", "fsync", "mkdir")
 
 
@@ -173,14 +175,14 @@ def check_endings(
         assert settled(run_dir) == finished, str(error)
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", quick_of(list(SEQUENCES), QUICK, rest="slow"))
 def test_a_kill_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whole before or whole after, and done again it is complete."""
     for _, error in check_endings(tmp_path, monkeypatch, SEQUENCES[name], error=Killed):
         assert isinstance(error, Killed)
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", quick_of(list(SEQUENCES), QUICK, rest="slow"))
 def test_a_disk_that_is_full_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The same, with an error that names a file, and no temporary file left to fill the disk further."""
     full = {"error": lambda text: OSError(errno.ENOSPC, text), "names": FULL_DISK_CALLS}

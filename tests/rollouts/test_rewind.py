@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from rollout_rows import RUN, groups, learner_columns, make_batch, snapshot
 from run_files import damage, indexes_of, make_run, save_step
 
@@ -96,7 +97,7 @@ def test_replayed_rows_do_not_return(tmp_path: Path) -> None:
     assert journal.read(0).equals(make_batch(0))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(groups())
 def test_any_group_returns_as_it_was(tmp_path_factory: pytest.TempPathFactory, group: Group) -> None:
     """Ragged, empty, null or odd: the journal gets what it had, without replayed and supervised rows."""

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from masked_rows import Row, Rows, build, make_row_sample, steps
 
 from configs.bound import bind
@@ -67,7 +68,7 @@ def credited(rows: Rows, config: RunConfig) -> tuple[Learnable, dict[str, float]
     return learnable, metrics, learner_columns(batch, rows.columns, learnable)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(steps())
 def test_credit_metrics_and_columns(groups: list[tuple[str, list[Row]]]) -> None:
     """KL in the reward, lengths, MARA, bonuses, row weights, every metric, and the committed columns."""
@@ -133,7 +134,7 @@ def learned(
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(groups=steps())
 def test_losses(kind: str, groups: list[tuple[str, list[Row]]]) -> None:
     """Every loss with every transform, both anchors and the bonus: loss, sums, statistics and gradients."""

@@ -29,7 +29,7 @@ from trainer.data.demonstrations import draw
 from trainer.update_watch import NonFiniteError
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["lag 0", "lag 1"])
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)], ids=["lag 0", "lag 1"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Result]:
     """A run that is not interrupted, for each lag."""
     trial = Trial(tmp_path_factory.mktemp("whole") / "run", max_lag=request.param)

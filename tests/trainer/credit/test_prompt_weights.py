@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference_credit as papers
 from credit_cases import rewarded
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
@@ -22,7 +23,7 @@ def test_by_hand(name: str) -> None:
         check()
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 12))
 def test_against_the_integral(k: int, right: int, wrong: int) -> None:
     """E over Beta(1 + s, 1 + f), to the midpoint rule's error."""

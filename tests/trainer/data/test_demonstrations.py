@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from configs.bound import bind, bind_entry
@@ -131,7 +132,7 @@ MESSAGES = st.lists(st.fixed_dictionaries({"role": SCALARS, "content": SCALARS})
 ROWS = st.dictionaries(KEYS, VALUES, max_size=5) | st.fixed_dictionaries({"messages": MESSAGES}) | VALUES
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300, [HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS, max_size=3))
 def test_any_json_reads_or_explains(tmp_path: Path, rows: list[object]) -> None:
     """Any JSON row: demonstrations, or a ValueError that names the file."""

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from configs.bound import bind_entry
@@ -323,7 +324,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 ROWS = st.dictionaries(KEYS, VALUES, max_size=5) | VALUES
-ANY_FILE = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_FILE = examples(300, [HealthCheck.function_scoped_fixture])
 
 
 def check_reads_or_explains(path: Path) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import distillation_cases
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,7 +100,7 @@ def both_ways(seed: int, k: int, alpha: float, tail: bool, chunk: int) -> tuple[
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(("k", "tail"), [(1, True), (4, True), (4, False), (V, True), (V, False), (50, True)])
-@settings(max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 2**20), chunk=st.sampled_from([1, 4, T, 100]))
 def test_against_full_logits(k: int, tail: bool, alpha: float, seed: int, chunk: int) -> None:
     """Values and gradients; k as large as the vocabulary, or larger, is the divergence over all of it."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def gradients(
     [(0, 0.0), (1, 0.0), (3, 0.0), (3, 0.3), (3, 0.7), (1, 0.3)],
     ids=["logprobs", "entropy", "clamp 0", "clamp 0.3", "clamp 0.7", "entropy beside a clamp"],
 )
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**20))
 def test_gradients_against_autograd(chunk: int, which: int, clamp: float, seed: int) -> None:
     """The analytic backward of each output is autograd's through the plain definition."""

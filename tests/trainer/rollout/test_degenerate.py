@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from matrices import quick_of
 
@@ -214,7 +215,7 @@ QUICK += [f"ppo_clip with {advantage}" for advantage in ("reinforce_pp", "pass_a
 
 
 @pytest.mark.parametrize("name", quick_of(list(CONFIGS), QUICK))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(groups=rows(), seed=st.integers(0, 2**16))
 def test_zeros_or_no_weight_and_never_nan(name: str, groups: list[list[Row]], seed: int) -> None:
     config, rng = config_of(*CONFIGS[name]), np.random.default_rng(seed)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import refine_cases
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from masked_rows import SCORES, Row, _scores, make_row_sample, steps
 from rollout_rows import make_group
@@ -112,7 +113,7 @@ def measured(
     return metrics, credited | {"counts": [history.state()], "update_N": batch.update_N[others].tolist()}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(groups=steps(), more=st.lists(st.lists(st.integers(0, 10**6), max_size=3), max_size=3), data=st.data())
 def test_refined_rows_change_no_other_number(
     groups: Groups, more: list[list[int]], data: st.DataObject
