@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from leftovers import processes_mentioning
+from matrices import quick_of
 from run_files import damage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -216,15 +217,21 @@ def _export(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "export").iterdir())}
 
 
-def test_a_run_that_is_stopped_resumes_where_it_was(tmp_path: Path) -> None:
-    """Ctrl-C, then SIGTERM: 130 and 143, each with a checkpoint of the last finished step; no step is made
+STOPS = ((signal.SIGTERM, 143), (signal.SIGINT, 130))
+
+
+@pytest.mark.parametrize("stops", quick_of([(STOPS[:1],), (STOPS,)], [(STOPS[:1],)]))
+def test_a_run_that_is_stopped_resumes_where_it_was(
+    tmp_path: Path, stops: tuple[tuple[signal.Signals, int], ...]
+) -> None:
+    """SIGTERM, then Ctrl-C: 143 and 130, each with a checkpoint of the last finished step; no step is made
     twice, no process is left. While it runs nobody else may."""
     run, num_steps = tmp_path / "stopped", 0
     endless = ("num_steps=500", "eval.every=0", "checkpoint.every=0")
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code in stops:
         with _running(tmp_path, run.name, *endless) as driver:
             _wait_until(driver, lambda: len(_metric_lines(run)) >= num_steps + 2)  # noqa: B023
-            if number == signal.SIGINT:
+            if number == signal.SIGTERM:
                 second = _train(tmp_path, run.name, *endless)
                 assert second.returncode == 2 and "Traceback" not in second.stderr, second.stderr[-2000:]
                 holder = f"run directory {run} is in use by polyphony train (pid {driver.pid}, "
