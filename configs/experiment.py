@@ -16,6 +16,7 @@ from typing import Final, cast
 
 from configs.entries import NAMED_ENTRIES, SINGLE_ENTRIES, complete
 from configs.fields import EVALUATION, EXPERIMENT, Effect, Setting, options_of, settings_of
+from configs.kinds.scorers import SCORERS
 from configs.redact import redact
 from configs.renamed import former_kind, new_key, new_metric
 from configs.schema import RunConfig
@@ -25,6 +26,8 @@ DEFAULTS_VERSION: Final = 1
 """Raised when a default is changed: what was made with the old one is another experiment."""
 _NONE: Final = "none"
 """Stands for the value of a key that is not there."""
+_ORDERS: Final = ("token_advantage.order", "reward_shape.order", "scorers.order")
+"""Keys that no config has: the names of entries in their order, where it changes results."""
 
 
 def settings(config: RunConfig) -> dict[str, object]:
@@ -36,7 +39,7 @@ def settings(config: RunConfig) -> dict[str, object]:
 
 def experiment(config: RunConfig) -> dict[str, object]:
     """dotted key -> value of what makes two runs the same experiment, without secrets."""
-    return _counted(settings(config), EXPERIMENT)
+    return _counted(settings(config), EXPERIMENT) | _orders(config)
 
 
 def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
@@ -48,6 +51,8 @@ def config_hash(config: RunConfig, with_evaluation: bool = False) -> str:
     flat = settings(config)
     counted = _counted(flat, EXPERIMENT | EVALUATION if with_evaluation else EXPERIMENT)
     content = {key: value for key, value in counted.items() if _default(key, flat) != value}
+    # Names in alphabetical order are left out: runs and results from before orders counted keep their hash.
+    content |= {key: names for key, names in _orders(config).items() if names != sorted(names)}
     # Defaults are left out of the hash, so a changed default must change it in another way.
     content["defaults"] = DEFAULTS_VERSION
     # Sorted and without spaces: the order of keys in a file must not change the hash.
@@ -65,10 +70,28 @@ def differences(known: Mapping[str, object], config: RunConfig) -> list[tuple[st
     before, now = _counted(_with_new_names(known), EXPERIMENT), _as_json(experiment(config))
     found = []
     for key in sorted(before.keys() | now.keys()):
+        # An earlier version stored no order; where entries were added or taken away, their own keys say so.
+        if key in _ORDERS and not (key in before and key in now):
+            continue
         was, asked = (each.get(key, _default(key, each)) for each in (before, now))
         if was != asked:
             found.append((key, before.get(key, _NONE), now.get(key, _NONE)))
     return found
+
+
+def _orders(config: RunConfig) -> dict[str, list[str]]:
+    """The keys of `_ORDERS` that have two names or more.
+
+    Transforms and reward shapes are applied one after the other. The first scorer that reads an answer, or
+    puts rows into classes, decides which answer or class a row has.
+    """
+    kinds = {name: SCORERS.get(str(entry["kind"])) for name, entry in config.scorers.items()}
+    # Of a user's own scorer nothing is known, so it may do either.
+    answering = {name for name, kind in kinds.items() if kind is None or kind.answers}
+    classing = {name for name, kind in kinds.items() if kind is None or kind.partitions}
+    rivals = (answering if len(answering) > 1 else set()) | (classing if len(classing) > 1 else set())
+    names = (config.token_advantage, config.reward_shape, [name for name in kinds if name in rivals])
+    return {key: list(each) for key, each in zip(_ORDERS, names, strict=True) if len(each) > 1}
 
 
 def plain_tree(config: RunConfig) -> Tree:

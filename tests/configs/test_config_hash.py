@@ -58,6 +58,46 @@ def test_the_hash_changes_with_the_experiment_only() -> None:
     assert config_hash(load_config("debug", ["eval.every=1", "data.eval.split=train"])) == plain
 
 
+ORDERED = {
+    "token_advantage": ("push: {kind: repo}", "forks: {kind: top_entropy}"),
+    "reward_shape": ("modes: {kind: mara}", "long: {kind: overlong}"),
+    "scorers": ("strict: {kind: math, weight: 1}", "first: {kind: lab_answer}"),
+}
+
+
+@pytest.mark.parametrize("section", ORDERED)
+def test_the_order_of_entries_counts_where_it_changes_results(section: str) -> None:
+    """Repo before a mask leaves masked tokens nothing, after it gives them -beta log pi. A run that stored no
+    order is known by its other keys, and names in alphabetical order keep the hash that they had."""
+    entries = ORDERED[section]
+    one, other = (
+        load_config("debug", [f"{section}={{{', '.join(names)}}}"]) for names in (entries, entries[::-1])
+    )
+    known, key = experiment.experiment(one), f"{section}.order"
+    assert config_hash(one) != config_hash(other)
+    # The scorer format reads no answers and makes no classes.
+    before, after = ([name for name in getattr(each, section) if name != "format"] for each in (one, other))
+    assert experiment.differences(known, other) == [(key, before, after)]
+    assert experiment.differences(known, one) == []
+    del known[key]
+    assert experiment.differences(known, other) == []
+    fewer = replace(
+        one, **{section: {entries[0].partition(":")[0]: next(iter(getattr(one, section).values()))}}
+    )
+    assert all(key != found for found, *_ in experiment.differences(experiment.experiment(one), fewer))
+
+
+def test_the_order_of_other_entries_does_not_count() -> None:
+    """Bonuses and weights are added and multiplied; one scorer alone reads answers."""
+    names = ("b: {kind: ucb}", "a: {kind: batch}")
+    hashes = {
+        config_hash(load_config("debug", [f"bonus={{{', '.join(each)}}}"])) for each in (names, names[::-1])
+    }
+    assert len(hashes) == 1
+    plain = load_config("debug")
+    assert config_hash(replace(plain, scorers=dict(reversed(plain.scorers.items())))) == config_hash(plain)
+
+
 def test_results_that_are_compared_also_hash_how_they_were_evaluated() -> None:
     """Two evaluations of another size are not paired; a longer limit of one is no difference."""
     hashes = {
