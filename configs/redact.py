@@ -130,7 +130,20 @@ def _redact_named(section: str, name: str, entry: Mapping[str, object], secrets:
     if section == "scorers" and "secrets" in entry:
         assert isinstance(redacted, dict), "a mapping stays one"
         redacted["secrets"] = _variable_names(entry["secrets"])
+    if section == "scorers" and isinstance(entry.get("schema"), Mapping):
+        # A JSON Schema says how keys are called; masked, it would be another schema.
+        assert isinstance(redacted, dict), "a mapping stays one"
+        redacted["schema"] = _redact_texts(entry["schema"], secrets)
     return redacted
+
+
+def _redact_texts(value: object, secrets: tuple[str, ...]) -> object:
+    """Masked are the values of secret variables alone, whatever the keys are called."""
+    if isinstance(value, Mapping):
+        return {name: _redact_texts(item, secrets) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redact_texts(item, secrets) for item in value]
+    return _redact(value, secrets)
 
 
 def _redact_entry(name: str, value: object, secrets: tuple[str, ...]) -> object:

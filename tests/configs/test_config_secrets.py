@@ -108,3 +108,14 @@ def test_credentials_inside_a_url_are_masked() -> None:
         "path": "https://***@host/x",
         "plain": "https://host/a@b",
     }
+
+
+def test_the_keys_of_a_json_schema_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked, it would be another schema for whoever reads the saved config, and each would have one hash."""
+    monkeypatch.setenv("JUDGE_API_KEY", "hunter2-hunter2")
+    entry = "scorers.form={{kind: json_schema, schema: {{properties: {{api_key: {{type: {}}}}}, title: {}}}}}"
+    text, number = (
+        load_config("debug", [entry.format(kind, "hunter2-hunter2")]) for kind in ("string", "integer")
+    )
+    assert config_hash(text) != config_hash(number)
+    assert "api_key:\n          type: string" in dump_yaml(text) and "hunter2" not in dump_yaml(text)
