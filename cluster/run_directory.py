@@ -44,7 +44,7 @@ _FORMAT: Final = 1
 _SOURCES: Final = {
     "source_sha256": "prompts or answers of data.train, or other tokenizer or model files of model.path",
     "demonstrations_sha256": "demonstrations of sft.data",
-    "scorer_files_sha256": "files that scorers name, such as rubrics",
+    "scorer_files_sha256": "files that scorers, the refiner or token advantages name, such as rubrics",
     "models_sha256": "files of frozen models under models",
 }
 """What each digest in the run's description is of."""
@@ -130,12 +130,22 @@ def demonstrations_digest(demonstrations: pa.RecordBatch) -> str:
 
 
 def scorer_files_digest(run: BoundRun) -> str:
-    """sha256 (hex) of the files that the options of scorers and of the refiner name, or "" for none."""
+    """sha256 (hex) of the files that options of scorers, refiner and token advantages name, or "" for none.
+
+    Raises:
+        ValueError: a file cannot be read; the message names the entry.
+    """
     digest, num_files = hashlib.sha256(), 0
-    options = {name: entry.options for name, entry in run.scorers.items()} | {"refiner": run.refiner.options}
-    for name, each in options.items():
-        for path in each.files():
-            content = Path(path).read_bytes()
+    entries = [*run.scorers.items(), ("refiner", run.refiner)]
+    entries += [(entry.key, entry) for entry in run.token_advantages.values()]
+    for name, entry in entries:
+        for path in entry.options.files():
+            try:
+                content = Path(path).read_bytes()
+            except OSError as error:
+                raise ValueError(
+                    f"{entry.key} must name files that can be read, got {path!r}: {error}"
+                ) from error
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
             num_files += 1
     return digest.hexdigest() if num_files else ""

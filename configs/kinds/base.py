@@ -117,7 +117,8 @@ class Options:
         return False
 
     def files(self) -> tuple[str, ...]:
-        """Scorers and refiners: paths of the files whose content decides rows, after `Kind.start`."""
+        """Scorers, refiners and token advantages: paths of the files whose content decides rows or losses,
+        after `Kind.start`. A run is not resumed if one has changed."""
         return ()
 
     def failure_limit(self) -> float:

@@ -65,6 +65,9 @@ class PartitionOptions(Options):
     def reads(self) -> Mapping[str, str]:
         return {"quality": self.quality} if self.quality else {}
 
+    def files(self) -> tuple[str, ...]:
+        return tuple(path for path in (self.calibration, self.prompt_file) if path)
+
     def check(self) -> Iterator[Broken]:
         by_model = self.equivalence in _BY_MODEL
         if by_model and not self.model:

@@ -86,6 +86,9 @@ class HicraOptions(Options):
     mask: str = option("mined", one_of("mined", "random"))
     """mined, or random: as many tokens of every row, drawn at random, which is the control."""
 
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
 
 @dataclass
 class StareOptions(Options):

@@ -60,9 +60,32 @@ def test_another_rubric_is_another_run(tmp_path: Path) -> None:
     claim_run(config, DIGEST, "train", scorer_files=first).lock.release()
     claim_run(config, DIGEST, "train", scorer_files=scorer_files_digest(run)).lock.release()
     rubric.write_text("two")
-    with pytest.raises(ValueError, match="got other files that scorers name, such as rubrics: restore them"):
+    with pytest.raises(ValueError, match=r"got other files that scorers, .*, such as rubrics: restore them"):
         claim_run(config, DIGEST, "train", scorer_files=scorer_files_digest(run))
     assert scorer_files_digest(bind(load_config("debug"))) == ""
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "token_advantage.plan={{kind: hicra, path: {path}}}",
+        "scorers.same={{kind: partition, over: all, equivalence: judge, model: m, prompt_file: {path}}}",
+        "scorers.refiner={{kind: partition, over: all, equivalence: cross_encoder, model: c, "
+        "calibration: {path}}}",
+    ],
+)
+def test_every_file_that_decides_rows_or_losses_is_part_of_the_run(tmp_path: Path, override: str) -> None:
+    """Also under a name that another part of a config has: a scorer called refiner."""
+    path = tmp_path / "file"
+    models = ["models.m={path: lab/bases/voices}", "models.c={path: lab/bases/voices, task: classify}"]
+    run = bind(load_config("debug", [*models, override.format(path=path)]))
+    with pytest.raises(ValueError, match="must name files that can be read, got"):
+        scorer_files_digest(run)
+    digests = []
+    for content in ("one", "two"):
+        path.write_text(content)
+        digests.append(scorer_files_digest(run))
+    assert "" != digests[0] != digests[1]
 
 
 def test_a_new_run_is_named_and_locked(tmp_path: Path) -> None:
