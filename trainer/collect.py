@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from configs.schema import RunConfig
 from rollouts.records import Group
@@ -12,6 +13,7 @@ from trainer.reward_watch import FAILED, RewardWatch
 from trainer.roles import Buffer
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
+from trainer.rollout.refiner import policy_samples
 from trainer.rollout.rollouter import ScorerSet
 from trainer.scorer_watch import ScorerReports
 
@@ -38,9 +40,10 @@ async def collect(
     await producer.restart(0, restored.waiting)
     if restored.waiting:
         reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)
+    # Policy rows alone, as in the metrics of a training step.
     groups, stride = list[Group](), submissions_per_step(config)
     rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
-    producer.on_group = groups.append
+    producer.on_group = lambda group: groups.append(replace(group, samples=tuple(policy_samples(group))))
     watch = ScorerReports(scorers.scorers, reports.event)
     await watch.look()
     for step in range(config.num_steps):

@@ -206,7 +206,9 @@ def refine_metrics(batch: Batch, threshold: float | None = 0.5) -> dict[str, flo
     """
     origins = origins_of(batch.index)
     own, refined = origins == POLICY, np.isin(origins, _ADDED)
-    numbers = [dict(row or ()) for row in batch.index.column("numbers").to_pylist()]
+    # Replayed rows keep the numbers of the step that refined them: they are not of this one.
+    mine = batch.index.column("numbers").filter(pa.array(own | refined))
+    numbers = [dict(row or ()) for row in mine.to_pylist()]
     tried = [row["critique/tried"] for row in numbers if "critique/tried" in row]
     if not tried and not refined.any():
         return {}

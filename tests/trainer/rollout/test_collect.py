@@ -16,16 +16,20 @@ from cluster.weight_transport import NoTransport
 from configs.bound import bind
 from configs.schema import RolloutConfig, RunConfig, SyncConfig
 from rollouts.journal import Journal
+from rollouts.records import Group, Judgement
 from rollouts.store import committed_steps, read_step
 from trainer.checkpoint import Checkpoints
 from trainer.collect import collect
 from trainer.data.prompts import PromptOrder
 from trainer.evaluate import Evaluator
 from trainer.loop import Roles, Run
+from trainer.metrics import is_timing
 from trainer.reports import Reports
 from trainer.reward_watch import NoRewardError
 from trainer.rollout.dynamic_sampling import submissions_per_step
 from trainer.rollout.producer import Producer
+from trainer.rollout.refiner import Attempt
+from trainer.rollout.rollouter import RolloutTools
 
 CONFIG = RunConfig(
     num_steps=3, rollout=RolloutConfig(group_size=2, groups_per_step=2), sync=SyncConfig(num_probes=1)
@@ -81,6 +85,29 @@ def test_further_groups_are_collected_too(tmp_path: Path) -> None:
     assert max(sizes) > 2 and len(lines) == 3
     again, _ = collected(tmp_path, replace(CONFIG, rollout=rollout), TokenScorer())
     assert again.calls == []
+
+
+async def right_answer(group: Group, tools: RolloutTools, options: object) -> list[Attempt]:
+    """A refiner that adds a row of reward 1 in another format."""
+    (completion,) = await tools.generate(samples=[0], turn=tools.next_turn())
+    judged = Judgement(score=1.0, tags={"format": "refined"})
+    sample = tools.combined(completion, dict.fromkeys(group.samples[0].scores, judged), "refined")
+    return [Attempt(parent=None, sample=sample)]
+
+
+def test_refined_rows_are_in_the_journal_and_not_in_the_line(tmp_path: Path) -> None:
+    """As in training: rewards and formats are of the policy's own rows."""
+    _, plain = collected(tmp_path / "plain")
+    refiner = {"kind": "test_collect:right_answer", "groups": "all"}
+    config = replace(CONFIG, refiner=refiner, allow=("test_collect",))
+    _, lines = collected(tmp_path / "refined", config)
+    names = [name for name in plain[0] if not is_timing(name)]
+    assert [[line[name] for name in names] for line in lines] == [
+        [line[name] for name in names] for line in plain
+    ]
+    assert not any("refined" in name for name in lines[0])
+    batch = Journal(tmp_path / "refined" / "journal").read(0)
+    assert batch.column("origin").to_pylist() == ["policy", "policy", "refined"]
 
 
 def test_a_run_on_anothers_rollouts_asks_no_engine(tmp_path: Path) -> None:

@@ -207,6 +207,21 @@ def test_metrics_of_refined_rows_by_hand() -> None:
     assert refine_metrics(collate(build(groups, [])[0], CONFIG)) == {}
 
 
+def test_replayed_rows_are_not_counted_as_refined_again() -> None:
+    """A row keeps the numbers of the step that tried to refine it, also where a later step replays it."""
+    index, _ = build([("policy", [row(0.0)]), ("replay", [row(0.0)])], [[row(1.0)]])
+    tried = [("critique/tried", 1.0), ("critique/no_room", 1.0)]
+    rows = [tried if origin != "refined" else [] for origin in origins_of(index)]
+    place = index.schema.get_field_index("numbers")
+    index = index.set_column(place, "numbers", pa.array(rows, index.schema.field("numbers").type))
+    assert refine_metrics(collate(index, CONFIG)) == {
+        "refine/rows": 1.0,
+        "refine/kept": 1.0,
+        "refine/no_room": 1.0,
+        "refine/fixed_share": 1.0,
+    }
+
+
 def test_the_gradient_of_refined_rows_by_hand() -> None:
     """Rewards 0, 0 and a refined 1 of two tokens each, joined: advantages -1/3, -1/3, 2/3.
 
