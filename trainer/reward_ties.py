@@ -6,6 +6,7 @@ the same number in float32 and float64. Used wherever rewards are compared with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import numpy as np
@@ -34,6 +35,16 @@ def rewards_differ(lowest: Number, highest: Number) -> Number:
 def reaches(rewards: Number, threshold: float) -> Number:
     """rewards >= threshold, elementwise, also if a reward is below it only by rounding. False for NaN."""
     return rewards >= threshold - tolerance(threshold, threshold)
+
+
+def first_best(rewards: Sequence[float | None]) -> int:
+    """The place of the highest reward: the first of those that differ by rounding. 0 if all are null."""
+    known = [reward for reward in rewards if reward is not None]
+    if not known:
+        return 0
+    return next(
+        at for at, each in enumerate(rewards) if each is not None and not rewards_differ(each, max(known))
+    )
 
 
 def exceeds(rewards: Number, threshold: float) -> Number:

@@ -128,12 +128,19 @@ def check_candidates() -> None:
     found = _candidates(rows, 0, ("a", "b"))
     assert np.array_equal(found, [[1.0, np.nan], [np.nan, 2.0]], equal_nan=True)
     assert _candidates(rows, 1, ("b", "a")).tolist() == [[8.0, 7.0]]
+    # with their number, those that no scorer could score are there, and unknown
+    counted = {"candidate/count": 3.0, "candidate/1/a": 1.0}
+    rows = replace(rows, numbers_N=np.array([counted, {"candidate/count": 1.0}], object))
+    assert np.array_equal(_candidates(rows, 0, ("a",)), [[np.nan], [1.0], [np.nan]], equal_nan=True)
+    assert np.array_equal(_candidates(rows, 1, ("a",)), [[np.nan]], equal_nan=True)
 
 
 def check_scaled() -> None:
     """Over all candidates of the group: 2 to 6 and a constant."""
     found = _scaled([np.array([[2.0, 3.0], [4.0, 3.0]]), np.array([[6.0, 3.0]])])
     assert [each.tolist() for each in found] == [[[0.0, 0.0], [0.5, 0.0]], [[1.0, 0.0]]]
+    # equal but for rounding
+    assert [each.tolist() for each in _scaled([np.array([[0.1 + 0.2]]), np.array([[0.3]])])] == [[[0.0]]] * 2
 
 
 def check_marginals() -> None:

@@ -22,6 +22,7 @@ from trainer.model.batch_plan import BatchPlan
         credit_cases.check_tolerance,
         credit_cases.check_rewards_differ,
         credit_cases.check_thresholds,
+        credit_cases.check_first_best,
         credit_cases.check_group_bounds,
         credit_cases.check_group_sums,
         credit_cases.check_ties,

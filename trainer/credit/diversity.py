@@ -17,7 +17,7 @@ from configs.kinds.bonuses import SetpoOptions
 from configs.kinds.reward_shapes import VpoOptions
 from trainer.credit.advantage_inputs import RewardedRows
 from trainer.credit.advantages import dr_grpo, grpo, rloo
-from trainer.reward_ties import reaches
+from trainer.reward_ties import reaches, rewards_differ
 
 NO_PARTITION: Final = -1
 """`RewardedRows.partition_N` of a row that no scorer put into a class."""
@@ -138,20 +138,24 @@ def _candidates(rows: RewardedRows, row: int, components: tuple[str, ...]) -> np
     """Scores of the row's candidates [K, D]: those in its numbers, or its own scores as the only candidate.
 
     A rollouter that finds several answers in a completion stores the scores of answer k as the numbers
-    ``candidate/<k>/<component>``.
+    ``candidate/<k>/<component>``, without those that are null, and their number as ``candidate/count``.
     """
     numbers, scores = rows.numbers_N[row], rows.scores_N[row]
     found: list[list[float]] = []
-    while any(f"candidate/{len(found)}/{name}" in numbers for name in components):
+    # With their number, one that has no score at all is known to be there.
+    while len(found) < numbers.get("candidate/count", 0.0) or any(
+        f"candidate/{len(found)}/{name}" in numbers for name in components
+    ):
         found.append([numbers.get(f"candidate/{len(found)}/{name}", np.nan) for name in components])
     return np.array(found or [[scores.get(name) for name in components]], np.float64)
 
 
 def _scaled(vectors: list[np.ndarray]) -> list[np.ndarray]:
-    """Each score less its least over the group, divided by its range; 0 where all are equal."""
+    """Each score less the least of the group, divided by its range; 0 where they differ only by rounding."""
     every = np.concatenate(vectors)
-    low, width = every.min(axis=0), np.ptp(every, axis=0)
-    return [(each - low) / np.where(width > 0, width, 1.0) for each in vectors]
+    low, high = every.min(axis=0), every.max(axis=0)
+    varies = rewards_differ(low, high)
+    return [np.where(varies, (each - low) / np.where(varies, high - low, 1.0), 0.0) for each in vectors]
 
 
 def _marginals(values_MW: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from configs.kinds.rollouters import CandidatesOptions
 from rollouts.records import Completion, Group, Judgement, Sample, Submission
+from trainer.reward_ties import first_best
 from trainer.rollout.rollouter import RolloutTools
 
 
@@ -49,7 +50,7 @@ def split(text: str, options: CandidatesOptions) -> list[str]:
 def _sample(completion: Completion, judged: Sequence[Mapping[str, Judgement]], tools: RolloutTools) -> Sample:
     """The sample of the best answer: the first of those of highest reward; a null reward is the lowest."""
     made = [tools.combined(completion, _without_spans(each)) for each in judged]
-    best = max(made, key=lambda each: (each.reward is not None, each.reward or 0.0))
+    best = made[first_best([each.reward for each in made])]
     numbers = {
         f"candidate/{k}/{name}": score
         for k, sample in enumerate(made)

@@ -8,7 +8,6 @@ compute.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -17,7 +16,7 @@ from configs.bound import BoundRun
 from configs.kinds.refiners import NONE, AnswerOptions, RefinerOptions
 from configs.origins import POLICY
 from rollouts.records import Group, Sample
-from trainer.reward_ties import reaches
+from trainer.reward_ties import first_best, reaches
 from trainer.rollout.rollouter import RolloutTools, group_problem
 
 TRIED: Final = "critique/tried"
@@ -108,17 +107,15 @@ def is_refined(group: Group, options: RefinerOptions) -> bool:
 def best_rows(samples: Sequence[Sample], keep: int) -> list[Sample]:
     """The `keep` samples of the highest rewards, equal ones in their order; all of them if `keep` is 0.
 
-    Samples without a reward come last. The result is in the order of `samples`.
+    Rewards that differ by rounding are equal. Samples without a reward come last. The result is in the order
+    of `samples`.
     """
     if keep == 0:
         return list(samples)
-    # `sorted` is stable, so equal rewards keep their order and a resumed run keeps the same rows.
-    order = sorted(range(len(samples)), key=lambda number: -_rank(samples[number]))
-    return [samples[number] for number in sorted(order[:keep])]
-
-
-def _rank(sample: Sample) -> float:
-    return -math.inf if sample.reward is None else sample.reward
+    left, chosen = list(range(len(samples))), list[int]()
+    while left and len(chosen) < keep:
+        chosen.append(left.pop(first_best([samples[number].reward for number in left])))
+    return [samples[number] for number in sorted(chosen)]
 
 
 def _with_tries(samples: Sequence[Sample], attempts: Sequence[Attempt]) -> list[Sample]:
