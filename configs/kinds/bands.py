@@ -195,6 +195,8 @@ def _check_numbers(options: EntropyBandsOptions) -> None:
     for name, factor in {"gain": options.gain, "push": options.push}.items():
         if not factor >= 0:
             raise ValueError(f"{name}: must not be negative")
+    if not (options.gain or options.push):
+        raise ValueError("gain: must be above 0, or push: nothing would move")
 
 
 def _check_bounds(plan: BandPlan) -> None:

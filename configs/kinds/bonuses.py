@@ -93,6 +93,10 @@ class FormatNoveltyOptions(Options):
             yield f"{key}.tag", f"must be a tag of a scorer: {found}"
         if self.only_right and not any(":" in entry.kind_name or entry.kind.answers for entry in entries):
             yield f"{key}.only_right", "must be false without a scorer that says which answers are right"
+        if run.config.rollout.group_size == 1 and (self.centred or self.counts == "group"):
+            name = "centred" if self.centred else "counts"
+            rule = "must be false" if self.centred else "must be history"
+            yield f"{key}.{name}", f"{rule} with rollout.group_size 1: a row without siblings would get 0"
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from configs.errors import Broken
+from configs.fields import NOT_NEGATIVE, POSITIVE, option
 from configs.kinds.bands import EntropyBandsOptions
 from configs.kinds.base import ControllerOptions, Kind, OwnOptions
 
@@ -27,6 +28,10 @@ class _WithinBounds(ControllerOptions):
         if not self.low <= self.initial <= self.high:
             yield "initial", f"must be within low and high ({self.low:g} to {self.high:g})"
 
+    def _check_room(self) -> Iterator[Broken]:
+        if self.low == self.high:
+            yield "high", f"must be above low ({self.low:g}): the setting could not move"
+
 
 @dataclass
 class AdaptiveEntropyOptions(_WithinBounds):
@@ -34,7 +39,7 @@ class AdaptiveEntropyOptions(_WithinBounds):
 
     target: float = 0.2
     """Token entropy in nats (entropy/token_mean) below which the bonus acts."""
-    delta: float = 1.0e-4
+    delta: float = option(1.0e-4, NOT_NEGATIVE)
     """Added to the coefficient after a step below the target, subtracted after one above."""
     low: float = 0.0
     """Lowest value of entropy.coef."""
@@ -60,7 +65,7 @@ class ProjectedBandOptions(_WithinBounds):
     """Below it the setting rises, nats."""
     ceiling: float = 0.5
     """Above it the setting falls."""
-    rate: float = 2.0e-3
+    rate: float = option(2.0e-3, POSITIVE)
     """Change per step and per unit of the metric outside the band."""
     initial: float = 2.0e-4
     """The released recipe's coefficient."""
@@ -71,6 +76,7 @@ class ProjectedBandOptions(_WithinBounds):
 
     def check(self) -> Iterator[Broken]:
         yield from super().check()
+        yield from self._check_room()
         if self.floor > self.ceiling:
             yield "floor", f"must not be above ceiling ({self.ceiling:g})"
 
@@ -97,7 +103,7 @@ class AdaptiveSettingOptions(_WithinBounds):
     """Whether `target` is a multiple of the metric's first value."""
     raise_below: bool = True
     """Whether the setting goes up (true) or down (false) while the metric is below the target."""
-    delta: float = 0.0
+    delta: float = option(0.0, NOT_NEGATIVE)
     """Added or subtracted after each step; 0 uses `factor`."""
     factor: float = 2.0
     """Multiplied or divided by after each step (REPO-R's controller doubles and halves, arXiv 2603.11682)."""
@@ -107,6 +113,19 @@ class AdaptiveSettingOptions(_WithinBounds):
     """Lowest value of the setting."""
     high: float = 0.0
     """Highest value of the setting."""
+
+    def check(self) -> Iterator[Broken]:
+        yield from super().check()
+        yield from self._check_room()
+        if self.delta:
+            return
+        if self.factor <= 0 or self.factor == 1:
+            yield "factor", "must be above 0 and not 1, or give delta: the setting could not move"
+        # A multiple of 0 is 0, and a larger multiple of a negative number is lower.
+        if self.initial <= 0 or self.low < 0:
+            name = "initial" if self.initial <= 0 else "low"
+            rule = "must be above 0" if name == "initial" else "must not be negative"
+            yield name, f"{rule} with a factor: give delta, or another {name}"
 
     def moves(self) -> Mapping[str, tuple[float, float]]:
         return {self.setting: (self.low, self.high)}

@@ -117,6 +117,12 @@ class VpoOptions(Options):
         if unknown := [name for name in self.components if name not in run.scorers]:
             known = ", ".join(run.scorers)
             yield f"{key}.components", f"must name scorers of this config ({known}), got {unknown[0]}"
+        first = next(iter(run.config.reward_shape))
+        if key != f"reward_shape.{first}":
+            rule = (
+                f"must come before reward_shape.{first}: vpo puts another reward in place of the one so far"
+            )
+            yield f"{key}.kind", rule
 
 
 REWARD_SHAPES: dict[str, Kind] = {

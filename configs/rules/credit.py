@@ -73,6 +73,20 @@ def _answers(run: BoundRun) -> Iterator[Broken]:
         yield from uses_advantages(run, section)
 
 
+def _unused(run: BoundRun) -> Iterator[Broken]:
+    """Changes of the reward where no loss uses the advantages that are made of it."""
+    credited = origins_where(lambda spec: spec.learned == "by_advantage")
+    if not any(origin in run.losses and not run.losses[origin].kind.supervised for origin in credited):
+        rule = "no loss uses the advantages that are made of rewards"
+        for section in ("kl", "kl_base"):
+            if run.is_anchored(section) and getattr(run.config, section).place == "reward":
+                yield f"{section}.place", f"must be loss: {rule}"
+        for entry in run.named["reward_shape"].values():
+            # A filter leaves rows out of any loss, and a user's own shape may be one.
+            if not entry.is_own and not getattr(entry.options, "filter", False):
+                yield f"{entry.key}.kind", f"must not be {entry.kind_name}: {rule}"
+
+
 def _siblings(run: BoundRun) -> Iterator[Broken]:
     for entry in run.named["bonus"].values():
         # A group of one has no siblings: the bonus would always be 0, without any message.
@@ -81,4 +95,4 @@ def _siblings(run: BoundRun) -> Iterator[Broken]:
             yield f"{entry.key}.kind", rule
 
 
-CREDIT_RULES = (_reward, _order, _only_success, _answers, _siblings)
+CREDIT_RULES = (_reward, _order, _only_success, _answers, _unused, _siblings)

@@ -39,7 +39,7 @@ def test_a_run_begun_under_old_names_is_resumed() -> None:
 
 
 def test_settings_that_controllers_move_have_new_names_too() -> None:
-    mover = "controllers.c={kind: adaptive_setting, setting: token_advantage.p.beta, high: 1}"
+    mover = "controllers.c={kind: adaptive_setting, setting: token_advantage.p.beta, delta: 0.1, high: 1}"
     config = load_config("debug", ["token_advantage.p={kind: repo}", mover])
     known = experiment.experiment(config)
     known["controllers.c.setting"] = "shape.p.beta"
@@ -87,11 +87,11 @@ def test_a_mapping_is_at_its_default_only_as_a_whole() -> None:
         ),
         ("cluster.scorer_replicas=2", "was renamed to scorers.<name>.replicas"),
         (
-            "controllers.c={kind: adaptive_setting, setting: shape.p.beta, high: 1}",
+            "controllers.c={kind: adaptive_setting, setting: shape.p.beta, delta: 0.1, high: 1}",
             "controllers.c.setting = 'shape.p.beta': was renamed to token_advantage.p.beta",
         ),
         (
-            "controllers.c={kind: adaptive_setting, setting: entropy.coef, high: 1, "
+            "controllers.c={kind: adaptive_setting, setting: entropy.coef, delta: 1, high: 1, "
             "metric: sampling/degenerate_share}",
             "controllers.c.metric = 'sampling/degenerate_share': was renamed to sampling/zero_variance_share",
         ),

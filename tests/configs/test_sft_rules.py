@@ -40,7 +40,7 @@ SFT = "loss.sft={kind: nll, weight: 0.1}"
         ([SFT, "controllers.r={kind: threshold, otherwise: -1}"], "controllers.r.otherwise", "of sft.share"),
         ([SFT, "controllers.r={kind: threshold, value: 0}"], "controllers.r.value", "must be another value"),
         (
-            [SFT, "controllers.r={kind: adaptive_setting, setting: sft.share, high: 3}"],
+            [SFT, "controllers.r={kind: adaptive_setting, setting: sft.share, delta: 0.1, high: 3}"],
             "controllers.r.high",
             "must be between 0 and 1, as it is a value of sft.share",
         ),

@@ -84,7 +84,7 @@ def test_row_order_does_not_matter(rows: list[Row], order: list[int]) -> None:
 
 def test_from_a_config() -> None:
     """In the config's order, with the kinds' defaults; controllers may change non-integer options."""
-    mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, metric: entropy/answer, high: 1}"
+    mover = "controllers.c={kind: adaptive_setting, setting: bonus.b.coef, delta: 0.1, high: 1}"
     config = load_config("debug", ["bonus.a={kind: ucb_con, constant: 0.25}", "bonus.b={kind: batch}", mover])
     options = [entry.options for entry in bind(config).named["bonus"].values()]
     assert options == [UcbConOptions(constant=0.25), BatchOptions()]
@@ -101,7 +101,10 @@ def test_from_a_config() -> None:
             "must have a scorer that reads answers: .*custom, lab_answer, .* or your own",
         ),
         (
-            ["bonus.x={kind: ucb}", "controllers.c={kind: adaptive_setting, setting: bonus.x.k, high: 1}"],
+            [
+                "bonus.x={kind: ucb}",
+                "controllers.c={kind: adaptive_setting, setting: bonus.x.k, delta: 0.1, high: 1}",
+            ],
             "must be .* or a number under one of loss.<name>, .*, bonus.<name>",
         ),
     ],
