@@ -40,10 +40,9 @@ async def collect(
     await producer.restart(0, restored.waiting)
     if restored.waiting:
         reports.event("resumed", step=0, groups_waiting=len(restored.waiting), steps_to_train_again=0)
-    # Policy rows alone, as in the metrics of a training step.
     groups, stride = list[Group](), submissions_per_step(config)
     rewards = RewardWatch(config.num_steps, reports.note, reports.scorer_log)
-    producer.on_group = lambda group: groups.append(replace(group, samples=tuple(policy_samples(group))))
+    producer.on_group = lambda group: groups.append(_own_rows(group))
     watch = ScorerReports(scorers.scorers, reports.event)
     await watch.look()
     for step in range(config.num_steps):
@@ -59,6 +58,11 @@ async def collect(
         rewards.observe({"reward/null_share": share} | _failed(groups), step + 1)
         groups.clear()
     watch.check()
+
+
+def _own_rows(group: Group) -> Group:
+    """The group without refined rows: lines are of policy rows, as the metrics of a training step."""
+    return replace(group, samples=tuple(policy_samples(group)))
 
 
 def _failed(groups: list[Group]) -> dict[str, float]:

@@ -44,7 +44,7 @@ from trainer.credit.advantages import (
 from trainer.credit.bonuses import batch, ucb, ucb_con, ucb_mean
 from trainer.credit.prompt_weights import pass_at_k_value
 from trainer.credit.reward_shapes import cosine_length, mara, overlong, relative_length
-from trainer.reward_ties import exceeds, first_best, reaches, rewards_differ, tolerance
+from trainer.reward_ties import exceeds, reaches, rewards_differ, tolerance
 
 Check = Callable[[], None]
 
@@ -172,24 +172,7 @@ def check_thresholds() -> None:
     assert reaches(-2.0 - 1e-7, -2.0) and not reaches(-2.0 - 1e-4, -2.0) and exceeds(-1.0, -2.0)
 
 
-def check_first_best() -> None:
-    """The first of the highest, where 0.1 + 0.2 and 0.3 are equal; nulls only if there is nothing else."""
-    cases: list[tuple[list[float | None], int]] = [
-        ([0.3, 0.1 + 0.2], 0),
-        ([0.1 + 0.2, 0.3], 0),
-        ([0.1, 0.3, 0.2], 1),
-        ([0.2, 0.3, 0.3], 1),
-        ([None, -1.0, None], 1),
-        ([None, None], 0),
-        ([0.0, None], 0),
-        ([-2.0, -1.0], 1),
-    ]
-    for rewards, wanted in cases:
-        assert first_best(rewards) == wanted, rewards
-
-
 TIES_CHECKS: dict[str, tuple[Check, ...]] = {
-    "first_best": (check_first_best,),
     "tolerance": (check_tolerance,),
     "rewards_differ": (check_rewards_differ,),
     "reaches": (check_thresholds,),

@@ -14,6 +14,7 @@ from trainer.collate import Batch
 from trainer.evaluate import eval_metrics
 from trainer.metrics import reward_metrics
 from trainer.model.batch_plan import BatchPlan
+from trainer.reward_ties import first_best
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,6 @@ from trainer.model.batch_plan import BatchPlan
         credit_cases.check_tolerance,
         credit_cases.check_rewards_differ,
         credit_cases.check_thresholds,
-        credit_cases.check_first_best,
         credit_cases.check_group_bounds,
         credit_cases.check_group_sums,
         credit_cases.check_ties,
@@ -30,6 +30,23 @@ from trainer.model.batch_plan import BatchPlan
 )
 def test_by_hand(check: credit_cases.Check) -> None:
     check()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "wanted"),
+    [
+        ([0.3, 0.1 + 0.2], 0),
+        ([0.1 + 0.2, 0.3], 0),
+        ([0.1, 0.3, 0.2], 1),
+        ([0.2, 0.3, 0.3], 1),
+        ([None, -1.0, None], 1),
+        ([None, None], 0),
+        ([-2.0, -1.0], 1),
+    ],
+)
+def test_the_first_of_the_best(rewards: list[float | None], wanted: int) -> None:
+    """0.1 + 0.2 and 0.3 are equal; nulls count only if there is nothing else."""
+    assert first_best(rewards) == wanted
 
 
 def test_the_share_of_groups_without_spread() -> None:
