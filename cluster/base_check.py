@@ -9,7 +9,7 @@ from configs.origins import SFT
 from configs.schema import RunConfig
 from configs.sources import NO_SOURCES, Provenance
 from trainer.data.demonstrations import load_demonstrations
-from trainer.data.prompts import load_dataset
+from trainer.data.prompts import check_fields, load_dataset
 
 
 def check_without_engines(config: RunConfig, sources: Provenance = NO_SOURCES) -> str:
@@ -30,7 +30,9 @@ def _check(config: RunConfig) -> str:
     # The user's code in other sections may import torch, which is not installed here.
     check_user_code(run, lambda text: print(f"polyphony: {text}"), sections=("scorers.", "data."))
     check_claimable(config)
-    counts = [f"{len(load_dataset(run.single['data.train']))} training prompts"]
+    train = load_dataset(run.single["data.train"])
+    check_fields(run.refiner, train)
+    counts = [f"{len(train)} training prompts"]
     if config.eval.every:
         counts.append(f"{len(load_dataset(run.single['data.eval']))} evaluation prompts")
     if SFT in run.losses:

@@ -22,6 +22,7 @@ from configs.origins import SFT
 from configs.schema import RunConfig
 from configs.sources import NO_SOURCES, Provenance
 from rewards.combine import check_tags
+from trainer.data.prompts import check_fields
 from trainer.model.checkpoint_format import check_cpu_attention
 
 
@@ -72,6 +73,8 @@ class InputChecks:
             ValueError: something cannot be used; nothing was started or written. The message names the key,
                 and the file of `sources` that set it.
         """
+        for text in sources.left_out:
+            self._note(text)
         try:
             return self._check(given, job or Job())
         except ValueError as error:
@@ -108,6 +111,8 @@ class InputChecks:
         if key not in self._prompts:
             self._prompts[key] = load_prompts(run, self._note)
         note_settings(run, self._note)
+        if job.rollouts_of is None:
+            check_fields(run.refiner, [each.prompt for each in self._prompts[key].train])
         prompts, scored = self._prompts[key], repr((key, config.scorers))
         if job.rollouts_of is None and scored not in self._scored:
             self._scored.add(scored)

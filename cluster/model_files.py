@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -17,6 +18,9 @@ from configs.bound import BoundRun
 from configs.kinds.models import ModelOptions
 from configs.schema import ModelConfig
 from trainer.model.checkpoint_format import check_cpu_attention
+
+_MADE_BY: Final = {"runs/lab-reward-model": "polyphony lab train-reward-model makes it"}
+"""Folders that presets name and a command makes."""
 
 
 def used_models(run: BoundRun) -> Iterator[tuple[str, ModelOptions]]:
@@ -88,14 +92,27 @@ def model_folder(name: str, key: str) -> Path:
     return _from_hub(name, folders[0], key) if path is None else path
 
 
+def _is_path(name: str, folder: Path) -> bool:
+    """Whether a missing `name` is a path: the hub is then not asked, which may take minutes to say no."""
+    # A name on the hub is one word, or owner/name.
+    parts = name.split("/")
+    return (
+        name.startswith(("/", ".", "~"))
+        or len(parts) > 2
+        or parts[0] == "runs"
+        or (len(parts) == 2 and folder.parent.is_dir())
+    )
+
+
 def _from_hub(name: str, folder: Path, key: str) -> Path:
     """The folder of a snapshot of the hub's model `name`; `folder` is where it is not."""
     place = f"{key} = {name!r}"
     if folder.is_dir():
         raise ValueError(f"{place}: the folder has no config.json, so it is no Hugging Face model: {folder}")
     missing = f"{place}: no such folder in {Path.cwd()}"
-    if name.startswith(("/", ".", "~")):  # clearly a path: the hub would answer with an error about names
-        raise ValueError(missing)
+    if _is_path(name, folder):
+        how = _MADE_BY.get(name, "give the folder of a model, or owner/name of one on the hub")
+        raise ValueError(f"{missing}: {how}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except LocalEntryNotFoundError as error:

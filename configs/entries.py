@@ -218,6 +218,8 @@ def with_value(owner: Any, key: str, value: object) -> Any:
 def assign(owner: DictConfig, key: str, value: object, hint: object) -> str:
     """Set `owner.key`; returns the rule that the value's type breaks, or ""."""
     rule = f"must be {describe(hint)}"
+    if hint is str and value is None:
+        return f'{rule}: an empty one is ""'
     # OmegaConf would turn a boolean into the text "True", and a number into a boolean.
     if hint is str and isinstance(value, bool):
         return rule
@@ -298,10 +300,24 @@ def _set_option(parsed: Entry, role: Role, option: str, value: object) -> tuple[
 
 def _kind_problem(entry: Mapping[str, object], role: Role, key: str, provenance: Provenance) -> Problem:
     name = entry.get("kind")
+    if name is None:
+        return _without_kind(role, key, provenance)
     source = provenance.of(f"{key}.kind" if "kind" in entry else key)
     rule = f'must be one of {", ".join(role.table)}, or your own "module:attr"'
     suggestion = nearest(str(name), role.table)
     return Problem(source=source, key=f"{key}.kind", value=name, rule=rule, suggestion=suggestion)
+
+
+def _without_kind(role: Role, key: str, provenance: Provenance) -> Problem:
+    """An entry without a kind is mostly the misspelt name of one that a base file has."""
+    section, _, name = key.rpartition(".")
+    siblings = (provenance.merged or {}).get(section)
+    others = [other for other in siblings if other != name] if isinstance(siblings, Mapping) else []
+    close = nearest(name, others)
+    rule = "has no kind" if close else f"has no kind: give {key}.kind, one of {', '.join(role.table)}"
+    return Problem(
+        source=provenance.of(key), key=key, rule=rule, suggestion=f"{section}.{close}" if close else ""
+    )
 
 
 def _field_names(cls: type) -> list[str]:

@@ -12,11 +12,14 @@ import sysconfig
 import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from configs.redact import redact_text, redact_value
 
 COMMAND_LINE = "command line"
 MAX_VALUE_CHARS = 80
+NO_VALUE: Final = object()
+"""Of a problem whose value says nothing."""
 
 
 Broken = tuple[str, str]
@@ -29,14 +32,17 @@ class Problem:
 
     source: str
     key: str
-    value: object
+    value: object = NO_VALUE
     rule: str
     suggestion: str = ""
 
     def __str__(self) -> str:
         shown = self._shown_value() if self.key else ""
         # The beginning of a mapping says nothing.
-        value = "" if isinstance(self.value, Mapping) and shown.endswith("...") else f" = {shown}"
+        is_shown = self.value is not NO_VALUE and not (
+            isinstance(self.value, Mapping) and shown.endswith("...")
+        )
+        value = f" = {shown}" if is_shown else ""
         where = f"{self.source}: {self.key}{value}" if self.key else self.source
         hint = f" (did you mean {self.suggestion}?)" if self.suggestion else ""
         line = redact_text(f"{where}: {self.rule}{hint}")  # a library's message may quote a value

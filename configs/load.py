@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from configs.entries import (
     ASSIGN_ERRORS,
     NAMED_ENTRIES,
+    SINGLE_ENTRIES,
+    Role,
     assign,
     complete,
     entry_defaults,
@@ -28,6 +30,7 @@ from configs.entries import (
 )
 from configs.errors import ConfigError, Problem, nearest_key, raise_if_any
 from configs.experiment import plain_tree
+from configs.left_out import without_unmade_losses
 from configs.redact import redact
 from configs.renamed import new_key
 from configs.rules import check
@@ -78,7 +81,8 @@ def load_with_sources(
     for section in NAMED_ENTRIES:
         entries = cast(Tree, merged[section])
         merged[section] = {name: entry for name, entry in entries.items() if entry is not None}
-    provenance = Provenance(sources, merged)
+    merged, left_out = without_unmade_losses(merged, Provenance(sources, merged))
+    provenance = Provenance(sources, merged, left_out)
     config = _build(merged, provenance)
     check(config, provenance)
     return config, provenance
@@ -157,13 +161,21 @@ def _shape_problem(key: str, value: object, hint: type) -> str:
     if get_origin(hint) is not dict:
         return ""
     if not isinstance(value, dict):
-        return "must be a mapping"
+        return f"must be a mapping{_such_as(value, SINGLE_ENTRIES.get(key))}"
     if key not in NAMED_ENTRIES:
         return ""
     if not all(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in value):
         return "must have names of letters, digits, - and _"
     bad = [name for name, entry in value.items() if not (entry is None or isinstance(entry, dict))]
-    return f"must have a mapping or null under {bad[0]}" if bad else ""
+    if not bad:
+        return ""
+    return f"must have a mapping or null under {bad[0]}{_such_as(value[bad[0]], NAMED_ENTRIES[key])}"
+
+
+def _such_as(value: object, role: Role | None) -> str:
+    """The mapping that was meant by the bare name of a kind."""
+    is_kind = role is not None and isinstance(value, str) and value in role.table
+    return f", such as {{kind: {value}}}" if is_kind else ""
 
 
 def _build(merged: Tree, provenance: Provenance) -> RunConfig:

@@ -72,6 +72,10 @@ def origins_where(holds: Callable[[OriginSpec], bool] = lambda spec: True) -> tu
     return tuple(name for name, spec in ORIGINS.items() if holds(spec))
 
 
+ADDED: Final = origins_where(lambda spec: spec.group_of == POLICY)
+"""Origins of the rows that refiners add to groups of the policy."""
+
+
 def parts() -> tuple[tuple[str, ...], ...]:
     """Origins whose rows have groups in common, in the order of the table."""
     by_head: dict[str, tuple[str, ...]] = {}

@@ -27,6 +27,8 @@ NAMED = frozenset(
 """Keys under which names that a user chose lead to mappings: a band called `token` is no secret."""
 VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*|[a-z]+_proxy")
 """Environment variables that a scorer may name as its secrets; values rarely look like this."""
+VARIABLES_OF_SCORER = frozenset({"secrets", "api_key"})
+"""Keys of a scorer that hold names of environment variables, not their values."""
 TEXT_ONLY_WORDS = frozenset({"tokens"})
 """`max_tokens: 40` is a length, `api_tokens: [abc]` is not: under these words only text is a secret."""
 
@@ -51,8 +53,8 @@ def redact(container: object) -> object:
 def redact_value(key: str, value: object) -> object:
     """`redact` for the value of the dotted `key`."""
     *parts, last = key.split(".")
-    if len(parts) == 2 and (parts[0], last) == ("scorers", "secrets"):
-        return _variable_names(value)
+    if len(parts) == 2 and parts[0] == "scorers" and last in VARIABLES_OF_SCORER:
+        return _scorer_variables(last, value, _environment_secrets())
     names = [part for above, part in zip(["", *parts], parts, strict=False) if above not in NAMED]
     if any(is_secret_name(part) for part in (*names, last)):
         return _mask(value, text_only=False)
@@ -127,14 +129,26 @@ def _redact(value: object, secrets: tuple[str, ...], key: str = "") -> object:
 def _redact_named(section: str, name: str, entry: Mapping[str, object], secrets: tuple[str, ...]) -> object:
     """An entry under a name of the user's choice."""
     redacted = _redact(entry, secrets, name)
-    if section == "scorers" and "secrets" in entry:
+    if section == "scorers":
         assert isinstance(redacted, dict), "a mapping stays one"
-        redacted["secrets"] = _variable_names(entry["secrets"])
+        for key in VARIABLES_OF_SCORER & entry.keys():
+            redacted[key] = _scorer_variables(key, entry[key], secrets)
     if section == "scorers" and isinstance(entry.get("schema"), Mapping):
         # A JSON Schema says how keys are called; masked, it would be another schema.
         assert isinstance(redacted, dict), "a mapping stays one"
         redacted["schema"] = _redact_texts(entry["schema"], secrets)
     return redacted
+
+
+def _scorer_variables(key: str, value: object, secrets: tuple[str, ...]) -> object:
+    """What a scorer has under a key of `VARIABLES_OF_SCORER`."""
+    if key == "secrets":
+        return _variable_names(value)
+    # Who puts the key itself there by mistake must not find it in a log: a key may consist of capitals, so
+    # only what is a variable, or called like one with a secret, is shown.
+    is_name = isinstance(value, str) and VARIABLE_NAME.fullmatch(value) and value not in secrets
+    is_shown = is_name and (str(value) in os.environ or is_secret_name(str(value)))
+    return value if is_shown else _mask(value, text_only=False)
 
 
 def _redact_texts(value: object, secrets: tuple[str, ...]) -> object:

@@ -45,6 +45,8 @@ class Provenance:
 
     sources: tuple[Source, ...] = ()
     merged: Mapping[str, object] | None = None
+    left_out: tuple[str, ...] = ()
+    """What of the sources is not in `merged`, and why (`configs.left_out`): noted before a run starts."""
 
     def of(self, key: str) -> str:
         """The name of the last source that sets the dotted `key`, or anything under it."""
@@ -52,8 +54,20 @@ class Provenance:
             for source in reversed(self.sources):
                 if has_key(source.tree, key):
                     return source.name
+        # The default of an option is there because of who chose the kind.
+        if kind := self._kind_above(key):
+            return f"{self.of(kind)} (default of its kind)"
         files = [source.name for source in self.sources if source.name != COMMAND_LINE]
         return f"{files[-1]} (class default)" if files else "config"
+
+    def _kind_above(self, key: str) -> str:
+        """The key `kind` of the entry that has the dotted `key`, if a source sets it; else ""."""
+        above = key
+        while "." in above:
+            above = above.rpartition(".")[0]
+            if any(has_key(source.tree, f"{above}.kind") for source in self.sources):
+                return f"{above}.kind"
+        return ""
 
     def name_in(self, message: str) -> str:
         """`message` with the name of the source before each line that begins with a key of the config."""
@@ -146,6 +160,8 @@ def read_overrides(overrides: Sequence[str]) -> Source:
         try:
             # OmegaConf parses the value alone: keys of its own syntax, such as a[0], mean nothing here.
             value = _plain(OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value_text}"])))["value"]
+            # `key=` is an empty text, as in a shell; `key=null` is null.
+            value = value if value_text.strip() else ""
             _set(tree, parts, value)
         except _Clash:
             problems.append(_override_problem(key, value_text, "is given both as a value and as a section"))

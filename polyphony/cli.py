@@ -55,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_config(config_path: str, overrides: Sequence[str]) -> int:
     """Print the resolved config as YAML, without secrets."""
-    from configs.load import dump_yaml, load_config
+    from configs.load import dump_yaml, load_with_sources
 
-    print(dump_yaml(load_config(config_path, overrides)), end="")
+    config, sources = load_with_sources(config_path, overrides)
+    print(dump_yaml(config), end="")
+    for text in sources.left_out:
+        print(f"polyphony: {text}", file=sys.stderr)
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from configs.errors import nearest
+
 if TYPE_CHECKING:
     from configs.kinds.judges import JudgeOptions
 
@@ -110,7 +112,8 @@ def rubric_path(name: str) -> Path:
     bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.yaml"))}
     path = bundled.get(name, Path(name))
     if not path.is_file():
-        raise ValueError(f"rubric must be a YAML file or one of {', '.join(bundled)}, got {name!r}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ValueError(f"rubric = {name!r}: no such file{where}; bundled are {', '.join(bundled)}")
     return path
 
 
@@ -190,10 +193,10 @@ def _choices(given: object, key: str) -> dict[str, float]:
 
 def _labels(given: list[object], key: str) -> list[str]:
     labels = [each for each in given if isinstance(each, str) and each.strip() == each != ""]
-    if len(labels) < len(given) or len(set(labels)) < len(labels):
-        raise ValueError(
-            f"{key} must be different texts, got {given!r}: put yes, no, on, off and numbers in quotes"
-        )
+    if len(labels) < len(given):
+        raise ValueError(f"{key} must be texts, got {given!r}: put yes, no, on, off and numbers in quotes")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{key} must be different texts, got {given!r}")
     return labels
 
 
@@ -220,7 +223,9 @@ def _mapping(tree: object, key: str, known: tuple[str, ...]) -> Mapping[str, obj
     if not isinstance(tree, dict):
         raise ValueError(f"{key} must be a mapping with {', '.join(known)}, got {type(tree).__name__}")
     if unknown := [each for each in tree if each not in known]:
-        raise ValueError(f"{key} must have only the keys {', '.join(known)}, got {unknown[0]!r}")
+        close = nearest(str(unknown[0]), known)
+        hint = f" (did you mean {close}?)" if close else ""
+        raise ValueError(f"{key} must have only the keys {', '.join(known)}, got {unknown[0]!r}{hint}")
     return tree
 
 

@@ -112,6 +112,10 @@ class Options:
         """option of `models` -> the tasks that its model may have; any if the option is not in it."""
         return {}
 
+    def row_fields(self) -> Mapping[str, str]:
+        """Refiners only: option -> the field of a dataset's row that it names; each has text there."""
+        return {}
+
     def reads_tokens(self) -> bool:
         """Scorers only: whether a score depends on token ids, which a file of texts lacks."""
         return False

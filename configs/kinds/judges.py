@@ -67,19 +67,22 @@ class JudgeOptions(Options):
     max_failure_share: float = option(0.25, SHARE, NOTHING)
     """The run stops if more of its recent scores are missing; 1 never stops it."""
     cache: str = option("runs/judge-cache", None, NOTHING)
-    """Folder for the replies, by request; runs may share it. Empty keeps none."""
+    """Folder for the replies, by request, relative to the working directory and not to `runs_dir`: runs may
+    share it. Empty (`cache=`) keeps none."""
     canaries: str = option("warn", one_of("none", "warn", "stop"), NOTHING)
     """What happens if the judge fails an answer whose rating is known: nothing, an event, the run stops."""
     canary_every: int = option(200, NOT_NEGATIVE, NOTHING)
     """Groups between two trials with canaries; 0 tries them only at the start."""
 
     def check(self) -> Iterator[Broken]:
-        if bool(self.model) == bool(self.endpoint):
-            yield "endpoint", "must be set if `model` is not, and only then"
+        if self.model and self.endpoint:
+            yield "endpoint", "must be empty with model: a judge asks one of the two"
+        if not (self.model or self.endpoint):
+            yield "endpoint", "must be a server's URL: give endpoint and served_model, or model"
         if self.endpoint and not self.served_model:
             yield "served_model", "must be the model's name at the endpoint"
         if self.model and self.extra:
-            yield "extra", "must be empty with `model`: it is for endpoints"
+            yield "extra", "must be empty with model: it is for endpoints"
         if self.call_timeout_s > self.deadline_s:
             yield "call_timeout_s", f"must be at most deadline_s ({self.deadline_s:g})"
 
@@ -91,8 +94,11 @@ class JudgeOptions(Options):
                 f"must be below rollout.score_timeout_s ({limit_s:g}), which ends whole groups",
             )
         common = run.scorers[key.partition(".")[2]].common
-        if self.api_key and self.api_key not in common.secrets:
-            yield f"{key}.api_key", f"must be among {key}.secrets ({', '.join(common.secrets) or 'none'})"
+        # The option's own rule refuses what is no variable.
+        if VARIABLE_NAME.fullmatch(self.api_key) and self.api_key not in common.secrets:
+            wanted = ", ".join((*common.secrets, self.api_key))
+            known = ", ".join(common.secrets) or "none"
+            yield f"{key}.api_key", f"must be among {key}.secrets ({known}): set {key}.secrets=[{wanted}]"
         # The limits on calls are shared out among the replicas, and each needs at least one call.
         if common.replicas > self.max_concurrent:
             yield f"{key}.max_concurrent", f"must be at least the number of replicas ({common.replicas})"

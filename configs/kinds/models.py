@@ -20,6 +20,12 @@ RESERVED: Final = frozenset({"policy"})
 """Names that no frozen model may have."""
 
 
+def example(task: str, name: str = "") -> str:
+    """An override that gives a model of the task, for messages."""
+    usual = {CLASSIFY: "rm", EMBED: "embedder", GENERATE: "judge"}
+    return f"models={{{name or usual[task]}: {{path: ..., task: {task}}}}}"
+
+
 @dataclass
 class ModelOptions(Options):
     """A frozen model and the processes that serve it.

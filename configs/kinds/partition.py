@@ -9,7 +9,7 @@ from typing import Final
 from configs.errors import Broken
 from configs.fields import POSITIVE, SHARE, one_of, option
 from configs.kinds.base import Options, RunView
-from configs.kinds.models import CLASSIFY, EMBED, GENERATE
+from configs.kinds.models import CLASSIFY, EMBED, GENERATE, example
 
 _BY_MODEL: Final = {"embedding": EMBED, "cross_encoder": CLASSIFY, "judge": GENERATE}
 """Kinds of equivalence that ask a model -> the model's task."""
@@ -68,25 +68,33 @@ class PartitionOptions(Options):
     def files(self) -> tuple[str, ...]:
         return tuple(path for path in (self.calibration, self.prompt_file) if path)
 
+    def notes(self) -> Iterator[str]:
+        if self.equivalence == "answer" and self.over == "correct":
+            yield (
+                "where a problem has one right answer, all correct completions are equivalent and score the "
+                "floor: set over=all or another equivalence"
+            )
+
     def check(self) -> Iterator[Broken]:
         by_model = self.equivalence in _BY_MODEL
         if by_model and not self.model:
             task = _BY_MODEL[self.equivalence]
-            yield "model", f"must name a model under models with task {task}: {self.equivalence} asks it"
+            how = f"such as {example(task)}"
+            yield (
+                "model",
+                f"must name a model under models with task {task}, {how}: {self.equivalence} asks it",
+            )
         if self.model and not by_model:
             yield "model", f"must be empty: {self.equivalence} asks no model"
         if self.calibration and self.equivalence != "cross_encoder":
             yield "calibration", "must be empty: only a cross_encoder is calibrated"
         if self.prompt_file and self.equivalence != "judge":
             yield "prompt_file", "must be empty: only a judge is asked a question"
-        if self.quality:
-            return
-        if self.over == "correct":
-            yield (
-                "quality",
-                "must name the scorer that says what is correct, or over must be all",
-            )
-        if self.equivalence in ("answer", "behaviour"):
+        reads_answers = self.equivalence in ("answer", "behaviour")
+        if not self.quality and self.over == "correct":
+            other = " and another equivalence" if reads_answers else ""
+            yield "quality", f"must name the scorer that says what is correct, or set over=all{other}"
+        elif not self.quality and reads_answers:
             yield "quality", "must name the scorer that reads the answers, or equivalence must be another"
 
     def check_run(self, key: str, run: RunView) -> Iterator[Broken]:

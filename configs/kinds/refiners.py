@@ -13,6 +13,7 @@ from typing import Any, Final
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, one_of, option
 from configs.kinds.base import Kind, Options
+from configs.kinds.models import GENERATE, example
 from configs.origins import DISTILLED
 from configs.templates import FIELDS, load_prompt_set, prompt_folder
 
@@ -80,7 +81,8 @@ class CriticOptions(RefinerOptions):
         except ValueError as error:
             yield "prompts", str(error)
         if self.writer == "model" and not self.model:
-            yield "model", "must name a model of section `models`, because the critic is a model"
+            how = f"such as {example(GENERATE, 'critic')}"
+            yield "model", f"must name a model under models, {how}: the critic is a model"
 
     def models(self) -> Mapping[str, str]:
         return {"model": self.model} if self.writer == "model" else {}
@@ -173,6 +175,9 @@ class GoldInjectionOptions(AnswerOptions):
     share: float = option(1.0, SHARE_ABOVE_ZERO)
     """Share of the groups that get it, drawn from the seed: set it to the refine/fixed_share of the refiner
     that this is the control of, so that both add as many right rows."""
+
+    def row_fields(self) -> Mapping[str, str]:
+        return {"field": self.field}
 
 
 @dataclass

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from configs.errors import Broken, nearest
-from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, one_of, option
+from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, Rule, one_of, option
 from configs.kinds.base import Options
-from configs.kinds.models import CLASSIFY
+from configs.kinds.models import CLASSIFY, example
 
 
 @dataclass
@@ -23,7 +23,7 @@ class RewardModelOptions(Options):
     `concurrency` above 1, so that a batch has completions of several groups.
     """
 
-    model: str = option("", NOT_EMPTY)
+    model: str = option("", Rule(bool, f"must name a model under models, such as {example(CLASSIFY)}"))
     """Name of the classifier under `models`."""
     label: str = option("0", NOT_EMPTY)
     """Index of the label whose logit counts, or its name in the `id2label` of the model's config.json."""

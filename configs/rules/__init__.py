@@ -50,6 +50,9 @@ def check(config: RunConfig, provenance: Provenance | None = None) -> None:
 
 def _problem(key: str, rule: str, value: object, where: Provenance, choices: Sequence[str] = ()) -> Problem:
     suggestion = nearest(str(value), choices) if choices else ""
+    # A loss that is not there any more is why the others are not enough.
+    if key.startswith("loss") and where.left_out:
+        rule = f"{rule} ({'; '.join(where.left_out)})"
     return Problem(source=where.of(key), key=key, value=value, rule=rule, suggestion=suggestion)
 
 

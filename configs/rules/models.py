@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from configs.bound import BoundRun
 from configs.errors import Broken, nearest
-from configs.kinds.models import RESERVED
+from configs.kinds.models import RESERVED, example
 
 
 def _names(run: BoundRun) -> Iterator[Broken]:
@@ -21,6 +21,8 @@ def _used(run: BoundRun) -> Iterator[Broken]:
         tasks = entry.options.model_tasks()
         for option, name in entry.options.models().items():
             key, allowed = f"{entry.key}.{option}", tasks.get(option, ())
+            if not name:  # the option says itself that it must be given
+                continue
             # Its weights change in each step, so a score of it would mean something else in each.
             if name in RESERVED:
                 yield key, "must name a frozen model under models: the policy itself cannot be used here"
@@ -28,7 +30,8 @@ def _used(run: BoundRun) -> Iterator[Broken]:
                 known = ", ".join(run.models) or "none"
                 close = nearest(name, run.models)
                 hint = f" (did you mean {close}?)" if close else ""
-                yield key, f"must name a model under models (there: {known}){hint}"
+                how = f", such as {example(allowed[0], name)}" if allowed and not run.models else ""
+                yield key, f"must name a model under models (there: {known}){hint}{how}"
             elif allowed and run.models[name].task not in allowed:
                 has = run.models[name].task
                 yield key, f"must name a model with task {' or '.join(allowed)}; models.{name} has {has}"

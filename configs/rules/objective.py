@@ -15,7 +15,12 @@ def _origins(run: BoundRun) -> Iterator[Broken]:
         if origin not in ORIGINS:
             yield loss.key, f"must be an origin of samples: {', '.join(ORIGINS)}"
     if not any(loss.common.weight > 0 for loss in run.losses.values()):
-        yield "loss", "must have a loss with a weight above 0"
+        policy = run.losses.get(POLICY)
+        if policy is None:
+            yield "loss", "must have a loss with a weight above 0"
+        else:
+            rule = f"must be above 0 while no other loss has a weight above 0: set {policy.key}.weight=1"
+            yield f"{policy.key}.weight", rule
 
 
 def _anchors(run: BoundRun) -> Iterator[Broken]:

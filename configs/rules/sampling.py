@@ -7,15 +7,16 @@ Each rule takes the bound run and yields (dotted key, rule in words) for what is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from configs.bound import BoundRun
 from configs.errors import Broken
 from configs.kinds.losses import LOSSES
 from configs.kinds.refiners import NONE
-from configs.origins import POLICY, REPLAY, SFT, TEMPERED, origins_where
+from configs.origins import ADDED, DISTILLED, POLICY, REFINED, REPLAY, SFT, TEMPERED, origins_where
 
-ADDED = origins_where(lambda spec: spec.group_of == POLICY)
-"""Origins of the rows that refiners add."""
+_USUAL: Final = {REFINED: "{kind: shaped}", DISTILLED: "{kind: sdpo}"}
+"""Losses of the origins that refiners add, for messages."""
 
 
 def _groups(run: BoundRun) -> Iterator[Broken]:
@@ -62,7 +63,7 @@ def _tempered(run: BoundRun) -> Iterator[Broken]:
     movers = _movers(run, "tempered.temperature")
     if tempered.groups_per_step == 0:
         if loss is not None:
-            yield "loss.tempered", f"must have rows: {key} is 0"
+            yield "loss.tempered", f"must have rows: {key} is 0{_removed(TEMPERED)}"
         yield from ((mover, f"must have rows to sample: {key} is 0") for mover in movers)
         return
     if loss is None:
@@ -97,7 +98,7 @@ def _replay(run: BoundRun) -> Iterator[Broken]:
     if wanted and REPLAY not in run.losses:
         yield "replay.groups_per_step", "must have a loss to train with: loss.replay"
     if not wanted and REPLAY in run.losses:
-        yield "loss.replay", "must have rows: replay.groups_per_step is 0"
+        yield "loss.replay", f"must have rows: replay.groups_per_step is 0{_removed(REPLAY)}"
 
 
 def _refined(run: BoundRun) -> Iterator[Broken]:
@@ -106,11 +107,11 @@ def _refined(run: BoundRun) -> Iterator[Broken]:
     refines, adds = refiner.kind_name != NONE, refiner.kind.adds
     makes = {each for each in ADDED if refines and (each == adds or refiner.is_own)}
     if refines and not makes & run.losses.keys():
-        yield "refiner.kind", f"must have a loss to train with: loss.{adds}"
+        yield "refiner.kind", f"must have a loss to train with, such as loss.{adds}={_USUAL[adds]}"
     for origin in ADDED:
         loss = run.losses.get(origin)
         if loss is not None and origin not in makes and not run.rollouter.is_own:
-            yield loss.key, f"must have rows: refiner.kind is {refiner.kind_name}"
+            yield loss.key, f"must have rows: refiner.kind is {refiner.kind_name}{_removed(origin)}"
 
 
 def _taught(run: BoundRun) -> Iterator[Broken]:
@@ -135,10 +136,15 @@ def _demonstrations(run: BoundRun) -> Iterator[Broken]:
     if loss is None:
         return
     if share == 0 and not moved:
-        yield "loss.sft", "must have rows: sft.share is 0 and no controller moves it"
+        yield "loss.sft", f"must have rows: sft.share is 0 and no controller moves it{_removed(SFT)}"
     if not loss.is_own and not loss.kind.supervised:
         rule = f"must be {_supervised()}: demonstrations have no advantages and no sampler"
         yield "loss.sft.kind", rule
+
+
+def _removed(origin: str) -> str:
+    """How to take out an inherited loss, for messages."""
+    return f" (loss.{origin}=null removes an inherited loss)"
 
 
 def _supervised() -> str:

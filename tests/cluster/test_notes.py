@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from cluster.job import load_prompts, local_model
 from cluster.setting_notes import note_settings
 from cluster.train import dry_run
 from configs.bound import bind
+from configs.kinds.partition import PartitionOptions
 from configs.load import load_config
 from configs.schema import RunConfig
-from trainer.data.prompts import load_dataset
+from trainer.data.prompts import check_fields, load_dataset
 from viewer.terminal import StepReporter
 
 FILE = "data.train={kind: file, path: train.jsonl}"
@@ -96,8 +98,20 @@ def test_a_missing_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch)
         local_model(bind(load_config("debug", ["model.path=nomodel"])))
     wanted = f"model.path = 'nomodel': no such folder in {folder}, and the hub could not be reached"
     assert str(error.value) == wanted
-    with pytest.raises(ValueError, match=r"model\.path = '\./no': no such folder in [^ ]*$"):
+    with pytest.raises(ValueError, match=r"model\.path = '\./no': no such folder in [^ ]*: give the folder"):
         local_model(bind(load_config("debug", ["model.path=./no"])))
+    # What is clearly a path is refused at once: the hub is not asked.
+    monkeypatch.setattr(
+        "cluster.model_files.snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
+    )
+    (folder / "mine").mkdir()
+    for path, how in {
+        "runs/lab-reward-model": "polyphony lab train-reward-model makes it",
+        "mine/no": "give the folder of a model",
+        "a/b/c": "give the folder of a model",
+    }.items():
+        with pytest.raises(ValueError, match=f"no such folder in [^ ]*: {how}"):
+            local_model(bind(load_config("debug", [f"model.path={path}"])))
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"model\.path = 'empty': the folder has no config\.json"):
         local_model(bind(load_config("debug", ["model.path=empty"])))
@@ -134,3 +148,25 @@ def test_a_code_scorer_without_isolation_is_noted(folder: Path) -> None:
     )
     isolated = load_config("debug", ["scorers={correct: {kind: code, weight: 1.0}}"])
     assert not [note for note in notes_of(isolated) if "isolation" in note]
+
+
+def test_gold_injection_without_solutions_is_refused_before_the_start() -> None:
+    """The lab's rows have a solution only if asked for; with one the same config passes."""
+    gold = ["refiner={kind: gold_injection}", "data.train.limit=8"]
+    bound = bind(load_config("critique_grpo", gold))
+    with pytest.raises(
+        ValueError, match=r"refiner\.field = 'solution': no row of data\.train has it, and each"
+    ):
+        check_fields(bound.refiner, load_dataset(bound.single["data.train"]))
+    bound = bind(load_config("critique_grpo", [*gold, "data.train.solutions=code"]))
+    prompts = load_dataset(bound.single["data.train"])
+    check_fields(bound.refiner, prompts)
+    with pytest.raises(ValueError, match=r"1 of 8 rows have no text"):
+        check_fields(bound.refiner, [replace(prompts[0], extra={}), *prompts[1:]])
+
+
+def test_a_partition_in_which_all_right_answers_are_equal_is_noted() -> None:
+    """Equivalence by answer among correct completions; not with another equivalence or over all."""
+    assert any("set over=all" in text for text in PartitionOptions(quality="correct").notes())
+    for other in (PartitionOptions(over="all"), PartitionOptions(equivalence="ngram")):
+        assert not any(other.notes())

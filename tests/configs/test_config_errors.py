@@ -75,7 +75,7 @@ def test_an_error_about_a_default_says_so(tmp_path: Path) -> None:
         ("learner.lr", "learner.lr = 'learner.lr': an override must read key.sub=value"),
         ("learner..lr=1", "an override must read key.sub=value"),
         ("eval.pass_at=[1", "eval.pass_at = '[1': must be a YAML value"),
-        ("scorers.x.weight=1", "scorers.x.kind = null: must be one of lab_answer,"),
+        ("scorers.x.weight=1", "scorers.x: has no kind: give scorers.x.kind, one of lab_answer,"),
         ("scorers.correct.kind=lab_anser", "(did you mean lab_answer?)"),
         ("advantage.kind=gpro", "advantage.kind = 'gpro': must be one of grpo,"),
         (
@@ -128,7 +128,7 @@ def test_a_wrong_type_or_shape_is_one_readable_line(override: str, message: str)
         (["scorers.correct.weight=0"], "scorers", "must have a scorer with an effect on the reward"),
         (["scorers.correct.combine=add"], "scorers.correct.combine", "must be one of sum, multiply, gate"),
         (["loss.policy.aggregate=mean"], "loss.policy.aggregate", "must be one of token_mean"),
-        (["loss.policy.weight=0"], "loss", "must have a loss with a weight above 0"),
+        (["loss.policy.weight=0"], "loss.policy.weight", "must be above 0 while no other loss has a weight"),
         (["loss.policy.weight=-1"], "loss.policy.weight", "must not be negative"),
         (["loss.others={kind: nll}"], "loss.others", "must be an origin of samples"),
         (["data.train.split=test"], "data.train.split", "must be one of train, heldout, creative"),

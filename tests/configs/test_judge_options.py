@@ -14,11 +14,14 @@ URL = "scorers.judge.endpoint=http://127.0.0.1:1/v1"
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("endpoint=''", "endpoint = '': must be set if `model` is not, and only then"),
-        ("model=judge", "must be set if `model` is not, and only then"),
+        ("endpoint=''", "endpoint = '': must be a server's URL: give endpoint and served_model, or model"),
+        ("model=judge", "must be empty with model: a judge asks one of the two"),
         ("endpoint=ftp://x", "must be a URL such as http://127.0.0.1:8900/v1"),
         ("served_model=''", "served_model = '': must be the model's name at the endpoint"),
-        ("api_key=JUDGE_API_KEY", "must be among scorers.judge.secrets (none)"),
+        (
+            "api_key=JUDGE_API_KEY",
+            "= 'JUDGE_API_KEY': must be among scorers.judge.secrets (none): set scorers.judge.secrets=[",
+        ),
         ("api_key=sk-12345", "must be the name of an environment variable"),
         ("deadline_s=60", "must be below rollout.score_timeout_s (60), which ends whole groups"),
         ("call_timeout_s=51", "must be at most deadline_s (50)"),

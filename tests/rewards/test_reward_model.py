@@ -144,7 +144,10 @@ def test_a_label_is_an_index_or_a_name(content: dict, label: str, found: str, tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["scorers.r={kind: reward_model}"], "scorers.r.model = '': must not be empty"),
+        (
+            ["scorers.r={kind: reward_model}"],
+            "scorers.r.model = '': must name a model under models, such as models={rm",
+        ),
         (
             ["scorers.r={kind: reward_model, model: rm}"],
             "scorers.r.model = 'rm': must name a model under models",

@@ -87,7 +87,11 @@ def prompt_messages(row: Row) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The key of the prompt, `prompt` or `question`, and its messages as (role, content)."""
     source = _prompt_key(row)
     if not is_given(row, source):
-        rule = "text or a list of chat messages (or give `question`)"
+        # Mostly another name of the column; names only, as the values may be long.
+        has = f"; the row has the keys {', '.join(map(str, row.values)) or 'none'}"
+        rule = (
+            f"text or a list of chat messages (or give `question`{has if 'prompt' not in row.values else ''})"
+        )
         raise row.error("prompt", rule, row.values.get("prompt"))
     return source, to_messages(row, source, row.values[source])
 

@@ -50,6 +50,24 @@ def load_dataset(entry: BoundEntry[Common]) -> list[Prompt]:
     return prompts
 
 
+def check_fields(refiner: BoundEntry[Common], prompts: Sequence[Prompt]) -> None:
+    """Check that each prompt has the fields of its dataset's row that the refiner reads.
+
+    Raises:
+        ValueError: one has no text there, so that the refiner would fail in the middle of the run.
+    """
+    for option, name in refiner.options.row_fields().items():
+        given = [(prompt, prompt.extra.get(name)) for prompt in prompts]
+        lacking = [row_of(prompt) for prompt, text in given if not (isinstance(text, str) and text.strip())]
+        if lacking:
+            some = f"{len(lacking)} of {len(prompts)} rows have no text ({named_rows(lacking)})"
+            rule = "no row of data.train has it" if len(lacking) == len(prompts) else some
+            raise ValueError(
+                f"{refiner.key}.{option} = {name!r}: {rule}, and each must; for the lab set "
+                "data.train.solutions=code"
+            )
+
+
 def _with_plain_values(prompt: Prompt) -> Prompt:
     """A prompt of a user's own dataset with the values that a reward function will get.
 

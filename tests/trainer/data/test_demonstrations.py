@@ -92,7 +92,7 @@ def test_names_domains_and_limit(tmp_path: Path) -> None:
         ({"prompt": "q"}, "completion must be text (or give `response`, `demonstration` or `messages`), got"),
         ({"prompt": "q", "completion": ["a"]}, "completion must be text that is not empty, got ['a']"),
         ({"prompt": "q", "response": " "}, "response must be text that is not empty, got ' '"),
-        ({"completion": "a"}, "prompt must be text or a list of chat messages (or give `question`)"),
+        ({"completion": "a"}, "prompt must be text or a list of chat messages (or give `question`; the row"),
         ({"messages": "hi"}, "messages must be a list of chat messages, got 'hi'"),
         ({"messages": []}, "messages must be text or a list of chat messages, got []"),
         ({"messages": ASKED}, "messages[0].role must be assistant in the last message, got 'user'"),

@@ -202,7 +202,7 @@ def test_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
     ("row", "message"),
     [
         (["a list"], "must be a JSON object, got list"),
-        ({"answer": "3"}, "prompt must be text or a list of chat messages (or give `question`), got None"),
+        ({"answer": "3"}, "messages (or give `question`; the row has the keys answer), got None"),
         ({"prompt": "  "}, "prompt must be text that is not empty, got '  '"),
         ({"prompt": 5}, "prompt must be text or a list of chat messages, got 5"),
         ({"prompt": []}, "prompt must be text or a list of chat messages, got []"),
