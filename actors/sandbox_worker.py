@@ -70,12 +70,20 @@ def main() -> None:
         try:
             function, options = _open(opening)
         except Exception as error:
-            _send(replies, {"refused": str(error) if isinstance(error, TargetError) else _describe(error)})
+            # The message of a built-in scorer is for its reader, who gains nothing from a place in our code.
+            plain = isinstance(error, TargetError) or (isinstance(error, ValueError) and _is_ours(opening))
+            _send(replies, {"refused": str(error) if plain else _describe(error)})
             return
         modules = _own_modules(opening["allow"])
         _send(replies, {"ready": True, "modules": modules, "wants_actor": runs_in_actor(function)})
         while (request := _receive(requests)) is not None:
             _send(replies, _serve(function, options, request))
+
+
+def _is_ours(opening: JsonObject) -> bool:
+    """Whether all code that runs is ours; the scorer `custom` calls its user's."""
+    target = str(opening["target"])
+    return target.partition(".")[0] in _OUR_PACKAGES and not target.startswith(f"{rewards.custom.__name__}:")
 
 
 def _open(opening: JsonObject) -> tuple[Scorer, object]:

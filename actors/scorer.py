@@ -134,6 +134,9 @@ class ScorerActor:
         try:
             return self._loop.wait(open_target(target, options, self._concurrency, self._models))
         except Exception as error:
+            # A built-in kind says what to do; where in our own code it was raised helps nobody.
+            if kind in SCORERS and isinstance(error, ValueError):
+                raise
             raise ValueError(f"scorer {kind} must start, got {_describe(error)}") from error
 
     def _open_inline(self, options: object) -> Target | None:

@@ -124,7 +124,7 @@ def _why(error: ray.exceptions.RayActorError, log_file: str) -> str:
     """What the constructor raised (the last line of its traceback), or where to look."""
     text = str(error).strip()
     if "creation task" in text:
-        return text.splitlines()[-1]
+        return text.splitlines()[-1].removeprefix("ValueError: ")  # what a reader can act on
     return f"its process has ended; see {log_file}" if log_file else "its process has ended"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from actors.requests import CallStuckError
 from actors.scorer import ScorerActor
+from actors.secrets import Secrets
 from cluster.score_limits import score_limit_s
 from cluster.secrets import secrets_of
 from cluster.user_code import UserCode, check_user_code
@@ -56,8 +57,7 @@ class OpenScorers:
             for name, entry in run.scorers.items():
                 secrets = secrets_of(run.config, name)
                 self._limits[name] = score_limit_s(run.config, entry, code.in_actor, group_size)
-                options, common = entry.options, entry.common
-                self._actors[name] = ScorerActor(common.kind, options, common.concurrency, secrets)
+                self._actors[name] = _started(entry, secrets)
         except BaseException:
             self.close()
             raise
@@ -95,6 +95,14 @@ class OpenScorers:
             common_keys={name: entry.common for name, entry in self.run.scorers.items()},
             after=self.run.scored_after(),
         )
+
+
+def _started(entry: BoundEntry[ScorerCommon], secrets: Secrets) -> ScorerActor:
+    common = entry.common
+    try:
+        return ScorerActor(common.kind, entry.options, common.concurrency, secrets)
+    except ValueError as error:
+        raise ValueError(f"{entry.key}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -208,7 +209,7 @@ class EndpointModel:
             raise _TryAgainError(f"the server's reply is not JSON: {_short(str(error))}") from error
 
     def _status_error(self, error: Any) -> Exception:
-        status, reason = int(error.status_code), f"status {error.status_code}: {_short(str(error.message))}"
+        status, reason = int(error.status_code), _status_reason(error)
         after_s = _retry_after(error.response.headers)
         if status == 429:
             self._counts.add("rate_limited")
@@ -243,6 +244,18 @@ class EndpointModel:
             num_completion_tokens=num_completion,
             cost=cost,
         )
+
+
+def _status_reason(error: Any) -> str:
+    """ "status 429 Too Many Requests: slow down": the number, its meaning, and what the server says."""
+    code, said = int(error.status_code), error.body
+    phrase = HTTPStatus(code).phrase if code in set(HTTPStatus) else ""
+    meaning = f"status {code} {phrase}".rstrip()
+    if isinstance(said, Mapping):
+        said = said.get("message") or dict(said)
+    text = _short(str(said or ""))
+    # Some servers only repeat the status.
+    return meaning if text.casefold() in meaning.casefold() else f"{meaning}: {text}"
 
 
 def _usage(payload: object) -> tuple[int, int]:

@@ -27,6 +27,8 @@ from rollouts.files import Json
 from rollouts.records import Completion, Judgement, Prompt, Status
 
 MAX_EVENTS: Final = 100
+_LAB_JUDGE: Final = "lab-judge"
+"""The name under which `polyphony lab judge-server` serves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,10 +243,18 @@ class Judge:
         """A canary without a verdict is no alarm; but a judge that cannot rate the good answer is none."""
         self._counts.add("canaries_unjudged")
         if at_start and canary.name == "good":
-            raise ValueError(
-                f"judge {self._name} must rate the known good answer of its rubric, got no verdict: "
-                f"{outcome.reason}"
-            )
+            raise ValueError(self._why_unusable(outcome))
+
+    def _why_unusable(self, outcome: _Outcome) -> str:
+        """Why the known good answer has no verdict, and what to do."""
+        if outcome.reply is not None:
+            return f"judge {self._name} gave the rubric's good answer no verdict: {outcome.reason}"
+        remedy = ""
+        if self._options.endpoint:
+            remedy = "; see that its server runs, and check endpoint, served_model and api_key"
+            if self._name == _LAB_JUDGE:
+                remedy = "; start it with `polyphony lab judge-server`"
+        return f"judge {self._name} gave no reply: {outcome.reason}{remedy}"
 
 
 class _LimitedModel:

@@ -87,6 +87,21 @@ def test_rewards_try_shows_scores_and_what_the_judge_falls_for(served: str, tmp_
         assert rewards == [1.0, 0.0]
 
 
+def test_a_judge_that_is_not_there_is_one_line_with_what_to_do(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "3 + 4 = ?", "answer": "7", "completion": "7"}))
+    command = [sys.executable, "-m", "polyphony", "rewards", "try", str(rows), "--config", "judge"]
+    command += ["--scorer", "judge", "scorers.judge.endpoint=http://127.0.0.1:9/v1"]
+    command += ["scorers.judge.max_retries=1", 'scorers.judge.cache=""']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(
+        "polyphony: scorers.judge: judge lab-judge gave no reply: http://127.0.0.1:9/v1 cannot be reached: "
+    )
+    assert line.endswith(" (2 tries); start it with `polyphony lab judge-server`")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -172,7 +172,7 @@ def test_a_judge_that_is_right_raises_no_alarm() -> None:
 
 def test_a_judge_without_a_verdict_on_the_good_answer_is_refused() -> None:
     _, refusal, _ = report_of_canaries(lambda body: completion("I like it."))
-    assert "judge stub must rate the known good answer of its rubric, got no verdict" in refusal
+    assert refusal.startswith("judge stub gave the rubric's good answer no verdict: ")
     assert report_of_canaries(lambda body: completion("I like it."), canaries="none")[1:] == ("", 0)
 
 
