@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -32,7 +31,7 @@ from actors.sandbox_protocol import (
     pack,
 )
 from actors.user_calls import call_problem, decode_call
-from configs.errors import raised_at
+from configs.errors import raised_at, traceback_of
 from configs.kinds.base import TargetError, load_target
 from rewards.target_forms import runs_in_actor
 
@@ -141,10 +140,7 @@ def _describe(error: Exception) -> str:
 
 def _traceback(error: Exception) -> str:
     """The traceback from the function's own frame on; only its end if it is long."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in _CALLERS:
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))[-MAX_TRACEBACK_CHARS:]
+    return traceback_of(error, _CALLERS)[-MAX_TRACEBACK_CHARS:]
 
 
 def _receive(requests: BinaryIO) -> JsonObject | None:

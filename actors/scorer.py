@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from actors import batch_queue, scorer_targets
 from actors.requests import CallStuckError
 from actors.sandbox import KillablePool
-from actors.sandbox_protocol import check_judgements
+from actors.sandbox_protocol import MAX_TRACEBACK_CHARS, check_judgements
 from actors.scorer_log import ScorerLog
 from actors.scorer_targets import InlineTarget, SandboxedTarget, Target, open_target, option
 from actors.secrets import NO_SECRETS, Secrets
-from configs.errors import raised_at
+from configs.errors import raised_at, traceback_of
 from configs.kinds.base import Options, load_target
 from configs.kinds.scorers import SCORERS, CustomOptions
 from rewards import custom
@@ -174,17 +174,19 @@ class ScorerActor:
     def _checked(self, call: asyncio.Future[object], completions: Sequence[Completion]) -> list[Judgement]:
         """The result of a call as judgements, without secrets. Logs the reason where there is no score."""
         results: object
+        full = ""
         if call.cancelled():  # by the scorer's own code
             results = _nulls("error", completions, "the scorer cancelled itself")
         elif error := call.exception():  # any type: it is the user's code. The failure is stored and counted
             status: Status = "timeout" if isinstance(error, TimeoutError) else "error"
             results = _nulls(status, completions, _describe(error))
+            full = traceback_of(error, _CALLERS)[-MAX_TRACEBACK_CHARS:]
         else:
             results = call.result()
         judgements = [self._masked(each) for each in check_judgements(results, len(completions))]
         if not isinstance(self._target, SandboxedTarget):  # a sandbox logs failures itself
             for judgement, completion in zip(judgements, completions, strict=True):
-                self._log.judgement(judgement, completion.sample_id)
+                self._log.judgement(judgement, completion.sample_id, full)
         return judgements
 
     def _masked(self, judgement: Judgement) -> Judgement:

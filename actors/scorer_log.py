@@ -59,10 +59,10 @@ class ScorerLog:
         for line in full.splitlines():
             self._write(f"  {line}")
 
-    def judgement(self, judgement: Judgement, sample_id: str) -> None:
+    def judgement(self, judgement: Judgement, sample_id: str, full: str = "") -> None:
         """Log a judgement without a score; does nothing for one with a score."""
         if judgement.status != "ok":
-            self.failure(judgement.status, judgement.detail, sample_id)
+            self.failure(judgement.status, judgement.detail, sample_id, full)
 
     def output(self, line: bytes) -> None:
         """Log a line that the function printed, up to `MAX_OUTPUT_BYTES` in all."""

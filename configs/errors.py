@@ -105,6 +105,14 @@ def raised_at(error: BaseException, skip: Collection[str] = ()) -> str:
     return f"{_short_path(frame.filename)}:{frame.lineno} in {frame.name}"
 
 
+def traceback_of(error: BaseException, skip: Collection[str] = ()) -> str:
+    """The traceback from the user's own frame on: without first frames that are of the files in `skip`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in skip:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
 def _is_library(path: str) -> bool:
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return path.startswith("<") or any(path.startswith(f"{folder}{os.sep}") for folder in folders)

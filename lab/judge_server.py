@@ -1,7 +1,8 @@
 """A judge for the lab: an OpenAI-compatible server on loopback that compares last integers, by rule.
 
 It stands in for a language model where none is at hand, so that `configs/judge.yaml` trains without a
-network. It reads the request of the scorer `judge` with the rubric `correctness`, and can fail on purpose.
+network. It reads the request of the scorer `judge` with the rubric `correctness`, names the last
+integer of any other message, for scorers of your own, and can fail on purpose.
 Started by `polyphony lab judge-server`.
 """
 
@@ -70,6 +71,15 @@ def judge(messages: Sequence[Mapping[str, str]], gullible: bool = False) -> dict
     return {"tag": tag, "explanation": why, "verdicts": {"correct": "yes" if correct else "no"}}
 
 
+def reply_to(messages: Sequence[Mapping[str, str]], gullible: bool = False) -> str:
+    """The verdict that the scorer `judge` asks for; in any other chat a sentence with the last integer."""
+    text = messages[-1]["content"]
+    if "<<<ANSWER " in text:
+        return json.dumps(judge(messages, gullible))
+    found = _INTEGER.findall(text)
+    return f"The last integer of your message is {found[-1]}." if found else "Your message has no integer."
+
+
 def _block(text: str, name: str) -> tuple[str, str]:
     """(tag, content) of a block of the user's message."""
     found = re.search(_BLOCK.format(name=name), text, re.DOTALL)
@@ -101,7 +111,7 @@ class JudgeServer:
         fault = self._faults.of(self.num_requests)
         try:
             body = await request.json()
-            content = json.dumps(judge(body["messages"], self._gullible))
+            content = reply_to(body["messages"], self._gullible)
         except (ValueError, KeyError, TypeError, IndexError, ConnectionError) as error:
             return web.json_response({"error": {"message": f"bad request: {error}"}}, status=400)
         if fault in ("429", "500"):

@@ -45,6 +45,11 @@ class Scored:
     stored: Mapping[str, float | None]
 
 
+def without_reward(row: Scored) -> Scored:
+    """The row of a trial in which no scorer enters the reward, which is then unknown and not 0."""
+    return replace(row, sample=replace(row.sample, reward=None))
+
+
 class OpenScorers:
     """The scorers of a run, started in this process; `seconds` sums what each spent on its groups."""
 
@@ -86,6 +91,8 @@ class OpenScorers:
                 lines.append(describe_event(event.kind, {"scorer": name, **event.fields}))
             if sums := ", ".join(f"{number} {value:.6g}" for number, value in report.sums.items() if value):
                 lines.append(f"scorer {name}: {sums}")
+            if report.stop:
+                lines.append(f"scorer {name} would stop a run: {report.stop}")
         return lines
 
     def as_set(self) -> ScorerSet:

@@ -12,6 +12,7 @@ from configs.bound import BoundEntry
 from configs.kinds.scorers import ScorerCommon
 from polyphony.reward_scoring import Measured, Scored
 from rollouts.files import Json
+from rollouts.records import Judgement
 from viewer.text import MISSING, one_line
 
 _ROWS_SHOWN: Final = 10
@@ -107,15 +108,21 @@ def summary_lines(summaries: Mapping[str, Summary]) -> Iterator[str]:
 
 def row_lines(scored: Sequence[Scored]) -> Iterator[str]:
     """The first rows with their scores."""
-    names = list(scored[0].judgements)
+    names = list(scored[0].sample.scores)  # in the order of the config
     lines = [["row", *names, "reward", "completion"]]
     for row in scored[:_ROWS_SHOWN]:
-        scores = [number(row.judgements[name].score) for name in names]
+        scores = [_cell(row.judgements[name]) for name in names]
         text = one_line(row.sample.completion.text, 60)
         lines.append([one_line(row.place, 60), *scores, number(row.sample.reward), text])
     yield from table(lines)
     if len(scored) > _ROWS_SHOWN:
         yield f"and {len(scored) - _ROWS_SHOWN} more; --json FILE writes them all"
+
+
+def _cell(judgement: Judgement) -> str:
+    """A score with its tags, such as "0 wrong_answer"; `-` with the status if it is missing."""
+    words = list(judgement.tags.values()) if judgement.score is not None else [str(judgement.status)]
+    return " ".join([number(judgement.score), *(one_line(word, 20) for word in words)])
 
 
 def as_json(row: Scored) -> dict[str, Json]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +22,16 @@ from configs.describe import about, attribute_docs, default_of
 from configs.errors import nearest
 from configs.kinds.scorers import SCORERS
 from configs.load import load_config
-from polyphony.reward_scoring import measure, opened, score_groups, with_scorers
-from polyphony.reward_tables import as_json, row_lines, speed_lines, speed_of, summary_lines, summary_of
+from polyphony.reward_scoring import measure, opened, score_groups, with_scorers, without_reward
+from polyphony.reward_tables import (
+    Summary,
+    as_json,
+    row_lines,
+    speed_lines,
+    speed_of,
+    summary_lines,
+    summary_of,
+)
 from rollouts.files import write_json_atomic
 from rollouts.records import Completion, Prompt
 from trainer.data.completion_rows import CompletionGroup, read_completions, run_completions
@@ -33,6 +41,8 @@ from viewer.text import one_line
 _BASE: Final = "debug"
 """The preset of a trial without a config: only its scorers are used, which `--scorer` replaces."""
 _BENCH_PROMPTS: Final = 64
+_MOST_MISSING: Final = 0.5
+"""Most of a scorer's scores that may be missing in a trial."""
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -64,7 +74,7 @@ def list_kinds(kind: str | None) -> int:
 
 
 def try_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Score existing completions; 1 if a scorer of the reward gave no score at all."""
+    """Score existing completions; 1 if a scorer of the reward misses too many scores."""
     if min(arguments.step, arguments.limit) < 0:
         raise ValueError(f"--step and --limit must be 0 or more, got {arguments.step} and {arguments.limit}")
     is_run = Path(arguments.rows).is_dir()
@@ -76,6 +86,9 @@ def try_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     groups = _groups(arguments.rows, bound, arguments.step, arguments.limit)
     with opened(bound, groups, _note) as scorers:
         scored = asyncio.run(score_groups(scorers, groups))
+        if not _in_reward(bound):
+            scored = [without_reward(row) for row in scored]
+            _note("no scorer has a weight, so there is no reward: set scorers.NAME.weight=1")
         seconds = dict(scorers.seconds)
         for line in asyncio.run(scorers.reports()):
             _note(line)
@@ -89,10 +102,21 @@ def try_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         rows = [as_json(row) for row in scored]
         write_json_atomic(Path(arguments.json), {"rows_of": arguments.rows, "scorers": found, "rows": rows})
         print(f"\n{arguments.json}: the results of all {len(scored)} completions")
-    empty = [name for name in _in_reward(bound) if summaries[name].num_null == len(scored)]
-    for name in empty:
-        _note(f"scorers.{name} gave no score at all")
-    return 1 if empty else 0
+    return 1 if _count_missing(bound, summaries, len(scored)) else 0
+
+
+def _count_missing(bound: BoundRun, summaries: Mapping[str, Summary], total: int) -> int:
+    """Note missing scores of the reward; returns how many scorers miss too many to be used."""
+    failed = 0
+    for name in _in_reward(bound):
+        missing = summaries[name].num_null
+        # A run stops at the limit of a judge. Others have none, but half of the scores are not enough.
+        too_many = missing > total * min(bound.scorers[name].options.failure_limit(), _MOST_MISSING)
+        failed += too_many
+        if missing:
+            count = "all" if missing == total else f"{missing} of"
+            _note(f"scorers.{name}: {count} {total} scores are missing{', too many' if too_many else ''}")
+    return failed
 
 
 def bench_scorers(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

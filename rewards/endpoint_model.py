@@ -79,8 +79,12 @@ class CallCounts:
 
     sums: dict[str, float] = field(default_factory=dict)
     slowest_s: float = 0.0
+    total_cost: float = 0.0
+    """Since the start of the process; `take` leaves it."""
 
     def add(self, name: str, amount: float = 1.0) -> None:
+        if name == "cost":
+            self.total_cost += amount
         self.sums[name] = self.sums.get(name, 0.0) + amount
 
     def call(self, seconds: float) -> None:

@@ -86,7 +86,18 @@ class Judge:
         """What was called, paid and seen since the last report."""
         sums, slowest_s = self._counts.take()
         events, self._events = tuple(self._events), []
-        return ScorerReport(sums=sums, maxima={"slowest_call_s": slowest_s}, events=events, stop=self._stop)
+        stop = self._stop or self._too_dear()
+        return ScorerReport(sums=sums, maxima={"slowest_call_s": slowest_s}, events=events, stop=stop)
+
+    def _too_dear(self) -> str:
+        """Why the run must stop if this process has paid more than `max_cost`; earlier ones do not count."""
+        paid, most = self._counts.total_cost, self._options.max_cost
+        if not most or paid <= most:
+            return ""
+        return (
+            f"judge {self._name} has cost {paid:.4g}, more than its share of max_cost, {most:.4g}. Run the "
+            "same command again to spend as much once more; replies in the cache cost nothing"
+        )
 
     async def close(self) -> None:
         """Cancel what is in flight, and close the connections."""

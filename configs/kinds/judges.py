@@ -64,6 +64,8 @@ class JudgeOptions(Options):
     """Price of a million prompt tokens, in any currency."""
     price_out: float = option(0.0, NOT_NEGATIVE, NOTHING)
     """Price of a million completion tokens."""
+    max_cost: float = option(0.0, NOT_NEGATIVE, NOTHING)
+    """The run stops after the step in which it has paid more, by the prices; 0 sets no limit."""
     max_failure_share: float = option(0.25, SHARE, NOTHING)
     """The run stops if more of its recent scores are missing; 1 never stops it."""
     cache: str = option("runs/judge-cache", None, NOTHING)
@@ -83,6 +85,8 @@ class JudgeOptions(Options):
             yield "served_model", "must be the model's name at the endpoint"
         if self.model and self.extra:
             yield "extra", "must be empty with model: it is for endpoints"
+        if self.max_cost and not (self.price_in or self.price_out):
+            yield "max_cost", "must be 0 without price_in and price_out"
         if self.call_timeout_s > self.deadline_s:
             yield "call_timeout_s", f"must be at most deadline_s ({self.deadline_s:g})"
 
@@ -123,6 +127,7 @@ class JudgeOptions(Options):
         return replace(
             self,
             max_concurrent=self.max_concurrent // count + extra_place,
+            max_cost=self.max_cost / count,
             requests_per_minute=self.requests_per_minute / count,
             tokens_per_minute=self.tokens_per_minute / count,
             canaries="none" if index else self.canaries,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ _END_S: Final = 0.5
 """Wait for the end of a program that has ended for its partner."""
 FAILURES: Final = frozenset({"wrong_answer", "runtime_error", "compile_error", "timeout", "memory"})
 _PROGRAM = "main.py"
+_REASON_CHARS: Final = 200
+_ADDRESS: Final = re.compile(r"0x[0-9a-f]{6,}")
 
 
 class BrokenTestError(Exception):
@@ -49,6 +52,8 @@ class LocalRunner:
 
     def __init__(self, sandbox: Sandbox, rules: Rules) -> None:
         self._sandbox, self._rules = sandbox, rules
+        self.reason = ""
+        """Why the last program failed: the last line of its standard error, or its exception."""
 
     def run(self, program: str, tests: Sequence[Test]) -> list[Outcome]:
         """The outcome of each test in order, at most up to the first failure if the rules say so.
@@ -58,6 +63,7 @@ class LocalRunner:
             BrokenTestError: a test cannot be run whatever the program is.
         """
         deadline = time.monotonic() + self._rules.total_s
+        self.reason = ""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(tests):
             # Tests without time are timeouts and not left out: a slow program must not gain by being slow.
@@ -94,6 +100,7 @@ class LocalRunner:
         job = Job("program.py", {_PROGRAM: program}, self._rules.limits, stdin=test.stdin)
         (ending,) = supervise([Box(job, self._sandbox)], self._clock(deadline))
         if failure := how_failed(ending, compiled=b"compiled" in ending.replies):
+            self._note(ending.stderr)
             return failure
         right = same_output(ending.stdout.decode(errors="replace"), test.stdout, self._rules.tolerance)
         return "passed" if right else "wrong_answer"
@@ -107,6 +114,7 @@ class LocalRunner:
         loaded: list[bool] = []
 
         def on_line(box: Box, line: bytes) -> None:
+            self._note(message_of(line))
             if not loaded:
                 loaded.append(True)
                 problems.extend(load_problem(line))
@@ -122,7 +130,12 @@ class LocalRunner:
             return problems * len(tests)
         if self._is_complete(outcomes, len(tests)):
             return outcomes
+        self._note(ending.stderr)
         return [*outcomes, how_failed(ending) or "runtime_error"]
+
+    def _note(self, said: bytes) -> None:
+        """Keep the first failure's last line, which is where Python names the exception."""
+        self.reason = self.reason or last_line(said)
 
     def _is_complete(self, outcomes: Sequence[Outcome], count: int) -> bool:
         failed = bool(outcomes) and outcomes[-1] != "passed"
@@ -130,15 +143,13 @@ class LocalRunner:
 
     def _sources(self, program: str, tests: Sequence[SourceTest], deadline: float) -> list[Outcome]:
         """Two sandboxes: the program answers in one, the tests ask in the other."""
-        entry = tests[0].entry_point
         files = {f"test_{number}.py": test.text for number, test in enumerate(tests)}
-        job = {"count": len(tests), "entry_point": entry, "in_place": self._rules.in_place}
+        job = {"count": len(tests), "entry_point": tests[0].entry_point, "in_place": self._rules.in_place}
         files["job.json"] = json.dumps(job)
         limits = self._rules.limits
         # Two pipes between the sandboxes, so that neither sees more of the other than requests and replies.
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
-        ends = (request_read, request_write, reply_read, reply_write)
         boxes: list[Box] = []
         clock, verdicts = self._clock(deadline), _Verdicts(len(tests), self._rules.stop_at_failure)
         try:
@@ -155,11 +166,12 @@ class LocalRunner:
             raise
         finally:
             # Open here, an end would keep the other side waiting after its partner has ended.
-            for descriptor in ends:
+            for descriptor in (request_read, request_write, reply_read, reply_write):
                 os.close(descriptor)
 
         def on_line(box: Box, line: bytes) -> None:
             verdicts.take(line)
+            self._note(message_of(line))
             clock.deadline = min(time.monotonic() + self._rules.wall_s, deadline)
             if verdicts.is_complete():
                 clock.deadline = min(time.monotonic() + _END_S, deadline)
@@ -167,6 +179,7 @@ class LocalRunner:
                     each.kill("done")
 
         program_ending, _ = supervise(boxes, clock, on_line)
+        self._note(program_ending.stderr)
         return verdicts.outcomes(program_ending)
 
 
@@ -248,6 +261,23 @@ def judge_reply(line: bytes, test: CallTest, tolerance: float) -> Outcome:
     return (
         "passed" if same_value(got, test.expected, loose=test.loose, tolerance=tolerance) else "wrong_answer"
     )
+
+
+def message_of(line: bytes) -> bytes:
+    """The exception that a reply of `rewards.code.inside` tells of, or b""."""
+    try:
+        reply = json.loads(line)
+        said = reply["error"][1] if "error" in reply else reply.get("message") or reply.get("why")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return b""
+    return said.encode(errors="replace") if isinstance(said, str) else b""
+
+
+def last_line(said: bytes) -> str:
+    """The last line that is not blank, in printable characters and without addresses, which vary."""
+    lines = said.decode(errors="replace").strip().splitlines()
+    shown = "".join(each if each.isprintable() else "\ufffd" for each in lines[-1].strip()) if lines else ""
+    return _ADDRESS.sub("0x...", shown)[:_REASON_CHARS]
 
 
 def load_problem(line: bytes) -> list[Outcome]:

@@ -15,7 +15,7 @@ from rewards.code.box import Limits, SandboxBrokenError
 from rewards.code.cases import Test, read_tests
 from rewards.code.extract import extract
 from rewards.code.inside_files import harness_folder, remove_left_folders
-from rewards.code.isolation import sandbox
+from rewards.code.isolation import NONE, sandbox
 from rewards.code.proof import choose
 from rewards.code.runs import BrokenTestError, LocalRunner, Outcome, Rules
 from rewards.code.service import ServiceRunner
@@ -29,7 +29,8 @@ def code(prompt: Prompt, completions: Sequence[Completion], options: CodeOptions
     """Run each completion's program against the prompt's tests.
 
     The score is 1 if all pass, else 0; with ``reward: share`` it is the share that passes. Numbers:
-    ``tests_passed`` and ``tests_total``. Text: ``outcomes``, one word for each test that was run. With
+    ``tests_passed`` and ``tests_total``. Texts: ``outcomes``, one word for each test that was run, and
+    ``reason``, the last line of what a program that failed wrote to standard error, or its exception. With
     ``reward: all`` tests after the first failure are not run.
 
     Raises:
@@ -48,21 +49,31 @@ def warm_up(options: CodeOptions) -> None:
     """
     _runner(_key(options))
     if not options.url:
-        print(f"programs run in the sandbox {choose(options.isolation, options.processes)!r}")
+        print(_start_line(choose(options.isolation, options.processes)))
+
+
+def _start_line(method: str) -> str:
+    if method == NONE:
+        return "programs run without a sandbox (isolation: none)"
+    return (
+        f"programs run in the sandbox {method!r}: a hostile program was tried, and could not reach files "
+        "outside, the network, other processes or the environment, nor exceed its memory"
+    )
 
 
 def _judge(text: str, tests: Sequence[Test], options: CodeOptions) -> Judgement:
     program = extract(text, options.language, bare=options.bare)
     if program is None:
         return _judgement(["no_code"], len(tests), options)
+    runner = _runner(_key(options))
     try:
-        outcomes = _runner(_key(options)).run(program, tests)
+        outcomes = runner.run(program, tests)
     except (SandboxBrokenError, BrokenTestError) as error:
         return Judgement(score=None, status="error", detail=str(error))
-    return _judgement(outcomes, len(tests), options)
+    return _judgement(outcomes, len(tests), options, runner.reason)
 
 
-def _judgement(outcomes: Sequence[Outcome], total: int, options: CodeOptions) -> Judgement:
+def _judgement(outcomes: Sequence[Outcome], total: int, options: CodeOptions, reason: str = "") -> Judgement:
     passed = sum(outcome == "passed" for outcome in outcomes)
     failure = next((outcome for outcome in outcomes if outcome != "passed"), "passed")
     score = passed / total if options.reward == "share" else float(passed == total)
@@ -71,7 +82,8 @@ def _judgement(outcomes: Sequence[Outcome], total: int, options: CodeOptions) ->
         tags={"code": failure},
         answer_ok=passed == total,
         numbers={"tests_passed": float(passed), "tests_total": float(total)},
-        texts={"outcomes": " ".join(outcomes)},
+        texts={"outcomes": " ".join(outcomes)}
+        | ({"reason": reason} if reason and failure != "passed" else {}),
     )
 
 

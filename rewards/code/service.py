@@ -20,7 +20,16 @@ from rewards.code.box import SandboxBrokenError
 from rewards.code.cases import CallTest, SourceTest, StdinTest, Test
 from rewards.code.compare import same_output
 from rewards.code.inside_files import HARNESS
-from rewards.code.runs import BrokenTestError, Outcome, Rules, judge_reply, load_problem, request_of
+from rewards.code.runs import (
+    BrokenTestError,
+    Outcome,
+    Rules,
+    judge_reply,
+    last_line,
+    load_problem,
+    message_of,
+    request_of,
+)
 
 _WAITS_S: Final = (0.0, 1.0, 4.0)
 """Seconds before each attempt."""
@@ -43,6 +52,8 @@ class ServiceRunner:
 
     def __init__(self, url: str, rules: Rules) -> None:
         self._url, self._rules = url.rstrip("/") + "/run_code", rules
+        self.reason = ""
+        """The last line that the last program wrote to standard error."""
 
     def run(self, program: str, tests: Sequence[Test]) -> list[Outcome]:
         """The outcome of each test in order, at most up to the first failure if the rules say so.
@@ -52,6 +63,7 @@ class ServiceRunner:
             BrokenTestError: a test needs a sandbox of this machine.
         """
         deadline = time.monotonic() + self._rules.total_s
+        self.reason = ""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(tests):
             rest = tests[len(outcomes) :]
@@ -69,6 +81,7 @@ class ServiceRunner:
     def _stdin(self, program: str, test: StdinTest) -> Outcome:
         result = self._post({"code": program, "stdin": test.stdin})
         if failure := _how_failed(result, self._rules.limits.output_bytes):
+            self.reason = last_line(str(result.get("stderr") or "").encode(errors="replace"))
             return failure
         right = same_output(str(result.get("stdout") or ""), test.stdout, self._rules.tolerance)
         return "passed" if right else "wrong_answer"
@@ -94,6 +107,8 @@ class ServiceRunner:
         lines = [
             line.encode() for line in str(result.get("stdout") or "").splitlines() if line.startswith("{")
         ]
+        said = (message_of(line) for line in lines)
+        self.reason = last_line(next(filter(None, said), b""))
         if not lines:
             return [_how_failed(result, limits.output_bytes) or "runtime_error"]
         if problem := load_problem(lines[0]):

@@ -27,6 +27,7 @@ URL = "scorers.judge.endpoint=http://127.0.0.1:1/v1"
         ("call_timeout_s=51", "must be at most deadline_s (50)"),
         ("max_concurrent=0", "must be above 0"),
         ("max_failure_share=1.5", "must be between 0 and 1"),
+        ("max_cost=1", "must be 0 without price_in and price_out"),
         ("canaries=some", "must be one of none, warn, stop"),
         ("replicas=9", "max_concurrent = 8: must be at least the number of replicas (9)"),
     ],
@@ -43,7 +44,7 @@ def test_where_and_how_it_is_called_is_no_other_experiment() -> None:
     for same in (
         *("endpoint=http://other/v1", "max_concurrent=2", "requests_per_minute=5", "price_in=1"),
         *("cache=elsewhere", "deadline_s=9", "call_timeout_s=9", "max_retries=0", "canaries=stop"),
-        *("max_failure_share=1", "canary_every=7"),
+        *("max_failure_share=1", "canary_every=7", "max_cost=0"),
     ):
         more = ["scorers.judge.call_timeout_s=9"] if same == "deadline_s=9" else []
         assert config_hash(load_config("judge", [f"scorers.judge.{same}", *more])) == usual, same

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.judge_server import FAULTS, Faults, judge
+from lab.judge_server import FAULTS, Faults, judge, reply_to
 from rewards.judge_request import make_request
 from rewards.judge_rubric import load_rubric
 
@@ -41,6 +41,17 @@ def test_only_a_gullible_judge_does_what_the_answer_says() -> None:
 def test_a_message_without_the_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="must have a block ANSWER"):
         judge([{"role": "user", "content": "Is 7 right?"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("Which integer does this end with?\n3 + 4 = 7", "The last integer of your message is 7."),
+        ("Hello", "Your message has no integer."),
+    ],
+)
+def test_an_ordinary_message_gets_a_sentence(text: str, reply: str) -> None:
+    assert reply_to([{"role": "user", "content": text}]) == reply
 
 
 def test_faults_come_by_their_share_and_in_every_kind() -> None:

@@ -63,12 +63,71 @@ def test_a_trial_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert correct["mean"] == 0.5 and correct["num_null"] == 0
     rows = found["rows"]
     assert [row["reward"] for row in rows] == [1.0, 0.0, 1.0, 0.0]
-    places = ["rows.jsonl, line 1", "rows.jsonl, line 2", "rows.jsonl, line 3", "rows.jsonl, line 3"]
+    places = ["rows.jsonl, line 1", "rows.jsonl, line 2", "rows.jsonl, line 3 #1", "rows.jsonl, line 3 #2"]
     assert [row["place"] for row in rows] == places
     shown = capsys.readouterr().out
     assert shown.startswith("rows.jsonl: 4 completions of 2 prompts\n")
     assert "format: tag structure: missing 4" in shown
     assert "rows.jsonl, line 2" in shown and "so the answer is 8" in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith("rows.jsonl, line 2")]
+    assert sorted(row.split()[3:6]) == ["0", "0", "missing"]  # each score with its tag
+
+
+OWN = """
+from rollouts.records import Judgement
+
+async def score(prompt, completions, options):
+    if completions[0].text in options.options["fails"]:
+        raise KeyError("no key")
+    return [Judgement(score=1.0) for _ in completions]
+"""
+
+
+@pytest.fixture
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The arguments of a trial of four groups with an own scorer that fails on chosen ones."""
+    (folder / "own_async.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(folder))
+    Path("own.yaml").write_text(
+        'base: debug\nallow: [own_async]\nscorers: {mine: {kind: "own_async:score", weight: 1.0}}\n'
+    )
+    rows = [{"prompt": "3 + 4 = ?", "id": str(number), "completion": str(number)} for number in range(4)]
+    return write_rows(*rows)
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "note"),
+    [
+        ("", 0, ""),
+        ("0 1", 0, "2 of 4 scores are missing"),
+        ("0 1 2", 1, "3 of 4 scores are missing, too many"),
+    ],
+)
+def test_missing_scores_are_noted_and_too_many_end_with_1(
+    own: str, fails: str, code: int, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = f"scorers.mine.options={{fails: '{fails}'}}" if fails else "scorers.mine.options={fails: x}"
+    assert main(["rewards", "try", own, "--config", "own.yaml", "--scorer", "mine", options]) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if "missing" in line]
+    assert lines == ([f"polyphony: scorers.mine: {note}"] if note else [])
+
+
+def test_the_failure_of_an_async_scorer_is_logged_with_row_and_traceback(
+    own: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = "scorers.mine.options={fails: '2'}"
+    assert main(["rewards", "try", own, "--config", "own.yaml", "--scorer", "mine", options]) == 0
+    assert "sample rows.jsonl, line 3: error: " in caplog.text
+    assert "own_async.py:6 in score: KeyError: 'no key'" in caplog.text
+    assert "Traceback (most recent call last):" in caplog.text and "raise KeyError" in caplog.text
+
+
+def test_without_a_scorer_of_the_reward_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Null and not 0, which would look like a bad completion."""
+    found = result(write_rows(*ROWS), *CORRECT, "scorers.lab_answer.weight=0")
+    assert [row["reward"] for row in found["rows"]] == [None] * 4
+    assert found["scorers"]["lab_answer"]["mean"] == 0.5
+    assert "no scorer has a weight, so there is no reward" in capsys.readouterr().err
 
 
 def test_a_trial_of_a_config_and_of_chosen_scorers() -> None:
@@ -170,7 +229,7 @@ def test_a_scorer_without_any_score_ends_with_1(capsys: pytest.CaptureFixture[st
     assert main(["rewards", "try", path, *CORRECT, "--json", "out.json"]) == 1
     done = capsys.readouterr()
     assert "lab_answer: 1 error, the first: rewards" in done.out or "must be an integer" in done.out
-    assert "scorers.lab_answer gave no score at all" in done.err
+    assert "scorers.lab_answer: all 1 scores are missing, too many" in done.err
     (row,) = json.loads(Path("out.json").read_text())["rows"]
     assert row["reward"] is None and row["scores"] == {"lab_answer": None}
 

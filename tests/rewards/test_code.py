@@ -90,6 +90,31 @@ def test_outcomes(row: Any, program: str, outcome: str, method: str) -> None:
     assert judgement.answer_ok is (outcome == "passed")
 
 
+@pytest.mark.parametrize(
+    ("row", "program", "reason"),
+    [
+        (STDIN, "int('x')", "ValueError: invalid literal for int() with base 10: 'x'"),
+        (STDIN, "import socket\nsocket.socket()", "PermissionError: [Errno 1] Operation not permitted"),
+        (STDIN, "I do not know", "SyntaxError: invalid syntax"),
+        (STDIN, "raise ValueError(f'{object()}\\x1b[2J')",
+         "ValueError: <object object at 0x...>\ufffd[2J"),
+        (CALLS, "def add(a, b): return a / 0", "ZeroDivisionError: division by zero"),
+        (CALLS, "import os\nos.write(2, b'so long')\nos._exit(3)", "so long"),
+        (CHECK, "def add(a, b): return a / 0", "ZeroDivisionError: division by zero"),
+        (CHECK, "def add(a, b:", "SyntaxError: '(' was never closed (main.py, line 1)"),
+    ],
+)  # fmt: skip
+def test_a_program_that_fails_says_why(row: Any, program: str, reason: str) -> None:
+    """What it wrote last, so that a socket that is refused can be told from a typing error."""
+    assert judge(row, program, wall_s=8.0).texts["reason"] == reason
+
+
+@pytest.mark.parametrize("row", [STDIN, CALLS, CHECK])
+def test_a_program_that_passes_has_no_reason(row: Any) -> None:
+    program = "import sys\nprint('noise', file=sys.stderr)\n" + (SUM if row is STDIN else ADD)
+    assert "reason" not in judge(row, program, wall_s=8.0).texts
+
+
 def test_the_share_of_tests_that_pass() -> None:
     judgement = judge(STDIN, "print(3)", reward="share")
     assert judgement.score == 0.5 and judgement.tags == {"code": "wrong_answer"}

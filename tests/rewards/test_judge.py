@@ -348,6 +348,19 @@ def test_failed_replies_are_paid_too() -> None:
     assert found[2].numbers["cost"] == pytest.approx(report.sums["cost"] / 3)
 
 
+def test_a_run_that_has_paid_more_than_max_cost_is_stopped() -> None:
+    """The calls of several steps together: 3 of 0.0003 are above 0.0008, 2 are not."""
+
+    async def work(judge: Judge, stub: Stub) -> list[str]:
+        steps = ("4", "5", "6", "6")  # without a cache the last one is paid again
+        return [(await judge.score(PROMPT, completions(each)), judge.take_report().stop)[1] for each in steps]
+
+    each = (PROMPT_TOKENS * 1 + COMPLETION_TOKENS * 10) / 1e6
+    stops = with_judge([YES], work, max_cost=2.5 * each)
+    assert stops[:2] == ["", ""] and all("more than its share of max_cost" in stop for stop in stops[2:])
+    assert with_judge([YES], work) == [""] * 4
+
+
 def test_only_the_key_of_its_secret_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the OPENAI_API_KEY of the environment; and loopback needs no proxy."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -391,3 +392,10 @@ def test_a_mask_says_which_tokens_were_sampled() -> None:
     assert rows.column("behavior_logprobs").to_pylist() == [[-0.5, None, -0.25], [-0.5] * 3]
     with pytest.raises(AssertionError, match="an entry per token"):
         replace(completion, loss_mask=(True,))
+
+
+def test_the_page_lists_every_column_and_which_may_be_null() -> None:
+    """docs/rollouts.md, as a user reads it."""
+    page = (Path(__file__).resolve().parents[2] / "docs/rollouts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (yes)? ?\| [^|]+ \|$", page, re.MULTILINE)
+    assert rows == [(field.name, "yes" if field.nullable else "") for field in ROLLOUT_SCHEMA]

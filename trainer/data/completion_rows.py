@@ -55,16 +55,17 @@ def read_completions(path: str, limit: int = 0) -> list[CompletionGroup]:
         raise ValueError(f"{path}: must have at least one row, got none")
     groups = []
     # Consecutive rows only: the same prompt further down may be another sample of it on purpose.
-    for number, (_, same) in enumerate(groupby(parts, key=lambda part: _identity(part[0], part[1]))):
+    for _, same in groupby(parts, key=lambda part: _identity(part[0], part[1])):
         members = list(same)
         completions = [each for _, _, texts in members for each in texts]
-        places = [prompt.place for prompt, _, texts in members for _ in texts]
+        places = [place for prompt, _, texts in members for place in _places(prompt.place, len(texts))]
         groups.append(
             CompletionGroup(
                 prompt=members[0][0],
                 completions=tuple(
-                    replace(each, sample_id=f"{number:08d}.{place}", seed=place)
-                    for place, each in enumerate(completions)
+                    # The log of a scorer then names the row.
+                    replace(each, sample_id=place, seed=seed)
+                    for seed, (place, each) in enumerate(zip(places, completions, strict=True))
                 ),
                 places=tuple(places),
                 scores=({},) * len(completions),
@@ -72,6 +73,11 @@ def read_completions(path: str, limit: int = 0) -> list[CompletionGroup]:
             )
         )
     return groups
+
+
+def _places(row: str, count: int) -> list[str]:
+    """Names of a row's completions: "rows.jsonl, line 3", or "rows.jsonl, line 3 #2" of several."""
+    return [row] if count == 1 else [f"{row} #{number + 1}" for number in range(count)]
 
 
 def row_has_tokens(row: Row) -> bool:

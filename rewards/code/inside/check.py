@@ -267,7 +267,9 @@ def _bind(module: ModuleType, name: str, link: Link) -> None:
 
 
 def _failed(error: BaseException, link: Link, has_called: bool) -> dict[str, object]:
-    why = f"{type(error).__name__}: {error}"[:300]
+    name, said = type(error).__name__, str(error)
+    # An exception of the program comes with its name.
+    why = (said if said.startswith(f"{name}: ") else f"{name}: {said}")[:300]
     if isinstance(error, wire.WrongTypeError) and str(error) != Remote.__name__:
         return {"outcome": "broken", "why": f"the test passes what cannot be sent, a value of type {error}"}
     # A module that is not installed here is the fault of the test, not of the program.
@@ -292,7 +294,8 @@ def main() -> None:
         loaded = link.read()
     except ProgramGoneError:
         loaded = {"loaded": False, "problem": "runtime_error"}
-    tell({"loaded": loaded.get("loaded") is True, "problem": str(loaded.get("problem", ""))})
+    said = {key: str(loaded.get(key, "")) for key in ("problem", "message")}
+    tell({"loaded": loaded.get("loaded") is True, **said})
     if loaded.get("loaded") is not True:
         return
     for name in MODULES:
