@@ -107,7 +107,7 @@ def _refined(run: BoundRun) -> Iterator[Broken]:
     refines, adds = refiner.kind_name != NONE, refiner.kind.adds
     makes = {each for each in ADDED if refines and (each == adds or refiner.is_own)}
     if refines and not makes & run.losses.keys():
-        yield "refiner.kind", f"must have a loss to train with, such as loss.{adds}={_USUAL[adds]}"
+        yield "refiner.kind", f"must have a loss to train with: loss.{adds}={_USUAL[adds]}"
     for origin in ADDED:
         loss = run.losses.get(origin)
         if loss is not None and origin not in makes and not run.rollouter.is_own:

@@ -32,7 +32,7 @@ def test_sdpo_without_its_refiner_needs_the_policy_loss_again() -> None:
     assert list(config.loss) == ["policy"] and config.loss["policy"]["weight"] == 1.0
     # Another refiner makes other rows: the loss of the old ones goes, and one for the new ones is asked for.
     text = problem("sdpo", "refiner={kind: critique_grpo}")
-    assert "must have a loss to train with, such as loss.refined={kind: shaped}" in text
+    assert "must have a loss to train with: loss.refined={kind: shaped}" in text
 
 
 def test_a_loss_without_rows_that_was_asked_for_is_still_refused() -> None:
