@@ -15,8 +15,9 @@ from transformers import AutoConfig
 from configs.kinds.models import ModelOptions
 from configs.schema import ModelConfig
 from rewards.model_calls import GenerateRequest, Messages, OverLong, TextOrPair
+from rollouts.files import unicode_text
 from rollouts.records import Prompt
-from trainer.data.encode import load_tokenizer, load_vocab_size, prompt_ids
+from trainer.data.encode import fixed_clock, load_tokenizer, load_vocab_size, prompt_ids
 
 _SIDES: Final = {"cut_left": "left", "cut_right": "right"}
 
@@ -55,7 +56,7 @@ class ModelInputs:
             # `prompt_ids` names what it refuses by its place.
             chat = Prompt(
                 prompt_id="",
-                messages=request.prompt,  # type: ignore[arg-type]
+                messages=_as_unicode(request.prompt),
                 answer=None,
                 domain="",
                 place=f"a request to {self._path}",
@@ -78,6 +79,7 @@ class ModelInputs:
             ValueError: it is longer than the limit and must not be cut, it has no tokens, or the template
                 refuses it.
         """
+        given = _as_unicode(given)
         with self._lock:
             texts = _texts_of(given)
             encoded = self._texts(texts, over_long) if texts else self._chat(given, over_long)  # type: ignore[arg-type]
@@ -116,7 +118,11 @@ class ModelInputs:
         if not self._tokenizer.chat_template:
             raise ValueError(f"{self._path}: a chat needs a chat template, which the tokenizer has not")
         try:
-            return list(self._tokenizer.apply_chat_template(messages, return_dict=False))
+            return list(
+                self._tokenizer.apply_chat_template(
+                    messages, return_dict=False, **fixed_clock(self._tokenizer)
+                )
+            )
         except Exception as error:  # a template is code from the model's folder and may raise anything
             raise ValueError(f"{self._path}: the chat template refuses a chat: {error}") from error
 
@@ -125,6 +131,11 @@ class ModelInputs:
             raise ValueError(
                 f"{self._path}: an input must be at most max_model_len = {self._limit} tokens, got {length}"
             )
+
+
+def _as_unicode(given: Any) -> Any:
+    """The input with U+FFFD for lone surrogates, which tokenizers refuse and a policy may write."""
+    return unicode_text(given) if isinstance(given, str) else tuple(_as_unicode(each) for each in given)
 
 
 def _ids_of(prompt: Messages | tuple[int, ...]) -> tuple[int, ...] | None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm import PoolingParams, SamplingParams
-from vllm.config import PoolerConfig
+from vllm.config import PoolerConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from actors.engine_thread import Call, EngineThread, Output, Request, settled, shared_args
 from actors.model_inputs import Encoded, ModelInputs
@@ -53,6 +53,11 @@ def server_args(options: ModelOptions, device: str) -> EngineArgs:
         enable_prefix_caching=generates and device != "cpu",
         seed=0,
     )
+    if generates:
+        # Without white space between tokens of JSON, which a weak model would write without end.
+        args.structured_outputs_config = StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True
+        )
     if options.pooling != "auto":
         args.pooler_config = PoolerConfig(pooling_type=options.pooling.upper())
     if not options.max_model_len:
@@ -92,12 +97,18 @@ class ModelServer(EngineThread):
         """One text for each request.
 
         Raises:
-            ValueError: a prompt is refused by the template or leaves no room for `max_tokens`.
+            ValueError: a prompt is refused by the template or leaves no room for `max_tokens`; or the model
+                cannot write a text in the form that a request asks for.
         """
         self._check_task(GENERATE)
         ids = [self._inputs.to_generate(request) for request in requests]
         asked = [Request(own, _sampling_params(each)) for own, each in zip(ids, requests, strict=True)]
         outputs = [output.outputs[0] for output in await self._ask(call_id, asked)]
+        if any(output.finish_reason == "error" for output in outputs):
+            raise ValueError(
+                f"{self._options.path}: the model cannot write a reply in the form that is asked for: its "
+                "tokenizer has no tokens for it"
+            )
         texts = self._inputs.decode([output.token_ids for output in outputs])
         return [
             GenerateReply(
@@ -184,7 +195,15 @@ def _sampling_params(request: GenerateRequest) -> SamplingParams:
         max_tokens=request.max_tokens,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=_structure(request),
     )
+
+
+def _structure(request: GenerateRequest) -> StructuredOutputsParams | None:
+    """What the reply must look like; None for any text."""
+    if request.json_schema:
+        return StructuredOutputsParams(json=request.json_schema)
+    return StructuredOutputsParams(choice=list(request.choices)) if request.choices else None
 
 
 def _pooling_request(encoded: Encoded, task: str) -> Request:

@@ -12,10 +12,11 @@ import math
 import reprlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from configs.kinds.base import load_target
 from rewards.custom import finite_or_none, one_element
+from rollouts.files import unicode_text
 from rollouts.records import Completion, Judgement, Partition, Prompt, Span, Status
 
 HEADER = struct.Struct(">I")
@@ -182,6 +183,13 @@ def _quoted(value: object) -> str:
 def _checked(result: object) -> Judgement:
     if not isinstance(result, Judgement):
         return _invalid(f"the scorer returned {_quoted(result)}; expected a Judgement")
+    # What a completion says may hold lone surrogates, and quoting it does not make its score a wrong one.
+    result = dataclasses.replace(
+        result,
+        answer=_as_unicode(result.answer),
+        tags=_as_unicode(result.tags),
+        texts=_as_unicode(result.texts),
+    )
     if not _extras_ok(result):
         return _invalid(
             f"the scorer returned a partition, numbers or texts of a wrong type: {_quoted(result)}"
@@ -232,6 +240,15 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _as_unicode(value: Any) -> Any:
+    """The value with U+FFFD for lone surrogates in its texts; what is neither text nor mapping as it is."""
+    if isinstance(value, str):
+        return value if _is_unicode(value) else unicode_text(value)
+    if isinstance(value, Mapping):
+        return {_as_unicode(key): _as_unicode(each) for key, each in value.items()}
+    return value
 
 
 def _is_storable(judgement: Judgement) -> bool:

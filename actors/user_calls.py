@@ -16,14 +16,15 @@ from rewards.target_forms import is_batched
 _MAX_CHARS = 200
 _VERL_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 _OWN_ARGUMENTS = ("prompt", "completions", "options")
+_WITH_MODELS: Final = "scorer with models"
 
 
 @dataclass(frozen=True, slots=True)
 class UserCall:
     """A call: names of its arguments (none: nothing is known), and whether they are passed by name.
 
-    `role` is "scorer" of a user's own kind, which may be a class or batched, "custom" of the function of that
-    kind, and "" of anything else.
+    `role` is "scorer" of a user's own kind, which may be a class or batched, "scorer with models" if its
+    config names models, "custom" of the function of that kind, and "" of anything else.
     """
 
     arguments: tuple[str, ...] = ()
@@ -43,9 +44,9 @@ def custom_call(options: Sequence[str]) -> UserCall:
     return UserCall((*_VERL_ARGUMENTS, *options), by_name=True, role="custom")
 
 
-def scorer_call() -> UserCall:
-    """How `actors.scorer` calls a user's own plain function."""
-    return UserCall(_OWN_ARGUMENTS, role="scorer")
+def scorer_call(with_models: bool = False) -> UserCall:
+    """How `actors.scorer` calls a user's own plain function; only a class can be given models."""
+    return UserCall(_OWN_ARGUMENTS, role=_WITH_MODELS if with_models else "scorer")
 
 
 def decode_call(fields: Mapping[str, Any]) -> UserCall:
@@ -57,7 +58,9 @@ def call_problem(target: Callable[..., Any], call: UserCall, name: str) -> str:
     """Why `target`, which the config calls `name`, cannot be called so; "" if it can or if nobody knows."""
     if not call.arguments:
         return ""
-    if call.role == "scorer":
+    if call.role == _WITH_MODELS and not (inspect.isclass(target) and _names(target, "models")):
+        return "must be a class whose constructor takes (options, models), because the entry names models"
+    if call.role in ("scorer", _WITH_MODELS):
         return _scorer_problem(target, name)
     if _takes(target, call.arguments, call.by_name):
         return ""
@@ -72,8 +75,9 @@ def _scorer_problem(target: Callable[..., Any], name: str) -> str:
     # A class gets its options in the constructor, and its method `score` only the rest.
     arguments = ("items",) if is_batched(target) else _OWN_ARGUMENTS[:-1]
     if inspect.isclass(target):
-        if not _takes(target, ("options",), False):
-            return _must_accept(target, ("options",), False)
+        given = ("options", "models") if _names(target, "models") else ("options",)
+        if not _takes(target, given, False):
+            return _must_accept(target, given, False)
         score = inspect.getattr_static(target, "score", None)
         # Without one it is refused when it starts; of what is no plain method the signature tells too little.
         if not inspect.isfunction(score) or _takes(score, ("self", *arguments), False):

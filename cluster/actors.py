@@ -129,7 +129,7 @@ def spawn_scorers(
         if inline and entry.own_code():
             limit_s = math.inf  # it may stop at a breakpoint
         # Weight and combination are applied by the driver: a replica need not be rebuilt for another.
-        used = {model: models[model] for model in options.models().values()}
+        used = {model: models[model] for model in options.model_names().values()}
         prefixes = tuple(pool.prefix for pool in used.values())
         built_with = (replace(common, weight=0.0, combine=""), options, secrets, inline, prefixes)
         scorer_pool = (kept or {}).get(name)

@@ -5,6 +5,7 @@ Called by `cluster.job` and `cluster.checks` before anything starts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,15 @@ _MADE_BY: Final = {"runs/lab-reward-model": "polyphony lab train-reward-model ma
 
 
 def used_models(run: BoundRun) -> Iterator[tuple[str, ModelOptions]]:
-    """The frozen models of a run that some option names, with their names."""
+    """The frozen models of a run that some option names and that the run serves, with their names."""
     used = run.used_models()
-    return ((name, options) for name, options in run.models.items() if name in used)
+    return ((name, options) for name, options in run.models.items() if name in used and not options.endpoint)
+
+
+def used_endpoints(run: BoundRun) -> Iterator[tuple[str, ModelOptions]]:
+    """The models that some option names and that a server outside of the run has, with their names."""
+    used = run.used_models()
+    return ((name, options) for name, options in run.models.items() if name in used and options.endpoint)
 
 
 def local_models(run: BoundRun) -> BoundRun:
@@ -60,7 +67,7 @@ def check_models(run: BoundRun, device: str) -> None:
 
     Raises:
         ValueError: a model asks for GPUs where there are none, or for none where the engines need one, or its
-            attention cannot be computed on CPUs.
+            attention cannot be computed on CPUs; or the key of an endpoint is not set.
     """
     for name, options in used_models(run):
         key = f"models.{name}.num_gpus"
@@ -74,6 +81,12 @@ def check_models(run: BoundRun, device: str) -> None:
             check_cpu_attention(ModelConfig(path=options.path, trust_remote_code=options.trust_remote_code))
         except (ValueError, OSError, AttributeError, KeyError) as error:
             raise ValueError(f"models.{name}.path: {error}") from error
+    for name, options in used_endpoints(run):
+        if options.api_key and not os.environ.get(options.api_key):
+            raise ValueError(
+                f"models.{name}.api_key: environment variable {options.api_key} is not set: export it before "
+                "the run"
+            )
 
 
 def model_folder(name: str, key: str) -> Path:

@@ -14,11 +14,12 @@ from itertools import count
 
 from cluster.calls import ClassifierServer, ModelServer, blueprint
 from cluster.model_client import LocalReplica, ModelClient, NamedReplica, Replica
-from cluster.model_files import used_models
+from cluster.model_files import used_endpoints, used_models
 from cluster.site import Site
 from cluster.spawn import Handle
 from cluster.supervise import Supervised
 from configs.kinds.models import ModelOptions
+from rewards.endpoint_model import EndpointClient, EndpointConfig
 from rewards.model_calls import Model
 
 
@@ -30,8 +31,8 @@ class ModelPool:
     prefix: str
     """Begins the Ray names of its replicas; unique to this pool."""
     replicas: tuple[Supervised, ...]
-    for_driver: ModelClient
-    for_scorers: ModelClient
+    for_driver: Model
+    for_scorers: Model
     """Can be sent to other processes."""
 
 
@@ -44,7 +45,18 @@ def spawn_models(site: Site, kept: Mapping[str, ModelPool] | None = None) -> dic
         if pool is None or pool.built_with != (options, local):
             pool = _spawn(site, name, options, local)
         pools[name] = pool
-    return pools
+    return pools | {name: _endpoint(name, options) for name, options in used_endpoints(site.run)}
+
+
+def _endpoint(name: str, options: ModelOptions) -> ModelPool:
+    """A model of a server outside of the run: clients alone."""
+    config = EndpointConfig(url=options.endpoint, model=options.path, extra=options.extra)
+    client = EndpointClient(f"model {name}", config, options.api_key, options.max_num_seqs)
+    # Scorers that were built with the same endpoint can be kept.
+    prefix = f"endpoint-{options.endpoint}-{options.path}"
+    return ModelPool(
+        built_with=(options, False), prefix=prefix, replicas=(), for_driver=client, for_scorers=client
+    )
 
 
 def clients(pools: Mapping[str, ModelPool]) -> dict[str, Model]:

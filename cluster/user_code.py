@@ -69,6 +69,8 @@ def _calls(run: BoundRun) -> dict[str, UserCall]:
 
 
 def _call_of(entry: BoundEntry[Any], name: str) -> UserCall:
+    if name == "kind" and entry.key.startswith("scorers.") and entry.options.model_names():
+        return scorer_call(with_models=True)
     if name == "kind":
         return _CALLS[entry.key.partition(".")[0]]
     if isinstance(entry.options, CriticOptions):

@@ -133,7 +133,7 @@ class BoundRun:
 
     def used_models(self) -> set[str]:
         """Names of the models that some option names."""
-        return {name for entry in self.entries() for name in entry.options.models().values()}
+        return {name for entry in self.entries() for name in entry.options.model_names().values()}
 
     def entries(self) -> Iterator[BoundEntry[Any]]:
         """All of them."""

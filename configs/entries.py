@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import Problem, nearest, raise_if_any
 from configs.kinds.advantages import ADVANTAGES
-from configs.kinds.base import Common, Kind, Options, OwnOptions, find_kind
+from configs.kinds.base import Common, Kind, Options, OwnModelOptions, OwnOptions, find_kind
 from configs.kinds.bonuses import BONUSES
 from configs.kinds.controllers import CONTROLLERS, OwnControllerOptions
 from configs.kinds.datasets import DATASETS
@@ -63,7 +63,7 @@ class Role:
 
 
 NAMED_ENTRIES: dict[str, Role] = {
-    "scorers": Role(SCORERS, ScorerCommon),
+    "scorers": Role(SCORERS, ScorerCommon, own=OwnModelOptions),
     "loss": Role(LOSSES, LossCommon),
     "token_advantage": Role(TOKEN_ADVANTAGES),
     "reward_shape": Role(REWARD_SHAPES),
@@ -74,7 +74,7 @@ NAMED_ENTRIES: dict[str, Role] = {
 }
 """Sections that map a name to an entry."""
 SINGLE_ENTRIES: dict[str, Role] = {
-    "rollouter": Role(ROLLOUTERS),
+    "rollouter": Role(ROLLOUTERS, own=OwnModelOptions),
     "refiner": Role(REFINERS, own=OwnRefinerOptions),
     "advantage": Role(ADVANTAGES),
     "data.train": Role(DATASETS),

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,27 @@ class Training:
 
     seed: int = 0
     num_rows: int = 24_576
-    num_updates: int = 400
-    rows_per_update: int = 128
+    num_updates: int = 300
+    rows_per_update: int = 64
     lr: float = 1.0e-3
+    prefix_weight: float = 1.0
+    """Weight of the label so far at each token of the solution, beside the label of the whole."""
+    num_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A solution in tokens, prompt included, and whether its answer is right."""
+    """A solution in tokens, prompt included, and whether its answer is right.
+
+    The solution begins at token `start`; the tokens before `common` could also begin the right one. They are
+    all of them if the answer is right.
+    """
 
     ids: list[int]
     is_right: bool
     prompt: str
+    start: int
+    common: int
 
 
 def train_reward_model(base: Path, output: Path, training: Training) -> dict[str, float]:
@@ -61,7 +70,8 @@ def train_reward_model(base: Path, output: Path, training: Training) -> dict[str
     if output.exists() and not (output / "manifest.json").exists():
         raise ValueError(f"--out must be a new folder or one that this command wrote, got {output}")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    learn, held_out = split(labelled(make_corpus(_corpus(training)), tokenizer))
+    learn, held_out = split(labelled(_corpus(training), tokenizer))
+    torch.set_num_threads(training.num_threads)
     began = time.perf_counter()
     # The head is drawn from the seed, and the global generator of the caller stays as it was.
     with torch.random.fork_rng(devices=[]):
@@ -82,17 +92,38 @@ def train_reward_model(base: Path, output: Path, training: Training) -> dict[str
     return measured
 
 
-def labelled(rows: Sequence[CorpusRow], tokenizer: Any) -> list[Labelled]:
-    """The rows as chats in tokens; a solution is right if its last integer is the answer."""
+def labelled(config: CorpusConfig, tokenizer: Any) -> list[Labelled]:
+    """The rows of a corpus as chats in tokens; a solution is right if its last integer is the answer."""
+    rows = make_corpus(config)
+    # The errors of a corpus are drawn whether they are made or not: without any it has the same rows, right.
+    without = {name: replace(part, error_rate=0.0) for name, part in config.formats.items()}
+    right = make_corpus(replace(config, formats=without))
+    encoded, wanted = (_encoded(each, tokenizer) for each in (rows, right))
+    asked = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": row.prompt}] for row in rows],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    found = []
+    for row, ids, same, prompt in zip(rows, encoded, wanted, asked, strict=True):
+        is_right = re.findall(r"\d+", row.response)[-1] == row.answer
+        common = len(ids) if is_right else _common(ids, same)
+        found.append(Labelled(ids, is_right, row.prompt, len(prompt), common))
+    return found
+
+
+def _encoded(rows: Sequence[CorpusRow], tokenizer: Any) -> list[list[int]]:
     chats = [
         [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.response}]
         for row in rows
     ]
-    encoded = tokenizer.apply_chat_template(chats, return_dict=False)
-    return [
-        Labelled(ids, re.findall(r"\d+", row.response)[-1] == row.answer, row.prompt)
-        for row, ids in zip(rows, encoded, strict=True)
-    ]
+    return tokenizer.apply_chat_template(chats, return_dict=False)  # type: ignore[no-any-return]
+
+
+def _common(ids: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens before the first that differs."""
+    pairs = zip(ids, other, strict=False)
+    return next((at for at, (one, two) in enumerate(pairs) if one != two), min(len(ids), len(other)))
 
 
 def split(rows: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
@@ -130,18 +161,46 @@ def _corpus(training: Training) -> CorpusConfig:
 
 
 def _train(model: Any, rows: Sequence[Labelled], training: Training) -> None:
-    """Adam on the binary cross-entropy, with a learning rate that falls to 0 in a straight line."""
+    """AdamW on the binary cross-entropy, with a learning rate that falls to 0 in a straight line.
+
+    One label per solution alone takes many times as many updates. So the head is also trained after every
+    token of the solution, with the label so far.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, training.num_updates)
     model.train()
-    for _, batch in zip(range(training.num_updates), _batches(rows, training), strict=False):
-        right = torch.tensor([float(row.is_right) for row in batch])
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(_logits(model, batch), right)
+    began, running = time.perf_counter(), torch.zeros(2)
+    for number, batch in zip(range(1, training.num_updates + 1), _batches(rows, training), strict=False):
+        losses_2 = _losses(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        (losses_2[0] + training.prefix_weight * losses_2[1]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        # A mean over about the last 20 updates; over all of them while there are fewer.
+        running += (losses_2.detach() - running) * max(0.05, 1.0 / number)
+        if number % 20 == 0 or number == training.num_updates:
+            label, so_far = running.tolist()
+            numbers, seconds = f"update {number}/{training.num_updates}", time.perf_counter() - began
+            print(f"{numbers}  loss {label:.4f}, {so_far:.4f}  {seconds:.0f} s", flush=True)
+
+
+def _losses(model: Any, rows: Sequence[Labelled]) -> Tensor:
+    """[2]: mean cross-entropy of the labels of whole solutions, and of the labels so far."""
+    ids_BT, mask_BT = _padded(model, rows)
+    logits_BT = model.score(model.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state)[..., 0]
+    last_B = mask_BT.sum(1) - 1
+    right_B = torch.tensor([float(row.is_right) for row in rows])
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    place_BT = torch.arange(ids_BT.shape[1])[None]
+    in_solution_BT = (place_BT >= torch.tensor([row.start for row in rows])[:, None]) & mask_BT.bool()
+    so_far_BT = (place_BT < torch.tensor([row.common for row in rows])[:, None]).float()
+    return torch.stack(
+        [
+            entropy(logits_BT[torch.arange(len(rows)), last_B], right_B),
+            entropy(logits_BT[in_solution_BT], so_far_BT[in_solution_BT]),
+        ]
+    )
 
 
 def _batches(rows: Sequence[Labelled], training: Training) -> Iterator[list[Labelled]]:
@@ -155,8 +214,14 @@ def _batches(rows: Sequence[Labelled], training: Training) -> Iterator[list[Labe
 
 
 def _logits(model: Any, rows: Sequence[Labelled]) -> Tensor:
-    """One logit per row, [N]. Rows are padded on the right; the head reads the last token before that."""
-    longest, pad = max(len(row.ids) for row in rows), model.config.pad_token_id
-    ids = torch.tensor([[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows])
-    logits: Tensor = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
+    """One logit per row, [N]: that of its last token."""
+    ids_BT, mask_BT = _padded(model, rows)
+    logits: Tensor = model(input_ids=ids_BT, attention_mask=mask_BT).logits
     return logits[:, 0]
+
+
+def _padded(model: Any, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T], padded on the right, and their attention mask."""
+    longest, pad = max(len(row.ids) for row in rows), model.config.pad_token_id
+    ids_BT = torch.tensor([[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows])
+    return ids_BT, (ids_BT != pad).long()

@@ -157,7 +157,7 @@ def with_scorers(run: BoundRun, names: Sequence[str]) -> BoundRun:
             raise ValueError(f"--scorer must be one of {', '.join(run.scorers)}, got {name!r}{hint}")
     chosen = {name: entry for name, entry in run.scorers.items() if not names or name in names}
     for name, entry in chosen.items():
-        if needed := sorted(set(entry.options.models().values())):
+        if needed := sorted(set(entry.options.model_names().values())):
             raise ValueError(
                 f"{entry.key} ({entry.kind_name}) needs the model {', '.join(needed)}, which only a run "
                 f"starts: choose other scorers with --scorer: {_others(run)}"
@@ -168,7 +168,7 @@ def with_scorers(run: BoundRun, names: Sequence[str]) -> BoundRun:
 
 
 def _others(run: BoundRun) -> str:
-    plain = [name for name, entry in run.scorers.items() if not entry.options.models()]
+    plain = [name for name, entry in run.scorers.items() if not entry.options.model_names()]
     return ", ".join(plain) or "this config has none without a model"
 
 

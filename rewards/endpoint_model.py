@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final
@@ -193,6 +194,8 @@ class EndpointModel:
         }
         if self._config.send_seed:
             body["seed"] = request.seed
+        if request.json_schema:
+            body["response_format"] = _response_format(request.json_schema)
         body |= self._config.extra
         return {name: value for name, value in body.items() if value is not None}
 
@@ -260,6 +263,56 @@ def _status_reason(error: Any) -> str:
     text = _short(str(said or ""))
     # Some servers only repeat the status.
     return meaning if text.casefold() in meaning.casefold() else f"{meaning}: {text}"
+
+
+class EndpointClient:
+    """An `EndpointModel` that can be sent to other processes: it connects at the first call.
+
+    `label` begins its messages; `key_variable` is the environment variable, of the process that calls, with
+    the key. Used on one event loop.
+
+    Raises:
+        ModelCallError: (from every method) no result could be had within the deadline of the config.
+    """
+
+    def __init__(self, label: str, config: EndpointConfig, key_variable: str, max_concurrent: int) -> None:
+        self._label, self._config = label, config
+        self._key_variable, self._max_concurrent = key_variable, max_concurrent
+        self._model: EndpointModel | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Connections belong to a process; a copy begins without them, and without the key.
+        return EndpointClient, (self._label, self._config, self._key_variable, self._max_concurrent)
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[GenerateReply]:
+        """One reply per request."""
+        try:
+            return await self._connected().generate(requests)
+        except TimeoutError as error:
+            raise ModelCallError(f"{self._label}: {error}") from error
+
+    async def classify(
+        self, inputs: Sequence[TextOrPair], over_long: OverLong = "cut_left"
+    ) -> list[ClassifyReply]:
+        return await self._connected().classify(inputs, over_long)
+
+    async def embed(self, inputs: Sequence[str], over_long: OverLong = "cut_right") -> list[EmbedReply]:
+        return await self._connected().embed(inputs, over_long)
+
+    def _connected(self) -> EndpointModel:
+        if self._model is None:
+            key = os.environ.get(self._key_variable, "") if self._key_variable else ""
+            limits = CallLimits(self._max_concurrent, 0.0, 0.0)
+            self._model = EndpointModel(replace(self._config, api_key=key), limits, CallCounts())
+        return self._model
+
+
+def _response_format(json_schema: str) -> dict[str, Any]:
+    """The schema as OpenAI, vLLM and others take it."""
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "reply", "strict": True, "schema": json.loads(json_schema)},
+    }
 
 
 def _usage(payload: object) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from rewards.endpoint_model import CallCounts, EndpointConfig, EndpointModel
 from rewards.judge_cache import ReplyCache
 from rewards.judge_canaries import Canary, make_canaries, probe_of
 from rewards.judge_reply import NoVerdictError, Verdict, read_reply
-from rewards.judge_request import JudgeRequest, make_request, question_of, reference_of
+from rewards.judge_request import JudgeRequest, make_request, question_of, reference_of, reply_schema
 from rewards.judge_rubric import Probe, load_rubric
 from rewards.model_calls import GenerateReply, GenerateRequest, Model, ModelCallError
 from rewards.scorer_reports import ScorerEvent, ScorerReport
@@ -29,6 +29,8 @@ from rollouts.records import Completion, Judgement, Prompt, Status
 MAX_EVENTS: Final = 100
 _LAB_JUDGE: Final = "lab-judge"
 """The name under which `polyphony lab judge-server` serves."""
+MAX_EXPLANATION: Final = 300
+"""Characters of the explanation in a reply that is held to a schema by an engine of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,7 @@ class Judge:
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             seed=max(options.seed, 0),
+            json_schema=self._schema(request),
         )
         try:
             (reply,) = await self._model.generate([call])
@@ -194,9 +197,18 @@ class Judge:
         except NoVerdictError as error:
             return _Outcome(verdict=None, status="invalid", reason=str(error), reply=reply)
 
+    def _schema(self, request: JudgeRequest) -> str:
+        """The form of the reply, if it is held to one."""
+        if not self._options.is_structured():
+            return ""
+        # A small model may write its explanation until it is cut off. Endpoints may refuse such a limit.
+        longest = 0 if self._options.endpoint else min(MAX_EXPLANATION, max(1, self._options.max_tokens // 2))
+        return reply_schema(self._rubric, request.tag, longest)
+
     def _sampling(self) -> dict[str, Json]:
         options = self._options
-        return {
+        form: dict[str, Json] = {"response_format": "json_schema"} if options.is_structured() else {}
+        return form | {
             "max_tokens": options.max_tokens,
             "temperature": options.temperature,
             "seed": options.seed,

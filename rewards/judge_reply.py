@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rewards.judge_rubric import Rubric
+from rollouts.files import unicode_text
 
 MAX_CHARS: Final = 200_000
 MAX_OBJECTS: Final = 256
@@ -63,7 +64,8 @@ def _objects(text: str, tag: str) -> list[_Object]:
 
     Reasoning ends with the first ``</think>`` that is not inside an object.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_no_constant)
+    # Not strict: models write line breaks into an explanation, where JSON wants them escaped.
+    decoder = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_no_constant, strict=False)
     found: list[_Object] = []
     position, last, reasons = 0, text.rfind(tag), True
     for _ in range(MAX_OBJECTS):
@@ -126,8 +128,7 @@ def _explanation(found: _Object) -> str:
     text = found.get("explanation", "")
     if not isinstance(text, str):
         raise NoVerdictError(f"explanation must be a text, got {_short(text)}")
-    # JSON may hold half of a surrogate pair, which cannot be stored as UTF-8.
-    unicode = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    unicode = unicode_text(text)
     return unicode if len(unicode) <= MAX_EXPLANATION else unicode[: MAX_EXPLANATION - 3] + "..."
 
 

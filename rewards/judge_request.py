@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from rewards.judge_rubric import Rubric
+from rewards.judge_rubric import Criterion, Rubric
 from rewards.model_calls import Messages
-from rollouts.files import Json
+from rollouts.files import Json, unicode_text
 from rollouts.records import Prompt
 
 FORMAT_VERSION: Final = 1
@@ -77,6 +77,43 @@ def make_request(
     )
 
 
+def reply_schema(rubric: Rubric, tag: str, max_explanation: int = 0) -> str:
+    """The JSON Schema of a verdict with this tag, as JSON text.
+
+    `max_explanation` limits the explanation's characters, if it is above 0. A range between whole numbers
+    more than 1 apart is rated in whole numbers, since a model could write decimals without end.
+    """
+    explanation: dict[str, Json] = {"type": "string"}
+    if max_explanation:
+        explanation["maxLength"] = max_explanation
+    verdicts: dict[str, Json] = {each.name: _schema_of(each) for each in rubric.criteria}
+    keys = {"tag": _one_of([tag]), "explanation": explanation, "verdicts": _object_of(verdicts)}
+    return json.dumps(_object_of(keys))
+
+
+def _schema_of(criterion: Criterion) -> Json:
+    if criterion.choices:
+        return _one_of(list(criterion.choices))
+    low, high = criterion.range
+    if low.is_integer() and high.is_integer() and high - low > 1:
+        return {"type": "integer", "minimum": int(low), "maximum": int(high)}
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+def _one_of(texts: list[str]) -> Json:
+    return {"type": "string", "enum": [*texts]}
+
+
+def _object_of(properties: Mapping[str, Json]) -> Json:
+    """An object with these properties and no others, in this order."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 def question_of(prompt: Prompt) -> str:
     """A prompt's messages as one text, without a prefill, with which its completions begin."""
     messages = prompt.messages[:-1] if prompt.prefill else prompt.messages
@@ -97,8 +134,7 @@ def as_data(text: str) -> str:
 
     A server tokenizes the whole chat at once, so that ``<|im_end|>`` in an answer would end the message.
     """
-    unicode = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", unicode)
+    return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", unicode_text(text))
 
 
 def _cut(answer: str, limit: int) -> tuple[str, int]:

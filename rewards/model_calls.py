@@ -32,6 +32,11 @@ class GenerateRequest:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    json_schema: str = ""
+    """JSON Schema, as JSON text, of the reply; "" for any text. An engine of the run samples only tokens that
+    it allows (structured outputs); an endpoint is sent it as `response_format`."""
+    choices: tuple[str, ...] = ()
+    """Texts of which the reply is one, from an engine of the run; endpoints are not held to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

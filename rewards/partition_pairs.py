@@ -209,7 +209,9 @@ class _Judge:
 
     def _request(self, question: str, first: str, second: str) -> GenerateRequest:
         content = filled(self._template, {"question": question, "first": first, "second": second})
-        return GenerateRequest(prompt=(("user", content),), max_tokens=self._max_tokens)
+        return GenerateRequest(
+            prompt=(("user", content),), max_tokens=self._max_tokens, choices=("yes", "no")
+        )
 
 
 def read_template(path: str) -> str:

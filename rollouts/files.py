@@ -23,6 +23,14 @@ PARTIAL_SUFFIX: Final = ".partial"
 """Suffix of files that are being written; after a crash such files can be deleted."""
 
 
+def unicode_text(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which neither UTF-8 nor Arrow can hold.
+
+    A policy may write one, and Python reads one from JSON.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def write_bytes_atomic(path: Path, content: Bytes) -> None:
     """Replace `path` by `content`, durably. The folder must exist."""
     # In the same folder, because a rename is atomic only within one file system.

@@ -96,7 +96,7 @@ class Options:
         """Scorers only: option -> the scorer that it names, whose judgements this one gets."""
         return {}
 
-    def models(self) -> Mapping[str, str]:
+    def model_names(self) -> Mapping[str, str]:
         """option -> the frozen model under `models` that it names."""
         return {}
 
@@ -156,6 +156,17 @@ class OwnOptions(Options):
     """Options of a user's own "module:attr" kind, passed on unchanged."""
 
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OwnModelOptions(OwnOptions):
+    """Options of a user's own kind that may call frozen models: scorers and rollouters."""
+
+    models: dict[str, str] = field(default_factory=dict)
+    """Name that your code uses -> the model of section `models`."""
+
+    def model_names(self) -> Mapping[str, str]:
+        return {f"models.{own}": name for own, name in self.models.items()}
 
 
 @dataclass(frozen=True, slots=True)

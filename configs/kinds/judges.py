@@ -12,11 +12,11 @@ from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, Ru
 from configs.kinds.base import Options, RunView
 from configs.redact import VARIABLE_NAME
 
-_URL: Final = Rule(
+URL: Final = Rule(
     lambda value: not value or urlsplit(value).scheme in ("http", "https"),
     "must be a URL such as http://127.0.0.1:8900/v1",
 )
-_VARIABLE: Final = Rule(
+VARIABLE: Final = Rule(
     lambda value: not value or bool(VARIABLE_NAME.fullmatch(value)),
     "must be the name of an environment variable (capitals, digits and _), not its value",
 )
@@ -28,11 +28,11 @@ class JudgeOptions(Options):
 
     model: str = ""
     """A model of section `models`. Give either this or `endpoint`."""
-    endpoint: str = option("", _URL, NOTHING)
+    endpoint: str = option("", URL, NOTHING)
     """Base URL of an OpenAI-compatible server, such as http://127.0.0.1:8900/v1."""
     served_model: str = ""
     """The model's name at the endpoint."""
-    api_key: str = option("", _VARIABLE, NOTHING)
+    api_key: str = option("", VARIABLE, NOTHING)
     """Environment variable with the endpoint's key; it must be among `secrets`. Empty sends none."""
     rubric: str = option("correctness", NOT_EMPTY)
     """A bundled rubric (correctness, quality) or the path of a YAML file."""
@@ -40,6 +40,9 @@ class JudgeOptions(Options):
     """False puts the instructions into the user's message, for chat templates without a system role."""
     max_tokens: int = option(512, POSITIVE)
     """Of a reply. One that is cut off is no verdict."""
+    response_format: str = option("auto", one_of("auto", "text", "json_schema"))
+    """json_schema lets the judge write nothing but a verdict in the rubric's form (structured outputs); text
+    lets it write anything. auto is json_schema with `model` and text with `endpoint`."""
     temperature: float = option(0.0, NOT_NEGATIVE)
     """Sampling temperature of the replies; 0 takes the likeliest token."""
     seed: int = 0
@@ -107,7 +110,11 @@ class JudgeOptions(Options):
         if common.replicas > self.max_concurrent:
             yield f"{key}.max_concurrent", f"must be at least the number of replicas ({common.replicas})"
 
-    def models(self) -> Mapping[str, str]:
+    def is_structured(self) -> bool:
+        """Whether replies are held to the form of a verdict."""
+        return self.response_format == "json_schema" or (self.response_format == "auto" and bool(self.model))
+
+    def model_names(self) -> Mapping[str, str]:
         return {"model": self.model} if self.model else {}
 
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:

@@ -6,12 +6,13 @@ A frozen model is served by actors of the run (`actors.model_server`), and its w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, NOTHING, POSITIVE, SHARE, one_of, option
 from configs.kinds.base import Options
+from configs.kinds.judges import URL, VARIABLE
 
 GENERATE: Final = "generate"
 CLASSIFY: Final = "classify"
@@ -62,6 +63,13 @@ class ModelOptions(Options):
     """On GPUs: share of a GPU's memory that a replica may use; 0 takes `num_gpus`, at most 0.9."""
     kv_cache_bytes: int = option(268_435_456, POSITIVE, NOTHING)
     """On CPUs: bytes of a replica's KV cache."""
+    endpoint: str = option("", URL, NOTHING)
+    """Base URL of an OpenAI-compatible server, such as http://127.0.0.1:8900/v1, that has the model under the
+    name `path`. The run then starts no process for it, and has `max_num_seqs` calls at a time under way."""
+    api_key: str = option("", VARIABLE, NOTHING)
+    """Environment variable with the endpoint's key. A scorer that names the model has it among `secrets`."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of each request to the endpoint, such as {max_completion_tokens: 2000}."""
 
     def check(self) -> Iterator[Broken]:
         if self.num_gpus > 1 and self.num_gpus % 1:
@@ -76,5 +84,11 @@ class ModelOptions(Options):
             yield "backend", f"must be vllm with task {self.task}: transformers serves classifiers only"
         if self.backend == "transformers" and self.num_gpus > 1:
             yield "num_gpus", "must be at most 1 with backend transformers"
+        if self.endpoint and self.task != GENERATE:
+            yield "task", "must be generate with `endpoint`"
+        if self.endpoint and (self.num_gpus or self.num_cpus or self.replicas > 1):
+            yield "endpoint", "must be empty for a model with replicas, CPUs or GPUs of the run"
+        if (self.api_key or self.extra) and not self.endpoint:
+            yield "endpoint", "must be set with api_key or extra, which are for endpoints"
         if self.pooling != "auto" and self.task != EMBED:
             yield "pooling", f"must be auto with task {self.task}: only embedders pool"

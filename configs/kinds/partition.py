@@ -56,7 +56,7 @@ class PartitionOptions(Options):
     max_tokens: int = option(8, POSITIVE)
     """Tokens of a judge's reply."""
 
-    def models(self) -> Mapping[str, str]:
+    def model_names(self) -> Mapping[str, str]:
         return {"model": self.model} if self.model else {}
 
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:

@@ -50,9 +50,14 @@ class AnswerOptions(RefinerOptions):
 
 @dataclass
 class OwnRefinerOptions(AnswerOptions):
-    """Options of a user's own refiner: those of the others, and `options`, passed on unchanged."""
+    """Options of a user's own refiner: those of the others, `models`, and `options`, passed on unchanged."""
 
     options: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    """Name that your code uses -> the model of section `models`."""
+
+    def model_names(self) -> Mapping[str, str]:
+        return {f"models.{own}": name for own, name in self.models.items()}
 
 
 @dataclass
@@ -84,7 +89,7 @@ class CriticOptions(RefinerOptions):
             how = f"such as {example(GENERATE, 'critic')}"
             yield "model", f"must name a model under models, {how}: the critic is a model"
 
-    def models(self) -> Mapping[str, str]:
+    def model_names(self) -> Mapping[str, str]:
         return {"model": self.model} if self.writer == "model" else {}
 
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:

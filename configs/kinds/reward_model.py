@@ -49,7 +49,7 @@ class RewardModelOptions(Options):
         if self.scale == 0:
             yield "scale", "must not be 0: every completion would have the same score"
 
-    def models(self) -> Mapping[str, str]:
+    def model_names(self) -> Mapping[str, str]:
         return {"model": self.model}
 
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:

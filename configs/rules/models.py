@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from configs.bound import BoundRun
+from configs.bound import BoundEntry, BoundRun
 from configs.errors import Broken, nearest
-from configs.kinds.models import RESERVED, example
+from configs.kinds.models import RESERVED, ModelOptions, example
+from configs.kinds.scorers import ScorerCommon
 
 
 def _names(run: BoundRun) -> Iterator[Broken]:
@@ -19,7 +21,7 @@ def _used(run: BoundRun) -> Iterator[Broken]:
     """Every model that an option names is under `models`, with a task that the option can use."""
     for entry in run.entries():
         tasks = entry.options.model_tasks()
-        for option, name in entry.options.models().items():
+        for option, name in entry.options.model_names().items():
             key, allowed = f"{entry.key}.{option}", tasks.get(option, ())
             if not name:  # the option says itself that it must be given
                 continue
@@ -35,6 +37,15 @@ def _used(run: BoundRun) -> Iterator[Broken]:
             elif allowed and run.models[name].task not in allowed:
                 has = run.models[name].task
                 yield key, f"must name a model with task {' or '.join(allowed)}; models.{name} has {has}"
+            else:
+                yield from _key_of(entry, key, run.models[name])
+
+
+def _key_of(entry: BoundEntry[Any], key: str, model: ModelOptions) -> Iterator[Broken]:
+    """A scorer has only the variables of the driver that are its secrets."""
+    if isinstance(entry.common, ScorerCommon) and model.api_key not in ("", *entry.common.secrets):
+        had = ", ".join(entry.common.secrets) or "none"
+        yield key, f"must name a model whose api_key ({model.api_key}) is among {entry.key}.secrets ({had})"
 
 
 MODEL_RULES = (_names, _used)

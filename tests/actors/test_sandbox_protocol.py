@@ -72,7 +72,6 @@ def test_what_is_stored_beside_a_score_there_and_back() -> None:
         {"numbers": {"n": "2"}},
         {"numbers": [1]},
         {"texts": {"why": 1}},
-        {"texts": {"why": "\ud800"}},
     ],
 )
 def test_what_cannot_be_stored_is_invalid(extras: dict[str, Any]) -> None:
@@ -81,3 +80,11 @@ def test_what_cannot_be_stored_is_invalid(extras: dict[str, Any]) -> None:
         (found,) = check_judgements([replace(judgement, **extras)], 1)
         assert (found.score, found.status) == (None, "invalid") and "of a wrong type" in found.detail
         assert check_judgements([judgement], 1) == [judgement]
+
+
+def test_a_lone_surrogate_is_replaced_and_the_score_stays() -> None:
+    """A policy may write one, and an answer quotes it: what cannot be stored is the character alone."""
+    given = Judgement(score=0.0, answer="x\ud800", tags={"form\ud800": "a\udfff"}, texts={"why": "\ud83d so"})
+    for found in (check_judgements([given], 1)[0], decode_judgement(encode_judgement(given))):
+        assert (found.score, found.status, found.answer) == (0.0, "ok", "x\ufffd")
+        assert found.tags == {"form\ufffd": "a\ufffd"} and found.texts == {"why": "\ufffd so"}

@@ -84,6 +84,24 @@ def test_shares_of_a_gpu_are_placed_beside_engines_and_ranks() -> None:
     assert too_large.totals()["GPU"] == 1.5 and too_large.engines[0].num_gpus == 0.5
 
 
+def test_a_frozen_models_share_of_a_gpu_is_placed_as_a_scorers() -> None:
+    """Beside engine and rank if there is room, which scorers take first; one that is not used has none."""
+    rm = {"path": "somewhere", "task": "classify", "num_gpus": 0.25, "num_cpus": 1.0}
+    scorers = {"judge": _model(0.2), "liked": {"kind": "reward_model", "model": "rm"}}
+    config = replace(_config(), models={"rm": {**rm, "replicas": 2}, "other": rm}, scorers=scorers)
+    placement = plan(bind(config), "cuda")
+    assert [(each.bundle, each.num_cpus, each.num_gpus) for each in placement.models["rm"]] == [
+        (0, 1.0, 0.25),
+        (1, 1.0, 0.25),
+    ]
+    assert placement.bundles == ({"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25})
+    assert _shares(placement) == {"judge": [(0, 0.0, 0.2)]} and set(placement.models) == {"rm"}
+    assert (placement.engines[0].num_gpus, placement.ranks[0].num_gpus) == (0.275, 0.275)
+    assert "models.rm shares GPUs with engines or learner (1 replica, 0.25 of a GPU each)" in (
+        placement.describe()
+    )
+
+
 @pytest.mark.parametrize("utilization", [0.2, 0.45, 0.6, 0.9])
 @pytest.mark.parametrize("schedule", ["take_turns", "overlap"])
 @pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.5, 0.7])

@@ -129,6 +129,10 @@ class Model:
     def __init__(self, options): ...
     async def score(self, items): ...
 
+class Asks:
+    def __init__(self, options, models): ...
+    async def score(self, prompt, completions): ...
+
 class NoOptions:
     def score(self, prompt, completions): ...
 
@@ -139,6 +143,8 @@ class OldScore:
 VERL_FORM = "must accept (data_source, solution_str, ground_truth, extra_info) by name, it takes "
 CUSTOM = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0}}"
 OWN = "scorers.mine={{kind: 'mine_rewards:{}', weight: 1.0}}"
+ASKS = "scorers.mine={{kind: 'mine_rewards:{}', weight: 1.0, models: {{judge: helper}}}}"
+NEEDS_CLASS = "must be a class whose constructor takes (options, models), because the entry names models"
 DATA = "data.train={{kind: 'mine_rewards:{}'}}"
 DEEP = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0, options: {{depth: 1}}}}"
 REFUSED_CALLS = [
@@ -161,6 +167,8 @@ REFUSED_CALLS = [
     ),
     (OWN, "two", "must accept (prompt, completions, options), it takes (one, other)"),
     (OWN, "NoOptions", "must accept (options), it takes ()"),
+    (ASKS, "Judge", f"scorers.mine.kind = 'mine_rewards:Judge': {NEEDS_CLASS}"),
+    (ASKS, "own_async", f"scorers.mine.kind = 'mine_rewards:own_async': {NEEDS_CLASS}"),
     (
         OWN,
         "OldScore",
@@ -180,6 +188,8 @@ ACCEPTED_CALLS = [
     *((CUSTOM, name) for name in ("verl", "anything", "keywords")),
     (DEEP, "verl_with_depth"),
     *((OWN, name) for name in ("own", "own_async", "served", "Judge", "Model", "anything")),
+    (OWN, "Asks"),
+    (ASKS, "Asks"),
     (DATA, "one"),
     ("advantage={{kind: 'mine_rewards:{}'}}", "two"),
 ]

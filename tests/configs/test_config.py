@@ -9,7 +9,7 @@ from config_files import CORRECT, problem, write
 
 from configs.bound import bind, bind_entry
 from configs.kinds.advantages import GrpoOptions
-from configs.kinds.base import OwnOptions
+from configs.kinds.base import OwnModelOptions
 from configs.kinds.datasets import FileOptions
 from configs.kinds.losses import PpoClipOptions
 from configs.kinds.scorers import SCORERS, CustomOptions, RandomOptions, ScorerCommon
@@ -96,7 +96,7 @@ def test_own_code_needs_an_allowed_prefix() -> None:
     own = 'scorers.own={kind: "mine.judges:judge", options: {depth: 2}}'
     config = load_config("debug", ["allow=[mine]", own])
     entry = bind(config).scorers["own"]
-    assert (entry.options, entry.kind.target) == (OwnOptions({"depth": 2}), "mine.judges:judge")
+    assert (entry.options, entry.kind.target) == (OwnModelOptions({"depth": 2}), "mine.judges:judge")
     assert entry.common.weight == 0.0
     assert "scorers.own.kind = 'mine.judges:judge': must be in a module under a prefix" in problem(
         "debug", own

@@ -149,3 +149,8 @@ def test_a_lone_surrogate_in_an_explanation_is_replaced() -> None:
     """JSON can write one; Arrow cannot store it."""
     reply = verdict().replace("why", "\\ud800!")
     assert read_reply(reply, TAG, RUBRIC).explanation == "\ufffd!"
+
+
+def test_a_line_break_in_an_explanation_is_taken() -> None:
+    """JSON wants it escaped; models forget that."""
+    assert read_reply(verdict().replace("why", "so\nand so"), TAG, RUBRIC).explanation == "so\nand so"

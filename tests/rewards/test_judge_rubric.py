@@ -12,7 +12,7 @@ from judge_endpoint import Stub, completion, says, tag_of
 from configs.kinds.judges import JudgeOptions
 from rewards.judge import Judge
 from rewards.judge_canaries import make_canaries, probe_of
-from rewards.judge_request import question_of, reference_of
+from rewards.judge_request import question_of, reference_of, reply_schema
 from rewards.judge_rubric import BUNDLED, load_rubric, start
 from rewards.scorer_reports import ScorerReport
 from rollouts.records import Prompt
@@ -212,3 +212,21 @@ def test_questions_of_several_messages_and_references_of_other_types() -> None:
     prompt = Prompt(prompt_id="p", messages=messages, answer=None, domain="d", ground_truth=[4, "four"])
     assert question_of(prompt) == "[system]\nBe brief.\n\n[user]\n2 + 2?"
     assert reference_of(prompt) == '[4, "four"]'
+
+
+def test_the_form_of_a_verdict(tmp_path: Path) -> None:
+    """Labels as they are, whole numbers where a range has more than two, all keys in their order."""
+    text = GOOD.replace("canaries:", "  - {name: near, description: n, range: [0, 1]}\ncanaries:")
+    schema = json.loads(reply_schema(load_rubric(load(tmp_path, text)), "0123456789", 40))
+    assert schema["required"] == ["tag", "explanation", "verdicts"] == list(schema["properties"])
+    assert schema["properties"]["tag"] == {"type": "string", "enum": ["0123456789"]}
+    assert schema["properties"]["explanation"] == {"type": "string", "maxLength": 40}
+    verdicts = schema["properties"]["verdicts"]
+    assert verdicts["properties"] == {
+        "right": {"type": "string", "enum": ["no", "partly", "yes"]},
+        "safe": {"type": "string", "enum": ["no", "yes"]},
+        "clear": {"type": "integer", "minimum": 1, "maximum": 10},
+        "near": {"type": "number", "minimum": 0.0, "maximum": 1.0},
+    }
+    assert verdicts["required"] == ["right", "safe", "clear", "near"]
+    assert schema["additionalProperties"] is verdicts["additionalProperties"] is False

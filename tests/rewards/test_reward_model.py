@@ -170,6 +170,35 @@ def test_a_label_is_an_index_or_a_name(content: dict, label: str, found: str, tm
         (["models.m={path: a, backend: transformers}"], "models.m.backend = 'transformers': must be vllm"),
         (["models.m={path: a, pooling: mean}"], "models.m.pooling = 'mean': must be auto with task generate"),
         (["models.m={}"], "models.m.path = '': must not be empty"),
+        (
+            ["allow=[mine]", "scorers.s={kind: 'mine:S', models: {judge: helpr}}", "models.helper={path: a}"],
+            "scorers.s.models.judge = 'helpr': must name a model under models (there: helper) (did you mean",
+        ),
+        (
+            ["allow=[mine]", "refiner={kind: 'mine:r', models: {critic: policy}}"],
+            "refiner.models.critic = 'policy': must name a frozen model",
+        ),
+        (
+            ["allow=[mine]", "advantage={kind: 'mine:a', models: {x: y}}"],
+            "advantage.models",
+        ),
+        (["models.m={path: a, endpoint: localhost}"], "models.m.endpoint = 'localhost': must be a URL"),
+        (
+            ["models.m={path: a, endpoint: 'http://127.0.0.1:1/v1', task: embed}"],
+            "models.m.task = 'embed': must be generate with `endpoint`",
+        ),
+        (
+            ["models.m={path: a, endpoint: 'http://127.0.0.1:1/v1', num_gpus: 1}"],
+            "must be empty for a model with replicas, CPUs or GPUs of the run",
+        ),
+        (["models.m={path: a, api_key: MY_KEY}"], "must be set with api_key or extra"),
+        (
+            [
+                "scorers.j={kind: judge, model: m}",
+                "models.m={path: a, endpoint: 'http://127.0.0.1:1/v1', api_key: MY_KEY}",
+            ],
+            "must name a model whose api_key (MY_KEY) is among scorers.j.secrets (none)",
+        ),
         (["models.m={path: a, kind: x}"], "models.m.kind = 'x': unknown key; an entry here takes path"),
         (
             ["scorers.r={kind: reward_model, model: rm, scale: 0}", MODELS],
@@ -189,3 +218,23 @@ def test_a_config_says_which_models_are_used() -> None:
     )
     run = bind(given)
     assert run.used_models() == {"rm"} and set(run.models) == {"rm", "other"}
+
+
+def test_a_users_own_kinds_name_models() -> None:
+    """Scorer, rollouter and refiner: under the names that their code uses."""
+    given = load_config(
+        "debug",
+        [
+            "allow=[mine]",
+            "scorers.s={kind: 'mine:S', models: {judge: a}, options: {depth: 2}}",
+            "rollouter={kind: 'mine:turns', models: {guide: b}}",
+            "refiner={kind: 'mine:again', models: {critic: c}}",
+            "loss.refined={kind: shaped}",
+            *(f"models.{name}={{path: {name}}}" for name in "abcd"),
+        ],
+    )
+    run = bind(given)
+    assert run.used_models() == {"a", "b", "c"}
+    assert run.scorers["s"].options.models == {"judge": "a"}
+    assert run.scorers["s"].options.options == {"depth": 2}
+    assert run.refiner.options.models == {"critic": "c"}

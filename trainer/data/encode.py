@@ -46,6 +46,12 @@ def tells_the_time(tokenizer: PreTrainedTokenizerBase) -> bool:
     return "strftime_now" in str(tokenizer.chat_template)
 
 
+def fixed_clock(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Keyword arguments of `apply_chat_template` that set the template's clock to `FIXED_NOW`."""
+    # Only for templates that call it: tokenizers without a Jinja template refuse arguments they do not know.
+    return {"strftime_now": FIXED_NOW.strftime} if tells_the_time(tokenizer) else {}
+
+
 def load_vocab_size(model: ModelConfig) -> int:
     """V, the number of rows of the model's embedding. Every token id must be below it.
 
@@ -134,15 +140,13 @@ def named_rows(rows: Sequence[str]) -> str:
 def _chat_ids(prompt: Prompt | Demonstration, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     chat: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in prompt.messages]
     continues = bool(chat) and chat[-1]["role"] == "assistant"
-    # Only for templates that call it: tokenizers without a Jinja template refuse arguments they do not know.
-    clock = {"strftime_now": FIXED_NOW.strftime} if tells_the_time(tokenizer) else {}
     try:
         return tokenizer.apply_chat_template(  # type: ignore[no-any-return]
             chat,
             add_generation_prompt=not continues,
             continue_final_message=continues,
             return_dict=False,
-            **clock,
+            **fixed_clock(tokenizer),
         )
     except Exception as error:  # a template is code from the model's folder and may raise anything
         raise ValueError(
