@@ -35,10 +35,11 @@ class Training:
     """How a reward model is trained."""
 
     seed: int = 0
-    num_rows: int = 24_576
-    num_updates: int = 300
-    rows_per_update: int = 64
-    lr: float = 1.0e-3
+    num_rows: int = 131_072
+    num_updates: int = 4000
+    rows_per_update: int = 32
+    lr: float = 2.5e-3
+    warmup_updates: int = 50
     prefix_weight: float = 1.0
     """Weight of the label so far at each token of the solution, beside the label of the whole."""
     num_threads: int = 1
@@ -161,13 +162,17 @@ def _corpus(training: Training) -> CorpusConfig:
 
 
 def _train(model: Any, rows: Sequence[Labelled], training: Training) -> None:
-    """AdamW on the binary cross-entropy, with a learning rate that falls to 0 in a straight line.
+    """AdamW on the binary cross-entropy; the learning rate rises at first, then falls to 0, both linearly.
 
     One label per solution alone takes many times as many updates. So the head is also trained after every
     token of the solution, with the label so far.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, training.num_updates)
+
+    def share(update: int) -> float:
+        return min((update + 1) / training.warmup_updates, 1.0) * (1.0 - update / training.num_updates)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     model.train()
     began, running = time.perf_counter(), torch.zeros(2)
     for number, batch in zip(range(1, training.num_updates + 1), _batches(rows, training), strict=False):
@@ -177,9 +182,9 @@ def _train(model: Any, rows: Sequence[Labelled], training: Training) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        # A mean over about the last 20 updates; over all of them while there are fewer.
-        running += (losses_2.detach() - running) * max(0.05, 1.0 / number)
-        if number % 20 == 0 or number == training.num_updates:
+        # A mean over about the last 50 updates; over all of them while there are fewer.
+        running += (losses_2.detach() - running) * max(0.02, 1.0 / number)
+        if number % 50 == 0 or number == training.num_updates:
             label, so_far = running.tolist()
             numbers, seconds = f"update {number}/{training.num_updates}", time.perf_counter() - began
             print(f"{numbers}  loss {label:.4f}, {so_far:.4f}  {seconds:.0f} s", flush=True)
