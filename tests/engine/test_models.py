@@ -229,6 +229,7 @@ def test_a_replica_that_dies_is_found_again(served: Served) -> None:
         pool.replicas[0].current.kill(force=True)
         assert [await call for call in calls] == [before, before]
         assert ("actor_replaced", "model-classifier-0") in served.events
+        assert isinstance(pool.for_scorers, ModelClient)
         copy: ModelClient = pool.for_scorers.__reduce__()[0](*pool.for_scorers.__reduce__()[1])
         assert await copy.classify(TEXTS) == before
         watching.cancel()
