@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +13,6 @@ import pytest
 from judge_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, Answer, Fault, Stub, completion, says, tag_of
 
 from configs.kinds.judges import JudgeOptions
-from rewards.endpoint_model import EndpointClient, EndpointConfig
 from rewards.judge import Judge
 from rewards.model_calls import GenerateReply, GenerateRequest, ModelCallError
 from rewards.scorer_reports import ScorerReport
@@ -450,68 +447,3 @@ def test_a_model_of_the_run_judges_as_an_endpoint(model: FakeModel, score: float
     if score is not None:
         assert found.numbers["prompt_tokens"] == 7 and found.numbers["cost"] == pytest.approx(7e-6)
     assert model.requests[0].temperature == 0.0 and model.requests[0].max_tokens == 512
-
-
-def test_a_model_of_the_run_is_held_to_the_form_of_a_verdict() -> None:
-    """By default; with text it may write anything. The form is part of what replies are cached under."""
-
-    def asked(**changed: Any) -> GenerateRequest:
-        own = JudgeOptions(model="judge", cache="", canaries="none", **changed)
-        model = FakeModel()
-
-        async def run() -> None:
-            judge = Judge(own, {"judge": model})  # type: ignore[dict-item]
-            await judge.score(PROMPT, completions("4"))
-            await judge.close()
-
-        asyncio.run(run())
-        return model.requests[0]
-
-    schema = json.loads(asked().json_schema)
-    assert list(schema["properties"]) == ["tag", "explanation", "verdicts"]
-    assert schema["properties"]["explanation"]["maxLength"] == 256, "half of the tokens at most"
-    assert asked(response_format="text").json_schema == ""
-    judges = [Judge(JudgeOptions(model="m", response_format=each), {"m": FakeModel()})  # type: ignore[dict-item]
-              for each in ("text", "json_schema")]  # fmt: skip
-    assert judges[0]._sampling() == {"max_tokens": 512, "temperature": 0.0, "seed": 0, "extra": {}}
-    assert judges[1]._sampling() == judges[0]._sampling() | {"response_format": "json_schema"}
-
-
-def test_an_endpoint_is_sent_the_form_if_it_is_asked_for() -> None:
-    """As OpenAI and vLLM take it, without limits on lengths, which some refuse."""
-    _, _, stub = judged([YES])
-    assert "response_format" not in stub.bodies[0]
-    (found,), _, stub = judged([YES], response_format="json_schema")
-    form = stub.bodies[0]["response_format"]
-    assert found.score == 1.0 and form["type"] == "json_schema" and form["json_schema"]["strict"] is True
-    properties = form["json_schema"]["schema"]["properties"]
-    assert properties["tag"] == {"type": "string", "enum": [tag_of(stub.bodies[0])]}
-    assert properties["explanation"] == {"type": "string"}
-    assert properties["verdicts"]["properties"] == {"correct": {"type": "string", "enum": ["no", "yes"]}}
-
-
-def test_a_client_of_an_endpoint_goes_to_another_process_without_its_key(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each process reads the key from its own environment; what fails is a failure of the model."""
-    monkeypatch.setenv("JUDGE_KEY", "sk-abcdef")
-
-    async def run() -> None:
-        async with Stub([lambda body: completion("it is wrong"), Fault(401)]) as stub:
-            config = EndpointConfig(url=stub.url, model="critic", extra={"min_p": 0.1})
-            sent = pickle.dumps(EndpointClient("model c", config, "JUDGE_KEY", 2))
-            assert b"sk-abcdef" not in sent
-            client = pickle.loads(sent)
-            request = GenerateRequest(prompt=(("user", "?"),), max_tokens=9, temperature=0.7, seed=3)
-            (reply,) = await client.generate([request])
-            assert reply.text == "it is wrong" and stub.headers[0]["Authorization"] == "Bearer sk-abcdef"
-            body = stub.bodies[0]
-            assert (body["model"], body["max_tokens"], body["seed"], body["min_p"]) == ("critic", 9, 3, 0.1)
-            with pytest.raises(ModelCallError, match="status 401"):
-                await client.generate([request])
-            late = EndpointClient("model c", replace(config, deadline_s=0.05, call_timeout_s=0.05), "", 2)
-            stub.plan = [Fault(wait_s=5)]
-            with pytest.raises(ModelCallError, match="model c: "):
-                await late.generate([request])
-
-    asyncio.run(asyncio.wait_for(run(), 30))
