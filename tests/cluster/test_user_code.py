@@ -144,6 +144,7 @@ VERL_FORM = "must accept (data_source, solution_str, ground_truth, extra_info) b
 CUSTOM = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0}}"
 OWN = "scorers.mine={{kind: 'mine_rewards:{}', weight: 1.0}}"
 ASKS = "scorers.mine={{kind: 'mine_rewards:{}', weight: 1.0, models: {{judge: helper}}}}"
+HELPER = "models.helper={path: a}"
 NEEDS_CLASS = "must be a class whose constructor takes (options, models), because the entry names models"
 DATA = "data.train={{kind: 'mine_rewards:{}'}}"
 DEEP = "scorers.mine={{kind: custom, function: 'mine_rewards:{}', weight: 1.0, options: {{depth: 1}}}}"
@@ -201,7 +202,7 @@ def test_a_signature_that_cannot_be_called_is_refused(
 ) -> None:
     """One line with the key, what the code gets and what it takes, before anything starts."""
     (folder / "mine_rewards.py").write_text(FORMS)
-    config = load_config("debug", ["allow=[mine_rewards]", entry.format(name)])
+    config = load_config("debug", ["allow=[mine_rewards]", HELPER, entry.format(name)])
     with pytest.raises(ValueError) as error:
         check_user_code(bind(config), pytest.fail)
     assert expected in str(error.value) and len(str(error.value).splitlines()) == 1
@@ -210,7 +211,8 @@ def test_a_signature_that_cannot_be_called_is_refused(
 @pytest.mark.parametrize(("entry", "name"), quick_of(ACCEPTED_CALLS, ACCEPTED_CALLS[::5], rest="slow"))
 def test_a_signature_that_can_be_called_passes(folder: Path, entry: str, name: str) -> None:
     (folder / "mine_rewards.py").write_text(FORMS)
-    check_user_code(bind(load_config("debug", ["allow=[mine_rewards]", entry.format(name)])), pytest.fail)
+    config = load_config("debug", ["allow=[mine_rewards]", HELPER, entry.format(name)])
+    check_user_code(bind(config), pytest.fail)
 
 
 @pytest.mark.parametrize("start", [dry_run, train])
