@@ -74,7 +74,7 @@ class Arm:
         """
         config = self.configs[0]
         options = [entry.options for entry in bind(config).scorers.values()]
-        models = {f"models.{name}." for each in options for name in each.models().values()}
+        models = {f"models.{name}." for each in options for name in each.model_names().values()}
         deciding = experiment(config).keys()
         # A key that this arm lacks belongs to a scorer, or an option of one, that only control has.
         changed = (key for key, (_, mine) in self.changes.items() if key in deciding or mine is None)
