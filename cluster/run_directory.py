@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
 from cluster.user_code import NO_CODE, UserCode
-from configs.bound import BoundRun
+from configs.bound import BoundEntry, BoundRun
 from configs.experiment import DEFAULTS_VERSION, config_hash, differences, experiment
 from configs.load import dump_yaml
 from configs.schema import RunConfig
@@ -136,9 +136,9 @@ def scorer_files_digest(run: BoundRun) -> str:
         ValueError: a file cannot be read; the message names the entry.
     """
     digest, num_files = hashlib.sha256(), 0
-    entries = [*run.scorers.items(), ("refiner", run.refiner)]
-    entries += [(entry.key, entry) for entry in run.token_advantages.values()]
-    for name, entry in entries:
+    named: list[tuple[str, BoundEntry[Any]]] = [*run.scorers.items(), ("refiner", run.refiner)]
+    named += [(entry.key, entry) for entry in run.token_advantages.values()]
+    for name, entry in named:
         for path in entry.options.files():
             try:
                 content = Path(path).read_bytes()

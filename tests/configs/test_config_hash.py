@@ -1,6 +1,7 @@
 """The hash of an experiment: what changes it and what does not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -81,9 +82,9 @@ def test_the_order_of_entries_counts_where_it_changes_results(section: str) -> N
     assert experiment.differences(known, one) == []
     del known[key]
     assert experiment.differences(known, other) == []
-    fewer = replace(
-        one, **{section: {entries[0].partition(":")[0]: next(iter(getattr(one, section).values()))}}
-    )
+    fewer_entries: Any = {entries[0].partition(":")[0]: next(iter(getattr(one, section).values()))}
+    changes: dict[str, Any] = {section: fewer_entries}
+    fewer = replace(one, **changes)
     assert all(key != found for found, *_ in experiment.differences(experiment.experiment(one), fewer))
 
 

@@ -121,7 +121,9 @@ def learned(
     given = torch.nan_to_num(logprobs.detach(), 0.0, 0.0, 0.0)
     support = torch.log_softmax(torch.stack([given, -given], dim=1), dim=1).requires_grad_()
     columns = replace(columns, teacher=torch.log_softmax(torch.zeros(len(given), 2), dim=1))
-    total, sums = microbatch_loss(TokenScores(logprobs, *[entropy] * 3, support), columns, objective)
+    total, sums = microbatch_loss(
+        TokenScores(logprobs, entropy, entropy, entropy, support), columns, objective
+    )
     total.backward()
     assert logprobs.grad is not None and support.grad is not None
     own = torch.zeros(1) if entropy.grad is None else entropy.grad
