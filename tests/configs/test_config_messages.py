@@ -97,7 +97,8 @@ def test_a_critic_without_its_model_is_one_fault() -> None:
 def test_an_empty_override_is_an_empty_text() -> None:
     """As config.md says of a judge's cache; null still takes an entry out."""
     assert load_config("judge", ["scorers.judge.cache="]).scorers["judge"]["cache"] == ""
-    assert "judge" not in load_config("judge", ["scorers.judge=null", "scorers.correct.weight=1"]).scorers
+    alone = ["scorers.judge=null", "scorers.correct.weight=1", "scorers.correct.watch_steps=0"]
+    assert "judge" not in load_config("judge", alone).scorers
 
 
 def test_a_variable_of_a_judge_is_shown_and_a_key_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ from trainer.credit.advantages import (
 from trainer.credit.bonuses import batch, ucb, ucb_con, ucb_mean
 from trainer.credit.prompt_weights import pass_at_k_value
 from trainer.credit.reward_shapes import cosine_length, mara, overlong, relative_length
-from trainer.reward_ties import exceeds, reaches, rewards_differ, tolerance
+from trainer.reward_ties import exceeds, first_best, reaches, rewards_differ, tolerance
 
 Check = Callable[[], None]
 
@@ -172,9 +172,17 @@ def check_thresholds() -> None:
     assert reaches(-2.0 - 1e-7, -2.0) and not reaches(-2.0 - 1e-4, -2.0) and exceeds(-1.0, -2.0)
 
 
+def check_first_best() -> None:
+    """The highest, the first of two that differ by rounding, nulls left out; 0 if there is none."""
+    assert first_best([0.0, 0.1 + 0.2, 0.3]) == first_best([None, 0.3, 0.1 + 0.2]) == 1
+    assert first_best([0.1, 0.2, None, 1.0, 0.9]) == 3 and first_best([-2.0, -1.0]) == 1
+    assert first_best([None, None]) == first_best([]) == 0
+
+
 TIES_CHECKS: dict[str, tuple[Check, ...]] = {
     "tolerance": (check_tolerance,),
     "rewards_differ": (check_rewards_differ,),
+    "first_best": (check_first_best,),
     "reaches": (check_thresholds,),
     "exceeds": (check_thresholds,),
 }
