@@ -8,6 +8,7 @@ import credit_cases
 import numpy as np
 import pyarrow as pa
 import pytest
+import tie_cases
 from rollout_rows import make_group, make_sample
 
 from trainer.collate import Batch
@@ -20,9 +21,10 @@ from trainer.reward_ties import first_best
 @pytest.mark.parametrize(
     "check",
     [
-        credit_cases.check_tolerance,
-        credit_cases.check_rewards_differ,
-        credit_cases.check_thresholds,
+        tie_cases.check_tolerance,
+        tie_cases.check_rewards_differ,
+        tie_cases.check_thresholds,
+        tie_cases.check_first_best,
         credit_cases.check_group_bounds,
         credit_cases.check_group_sums,
         credit_cases.check_ties,

@@ -141,12 +141,13 @@ def _candidates(rows: RewardedRows, row: int, components: tuple[str, ...]) -> np
     ``candidate/<k>/<component>``, without those that are null, and their number as ``candidate/count``.
     """
     numbers, scores = rows.numbers_N[row], rows.scores_N[row]
-    found: list[list[float]] = []
     # With their number, one that has no score at all is known to be there.
-    while len(found) < numbers.get("candidate/count", 0.0) or any(
-        f"candidate/{len(found)}/{name}" in numbers for name in components
-    ):
-        found.append([numbers.get(f"candidate/{len(found)}/{name}", np.nan) for name in components])
+    count, found = int(numbers.get("candidate/count", 0.0)), []
+    for at in range(max(count, len(numbers))):
+        vector = [numbers.get(f"candidate/{at}/{name}", np.nan) for name in components]
+        if at >= count and np.isnan(vector).all():
+            break
+        found.append(vector)
     return np.array(found or [[scores.get(name) for name in components]], np.float64)
 
 
