@@ -56,10 +56,10 @@ class RewardModel:
                 return conversation(prompt, completion.text)
             case "pair":
                 question = [content for role, content in prompt.messages if role != "assistant"]
-                return "\n".join(question), prompt.prefill + completion.text
+                return "\n".join(question), completion.text
             case "text":
                 return "\n".join(content for _, content in conversation(prompt, completion.text))
-        return prompt.prefill + completion.text
+        return completion.text
 
     def _judgement(self, reply: ClassifyReply) -> Judgement:
         options = self._options
@@ -77,10 +77,11 @@ class RewardModel:
 
 
 def conversation(prompt: Prompt, text: str) -> Messages:
-    """The prompt's messages and the completion as the assistant's; a prefill is the beginning of that."""
-    # A prefill is the last message, an unfinished one of the assistant: it must not stand there twice.
+    """The prompt's messages and the completion, which begins with a prefill, as the assistant's."""
+    # A prefill is the last message, an unfinished one of the assistant, and scorers get it in the completion
+    # (`trainer.rollout.rollouter.whole_texts`): it must not be there twice.
     before = prompt.messages[:-1] if prompt.prefill else prompt.messages
-    return (*before, ("assistant", prompt.prefill + text))
+    return (*before, ("assistant", text))
 
 
 def activated(activation: str, logits: Sequence[float], index: int) -> float:

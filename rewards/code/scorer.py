@@ -38,7 +38,7 @@ def code(prompt: Prompt, completions: Sequence[Completion], options: CodeOptions
     """
     # The first ones and not a sample: a completion must have the same score in every run.
     tests = read_tests(prompt)[: options.max_tests or None]
-    return [_judge(prompt.prefill + completion.text, tests, options) for completion in completions]
+    return [_judge(completion.text, tests, options) for completion in completions]
 
 
 def warm_up(options: CodeOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from code_cases import (
 from matrices import quick_of
 
 from rewards.code import proof, scorer
+from trainer.rollout.rollouter import whole_texts
 
 EQUAL_TO_ALL = """
 class E:
@@ -346,3 +348,10 @@ def test_programs_of_the_lab(text: str, outcome: str) -> None:
     row = prompt({"inputs": [""], "outputs": ["14"]})
     (judgement,) = scorer.code(row, [completion(text)], options(language="lab"))
     assert judgement.tags == {"code": outcome} and judgement.score == float(outcome == "passed")
+
+
+def test_a_block_that_the_prompt_opens() -> None:
+    """A run passes a prefill with the completion, so it must not be put before it once more."""
+    row = replace(CALLS, messages=(("user", "q"), ("assistant", "```python\n")))
+    (judgement,) = scorer.code(row, whole_texts(row, [completion(f"{ADD}```")]), options())
+    assert judgement.score == 1.0 and judgement.tags == {"code": "passed"}

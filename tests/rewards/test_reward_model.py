@@ -72,6 +72,7 @@ def test_the_model_reads_what_the_option_says(kind: str, asked: TextOrPair) -> N
 
 
 def test_a_prefill_is_the_beginning_of_the_answer() -> None:
+    """Scorers get it in the completion, as `test_an_answer_that_the_prompt_begins_is_judged_whole` tests."""
     prompt = replace(PROMPT, messages=(("user", "q"), ("assistant", "so ")))
     for kind, asked in (
         ("chat", (("user", "q"), ("assistant", "so 4"))),
@@ -79,7 +80,7 @@ def test_a_prefill_is_the_beginning_of_the_answer() -> None:
         ("text", "q\nso 4"),
         ("completion", "so 4"),
     ):
-        _, model = score(RewardModelOptions(model="rm", label="1", input=kind), ["4"], prompt)
+        _, model = score(RewardModelOptions(model="rm", label="1", input=kind), ["so 4"], prompt)
         assert model.asked[0][0] == (asked,)
 
 
