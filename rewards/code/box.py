@@ -104,7 +104,7 @@ class Box:
         self._depth = sandbox.depth
         self._folder = new_job_folder()
         self.sinks: dict[int, bytearray] = {}
-        self._num_replied = 0
+        self._num_replied = self.pid = 0
         try:
             self._write_files()
             self._start(sandbox.enter)
@@ -132,11 +132,22 @@ class Box:
             # A descriptor can be polled with the pipes: no signal handler, no thread that waits for the
             # child.
             self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._give_up([read for read, _ in pipes.values()])
+            raise
         finally:
             for descriptor in (stdin, *(write for _, write in pipes.values())):
                 os.close(descriptor)
         self.fds = {name: read for name, (read, _) in pipes.items()}
         self.sinks = {read: bytearray() for read in self.fds.values()}
+
+    def _give_up(self, descriptors: Sequence[int]) -> None:
+        """Nothing could be started, or not be watched: leave no process and no descriptor."""
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
     def read(self, descriptor: int) -> list[bytes] | None:
         """Take what has arrived: complete lines if it is a reply, else []. None at the end of the stream."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -138,11 +139,11 @@ def _pair(given: Any, wanted: Any, name: str) -> Test:
     """A test from what goes in and what must come out."""
     if not name:
         return StdinTest(_lines(given), _lines(wanted))
-    if isinstance(given, str):  # one argument a line, as JSON
+    if isinstance(given, str):  # one argument a line, as JSON, and then the result is JSON too
         given = [json.loads(line) for line in given.split("\n") if line.strip()]
-    if isinstance(wanted, str):
-        with contextlib.suppress(ValueError):  # else it is a text that is the result itself
-            wanted = json.loads(wanted)
+        if isinstance(wanted, str):
+            with contextlib.suppress(ValueError):  # else it is a text that is the result itself
+                wanted = json.loads(wanted)
     if not isinstance(given, list):
         raise TypeError(f"the input of a call must be a list of arguments, got {_short(given)}")
     return CallTest(name, tuple(given), {}, wanted, loose=True)
@@ -159,7 +160,10 @@ def _from_source(text: str, setup: str, name: str) -> Iterator[Test]:
             assert isinstance(node, ast.Assert)
             source = ast.get_source_segment(text, node) or ast.unparse(node)
             # A comparison of plain data is made outside, where the program cannot reach it.
-            yield _simple(node) or SourceTest(f"{setup}\n{source}\n", name)
+            call = _simple(node)
+            # What the set-up defines is not the program's, so it cannot be called there.
+            is_own = call is not None and re.search(rf"\b{call.function}\b", setup) is None
+            yield call if call and is_own else SourceTest(f"{setup}\n{source}\n", name)
         return
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     tail = f"\ncheck({name})\n" if name and "check" in defined and not _calls_check(body) else "\n"

@@ -6,12 +6,15 @@ without any fence, the whole text if `bare` says so. A block that is never close
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from rewards.code.lab_programs import to_python
 
 MARKS = {"python": ("python", "python3", "py")}
-"""Language -> what stands after the opening fence."""
+"""Language -> the word after the opening fence."""
+_WORD: Final = re.compile(r"\w*")
 
 
 def extract(text: str, language: str, *, bare: bool) -> str | None:
@@ -46,6 +49,8 @@ def _blocks(text: str) -> Iterator[tuple[str, str]]:
                 body.append(line)
         elif stripped.startswith(("```", "~~~")):
             run = len(stripped) - len(stripped.lstrip(stripped[0]))
-            fence, mark, body = stripped[:run], stripped[run:].strip().lower(), []
+            info = stripped[run:].strip().lower()
+            # "python title=x" and "python:main.py" are Python too.
+            fence, mark, body = stripped[:run], info[: _WORD.match(info).end()] or info, []  # type: ignore[union-attr]
     if fence:
         yield mark, "\n".join(body)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from rewards.code.linux import checked, libc
+from rewards.code.linux import PR_SET_PDEATHSIG, checked, libc
 from rewards.code.syscalls import ALLOWED, CHANGES_ANY_FILE, STARTS_PROCESS
 
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -97,7 +97,11 @@ def _special(may_fork: bool, own_pid: int) -> dict[str, Code]:
     send: Code = [_argument(4), (_EQUAL, 0, 2, 0), _argument(4, high=True), (_EQUAL, 1, 0, 0), refuse, allow]
     # The kernel would send a signal of the caller's choice to any process of the user when a file is ready.
     owner = {"fcntl": _refused(1, (8, 10, 15)), "ioctl": _refused(1, (0x8901, 0x8902))}
-    return {"clone": clone, **signals, **owner, "prlimit64": limits, "socketpair": pair, "sendto": send}
+    # The program must not outlive the scorer that started it.
+    stays = {"prctl": _refused(0, (PR_SET_PDEATHSIG,))}
+    return {
+        "clone": clone, **signals, **owner, **stays, "prlimit64": limits, "socketpair": pair, "sendto": send,
+    }  # fmt: skip
 
 
 def _refused(argument: int, values: Sequence[int]) -> Code:

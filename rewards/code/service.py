@@ -9,6 +9,7 @@ https://bytedance.github.io/SandboxFusion
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import time
 import urllib.error
@@ -36,6 +37,8 @@ _WAITS_S: Final = (0.0, 1.0, 4.0)
 _ANSWER_S = 10.0
 """Seconds that the service may take on top of the program's own."""
 _MAX_ANSWER_BYTES = 1 << 24
+_TOO_LONG: Final = "TooLong"
+"""The status of an answer that is too long to be read: only a program's output can make it so."""
 _MIB = 1 << 20
 _CALLS = """
 import os, runpy, sys
@@ -143,13 +146,17 @@ class ServiceRunner:
             request = urllib.request.Request(self._url, data, {"Content-Type": "application/json"})
             try:
                 with urllib.request.urlopen(request, timeout=seconds + _ANSWER_S) as response:
-                    return _run_result(json.loads(response.read(_MAX_ANSWER_BYTES)))
+                    answer = response.read(_MAX_ANSWER_BYTES + 1)
+                # Cut off, it would be no JSON, and a program that prints without end would have no score.
+                if len(answer) > _MAX_ANSWER_BYTES:
+                    return {"status": _TOO_LONG}
+                return _run_result(json.loads(answer))
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}"
                 # The request itself was refused, and would be again.
                 if error.code < 500 and error.code != 429:
                     break
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 problem = f"{type(error).__name__}: {error}"
         raise SandboxBrokenError(f"{self._url} gave no result: {problem}")
 
@@ -173,7 +180,7 @@ def _run_result(answer: Any) -> dict[str, Any]:
 def _how_failed(result: dict[str, Any], output_bytes: int) -> Outcome | None:
     if result.get("status") == "TimeLimitExceeded":
         return "timeout"
-    if len(str(result.get("stdout") or "")) > output_bytes:
+    if result.get("status") == _TOO_LONG or len(str(result.get("stdout") or "")) > output_bytes:
         return "output_limit"
     if result.get("status") == "Finished" and result.get("return_code") == 0:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from code_cases import (
 from matrices import quick_of
 
 from rewards.code import proof, scorer
+from rewards.code.box import Box, Job, Limits
+from rewards.code.isolation import sandbox
 from trainer.rollout.rollouter import whole_texts
 
 EQUAL_TO_ALL = """
@@ -167,6 +170,15 @@ def test_a_test_that_cannot_be_run_gives_no_score(name: str, program: str) -> No
 def test_no_program_can_make_its_own_score_missing(program: str, row: Any) -> None:
     """A missing score is not trained on, so a policy that could cause it would never be wrong."""
     assert judge(row, program).score == 0.0
+
+
+@pytest.mark.parametrize("error", ["ImportError", "ModuleNotFoundError"])
+def test_a_name_that_the_program_fails_to_give_is_its_own_fault(error: str) -> None:
+    """Only a module that the test imports itself, and that is not installed, is the fault of the test."""
+    row = prompt({"functional": "from solution import f\ndef test_a():\n    assert f(1) == 1\n"})
+    assert judge(row, f"def __getattr__(name): raise {error}(name)").score == 0.0
+    row = prompt({"functional": "import not_installed\nassert f(1) == 1\n"})
+    assert judge(row, "def f(x): return x").score is None
 
 
 FORGED = [
@@ -325,6 +337,31 @@ def test_more_than_one_process_holds_where_it_is_allowed(method: str) -> None:
         assert "more than one process" in proof.missing(method, 8)
         return
     assert proof.missing(method, 8) == "" and proof.escapes(method, 8) == ""
+
+
+def test_a_program_cannot_choose_to_outlive_the_scorer(method: str) -> None:
+    """By taking back the signal that the kernel sends it when its parent dies: prctl(PR_SET_PDEATHSIG, 0)."""
+    program = (
+        "import ctypes\ncall = ctypes.CDLL(None).prctl\nprint(call(1, 0, 0, 0, 0), call(39, 0, 0, 0, 0))"
+    )
+    row = prompt({"inputs": [""], "outputs": ["-1 1"]})  # 39 asks whether there is no_new_privs
+    judgement = judge(row, program, isolation=method)
+    assert judgement.score == 1.0, judgement
+
+
+def test_a_sandbox_that_cannot_be_watched_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process and no descriptor: one for each completion would use them up."""
+    before = os.listdir("/proc/self/fd")
+
+    def refuse(pid: int) -> int:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="too many"):
+        Box(Job("program.py", {}, Limits(1, 1 << 28, 1, 1 << 20, 1 << 20)), sandbox("none"))
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_null_row_says_which_row(method: str) -> None:

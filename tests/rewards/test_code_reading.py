@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ from rewards.code.inside import wire
         ("```python\na\n```", "a"),
         ("```python\na\n```\ntext\n```Python3\nb\n```", "b"),
         ("```py\na\n```\n```\nb\n```", "a"),
+        ('```python title="a.py"\na\n```\n```py:a.py\nb\n```', "b"),
+        ("```{.text}\na\n```", None),
         ("```\na\n```\n```text\nb\n```", "a"),
         ("```json\n{}\n```", None),
         ("```python\na", "a"),
@@ -50,6 +54,14 @@ def call(*args: Any, expected: Any, loose: bool = True) -> CallTest:
         ({"inputs": ["1"], "outputs": ["2"]}, {}, [StdinTest("1", "2")]),
         ('{"inputs": [["1", "2"]], "outputs": [["3"]]}', {}, [StdinTest("1\n2", "3")]),
         ({"inputs": [[1, 2]], "outputs": [[3]], "fn_name": "f"}, {}, [call(1, 2, expected=[3])]),
+        # What goes in is no JSON text, so what comes out is none: "3" is a text.
+        ({"inputs": [[1, 2]], "outputs": ["3"], "fn_name": "f"}, {}, [call(1, 2, expected="3")]),
+        ({"inputs": ["1\n2"], "outputs": ["3"], "fn_name": "f"}, {}, [call(1, 2, expected=3)]),
+        (
+            None,
+            {"test_list": ["assert f(1) == 2"], "test_setup_code": "def f(x): return g(x)"},
+            [SourceTest("def f(x): return g(x)\nassert f(1) == 2\n")],
+        ),
         ([{"input": "1\n", "output": "2\n", "testtype": "stdin"}], {}, [StdinTest("1\n", "2\n")]),
         (
             [{"input": "[1]\n2", "output": "3", "testtype": "functional", "metadata": {"func_name": "f"}}],
@@ -198,3 +210,16 @@ def test_a_subclass_crosses_as_its_plain_type() -> None:
 
     assert type(again(Sly(3))) is int
     assert again(Sly(3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
+def test_elements_whose_hashes_were_made_equal_are_refused_beside_others(kind: str) -> None:
+    """A set of them takes their number squared: 10,000 took a second, and a reply has room for 100,000."""
+    equal = [{"int": hex(k * sys.hash_info.modulus)} for k in range(1, 20_001)]
+    elements: list[Any] = [*equal, *range(30_000)]
+    began = time.process_time()
+    with pytest.raises(wire.NotPlainError, match="the same hash"):
+        wire.unpack({kind: [[each, 0] for each in elements] if kind == "dict" else elements})
+    assert time.process_time() - began < 2.0
+    assert wire.unpack({"set": equal[:64]}) == {k * sys.hash_info.modulus for k in range(1, 65)}
+    assert wire.unpack(wire.pack(set(range(50_000)))) == set(range(50_000))

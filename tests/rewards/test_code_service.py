@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import subprocess
 import sys
@@ -148,6 +149,26 @@ def test_a_failure_that_stays_is_no_score(served: Service, answer: Answer) -> No
     judgement = judge(STDIN, SUM, url=served.url)
     assert judgement.score is None and judgement.status == "error" and served.url in judgement.detail
     assert len(served.bodies) == 3
+
+
+def test_output_that_is_too_long_to_be_read_is_the_programs_fault(served: Service) -> None:
+    """Cut off it is no JSON, and the program would have no score."""
+    served.script = [(200, b'{"status": "Success", "run_result": "' + b"x" * service._MAX_ANSWER_BYTES)] * 2
+    for row in (STDIN, CALLS):
+        judgement = judge(row, SUM, url=served.url, wall_s=5.0, total_s=20.0)
+        assert judgement.score == 0.0 and judgement.tags == {"code": "output_limit"}
+
+
+def test_an_answer_that_is_no_http_is_tried_again(served: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def broken(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise http.client.BadStatusLine("nonsense")
+
+    monkeypatch.setattr(service.urllib.request, "urlopen", broken)
+    judgement = judge(STDIN, SUM, url=served.url)
+    assert judgement.score is None and "nonsense" in judgement.detail and len(asked) == 3
 
 
 def test_a_refusal_is_not_repeated(served: Service) -> None:

@@ -164,6 +164,8 @@ def _argument(value: Any) -> object:
 def _exception(name: str, message: str) -> Exception:
     kind = getattr(builtins, name, None)
     known = isinstance(kind, type) and issubclass(kind, Exception) and name not in _NEVER_RAISED
+    if name in ("ImportError", "ModuleNotFoundError"):  # with no name it would count as the test's
+        return ImportError(message, name=MODULES[0])
     if known and kind not in (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup):
         return kind(message)  # type: ignore[no-any-return, misc]
     return ProgramError(f"{name}: {message}")

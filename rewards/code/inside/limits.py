@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import resource
 
-MAX_THREADS = 64
 _OPEN_FILES = 64
 
 

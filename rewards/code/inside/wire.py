@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 60
-_FEW = 64
-"""Elements that may have any hashes."""
+_MAX_SAME_HASH = 64
+"""Elements of a set, or keys of a mapping, that may have one hash."""
 MAX_INT_DIGITS = 200_000
 """Hexadecimal digits."""
 _SMALL = 1 << 53
@@ -120,7 +120,11 @@ def _read_dict(inner: list[Any], depth: int) -> dict[Any, Any]:
 
 def _check_hashes(elements: list[Any]) -> None:
     """Refuse elements whose hashes were made equal: the time for a set of them is their number squared."""
-    if len(elements) > _FEW and len({hash(each) for each in elements}) * 2 < len(elements):
+    counts: dict[int, int] = {}
+    for each in elements:
+        counts[hash(each)] = counts.get(hash(each), 0) + 1
+    # Of any hash: as many others with hashes of their own take no time.
+    if max(counts.values(), default=0) > _MAX_SAME_HASH:
         raise NotPlainError("too many elements with the same hash")
 
 
