@@ -44,17 +44,9 @@ START_LIMIT_S = 120.0
 """Limit for imports and warm-up, which do not count against a sample's limit."""
 _POLL_S = 0.05
 _KEPT_VARIABLES = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "VIRTUAL_ENV",
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES",
-)
+)  # fmt: skip
 _MARK = "POLYPHONY_SANDBOX"
 _STARTING = "while starting: "
 _LONG_S = 5.0
@@ -152,6 +144,8 @@ class KillablePool:
     ) -> list[Judgement]:
         child = self._idle.get()
         try:
+            if not child.is_alive:  # no other could be started in its place
+                child = self._replace(child)
             child.wait_ready()
             # The limit begins here: a replacement may have been importing until now.
             judgements = child.score(prompt, completions, limit_s)
@@ -173,8 +167,12 @@ class KillablePool:
         with self._lock:
             if self._closed:
                 return child
+            try:
+                fresh = _Child(self._opening, self._log)
+            except OSError as error:
+                self._log.failure("crashed", f"no process could be started: {error}", "-")
+                return child  # dead: its next sample tries again
             self._children.remove(child)
-            fresh = _Child(self._opening, self._log)
             self._children.add(fresh)
             return fresh
 
@@ -259,7 +257,7 @@ class _Child:
         self._ready = False
         self.modules: dict[str, tuple[str, str]] = {}
         self.wants_actor = False
-        self._alive = True
+        self.is_alive = True
         request_fd, self._request_fd = os.pipe()
         self._reply_fd, reply_fd = os.pipe()
         # A child that does not read must not block the parent past the limit: writes wait in `_wait`.
@@ -292,6 +290,8 @@ class _Child:
         Raises:
             SandboxError: ``crashed``, with the child's reason if it gave one.
         """
+        if not self.is_alive:
+            raise SandboxError("crashed", "no process could be started")
         if self._ready:
             return
         try:
@@ -334,18 +334,18 @@ class _Child:
     def signal_group(self) -> None:
         """Send SIGKILL to the child's process group. A thread that waits on its pipes sees them close."""
         with self._lock:
-            if self._alive:
+            if self.is_alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill the child and all its descendants, and close the pipes. Idempotent."""
-        if not self._alive:
+        if not self.is_alive:
             return
         self.signal_group()
         with self._lock:
             # Under the lock: once the child is reaped, its pid, the group's number, may be used again.
-            self._alive = False
+            self.is_alive = False
             self._process.wait()
         _kill_marked(self._mark)
         self._output.join(_LAST_WORDS_S)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import reprlib
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -194,6 +194,8 @@ def _checked(result: object) -> Judgement:
         return _invalid(
             f"the scorer returned a partition, numbers or texts of a wrong type: {_quoted(result)}"
         )
+    # Floats as in the column: Arrow refuses an integer that no float equals, and the whole step with it.
+    result = dataclasses.replace(result, numbers={name: float(each) for name, each in result.numbers.items()})
     if result.score is None:
         known = result.status in get_args(Status)
         if not known:
@@ -227,7 +229,11 @@ def _extras_ok(judgement: Judgement) -> bool:
         return False
     if not (isinstance(numbers, Mapping) and isinstance(texts, Mapping)):
         return False
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
+    if not all(
+        # An integer of 400 digits is no number of a row, and has no float that could be looked at.
+        isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+        for value in numbers.values()
+    ):
         return False
     strings = [*numbers, *texts, *texts.values()]
     return all(isinstance(each, str) for each in strings) and _is_unicode("".join(strings))

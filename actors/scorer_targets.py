@@ -73,6 +73,9 @@ class Threads:
 def _fulfil(work: Future[object], function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     try:
         work.set_result(function(*arguments))
+    except StopIteration as error:  # asyncio refuses to pass it on, and its caller would wait for ever
+        stopped = RuntimeError("the scorer raised StopIteration")
+        work.set_exception(stopped.with_traceback(error.__traceback__))
     except BaseException as error:
         work.set_exception(error)
 

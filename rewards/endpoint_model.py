@@ -36,6 +36,7 @@ MAX_BACKOFF_S: Final = 20.0
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _MAX_MESSAGE: Final = 300
 _MAX_WAIT_S: Final = 86_400.0
+_MAX_TOKENS: Final = 1_000_000_000
 
 
 class RefusedError(ModelCallError):
@@ -320,7 +321,8 @@ def _usage(payload: object) -> tuple[int, int]:
     usage = payload.get("usage") if isinstance(payload, dict) else None
     counts = usage if isinstance(usage, dict) else {}
     given = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    first, second = (each if type(each) is int and each >= 0 else 0 for each in given)
+    # More than any model reads is no count, and would make a wrong sum of the cost.
+    first, second = (each if type(each) is int and 0 <= each <= _MAX_TOKENS else 0 for each in given)
     return first, second
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from configs.kinds.judges import JudgeOptions
 from rewards.call_limits import CallLimits
-from rewards.endpoint_model import CallCounts, EndpointConfig, EndpointModel
+from rewards.endpoint_model import CHARS_PER_TOKEN, CallCounts, EndpointConfig, EndpointModel
 from rewards.judge_cache import ReplyCache
 from rewards.judge_canaries import Canary, make_canaries, probe_of
 from rewards.judge_reply import NoVerdictError, Verdict, read_reply
@@ -291,17 +291,20 @@ class _LimitedModel:
         return [await self._one(request, clock() + self._options.deadline_s) for request in requests]
 
     async def _one(self, request: GenerateRequest, deadline: float) -> GenerateReply:
-        clock = asyncio.get_running_loop().time
-        async with self._limits.place(request.max_tokens, deadline):
+        clock, options = asyncio.get_running_loop().time, self._options
+        estimated = int(sum(len(str(each)) for each in request.prompt) / CHARS_PER_TOKEN) + request.max_tokens
+        async with self._limits.place(estimated, deadline):
             began = clock()
             try:
                 async with asyncio.timeout_at(deadline):
                     (reply,) = await self._model.generate([request])
             finally:
                 self._counts.call(clock() - began)
-        self._counts.add("prompt_tokens", reply.num_prompt_tokens)
-        self._counts.add("completion_tokens", reply.num_completion_tokens)
-        self._counts.add("cost", reply.cost)
+        num_prompt, num_completion = reply.num_prompt_tokens, reply.num_completion_tokens
+        self._limits.correct(estimated, num_prompt + num_completion)
+        self._counts.add("prompt_tokens", num_prompt)
+        self._counts.add("completion_tokens", num_completion)
+        self._counts.add("cost", (num_prompt * options.price_in + num_completion * options.price_out) / 1e6)
         return reply
 
 

@@ -26,8 +26,9 @@ FORMAT_VERSION: Final = 1
 """Raised when the wording below changes: replies to the old one are not looked up any more."""
 TAG_CHARS: Final = 10
 _CONTROL: Final = re.compile(
-    r"<[|\uff5c][^<>\n]{0,60}[|\uff5c]>|\[/?INST\]|<</?SYS>>|</?s>|</?(?:start|end)_of_turn>"
-    r"|</?(?:bos|eos|pad|unk|mask|cls|sep)>|</?think>",
+    r"<[|\uff5c][^<>\n]{0,60}>|<[^<>\n|\uff5c]{0,60}[|\uff5c]>|<</?SYS>>|</?s>|</?(?:start|end)_of_turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|THINK|gMASK|BOS|EOS|EOT)\]"
+    r"|</?(?:bos|eos|pad|unk|mask|cls|sep)>|</?(?:think|sop|eop)>|<(?:BOS|EOS)_TOKEN>",
     re.IGNORECASE,
 )
 """Texts that tokenizers read as control tokens, even in the middle of a message."""

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from rewards.math_engine import constant_value, expressions_equal
-from rewards.math_numbers import agree, close
+from rewards.math_numbers import Quantity, agree, close
 from rewards.math_units import UNKNOWN_UNIT, units_agree
 from rewards.math_values import Expression, Label, Listing, Named, Number, Parts, Table, Value, Words
 
@@ -45,6 +45,8 @@ _NUMBER_WORDS = {
     )
 }
 _Item = TypeVar("_Item")
+_SYMBOL = re.compile(r"(?:\\(?!text)[A-Za-z]+|[A-Za-z])(?:_\{?\w+\}?)?'?")
+"""A letter, Latin or a TeX command, with an index: x_1 and x_2 differ, while "total" and "sum" may not."""
 _SET = re.compile(r"[<>=]|\\(?:le|ge|neq|cup|cap|mathbb|setminus)(?![a-zA-Z])")
 _RELATION = re.compile(r"[<>=]|\\(?:le|ge|neq)(?![a-zA-Z])")
 
@@ -105,13 +107,16 @@ def _is_letter(value: Value) -> bool:
 
 def _named_equal(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Named) and isinstance(answer, Named):
-        if gold.name == answer.name and (gold.name not in ("", "=") or _left(gold) == _left(answer)):
+        if _bare(gold.name) == _bare(answer.name) and (
+            gold.name not in ("", "=") or _left(gold) == _left(answer)
+        ):
             return equal(gold.content, answer.content)
-        if len(gold.name) > 1 or len(answer.name) > 1:
+        symbols = [_SYMBOL.fullmatch(name) for name in (gold.name, answer.name)]
+        if (len(gold.name) > 1 or len(answer.name) > 1) and not all(symbols):
             return equal(gold.content, answer.content)
         # Two different symbols name different things, whatever their values are.
-        symbols = gold.name not in ("", "=") and answer.name not in ("", "=")
-        return not symbols and expressions_equal(gold.source, answer.source)
+        named = gold.name not in ("", "=") and answer.name not in ("", "=")
+        return not named and expressions_equal(gold.source, answer.source)
     if isinstance(gold, Named):
         if isinstance(answer, Expression) and _RELATION.search(answer.latex):
             return expressions_equal(gold.source, answer.latex)
@@ -120,6 +125,11 @@ def _named_equal(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Expression) and _RELATION.search(gold.latex):
         return expressions_equal(gold.latex, answer.source)
     return equal(gold, answer.content)
+
+
+def _bare(name: str) -> str:
+    """A name without the braces of its index: ``x_1`` and ``x_{1}``."""
+    return re.sub(r"[{}\s]", "", name)
 
 
 def _left(named: Named) -> str:
@@ -160,7 +170,8 @@ def _with_decimal_comma(listing: Listing, other: Number) -> bool:
     """``3,5`` beside the decimal 3.5; on its own it is two numbers."""
     if other.quantity.decimals is None or not re.fullmatch(r"-?\d+,\d+", listing.source):
         return False
-    return Fraction(listing.source.replace(",", ".")) == other.quantity.value
+    digits = listing.source.replace(",", ".")
+    return agree(Quantity(Fraction(digits), len(digits.partition(".")[2])), other.quantity)
 
 
 def _letters_in_a_row(listing: Listing, other: Words) -> bool:
@@ -259,7 +270,7 @@ def _proportional(first: list[Fraction | None], second: list[Fraction | None]) -
 def _is_quotient(ratio: Parts, other: Value) -> bool:
     """3:4 as the number 3/4."""
     numbers = _numbers(ratio)
-    if len(numbers) != 2 or not isinstance(other, Number) or other.quantity.unit:
+    if len(numbers) != 2 or not isinstance(other, Number) or other.quantity.unit or other.quantity.percent:
         return False
     first, second = numbers
     return (

@@ -35,7 +35,8 @@ _PERCENT = re.compile(r"\s*(?:%|(?:\\text\{\s*)?(?:percent|per cent|pct)(?![a-z]
 _SCALES = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
-_SCALE = re.compile(rf"\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})(?![a-z])\s*\}}?", re.IGNORECASE)
+_SCALE = re.compile(rf"\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})(?![a-z])\s*\}}?", re.I | re.A)
+"""ASCII: without it a dotless i is an i in any case, and then no key of `_SCALES`."""
 _CURRENCY = re.compile(rf"{CURRENCY}\s*")
 
 

@@ -11,13 +11,14 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from configs.kinds.partition import PartitionOptions
+from rewards.judge_request import as_data
 from rewards.model_calls import ClassifyReply, GenerateReply, GenerateRequest, Model, ModelCallError
 from rewards.partition_rules import Floats
 from rollouts.records import Prompt
@@ -61,11 +62,7 @@ def read_calibration(path: str) -> PairCalibration:
     """
     if not path:
         return PairCalibration()
-    places = [Path.cwd() / path, Path(__file__).resolve().parents[1] / path]
-    # The working directory first: a file of the user goes before one of the package.
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise ValueError(f"calibration must be an existing file, got {path!r}")
+    found = _calibration_file(path)
     try:
         content = json.loads(found.read_text(encoding="utf-8"))
         numbers = {name: float(content[name]) for name in ("scale", "shift", "threshold")}
@@ -77,6 +74,31 @@ def read_calibration(path: str) -> PairCalibration:
     if template and not all(f"{{{name}}}" in template for name in ("first", "second")):
         raise ValueError(f"{found}: template must have {{first}} and {{second}}, got {template!r}")
     return PairCalibration(template=template, **numbers)
+
+
+def _calibration_file(path: str) -> Path:
+    places = [Path.cwd() / path, Path(__file__).resolve().parents[1] / path]
+    # The working directory first: a file of the user goes before one of the package.
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"calibration must be an existing file, got {path!r}")
+    return found.resolve()
+
+
+def start(options: PartitionOptions) -> PartitionOptions:
+    """Check the files before a run starts. Their paths in the returned options are absolute.
+
+    Raises:
+        ValueError: a file cannot be used.
+    """
+    read_calibration(options.calibration)
+    read_template(options.prompt_file)
+    # Absolute, because scorers run in processes with another working directory.
+    return replace(
+        options,
+        calibration=str(_calibration_file(options.calibration)) if options.calibration else "",
+        prompt_file=str(Path(options.prompt_file).resolve()) if options.prompt_file else "",
+    )
 
 
 def threshold_of(options: PartitionOptions) -> float:
@@ -208,7 +230,9 @@ class _Judge:
         return Edges(_matrix(len(texts), pairs, verdicts), numbers)
 
     def _request(self, question: str, first: str, second: str) -> GenerateRequest:
-        content = filled(self._template, {"question": question, "first": first, "second": second})
+        # As data: a server reads the whole chat at once, and `<|im_end|>` in an answer would end the message.
+        values = {"question": question, "first": first, "second": second}
+        content = filled(self._template, {name: as_data(text) for name, text in values.items()})
         return GenerateRequest(
             prompt=(("user", content),), max_tokens=self._max_tokens, choices=("yes", "no")
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ URL: Final = Rule(
     lambda value: not value or urlsplit(value).scheme in ("http", "https"),
     "must be a URL such as http://127.0.0.1:8900/v1",
 )
+_SAMPLED_BYTES: Final = 1 << 20
 VARIABLE: Final = Rule(
     lambda value: not value or bool(VARIABLE_NAME.fullmatch(value)),
     "must be the name of an environment variable (capitals, digits and _), not its value",
@@ -73,7 +76,8 @@ class JudgeOptions(Options):
     """The run stops if more of its recent scores are missing; 1 never stops it."""
     cache: str = option("runs/judge-cache", None, NOTHING)
     """Folder for the replies, by request, relative to the working directory and not to `runs_dir`: runs may
-    share it. Empty (`cache=`) keeps none."""
+    share it. Empty (`cache=`) keeps none. Those of a `model` are in a folder inside it, named after the
+    model's files."""
     canaries: str = option("warn", one_of("none", "warn", "stop"), NOTHING)
     """What happens if the judge fails an answer whose rating is known: nothing, an event, the run stops."""
     canary_every: int = option(200, NOT_NEGATIVE, NOTHING)
@@ -120,6 +124,12 @@ class JudgeOptions(Options):
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
         return {"model": ("generate",)}
 
+    def with_folders(self, folders: Mapping[str, Path]) -> JudgeOptions:
+        """The options with a cache of the model's own: a name may stand for another model tomorrow."""
+        if not self.cache or self.model not in folders:
+            return self
+        return replace(self, cache=str(Path(self.cache) / f"model-{_fingerprint(folders[self.model])}"))
+
     def files(self) -> tuple[str, ...]:
         return (self.rubric,)
 
@@ -140,3 +150,16 @@ class JudgeOptions(Options):
             canaries="none" if index else self.canaries,
             canary_every=max(1, self.canary_every // count) if self.canary_every else 0,
         )
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the files of a model's folder: 16 hex digits of their names, sizes, and first and last MiB."""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.iterdir() if each.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -164,7 +164,12 @@ SCORERS: dict[str, Kind] = {
     "constant": Kind(ConstantOptions, "rewards.simple:constant"),
     **TEXT_SCORERS,
     **CODE_SCORERS,
-    "partition": Kind(PartitionOptions, "rewards.partition:PartitionScorer", partitions=True),
+    "partition": Kind(
+        PartitionOptions,
+        "rewards.partition:PartitionScorer",
+        partitions=True,
+        start="rewards.partition_pairs:start",
+    ),
     "judge": Kind(JudgeOptions, "rewards.judge:Judge", start="rewards.judge_rubric:start", reports=True),
     "reward_model": Kind(RewardModelOptions, "rewards.reward_model:RewardModel"),
     # It answers by what it returns as `pred` and `acc`.

@@ -16,6 +16,7 @@ from blocking_scorer import BlockingScorer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors import sandbox
 from actors.sandbox import KillablePool
 from actors.sandbox_protocol import decode_judgement, encode_judgement
 from configs.kinds.base import OwnOptions
@@ -380,3 +381,18 @@ def test_any_reply_decodes_to_a_sound_judgement(reply: object) -> None:
     judged = decode_judgement(reply)
     assert judged.score is None or abs(judged.score) < float("inf")
     assert decode_judgement(encode_judgement(judged)) == judged
+
+
+def test_a_process_that_cannot_be_replaced_now_is_replaced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the machine has no room for a fork: samples are null until it has, and nothing is raised."""
+    options = CustomOptions(function="hostile_scorers:compute_score")
+    pool = KillablePool("rewards.custom:custom", options, 1, 20.0, "rewards.custom:warm_up")
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox, "_Child", _refuse)
+        assert found(pool.score(PROMPT, completions("exit", "plain"))) == [(None, "crashed")] * 2
+    assert found(pool.score(PROMPT, completions("plain"))) == [(0.5, "ok")]
+    pool.close()
+
+
+def _refuse(*_: object) -> None:
+    raise BlockingIOError("no more processes")

@@ -88,3 +88,13 @@ def test_a_lone_surrogate_is_replaced_and_the_score_stays() -> None:
     for found in (check_judgements([given], 1)[0], decode_judgement(encode_judgement(given))):
         assert (found.score, found.status, found.answer) == (0.0, "ok", "x\ufffd")
         assert found.tags == {"form\ufffd": "a\ufffd"} and found.texts == {"why": "\ufffd so"}
+
+
+def test_integers_among_the_numbers_become_floats_or_are_refused() -> None:
+    """A column of floats takes no integer that has no float, and one judgement would end the run."""
+    (kept, huge) = check_judgements(
+        [Judgement(score=1.0, numbers={"n": (1 << 60) + 1}), Judgement(score=1.0, numbers={"n": 10**400})], 2
+    )
+    assert kept.score == 1.0 and kept.numbers == {"n": float(1 << 60)}
+    assert type(kept.numbers["n"]) is float
+    assert huge.score is None and huge.status == "invalid"

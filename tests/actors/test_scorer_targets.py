@@ -234,3 +234,11 @@ def test_inline_code_runs_in_this_process_without_a_limit(
     ((score, status),) = asyncio.run(together(isolated, ("a",)))[0]
     assert status == "ok" and score != os.getpid()
     isolated.close()
+
+
+def test_a_method_that_raises_stop_iteration_is_an_error_at_once() -> None:
+    """asyncio passes it to nobody, so that the group would wait for its limit."""
+    actor = ScorerActor("scorer_forms:Exhausted", OwnOptions({}))
+    (judgement,) = asyncio.run(actor.score(PROMPT, completions("x"), 20.0))
+    actor.close()
+    assert judgement.status == "error" and "StopIteration" in judgement.detail

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from configs.kinds.base import OwnOptions
 from rewards.target_forms import Item, batched
@@ -144,3 +144,13 @@ def _tell(completions: Sequence[Completion]) -> list[Judgement]:
 async def tells_other(prompt: Prompt, completions: Sequence[Completion], options: object) -> list[Judgement]:
     """1 where it has a secret that is another scorer's."""
     return [Judgement(score=float("JUDGE_API_KEY" in os.environ)) for _ in completions]
+
+
+class Exhausted:
+    """Its method raises StopIteration."""
+
+    def __init__(self, options: object) -> None:
+        self.nothing: Iterator[Judgement] = iter(())
+
+    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> list[Judgement]:
+        return [next(self.nothing)]

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import pytest
 from judge_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, Answer, Fault, Stub, completion, says, tag_of
+from judge_model import FakeModel
 
 from configs.kinds.judges import JudgeOptions
 from rewards.judge import Judge
-from rewards.model_calls import GenerateReply, GenerateRequest, ModelCallError
+from rewards.model_calls import ModelCallError
 from rewards.scorer_reports import ScorerReport
 from rollouts.records import Completion, Judgement, Prompt
 
@@ -399,28 +400,6 @@ def test_a_long_answer_loses_its_middle() -> None:
     assert "begin" in content and "end\n<<<END ANSWER" in content and "x" * 101 not in content
 
 
-class FakeModel:
-    """A model of the run: it says yes, or raises."""
-
-    def __init__(self, error: Exception | None = None, wait_s: float = 0.0) -> None:
-        self.error, self.wait_s = error, wait_s
-        self.requests: list[GenerateRequest] = []
-
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[GenerateReply]:
-        self.requests += requests
-        await asyncio.sleep(self.wait_s)
-        if self.error:
-            raise self.error
-        replies = []
-        for request in requests:
-            messages = [{"role": role, "content": content} for role, content in request.prompt]  # type: ignore[misc]
-            text = YES({"messages": messages})["choices"][0]["message"]["content"]
-            replies.append(
-                GenerateReply(text=text, finish_reason="stop", num_prompt_tokens=7, num_completion_tokens=3)
-            )
-        return replies
-
-
 @pytest.mark.parametrize(
     ("model", "score", "status"),
     [
@@ -446,4 +425,5 @@ def test_a_model_of_the_run_judges_as_an_endpoint(model: FakeModel, score: float
     assert (found.score, found.status) == (score, status) and report.sums["calls"] == 1
     if score is not None:
         assert found.numbers["prompt_tokens"] == 7 and found.numbers["cost"] == pytest.approx(7e-6)
+        assert report.sums["cost"] == pytest.approx(7e-6), "paid as the rows say"
     assert model.requests[0].temperature == 0.0 and model.requests[0].max_tokens == 512

@@ -173,6 +173,15 @@ def test_data_stays_between_its_delimiters(family: str) -> None:
     [
         *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|endoftext|>", "<|start_header_id|>", "</s>", "<s>"),
         *("[INST]", "[/INST]", "<<SYS>>", "<end_of_turn>", "<start_of_turn>", "<eos>", "<BOS>", "</think>"),
+        *(
+            "[SYSTEM_PROMPT]",
+            "[/SYSTEM_PROMPT]",
+            "[TOOL_CALLS]",
+            "[EOT]",
+            "<|turn>",
+            "<turn|>",
+            "<EOS_TOKEN>",
+        ),
         *("<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
     ],
 )

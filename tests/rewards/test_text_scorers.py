@@ -255,6 +255,13 @@ def test_regex_by_hand(text: str, options: RegexOptions, wanted: float) -> None:
         ("[" * 5000, JsonSchemaOptions(), 0.0, "syntax"),
         ("[" * 5000 + "]" * 5000, JsonSchemaOptions(where="whole"), 0.0, "syntax"),
         ("[" + "9" * 5000 + "]", JsonSchemaOptions(), 0.0, "syntax"),
+        # Not an error, which would be no score: no float holds the numbers.
+        ("[1" + "0" * 400 + "]", JsonSchemaOptions(schema={"items": {"multipleOf": 0.5}}), 0.0, "schema"),
+        ("[1e999]", JsonSchemaOptions(schema={"items": {"multipleOf": 0.1}}), 0.0, "schema"),
+        ("[NaN, [7]] then [", JsonSchemaOptions(), 1.0, "ok"),
+        # Read again from each of 900 brackets, which took over 1 s: past `limit_s` there is no score.
+        ("[" * 900 + "1," * 20_000, JsonSchemaOptions(), 0.0, "syntax"),
+        ("[" * 900 + "1," * 20_000 + "NaN" + "]" * 900, JsonSchemaOptions(), 0.0, "syntax"),
     ],
 )
 def test_json_schema_by_hand(text: str, options: JsonSchemaOptions, wanted: float, tag: str) -> None:
