@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
+    Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
 )
@@ -117,12 +118,14 @@ def _labels(pairs: Sequence[Pair]) -> np.ndarray:
 def _new_model(
     recipe: EquivalenceRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> Qwen3ForSequenceClassification:
-    """The base's trunk with a new head; the head's weights depend on the seed only."""
+    """A model of the base's sizes, with a head of two classes; its weights depend on the seed only."""
+    names = {name: at for at, name in _LABELS.items()}
+    config = Qwen3Config.from_pretrained(recipe.base, num_labels=2, id2label=_LABELS, label2id=names)
+    config.num_hidden_layers = recipe.num_layers
+    config.layer_types = ["full_attention"] * recipe.num_layers
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = Qwen3ForSequenceClassification.from_pretrained(
-            recipe.base, num_labels=2, id2label=_LABELS, label2id={name: at for at, name in _LABELS.items()}
-        )
+        torch.manual_seed(recipe.seed + 1)
+        model = Qwen3ForSequenceClassification(config)
     assert model.config.pad_token_id == tokenizer.pad_token_id, "the last token is found by the padding"
     return model
 
