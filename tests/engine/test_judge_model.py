@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,28 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+def in_own_process(body: Callable[..., None], *arguments: str) -> None:
+    """Run `body` in a new process: an engine needs its number of threads before torch has started any."""
+    process = get_context("spawn").Process(target=body, args=arguments)
+    process.start()
+    process.join(600)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0, "the assertion that failed is in the captured stderr"
+
+
 def test_a_model_that_has_learnt_nothing_gives_verdicts(tmp_path: Path, environment: None) -> None:
     """Random weights: in the form of a verdict each reply is one, and the same again; as text none is."""
-    model = InProcess(byte_model(tmp_path / "bytes"))
+    in_own_process(check_verdicts, str(tmp_path))
+
+
+def test_a_model_that_cannot_judge_says_why(environment: None) -> None:
+    """The lab's base: no system message, and 128 tokens. The score is null, never 0."""
+    in_own_process(check_reasons)
+
+
+def check_verdicts(folder: str) -> None:
+    model = InProcess(byte_model(Path(folder) / "bytes"))
     try:
         for rubric, values in (("correctness", {0.0, 1.0}), ("quality", None)):
             first = judged(model, rubric=rubric, max_tokens=400)
@@ -81,8 +101,7 @@ def test_a_model_that_has_learnt_nothing_gives_verdicts(tmp_path: Path, environm
         asyncio.run(model.server.close())
 
 
-def test_a_model_that_cannot_judge_says_why(environment: None) -> None:
-    """The lab's base: no system message, and 128 tokens. The score is null, never 0."""
+def check_reasons() -> None:
     model = InProcess(str(ROOT / "lab" / "bases" / "critics"))
     try:
         found = judged(model, max_tokens=16)[0]

@@ -106,7 +106,8 @@ def test_any_group_returns_as_it_was(tmp_path_factory: pytest.TempPathFactory, g
     commit_step(run_dir, 1, _join(batch, learner_columns(batch), 1), {"metrics": {}})
     journal = Journal(run_dir / "journal")
     rewind(run_dir, 0, 1, journal, 0)
-    own = [row for row in batch.to_pylist() if row["origin"] in ("policy", "refined", "tempered")]
+    journaled = ("policy", "refined", "distilled", "tempered")
+    own = [row for row in batch.to_pylist() if row["origin"] in journaled]
     returned = [row for index in journal.indexes() for row in journal.read(index).to_pylist()]
     assert returned == own
 

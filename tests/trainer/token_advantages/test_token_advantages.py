@@ -316,7 +316,8 @@ def test_kl_cov_is_not() -> None:
     halved = replace(inputs, advantages=0.5 * inputs.advantages)
     assert loss_of("kl_cov", inputs) == pytest.approx([1 - math.e])
     assert loss_of("kl_cov", halved) == pytest.approx([1 - math.e / 2])
-    assert set(LOSSES) == {*PROPORTIONAL, "kl_cov", "nll"}
+    # nll and sdpo use no advantage.
+    assert set(LOSSES) == {*PROPORTIONAL, "kl_cov", "nll", "sdpo"}
 
 
 def test_a_later_shape_sees_what_an_earlier_one_dropped() -> None:
