@@ -42,7 +42,11 @@ def test_twenty_steps_and_a_run_that_was_killed(tmp_path: Path) -> None:
         parents = {row["sample_id"]: row for row in rows if row["origin"] == "policy"}
         assert metrics["distilled/num_rows"] == len(taught) > 0 and metrics["loss/distilled"] > 0
         for row in taught:
-            parent, texts, numbers = parents[row["parent_id"]], dict(row["texts"]), dict(row["numbers"])
+            parent, texts, numbers = (
+                parents[row["parent_id"]],
+                dict(row["texts"] or {}),
+                dict(row["numbers"] or {}),
+            )
             same = ("prompt_ids", "token_ids", "behavior_logprobs", "versions", "reward")
             assert all(row[name] == parent[name] for name in same)
             assert row["teacher_prompt_ids"] != row["prompt_ids"] and row["teacher_kl"] > 0
