@@ -5,6 +5,7 @@ Called by `cluster.job` and `cluster.checks` before anything starts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Final
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from cluster.run_directory import MODEL_FILES
+from cluster.run_directory import MODEL_FILES, models_digest
 from configs.bound import BoundRun
 from configs.kinds.models import ModelOptions
 from configs.schema import ModelConfig
@@ -51,12 +52,23 @@ def local_models(run: BoundRun) -> BoundRun:
     return _with_folders(run, {name: Path(options.path) for name, options in used_models(run)})
 
 
+def model_ids(run: BoundRun) -> dict[str, str]:
+    """What a model is, whatever its name: 16 hex digits of its files, or of its name at an endpoint."""
+    served = {name: models_digest({"": Path(options.path)}) for name, options in used_models(run)}
+    # As with a judge's own `endpoint`, the URL does not count: the same model may move.
+    remote = {
+        name: hashlib.sha256(options.path.encode()).hexdigest() for name, options in used_endpoints(run)
+    }
+    return {name: digest[:16] for name, digest in (served | remote).items()}
+
+
 def _with_folders(run: BoundRun, folders: Mapping[str, Path]) -> BoundRun:
-    """The run whose scorers know the folders of their models (`Options.with_folders`)."""
-    scorers = {}
+    """The run whose scorers know the folders of their models, and which models they are."""
+    scorers, ids = {}, model_ids(run)
     for name, entry in run.scorers.items():
         try:
-            scorers[name] = replace(entry, options=entry.options.with_folders(folders))
+            known = entry.options.with_folders(folders).with_model_ids(ids)
+            scorers[name] = replace(entry, options=known)
         except ValueError as error:
             raise ValueError(f"{entry.key}.{error}") from error
     return replace(run, named={**run.named, "scorers": scorers})

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.origins import DISTILLED, ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
+from configs.origins import ADDED, DISTILLED, ORIGINS, POLICY, REPLAY, SFT, TEMPERED, origins_where
 from trainer.credit.advantage_inputs import refined_rows
 from trainer.label_entropy import entropy_of
 from trainer.loss_tokens import loss_values
@@ -23,9 +23,6 @@ from trainer.model.rows import TEACHER_COLUMNS
 from trainer.reward_ties import reaches, rewards_differ
 from trainer.rollout.tempered import tempered_metrics
 from trainer.step_records import Batch, Learnable, origins_of
-
-_ADDED: Final = origins_where(lambda spec: spec.group_of == POLICY)
-"""Origins of the rows that refiners add to a group."""
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -205,7 +202,7 @@ def refine_metrics(batch: Batch, threshold: float | None = 0.5) -> dict[str, flo
     Empty for a step without such rows or tries.
     """
     origins = origins_of(batch.index)
-    own, refined = origins == POLICY, np.isin(origins, _ADDED)
+    own, refined = origins == POLICY, np.isin(origins, ADDED)
     # Replayed rows keep the numbers of the step that refined them: they are not of this one.
     mine = batch.index.column("numbers").filter(pa.array(own | refined))
     numbers = [dict(row or ()) for row in mine.to_pylist()]

@@ -108,6 +108,10 @@ class Options:
         """
         return self
 
+    def with_model_ids(self, ids: Mapping[str, str]) -> Self:
+        """Scorers only: these options once it is known which models the names stand for: name -> digest."""
+        return self
+
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
         """option of `models` -> the tasks that its model may have; any if the option is not in it."""
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ URL: Final = Rule(
     lambda value: not value or urlsplit(value).scheme in ("http", "https"),
     "must be a URL such as http://127.0.0.1:8900/v1",
 )
-_SAMPLED_BYTES: Final = 1 << 20
 VARIABLE: Final = Rule(
     lambda value: not value or bool(VARIABLE_NAME.fullmatch(value)),
     "must be the name of an environment variable (capitals, digits and _), not its value",
@@ -124,11 +122,11 @@ class JudgeOptions(Options):
     def model_tasks(self) -> Mapping[str, tuple[str, ...]]:
         return {"model": ("generate",)}
 
-    def with_folders(self, folders: Mapping[str, Path]) -> JudgeOptions:
+    def with_model_ids(self, ids: Mapping[str, str]) -> JudgeOptions:
         """The options with a cache of the model's own: a name may stand for another model tomorrow."""
-        if not self.cache or self.model not in folders:
+        if not self.cache or self.model not in ids:
             return self
-        return replace(self, cache=str(Path(self.cache) / f"model-{_fingerprint(folders[self.model])}"))
+        return replace(self, cache=str(Path(self.cache) / f"model-{ids[self.model]}"))
 
     def files(self) -> tuple[str, ...]:
         return (self.rubric,)
@@ -150,16 +148,3 @@ class JudgeOptions(Options):
             canaries="none" if index else self.canaries,
             canary_every=max(1, self.canary_every // count) if self.canary_every else 0,
         )
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of the files of a model's folder: 16 hex digits of their names, sizes, and first and last MiB."""
-    digest = hashlib.sha256()
-    for path in sorted(each for each in folder.iterdir() if each.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]

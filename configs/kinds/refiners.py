@@ -7,12 +7,12 @@ evaluations never do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from configs.errors import Broken
 from configs.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE_ABOVE_ZERO, one_of, option
-from configs.kinds.base import Kind, Options
+from configs.kinds.base import Kind, Options, OwnModelOptions
 from configs.kinds.models import GENERATE, example
 from configs.origins import DISTILLED
 from configs.templates import FIELDS, load_prompt_set, prompt_folder
@@ -49,15 +49,8 @@ class AnswerOptions(RefinerOptions):
 
 
 @dataclass
-class OwnRefinerOptions(AnswerOptions):
+class OwnRefinerOptions(OwnModelOptions, AnswerOptions):
     """Options of a user's own refiner: those of the others, `models`, and `options`, passed on unchanged."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-    """Name that your code uses -> the model of section `models`."""
-
-    def model_names(self) -> Mapping[str, str]:
-        return {f"models.{own}": name for own, name in self.models.items()}
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 
 from judge_model import FakeModel
 from rollout_rows import make_sample
@@ -32,19 +31,3 @@ def test_the_prompts_of_a_model_of_the_run_count_as_tokens_a_minute() -> None:
 
     assert asyncio.run(run(6_000)) == ["ok", "timeout"]
     assert asyncio.run(run(600_000)) == ["ok", "ok"]
-
-
-def test_another_model_of_the_same_name_has_replies_of_its_own(tmp_path: Path) -> None:
-    """The key of a reply has the model's name, which may stand for another folder in the next run."""
-    folders = {name: tmp_path / name for name in ("a", "b", "copy")}
-    for name, folder in folders.items():
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(b"b" if name == "b" else b"a")
-    own = JudgeOptions(model="judge", cache=str(tmp_path / "cache"))
-    caches = {name: own.with_folders({"judge": folder}).cache for name, folder in folders.items()}
-    assert caches["a"] == caches["copy"] != caches["b"]
-    assert all(Path(each).parent == tmp_path / "cache" for each in caches.values())
-    assert replace(own, cache="").with_folders({"judge": folders["a"]}).cache == ""
-    remote = JudgeOptions(endpoint="http://127.0.0.1:1", served_model="judge", cache="c")
-    assert remote.with_folders({"judge": folders["a"]}) == remote
